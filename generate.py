@@ -1,0 +1,4 @@
+from mlx_cogvideo.cli.generate import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

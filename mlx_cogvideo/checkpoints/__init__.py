@@ -1,0 +1,21 @@
+"""Where weights come from and go to: model folders in the official layout, and the hub."""
+
+from .components import (
+    COMPONENT_STEMS,
+    check_component,
+    load_component,
+    read_config,
+    save_component,
+)
+from .resolve import DEMO_PATH, default_model, resolve_model
+
+__all__ = [
+    "COMPONENT_STEMS",
+    "DEMO_PATH",
+    "check_component",
+    "default_model",
+    "load_component",
+    "read_config",
+    "resolve_model",
+    "save_component",
+]

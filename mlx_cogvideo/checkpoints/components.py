@@ -1,0 +1,170 @@
+"""One component of a model folder: its ``config.json`` and its safetensors files.
+
+Parameter names are the official ones, so loading is moving channels last and nothing else. Files
+are checked by their headers, names and shapes alike, before any weight is read.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import CheckpointError
+from .safetensors_header import TensorInfo, read_header
+
+COMPONENT_STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+"""File stem of each component that has weights."""
+
+REDUNDANT = {"encoder.embed_tokens.weight"}
+"""Copies of other tensors that some checkpoints carry: T5's tied token embedding."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a model folder.
+
+    Raises:
+        CheckpointError: the file is missing or isn't a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: the model folder is incomplete") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} should hold a JSON object")
+    return config
+
+
+def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
+    """Checks that the files of `folder` hold exactly the parameters of `module`.
+
+    Reads headers only. `module` may be freshly made: MLX allocates nothing until evaluation.
+
+    Returns:
+        Where each parameter is stored.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of
+            another shape; the message names the first few.
+    """
+    stored: dict[str, TensorInfo] = {}
+    for file in component_files(folder):
+        stored.update(read_header(file))
+    for name in REDUNDANT & stored.keys():
+        del stored[name]
+    wanted = {
+        name: upstream_shape(parameter.shape)
+        for name, parameter in tree_flatten(module.parameters())
+    }
+    _refuse(folder, "missing tensors", wanted.keys() - stored.keys())
+    _refuse(folder, "unexpected tensors", stored.keys() - wanted.keys())
+    _refuse(
+        folder,
+        "tensors of another shape",
+        {
+            f"{name} {list(stored[name].shape)} instead of {list(shape)}"
+            for name, shape in wanted.items()
+            if stored[name].shape != shape
+        },
+    )
+    _refuse(
+        folder,
+        "tensors of a type that MLX lacks",
+        {f"{name} {info.dtype}" for name, info in stored.items() if info.dtype == "F64"},
+    )
+    return stored
+
+
+def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
+    """Loads the weights of `folder` into `module` and returns it, evaluated.
+
+    Memory: the weights in `dtype` and, passing, one tensor as stored.
+
+    Args:
+        module: a network made from the folder's configuration.
+        dtype: of the parameters; None keeps the stored one.
+
+    Raises:
+        CheckpointError: as `check_component`.
+    """
+    stored = check_component(module, folder)
+    tensors: dict[str, mx.array] = {}
+    for file in {info.file for info in stored.values()}:
+        tensors.update(mx.load(str(file)))
+    weights = []
+    for name in stored:
+        weight = tensors.pop(name)
+        if weight.ndim >= 4:
+            weight = mx.contiguous(mx.moveaxis(weight, 1, -1))
+        weights.append((name, weight if dtype is None else weight.astype(dtype)))
+    tensors.clear()
+    module.load_weights(weights)
+    for _, weight in weights:
+        mx.eval(weight)
+    module.eval()
+    return module
+
+
+def save_component(
+    folder: Path,
+    module: nn.Module,
+    config: dict[str, Any],
+    dtype: mx.Dtype | None = None,
+) -> None:
+    """Writes `module` and its configuration as a component folder in the official layout.
+
+    Args:
+        folder: ``.../transformer``, ``.../vae`` or ``.../text_encoder``; made if it isn't there.
+        config: what ``config.json`` is to hold.
+        dtype: of the stored tensors; None keeps the module's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, weight in tree_flatten(module.parameters()):
+        weight = mx.moveaxis(weight, -1, 1) if weight.ndim >= 4 else weight
+        tensors[name] = mx.contiguous(weight if dtype is None else weight.astype(dtype))
+    final = folder / f"{COMPONENT_STEMS[folder.name]}.safetensors"
+    partial = final.with_name(f"{final.stem}.partial.safetensors")
+    mx.save_safetensors(str(partial), tensors, metadata={"format": "pt"})
+    partial.replace(final)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component: one, or the shards that its index names.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    stem = COMPONENT_STEMS[folder.name]
+    single = folder / f"{stem}.safetensors"
+    index = folder / f"{stem}.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}")
+    shards = sorted(set(read_config(index).get("weight_map", {}).values()))
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing or not shards:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing) or 'its shards'}")
+    return [folder / name for name in shards]
+
+
+def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a parameter as stored: convolutions have their input channels second, ours last."""
+    return (shape[0], shape[-1], *shape[1:-1]) if len(shape) >= 4 else tuple(shape)
+
+
+def _refuse(folder: Path, what: str, names: set[str], shown: int = 3) -> None:
+    if names:
+        listed = ", ".join(sorted(names)[:shown])
+        more = f" and {len(names) - shown} more" if len(names) > shown else ""
+        raise CheckpointError(f"{folder} has {what}: {listed}{more}")

@@ -1,0 +1,1 @@
+"""The command line: arguments, progress bars and messages. Nothing else in the package prints."""

@@ -1,0 +1,25 @@
+"""What can go wrong, as types. Every message is one line: what was wrong and what to do."""
+
+
+class CogVideoXError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidInputError(CogVideoXError, ValueError):
+    """An argument breaks a rule of the model: a frame count, a size, a name."""
+
+
+class ModelNotFoundError(CogVideoXError, FileNotFoundError):
+    """No model folder, hub repository or alias answers to the given name."""
+
+
+class CheckpointError(CogVideoXError, ValueError):
+    """A model folder is there but can't be used: files missing, damaged or of another shape."""
+
+
+class OutputError(CogVideoXError, OSError):
+    """The result can't be written where it was asked to go."""
+
+
+class GenerationError(CogVideoXError, RuntimeError):
+    """The model produced something that is no video: NaN, infinity or one constant colour."""

@@ -1,0 +1,60 @@
+"""One call from a prompt to a video file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoints import default_model
+from .errors import InvalidInputError
+from .pipeline import CogVideoXPipeline
+from .video import check_output_path, write_video
+
+
+def generate_video(
+    prompt: str,
+    model: str | Path | None = None,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int = 50,
+    cfg_scale: float = 6.0,
+    seed: int | None = None,
+    output_path: str | Path | None = None,
+    tiling: str = "auto",
+) -> np.ndarray:
+    """Makes a video of a prompt, and writes it as an mp4 where `output_path` says.
+
+    Args:
+        prompt: what to show.
+        model: folder, alias or hub id; None is the folder ``mlx_model`` if there is one, else the
+            bundled demo.
+        num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels.
+        num_inference_steps: denoising steps.
+        cfg_scale: weight of the prompt.
+        seed: of all noise; None draws one.
+        output_path: an mp4 file that doesn't exist yet.
+        tiling: how the VAE decodes; ``"auto"`` and ``"none"`` decode whole frames.
+
+    Returns:
+        uint8 frames ``[F, H, W, 3]``.
+
+    Raises:
+        CogVideoXError: one of its children; before any expensive work wherever that is possible.
+    """
+    if tiling not in ("auto", "none"):
+        raise InvalidInputError(f"tiling must be auto or none; got {tiling!r}")
+    if output_path is not None:
+        check_output_path(output_path)
+    pipe = CogVideoXPipeline.from_pretrained(default_model() if model is None else model)
+    frames = pipe(
+        prompt,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=cfg_scale,
+        seed=seed,
+    )
+    if output_path is not None:
+        write_video(output_path, frames, pipe.fps)
+    return frames

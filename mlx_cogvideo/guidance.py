@@ -1,0 +1,35 @@
+"""How strongly to follow the prompt, step by step."""
+
+import math
+from collections.abc import Callable
+
+from .errors import InvalidInputError
+
+GUIDANCE_SCHEDULES = ("constant", "wave", "cosine")
+
+
+def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int], float]:
+    """The guidance weight as a function of step index, timestep and number of steps.
+
+    ``"constant"`` (or False) is `scale` throughout. ``"wave"`` (or True) is the official "dynamic
+    CFG", whose formula is given the training timestep where it means the step and so oscillates
+    between 1 and 1 + `scale`; its authors found that they like it (zai-org/CogVideo#267).
+    ``"cosine"`` is the curve that was meant: rising from 1 to 1 + `scale`.
+
+    Raises:
+        InvalidInputError: another name.
+    """
+    name = {False: "constant", True: "wave"}.get(name, name)
+    if name == "constant":
+        return lambda step, timestep, steps: scale
+    if name == "wave":
+        # The argument reaches 1e7 radians: these have to be Python's float64.
+        return lambda step, timestep, steps: _rise(scale, (steps - timestep) / steps)
+    if name == "cosine":
+        return lambda step, timestep, steps: _rise(scale, step / steps)
+    choices = ", ".join(GUIDANCE_SCHEDULES)
+    raise InvalidInputError(f"the guidance schedule must be one of {choices}; got {name!r}")
+
+
+def _rise(scale: float, progress: float) -> float:
+    return 1 + scale * (1 - math.cos(math.pi * progress**5)) / 2

@@ -1,0 +1,121 @@
+"""Encoder and decoder: each maps one chunk of frames, with the cache of the chunks before it."""
+
+import math
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from .layers import (
+    CausalConv3d,
+    Downsample3D,
+    ResnetBlock3D,
+    TemporalCache,
+    Upsample3D,
+    make_norm,
+)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """Fields of ``vae/config.json``."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    latent_channels: int = 16
+    layers_per_block: int = 3
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    scaling_factor: float = 1.15258426
+    invert_scale_latents: bool = False
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def compresses_time(self, level: int) -> bool:
+        """The first levels of encoder and decoder alike change the number of frames."""
+        return level < int(math.log2(self.temporal_compression_ratio))
+
+
+class Block3D(nn.Module):
+    """A level of the encoder or decoder, or the middle: residual blocks, then a resampling."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        layers: int,
+        config: AutoencoderConfig,
+        latent_channels: int | None = None,
+    ):
+        super().__init__()
+        in_channels, out_channels = channels
+        self.resnets = [
+            ResnetBlock3D(
+                out_channels if i else in_channels,
+                out_channels,
+                config.norm_num_groups,
+                latent_channels,
+            )
+            for i in range(layers)
+        ]
+        self.downsamplers: list[Downsample3D] = []
+        self.upsamplers: list[Upsample3D] = []
+
+    def __call__(self, x: mx.array, latents: mx.array | None, cache: TemporalCache) -> mx.array:
+        for resnet in self.resnets:
+            x = resnet(x, latents, cache)
+        for resample in (*self.downsamplers, *self.upsamplers):
+            x = resample(x)
+        return x
+
+
+class Encoder3D(nn.Module):
+    """``[B, F, H, W, 3] -> [B, f, h, w, 2·latent_channels]``: mean and log-variance."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        channels = config.block_out_channels
+        self.conv_in = CausalConv3d(config.in_channels, channels[0])
+        self.down_blocks = []
+        for level, pair in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            block = Block3D(pair, config.layers_per_block, config)
+            if level < len(channels) - 1:
+                block.downsamplers = [Downsample3D(pair[1], config.compresses_time(level))]
+            self.down_blocks.append(block)
+        self.mid_block = Block3D((channels[-1], channels[-1]), 2, config)
+        self.norm_out = make_norm(config.norm_num_groups, channels[-1], None)
+        self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
+
+    def __call__(self, pixels: mx.array, cache: TemporalCache) -> mx.array:
+        x = self.conv_in(pixels, cache)
+        for block in (*self.down_blocks, self.mid_block):
+            x = block(x, None, cache)
+        return self.conv_out(self.norm_out(x), cache)
+
+
+class Decoder3D(nn.Module):
+    """``[B, f, h, w, latent_channels] -> [B, F, H, W, 3]``."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        channels = config.block_out_channels[::-1]
+        latent, groups = config.latent_channels, config.norm_num_groups
+        self.conv_in = CausalConv3d(latent, channels[0])
+        self.mid_block = Block3D((channels[0], channels[0]), 2, config, latent)
+        self.up_blocks = []
+        for level, pair in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            block = Block3D(pair, config.layers_per_block + 1, config, latent)
+            if level < len(channels) - 1:
+                block.upsamplers = [Upsample3D(pair[1], config.compresses_time(level))]
+            self.up_blocks.append(block)
+        self.norm_out = make_norm(groups, channels[-1], latent)
+        self.conv_out = CausalConv3d(channels[-1], config.out_channels)
+
+    def __call__(self, latents: mx.array, cache: TemporalCache) -> mx.array:
+        x = self.conv_in(latents, cache)
+        for block in (self.mid_block, *self.up_blocks):
+            x = block(x, latents, cache)
+        return self.conv_out(self.norm_out(x, latents), cache)

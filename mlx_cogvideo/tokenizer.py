@@ -1,0 +1,173 @@
+"""T5's tokenizer on sentencepiece: the same ids as transformers' T5Tokenizer from ``spiece.model``.
+
+transformers normalizes, splits at whitespace, puts "▁" in front of every word and segments each
+word by itself. Sentencepiece would do all of it in one go, with small differences, so here it
+normalizes single characters and segments single words, and the steps between are our own.
+
+One difference is meant: transformers turns special tokens typed in a prompt ("</s>", "<pad>",
+"<extra_id_0>") into their ids, here they are text like any other.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import mlx.core as mx
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
+
+from .errors import CheckpointError, InvalidInputError
+
+SPACE = "▁"
+# What Unicode calls White_Space. Python's \s also has the separators U+001C to U+001F.
+WHITESPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+# A ModelProto's normalizer_spec that changes nothing. Serialized messages merge when they are
+# joined, and the later value of a field wins.
+IDENTITY_NORMALIZER = bytes.fromhex("1a08 1200 1800 2000 2800")
+# tokenizers looks up a base character with its marks as one unit if it has fewer bytes than this.
+SHORT_CLUSTER = 6
+# They join the character before them like a mark: ZWNJ, ZWJ, half-width voicing marks.
+JOINERS = "\u200c\u200d\uff9e\uff9f"
+
+
+class T5Tokenizer:
+    """Text to ids: pieces, then ``</s>``, then pads."""
+
+    pad_token_id = 0
+    eos_token_id = 1
+    unk_token_id = 2
+
+    def __init__(self, model_proto: bytes):
+        """Reads a sentencepiece model with T5's special ids.
+
+        Args:
+            model_proto: the contents of a ``spiece.model``.
+
+        Raises:
+            CheckpointError: it is no sentencepiece model, or pads, ends or unknowns aren't at
+                ids 0, 1 and 2.
+        """
+        try:
+            self._pieces = SentencePieceProcessor(model_proto=model_proto + IDENTITY_NORMALIZER)
+            normalizer = SentencePieceNormalizer(
+                model_proto=model_proto,
+                add_dummy_prefix=False,
+                escape_whitespaces=False,
+                remove_extra_whitespaces=False,
+            )
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError("the tokenizer's file is no sentencepiece model") from error
+        found = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())
+        expected = (self.pad_token_id, self.eos_token_id, self.unk_token_id)
+        if found != expected:
+            raise CheckpointError(
+                f"not a T5 tokenizer: pad, eos and unk have ids {found}, expected {expected}"
+            )
+        self._normalize = lru_cache(maxsize=4096)(normalizer.Normalize)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Reads ``spiece.model`` in a checkpoint's tokenizer folder.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or not T5's.
+        """
+        path = Path(folder) / "spiece.model"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no spiece.model: download the tokenizer folder")
+        try:
+            return cls(path.read_bytes())
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def __call__(self, texts: str | Sequence[str], max_length: int = 226) -> mx.array:
+        """Tokenizes prompts to one length.
+
+        Args:
+            texts: B prompts, or one. An empty prompt becomes ``</s>`` and pads.
+            max_length: ids a prompt, ``</s>`` included. What is longer is cut: see
+                ``truncated_text``.
+
+        Returns:
+            int32 [B, max_length].
+
+        Raises:
+            InvalidInputError: a prompt isn't Unicode text or max_length isn't positive.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        return mx.array([self._padded(self.encode(t), max_length) for t in texts], mx.int32)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length, without ``</s>`` and pads."""
+        return [i for word in self._words(text) for i in self._pieces.Encode(word, out_type=int)]
+
+    def truncated_text(self, text: str, max_length: int = 226) -> str:
+        """The end of a prompt that doesn't fit into max_length ids, normalized; "" if all fits."""
+        pieces = [p for word in self._words(text) for p in self._pieces.Encode(word, out_type=str)]
+        return "".join(pieces[max_length - 1 :]).replace(SPACE, " ").strip()
+
+    def _padded(self, ids: list[int], max_length: int) -> list[int]:
+        if max_length < 1:
+            raise InvalidInputError(f"max_length must be at least 1; got {max_length}")
+        ids = [*ids[: max_length - 1], self.eos_token_id]
+        return ids + [self.pad_token_id] * (max_length - len(ids))
+
+    def _words(self, text: str) -> Iterator[str]:
+        """Normalized words, each with one "▁" in front and none inside."""
+        if not isinstance(text, str):
+            raise InvalidInputError(f"a prompt must be text; got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError("the prompt has half a surrogate pair: not Unicode") from error
+        normalized = "".join(self._normalized_cluster(c) for c in _clusters(text))
+        for word in WHITESPACE.split(normalized):
+            if word:
+                # A "▁" in the text itself begins a word too, and counts as the one in front.
+                yield from (SPACE + part for part in word.removeprefix(SPACE).split(SPACE))
+
+    def _normalized_cluster(self, cluster: str) -> str:
+        """The nmt_nfkc form of a character with its marks, as tokenizers computes it.
+
+        Its table is searched for the shortest of the cluster's beginnings that it knows; what
+        that becomes replaces the whole cluster, so that of two accents written as separate marks
+        one is lost. A cluster of which no beginning is known goes character by character.
+        """
+        for end in range(1, len(cluster) + 1):
+            beginning = cluster[:end]
+            normalized = self._normalize(beginning)
+            if normalized != beginning[0] + "".join(map(self._normalize, beginning[1:])):
+                return normalized
+        return "".join(map(self._normalize, cluster))
+
+
+def _clusters(text: str) -> Iterator[str]:
+    """Single characters, except that a base goes with its marks where they are short together.
+
+    Longer clusters are left in characters because tokenizers normalizes those one by one.
+    """
+    start = 0
+    while start < len(text):
+        end = start + 1
+        if _can_be_extended(text[start]):
+            while end < len(text) and _extends(text[end]):
+                end += 1
+        cluster = text[start:end]
+        if len(cluster.encode()) < SHORT_CLUSTER:
+            yield cluster
+        else:
+            yield from cluster
+        start = end
+
+
+def _extends(character: str) -> bool:
+    """Whether Unicode keeps the character with the one before it (UAX 29, GB9 and GB9a)."""
+    return unicodedata.category(character) in ("Mn", "Me", "Mc") or character in JOINERS
+
+
+def _can_be_extended(character: str) -> bool:
+    """Whether marks after the character belong to it: not to controls (UAX 29, GB4)."""
+    is_control = unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")
+    return character in JOINERS or not is_control

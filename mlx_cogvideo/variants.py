@@ -1,0 +1,90 @@
+"""The official models, one row each: what a config can't say about how to use a model."""
+
+from dataclasses import dataclass
+
+from .nn.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An official model.
+
+    Attributes:
+        alias: short name for the command line.
+        repo: hub repository of the official checkpoint.
+        architecture: the transformer's configuration fields that tell the variants apart.
+        width, height, num_frames, fps: what the model was trained on and does by default.
+        max_frames: beyond it the picture falls apart.
+        scheduler, dynamic_cfg: the recommended sampler.
+    """
+
+    alias: str
+    repo: str
+    architecture: dict[str, int | bool | None]
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    max_frames: int
+    scheduler: str
+    dynamic_cfg: str | bool
+
+    @property
+    def name(self) -> str:
+        return self.repo.split("/")[-1]
+
+    def matches(self, config: TransformerConfig) -> bool:
+        return all(getattr(config, name) == value for name, value in self.architecture.items())
+
+
+_SIZE_2B = {"num_layers": 30, "num_attention_heads": 30, "attention_head_dim": 64}
+_SIZE_5B = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64}
+_V1_0 = {"width": 720, "height": 480, "num_frames": 49, "fps": 8, "max_frames": 49}
+_V1_5 = {"width": 1360, "height": 768, "num_frames": 81, "fps": 16, "max_frames": 161}
+_DDIM = {"scheduler": "ddim", "dynamic_cfg": False}
+_DPM = {"scheduler": "dpm", "dynamic_cfg": "wave"}
+
+VARIANTS = (
+    Variant(
+        "2b",
+        "THUDM/CogVideoX-2b",
+        {**_SIZE_2B, "in_channels": 16, "patch_size_t": None},
+        **_V1_0,
+        **_DDIM,
+    ),
+    Variant(
+        "5b",
+        "THUDM/CogVideoX-5b",
+        {**_SIZE_5B, "in_channels": 16, "patch_size_t": None},
+        **_V1_0,
+        **_DPM,
+    ),
+    Variant(
+        "5b-i2v",
+        "THUDM/CogVideoX-5b-I2V",
+        {**_SIZE_5B, "in_channels": 32, "patch_size_t": None},
+        **_V1_0,
+        **_DPM,
+    ),
+    Variant(
+        "1.5-5b",
+        "THUDM/CogVideoX1.5-5B",
+        {**_SIZE_5B, "in_channels": 16, "patch_size_t": 2},
+        **_V1_5,
+        **_DPM,
+    ),
+    Variant(
+        "1.5-5b-i2v",
+        "THUDM/CogVideoX1.5-5B-I2V",
+        {**_SIZE_5B, "in_channels": 32, "patch_size_t": 2},
+        **_V1_5,
+        **_DPM,
+    ),
+)
+
+ALIASES = {variant.alias: variant.repo for variant in VARIANTS}
+
+
+def match_variant(config: TransformerConfig) -> Variant | None:
+    """The official variant with this transformer, or None (the demo, models of one's own)."""
+    return next((variant for variant in VARIANTS if variant.matches(config)), None)

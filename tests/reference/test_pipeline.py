@@ -1,0 +1,172 @@
+"""A whole text-to-video run equals diffusers', from the same folder and the same noise.
+
+Measured errors over ten steps are about 1e-5 on pixels in [0, 1].
+"""
+
+import diffusers
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+import transformers
+from diffusers.schedulers import scheduling_dpm_cogvideox
+from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
+from torch_reference import TEXT_LENGTH, frames_first, ours, random, save_model
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.schedulers import CogVideoXDPMScheduler
+
+TOLERANCE = 1e-3
+STEPS = 10
+PROMPT = "a red circle moves right on a white background"
+NEGATIVE = "a blue square"
+
+
+class Noise:
+    """The noise of each step of a DPM run, for both sides."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.draws = [random(*shape, seed=100 + step) for step in range(STEPS)]
+        self.step = 0
+
+    def for_diffusers(self, monkeypatch, scheduler) -> None:
+        # diffusers draws twice in a second-order step and uses the second.
+        monkeypatch.setattr(
+            scheduling_dpm_cogvideox, "randn_tensor", lambda *_, **__: self.draws[self.step]
+        )
+        step = scheduler.step
+
+        def counting(*args, **kwargs):
+            result = step(*args, **kwargs)
+            self.step += 1
+            return result
+
+        monkeypatch.setattr(scheduler, "step", counting)
+
+    def for_ours(self) -> CogVideoXDPMScheduler:
+        draws = iter(self.draws)
+
+        class Injected(CogVideoXDPMScheduler):
+            def step(self, *args, **kwargs):
+                return super().step(*args, **kwargs, noise=ours(frames_first(next(draws))))
+
+        return Injected.from_config(OFFICIAL_SCHEDULER_CONFIG)
+
+
+def run_diffusers(folder, scheduler, latents, tokenizer=None, text_length=TEXT_LENGTH, **arguments):
+    """The frames, ``[F, H, W, 3]`` in [0, 1], of diffusers' own pipeline."""
+    pipe = diffusers.CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.T5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.float32
+        ),
+        vae=diffusers.AutoencoderKLCogVideoX.from_pretrained(
+            folder / "vae", torch_dtype=torch.float32
+        ),
+        transformer=diffusers.CogVideoXTransformer3DModel.from_pretrained(
+            folder / "transformer", torch_dtype=torch.float32
+        ),
+        scheduler=scheduler,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        num_inference_steps=STEPS,
+        latents=latents,
+        max_sequence_length=text_length,
+        output_type="np",
+        **arguments,
+    ).frames[0]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def get(variant):
+        if variant not in made:
+            made[variant] = save_model(tmp_path_factory.mktemp(variant), variant)
+        return made[variant]
+
+    return get
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "wave"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("variant", ["2b", "5b", "1.5-5b"])
+def test_a_run_equals_diffusers(folders, monkeypatch, variant, sampler, dynamic):
+    folder = folders(variant)
+    # 17 frames are 5 latent frames; 1.5 makes a sixth in front and drops it.
+    shape = (1, 6 if variant == "1.5-5b" else 5, 16, 8, 12)
+    latents, noise = random(*shape), Noise(shape)
+    tokenizer = CogVideoXPipeline.from_pretrained(folder).tokenizer
+    encoder = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
+    with torch.no_grad():
+        embeds, negative = (
+            encoder(torch.tensor(np.array(tokenizer([text], max_length=TEXT_LENGTH))))[0]
+            for text in (PROMPT, NEGATIVE)
+        )
+    reference = {
+        "ddim": diffusers.CogVideoXDDIMScheduler,
+        "dpm": diffusers.CogVideoXDPMScheduler,
+    }[sampler].from_config(OFFICIAL_SCHEDULER_CONFIG)
+    if sampler == "dpm":
+        noise.for_diffusers(monkeypatch, reference)
+    expected = run_diffusers(
+        folder,
+        reference,
+        latents,
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        num_frames=17,
+        height=64,
+        width=96,
+        use_dynamic_cfg=dynamic,
+    )
+    video = CogVideoXPipeline.from_pretrained(folder)(
+        PROMPT,
+        NEGATIVE,
+        num_frames=17,
+        height=64,
+        width=96,
+        num_inference_steps=STEPS,
+        dynamic_cfg=dynamic,
+        scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
+        latents=ours(frames_first(latents)),
+        output_type="float",
+    )
+    assert video.shape == (17, 64, 96, 3)
+    assert relative_error(video, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler):
+    """The whole folder through both loaders, tokenizer and scheduler config included."""
+    pipe = diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH, torch_dtype=torch.float32)
+    shape = (1, 5, 16, 12, 12)
+    latents, noise = random(*shape), Noise(shape)
+    reference = {
+        "ddim": diffusers.CogVideoXDDIMScheduler,
+        "dpm": diffusers.CogVideoXDPMScheduler,
+    }[sampler].from_config(pipe.scheduler.config)
+    if sampler == "dpm":
+        noise.for_diffusers(monkeypatch, reference)
+    expected = run_diffusers(
+        DEMO_PATH,
+        reference,
+        latents,
+        tokenizer=pipe.tokenizer,
+        text_length=pipe.transformer.config.max_text_seq_length,
+        prompt=PROMPT,
+        num_frames=17,
+        height=96,
+        width=96,
+    )
+    video = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)(
+        PROMPT,
+        num_inference_steps=STEPS,
+        scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
+        latents=ours(frames_first(latents)),
+        output_type="float",
+    )
+    assert relative_error(video, expected) < TOLERANCE

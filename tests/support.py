@@ -1,0 +1,66 @@
+"""Small helpers that several test files share."""
+
+import numpy as np
+
+OFFICIAL_SCHEDULER_CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "snr_shift_scale": 1.0,
+    "steps_offset": 0,
+    "timestep_spacing": "trailing",
+    "trained_betas": None,
+}
+
+
+def scheduler_config(**changes) -> dict:
+    """The official scheduler_config.json, less its class name, with some entries replaced."""
+    return {**OFFICIAL_SCHEDULER_CONFIG, **changes}
+
+
+def relative_error(actual, expected) -> float:
+    """The largest difference in units of the largest expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+VOCABULARY = """
+    a the red blue big small old tiny fluffy wooden circle square dog cat boat river mountain
+    city street astronaut painter snow rain light camera moves jumps runs glides falls turns
+    slowly fast right left up down over under through on at background white black sunset night
+    4k 3d 1984 16:9 ½ 1/2 fine flow (soft) "quoted" it's well-lit café naïve über œuvre mañana
+    Tiếng Việt ộ ế Ångström Ǻ κύμα φως море снег שלום ים بحر ثلج नमस्ते
+    猫 山 海 東京 カタカナ ガギグ パピプ 가나다 강
+"""
+WORDS = VOCABULARY.split()
+
+
+def write_spiece_model(folder, normalization: str = "nmt_nfkc") -> None:
+    """Trains a small spiece.model with T5's conventions; the same bytes every time."""
+    import sentencepiece
+
+    rng = np.random.default_rng(0)
+    sentences = [" ".join(rng.choice(WORDS, rng.integers(3, 12))) + "." for _ in range(600)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_prefix=str(folder / "spiece"),
+        model_type="unigram",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name=normalization,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )

@@ -1,0 +1,176 @@
+"""Model folders are read as they are, and refused by name where they are wrong."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from mlx_cogvideo.checkpoints import load_component, read_config, save_component
+from mlx_cogvideo.errors import CheckpointError
+from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+
+CONFIG = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 1,
+    "time_embed_dim": 8,
+    "text_embed_dim": 8,
+}
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+def make_model() -> CogVideoXTransformer3DModel:
+    return CogVideoXTransformer3DModel(TransformerConfig.from_dict(CONFIG))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    mx.random.seed(0)
+    save_component(tmp_path / "transformer", make_model(), CONFIG)
+    return tmp_path / "transformer"
+
+
+def rewrite(folder, change) -> None:
+    """Applies `change` to the dictionary of stored tensors."""
+    tensors = dict(mx.load(str(folder / FILE)))
+    mx.eval(tensors)
+    change(tensors)
+    (folder / FILE).unlink()
+    mx.save_safetensors(str(folder / FILE), tensors)
+
+
+def shard(folder) -> None:
+    """Splits the file into two shards with an index, as large checkpoints are."""
+    tensors = dict(mx.load(str(folder / FILE)))
+    mx.eval(tensors)
+    names = sorted(tensors)
+    weight_map = {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
+        mx.save_safetensors(str(folder / file), {name: tensors[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / FILE).unlink()
+    (folder / f"{FILE}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def weights_equal(first, second) -> bool:
+    pairs = zip(tree_flatten(first.parameters()), tree_flatten(second.parameters()), strict=True)
+    return all(a == b and mx.array_equal(x, y).item() for (a, x), (b, y) in pairs)
+
+
+def test_what_is_saved_is_loaded(folder):
+    loaded = load_component(make_model(), folder)
+    mx.random.seed(0)
+    assert weights_equal(loaded, make_model())
+
+
+def test_convolutions_are_stored_with_their_input_channels_second(folder):
+    stored = mx.load(str(folder / FILE))["patch_embed.proj.weight"]
+    assert stored.shape == (32, 16, 2, 2)
+
+
+def test_shards_load_like_one_file(folder):
+    whole = load_component(make_model(), folder)
+    shard(folder)
+    assert weights_equal(load_component(make_model(), folder), whole)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32], ids=str)
+def test_weights_are_loaded_in_the_dtype_asked_for(folder, dtype):
+    model = load_component(make_model(), folder, dtype)
+    assert {weight.dtype for _, weight in tree_flatten(model.parameters())} == {dtype}
+
+
+def test_a_copy_of_the_token_embedding_is_passed_over(tmp_path):
+    config = {"vocab_size": 8, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = T5EncoderModel(T5Config.from_dict(config))
+    folder = tmp_path / "text_encoder"
+    save_component(folder, model, config)
+    path = folder / "model.safetensors"
+    tensors = dict(mx.load(str(path)))
+    mx.eval(tensors)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+    path.unlink()
+    mx.save_safetensors(str(path), tensors)
+    assert weights_equal(load_component(model, folder), model)
+
+
+def refuses(folder, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_component(make_model(), folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tensor_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.pop("proj_out.bias"))
+    refuses(folder, r"missing tensors: proj_out\.bias")
+
+
+def test_an_unexpected_tensor_is_named(folder):
+    rewrite(folder, lambda tensors: tensors.update({"lora.weight": mx.zeros(3)}))
+    refuses(folder, r"unexpected tensors: lora\.weight")
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder):
+    rewrite(folder, lambda tensors: tensors.update({"proj_out.bias": mx.zeros(3)}))
+    refuses(folder, r"proj_out\.bias \[3\] instead of \[64\]")
+
+
+def test_of_many_wrong_tensors_a_few_are_named(folder):
+    rewrite(folder, lambda tensors: [tensors.pop(name) for name in list(tensors)[:9]])
+    refuses(folder, "and 6 more")
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / FILE).unlink()
+    refuses(folder, FILE)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard(folder)
+    (folder / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    refuses(folder, "lacks diffusion_pytorch_model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_a_truncated_file_is_refused(folder, keep):
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(content[: int(len(content) * keep)])
+    refuses(folder, "is cut off")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html>", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"]
+)
+def test_a_file_that_is_no_safetensors_is_refused(folder, content):
+    (folder / FILE).write_bytes(content)
+    refuses(folder, "is not a safetensors file")
+
+
+def test_a_tensor_type_that_mlx_lacks_is_refused(folder):
+    tensors = load_file(folder / FILE)
+    tensors["proj_out.bias"] = tensors["proj_out.bias"].astype(np.float64)
+    save_file(tensors, folder / FILE)
+    refuses(folder, r"proj_out\.bias F64")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_configuration_is_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match="JSON"):
+        read_config(path)
+
+
+def test_saving_leaves_no_partial_file(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", FILE]
+
+
+def test_saving_replaces_what_was_there(folder):
+    other = make_model()
+    save_component(folder, other, CONFIG)
+    assert weights_equal(load_component(make_model(), folder), other)

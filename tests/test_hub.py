@@ -1,0 +1,131 @@
+"""Hub ids and aliases, against a local cache and a stubbed hub: no network."""
+
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
+from mlx_cogvideo.checkpoints import DEMO_PATH, default_model, resolve_model
+
+REPO = "someone/CogVideoX-tiny"
+COMMIT = "0" * 40
+
+
+def make_cache(folder) -> None:
+    """A hub cache that holds the demo as `REPO`, as a download would have left it."""
+    repo = folder / "models--someone--CogVideoX-tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "snapshots").mkdir()
+    (repo / "snapshots" / COMMIT).symlink_to(DEMO_PATH, target_is_directory=True)
+
+
+def test_a_repository_in_the_cache_opens_without_the_network(tmp_path, monkeypatch):
+    make_cache(tmp_path)
+    download = huggingface_hub.snapshot_download
+
+    def from_cache(repo, **options):
+        return download(repo, cache_dir=tmp_path, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", from_cache)
+    pipe = CogVideoXPipeline.from_pretrained(REPO)
+    assert pipe.folder == tmp_path / "models--someone--CogVideoX-tiny" / "snapshots" / COMMIT
+    assert pipe.configs["transformer"].num_layers > 0
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Records what the stubbed hub is asked for; it answers with the demo."""
+    calls = []
+
+    def answer(repo, *, allow_patterns):
+        calls.append((repo, allow_patterns))
+        return str(DEMO_PATH)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "repo"),
+    [
+        ("2b", "THUDM/CogVideoX-2b"),
+        ("5B", "THUDM/CogVideoX-5b"),
+        ("5b-i2v", "THUDM/CogVideoX-5b-I2V"),
+        ("1.5-5b", "THUDM/CogVideoX1.5-5B"),
+        ("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V"),
+        ("someone/else", "someone/else"),
+    ],
+)
+def test_aliases_and_ids_are_asked_of_the_hub(asked, name, repo):
+    assert resolve_model(name) == DEMO_PATH
+    assert asked[0][0] == repo
+
+
+def test_only_the_files_that_are_needed_are_asked_for(asked):
+    resolve_model(REPO)
+    patterns = asked[0][1]
+    wanted = [
+        "model_index.json",
+        "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "tokenizer/spiece.model",
+        "scheduler/scheduler_config.json",
+    ]
+    unwanted = ["README.md", "transformer/diffusion_pytorch_model.bin", "assets/video.mp4"]
+    filtered = huggingface_hub.utils.filter_repo_objects(
+        [*wanted, *unwanted], allow_patterns=patterns
+    )
+    assert list(filtered) == wanted
+
+
+def test_the_demo_and_folders_ask_no_hub(asked, tmp_path):
+    assert resolve_model("demo") == DEMO_PATH
+    assert resolve_model(tmp_path) == tmp_path
+    assert resolve_model(str(tmp_path)) == tmp_path
+    assert asked == []
+
+
+def refusal(kind: type, status: int) -> Exception:
+    response = SimpleNamespace(status_code=status, headers={}, request=None, text="")
+    return kind("", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            refusal(hub_errors.RepositoryNotFoundError, 404),
+            "nor a repository",
+        ),
+        (refusal(hub_errors.GatedRepoError, 403), "accept its licence"),
+        (hub_errors.LocalEntryNotFoundError("offline"), "can't be reached"),
+        (hub_errors.OfflineModeIsEnabled("offline"), "can't be reached"),
+        (refusal(hub_errors.HfHubHTTPError, 503), "status 503"),
+    ],
+    ids=["unknown", "gated", "unreachable", "offline", "server error"],
+)
+def test_what_the_hub_refuses_is_one_line_with_advice(monkeypatch, error, message):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelNotFoundError, match=message) as caught:
+        resolve_model(REPO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "nonsense", "./missing", "/missing/folder", "a/b/c"])
+def test_a_name_that_is_nothing_lists_what_there_is(asked, name):
+    with pytest.raises(ModelNotFoundError, match="give a folder, a hub id or one of demo, 2b"):
+        resolve_model(name)
+    assert asked == []
+
+
+def test_the_default_is_mlx_model_and_else_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_model() == DEMO_PATH
+    (tmp_path / "mlx_model").mkdir()
+    assert default_model().resolve() == tmp_path / "mlx_model"

@@ -1,0 +1,108 @@
+"""The tokenizer's own promises: shape, padding, what is cut, and clear errors."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_cogvideo.errors import CheckpointError, InvalidInputError
+from mlx_cogvideo.tokenizer import T5Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    return T5Tokenizer.from_pretrained(tokenizer_folder)
+
+
+def test_prompts_become_int32_rows_of_one_length(tokenizer):
+    ids = tokenizer(["a red circle", "the river"], max_length=226)
+    assert ids.shape == (2, 226)
+    assert ids.dtype == mx.int32
+
+
+def test_the_default_length_is_226(tokenizer):
+    assert tokenizer(["a"]).shape == (1, 226)
+
+
+def test_an_empty_prompt_is_the_end_token_and_pads(tokenizer):
+    assert tokenizer([""], max_length=5).tolist() == [[1, 0, 0, 0, 0]]
+
+
+def test_one_string_is_a_batch_of_one(tokenizer):
+    assert mx.array_equal(tokenizer("a red dog"), tokenizer(["a red dog"]))
+
+
+def test_the_end_token_follows_the_text_and_is_kept_when_text_is_cut(tokenizer):
+    ids = tokenizer.encode("a red circle moves right")
+    count = len(ids)
+    assert count > 4
+    assert tokenizer(["a red circle moves right"], count + 1).tolist() == [[*ids, 1]]
+    assert tokenizer(["a red circle moves right"], count).tolist() == [[*ids[:-1], 1]]
+
+
+def test_what_is_cut_is_the_end_of_the_prompt(tokenizer):
+    prompt = "a red circle moves right over the river"
+    kept = len(tokenizer.encode("a red circle moves"))
+    assert tokenizer.truncated_text(prompt, kept + 1) == "right over the river"
+    assert tokenizer.truncated_text(prompt, 1) == prompt
+
+
+def test_unknown_characters_are_named_among_what_is_cut(tokenizer):
+    assert tokenizer.truncated_text("a red ᚠᚢ cat", 3).endswith("ᚠᚢ cat")
+
+
+def test_nothing_is_cut_from_a_prompt_that_just_fits(tokenizer):
+    prompt = "a red circle moves right"
+    count = len(tokenizer.encode(prompt))
+    assert tokenizer.truncated_text(prompt, count + 1) == ""
+    assert tokenizer.truncated_text(prompt, count) != ""
+
+
+def test_prompts_of_the_same_words_have_the_same_ids_whatever_the_spaces(tokenizer):
+    rows = np.array(tokenizer(["a red  dog", "\ta red\ndog ", "a\u3000red\u200bdog"]))
+    assert (rows == rows[0]).all()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no spiece\.model"):
+        T5Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match=r"spiece\.model: .* no sentencepiece model"):
+        T5Tokenizer.from_pretrained(tmp_path)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "spiece.model").touch()
+    with pytest.raises(CheckpointError):
+        T5Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_sentencepiece_model_of_another_family_is_refused(tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red circle", "the old dog"] * 50),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(CheckpointError, match="not a T5 tokenizer"):
+        T5Tokenizer.from_pretrained(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer):
+    with pytest.raises(InvalidInputError, match="surrogate"):
+        tokenizer(["a \ud83d cat"])
+
+
+def test_what_is_no_text_is_refused(tokenizer):
+    with pytest.raises(InvalidInputError, match="must be text; got NoneType"):
+        tokenizer([None])
+
+
+def test_a_length_without_room_for_the_end_token_is_refused(tokenizer):
+    with pytest.raises(InvalidInputError, match="at least 1"):
+        tokenizer(["a"], max_length=0)

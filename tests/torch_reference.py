@@ -1,0 +1,141 @@
+"""The PyTorch side of the comparisons: tiny models from a seed, saved as official folders.
+
+Ours are always opened from the folder on disk with the package's own loader.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import mlx.core as mx
+import torch
+import transformers
+from support import OFFICIAL_SCHEDULER_CONFIG
+
+from mlx_cogvideo.checkpoints import DEMO_PATH
+
+TOLERANCE = 2e-5
+"""Of networks, relative to the largest value. Measured errors are 1e-6 to 3e-6."""
+
+TEXT_LENGTH = 10
+
+_TRANSFORMER = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "num_layers": 3,
+    "time_embed_dim": 32,
+    "text_embed_dim": 24,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 17,
+    "max_text_seq_length": TEXT_LENGTH,
+}
+_ROPE = {"use_rotary_positional_embeddings": True}
+_V1_5 = {**_ROPE, "patch_size_t": 2, "patch_bias": False, "sample_width": 30, "sample_height": 30}
+VARIANTS = {
+    "2b": {},
+    "5b": _ROPE,
+    "5b-i2v": {**_ROPE, "use_learned_positional_embeddings": True, "in_channels": 32},
+    "1.5-5b": _V1_5,
+    "1.5-5b-i2v": {**_V1_5, "in_channels": 32, "ofs_embed_dim": 32},
+}
+
+
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights at which every part of the network matters; default inits zero some of them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                parameter.copy_(centre + 0.2 * noise)
+            else:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+    return module.float().eval()
+
+
+def make_transformer(variant: str, **changes) -> diffusers.CogVideoXTransformer3DModel:
+    config = {**_TRANSFORMER, **VARIANTS[variant], **changes}
+    return randomize(diffusers.CogVideoXTransformer3DModel(**config))
+
+
+def make_vae(**changes) -> diffusers.AutoencoderKLCogVideoX:
+    config = {
+        "block_out_channels": (8, 16, 16, 24),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_height": 64,
+        "sample_width": 96,
+        "scaling_factor": 0.7,
+    }
+    return randomize(diffusers.AutoencoderKLCogVideoX(**{**config, **changes}))
+
+
+def make_t5(vocab_size: int = 400, d_model: int = 24) -> transformers.T5EncoderModel:
+    """With transformers' own init: T5's unscaled attention saturates under larger weights."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=16,
+        d_ff=64,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return transformers.T5EncoderModel(config).float().eval()
+
+
+def save_model(folder: Path, variant: str) -> Path:
+    """A whole tiny model folder in the official layout, with the demo's tokenizer."""
+    make_transformer(variant).save_pretrained(folder / "transformer")
+    make_vae().save_pretrained(folder / "vae")
+    make_t5(load_config(DEMO_PATH / "text_encoder")["vocab_size"]).save_pretrained(
+        folder / "text_encoder"
+    )
+    (folder / "tokenizer").mkdir()
+    shutil.copy(DEMO_PATH / "tokenizer" / "spiece.model", folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    config = {"_class_name": "CogVideoXDDIMScheduler", **OFFICIAL_SCHEDULER_CONFIG}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def load_config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def rotary_embedding(
+    transformer: diffusers.CogVideoXTransformer3DModel, frames: int, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What diffusers' pipeline hands the transformer for latents of this size."""
+    if not transformer.config.use_rotary_positional_embeddings:
+        return None
+    pipeline = object.__new__(diffusers.CogVideoXPipeline)
+    pipeline.__dict__.update(transformer=transformer, vae_scale_factor_spatial=8)
+    return diffusers.CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        pipeline, height * 8, width * 8, frames, "cpu"
+    )
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ours(tensor: torch.Tensor) -> mx.array:
+    return mx.array(tensor.numpy())
+
+
+def frames_first(tensor: torch.Tensor) -> torch.Tensor:
+    """diffusers' transformer layout ``[B, F, C, H, W]`` to ours, channels last."""
+    return tensor.permute(0, 1, 3, 4, 2).contiguous()
+
+
+def channels_first(tensor: torch.Tensor) -> torch.Tensor:
+    """diffusers' VAE layout ``[B, C, F, H, W]`` to ours, channels last."""
+    return tensor.permute(0, 2, 3, 4, 1).contiguous()
