@@ -64,10 +64,13 @@ def test_a_folder_called_mlx_model_is_the_default(output, monkeypatch, capsys):
     assert "bundled demo" not in capsys.readouterr().err
 
 
-def test_the_same_seed_makes_the_same_file(output):
-    other = output.with_name("other.mp4")
-    assert generate(output) == generate(other) == 0
-    assert (read_video(output)[0] == read_video(other)[0]).all()
+def test_the_same_seed_makes_the_same_video(output):
+    again, other = output.with_name("again.mp4"), output.with_name("other.mp4")
+    assert generate(output) == generate(again) == generate(other, "--seed", 2) == 0
+    video, repeated, different = (read_video(p)[0].astype(float) for p in (output, again, other))
+    # The frames are the same bit for bit; once in some hundred times x264 packs them otherwise.
+    assert abs(video - repeated).mean() < 0.5
+    assert abs(video - different).mean() > 5
 
 
 def test_no_compile_switches_compilation_off(output, monkeypatch):

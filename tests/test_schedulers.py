@@ -34,8 +34,8 @@ def paper_alpha_bar(shift: float) -> np.ndarray:
     return ((root - root[-1]) / (root[0] - root[-1]) * root[0]) ** 2
 
 
-def paper_trajectory(cls, timesteps, shift, start, outputs, noises) -> list[np.ndarray]:
-    """Every x of a run in float64, with lambda, h and r spelled out as in the papers."""
+def paper_trajectory(cls, timesteps, shift, start, outputs, noises) -> list[tuple]:
+    """(x, x0) after every step in float64, with lambda, h and r spelled out as in the papers."""
     levels = [*paper_alpha_bar(shift)[timesteps], 1.0]
     alpha, sigma = np.sqrt(levels), np.sqrt(1 - np.array(levels))
     with np.errstate(divide="ignore"):
@@ -61,7 +61,7 @@ def paper_trajectory(cls, timesteps, shift, start, outputs, noises) -> list[np.n
                 + sigma[i + 1] * np.sqrt(1 - shrink**2) * noises[i]
             )
         previous = x0
-        xs.append(x)
+        xs.append((x, x0))
     return xs
 
 
@@ -90,8 +90,29 @@ def test_any_number_of_steps_follows_the_papers_on_the_real_timesteps(cls, steps
     start, outputs, noises = draw(steps)
     timesteps = scheduler.timesteps
     expected = paper_trajectory(cls, timesteps, shift, start, outputs, noises)
-    for (x, _), wanted in zip(run(scheduler, start, outputs, noises), expected, strict=True):
-        assert relative_error(x, wanted) < 1e-6
+    x, x0 = start, None
+    for i, (wanted_x, wanted_x0) in enumerate(expected):
+        got_x, got_x0 = scheduler.step(
+            mx.array(outputs[i]),
+            timesteps[i],
+            mx.array(x),
+            previous_x0=x0 if x0 is None else mx.array(x0),
+            noise=mx.array(noises[i]),
+        )
+        assert relative_error(got_x, wanted_x) < 1e-6
+        assert relative_error(got_x0, wanted_x0) < 1e-6
+        # Each step starts from the exact state: rounding errors of whole runs add up to 1e-6.
+        x, x0 = wanted_x.astype(np.float32), wanted_x0.astype(np.float32)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_whole_run_stays_with_the_papers(cls):
+    scheduler = official(cls, 61)
+    start, outputs, noises = draw(61)
+    expected = paper_trajectory(cls, scheduler.timesteps, 1.0, start, outputs, noises)
+    results = run(scheduler, start, outputs, noises)
+    for (x, _), (wanted, _) in zip(results, expected, strict=True):
+        assert relative_error(x, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30, 61, 999, 1000])

@@ -1,6 +1,6 @@
 """A whole text-to-video run equals diffusers', from the same folder and the same noise.
 
-Measured errors over ten steps are about 1e-5 on pixels in [0, 1].
+Over ten steps the largest measured error on pixels in [0, 1] is 4e-5.
 """
 
 import diffusers

@@ -106,12 +106,13 @@ class SpatialNorm3D(nn.Module):
     def __call__(self, x: mx.array, latents: mx.array) -> mx.array:
         """``[B, F, H, W, C]`` and ``[B, f, h, w, c]``, followed by SiLU."""
         scale, shift = self.norm_layer.affine(x)
-        _, height, width = x.shape[1:4]
+        frames, height, width = x.shape[1:4]
         rows, columns = latents.shape[2:4]
-        latents = repeat_frames(latents, x.shape[1])
-        factor, offset = (conv.conv(latents) for conv in (self.conv_y, self.conv_b))
+        factor, offset = (
+            repeat_frames(conv.conv(latents), frames) for conv in (self.conv_y, self.conv_b)
+        )
         # Nearest neighbour as broadcasting: each latent pixel meets its block of pixels of x.
-        blocks = x.reshape(*x.shape[:2], rows, height // rows, columns, width // columns, -1)
+        blocks = x.reshape(len(x), frames, rows, height // rows, columns, width // columns, -1)
         scale, shift, factor, offset = (
             a[:, :, :, None, :, None] for a in (scale, shift, factor, offset)
         )
