@@ -29,7 +29,7 @@ def generate(arguments: Sequence[str] | None) -> None:
     model = args.model or default_model()
     if model == DEMO_PATH:
         say(
-            "using the bundled demo, which knows only moving shapes; "
+            "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
             "--model 2b downloads the smallest real model (14 GB)"
         )
     pipe = CogVideoXPipeline.from_pretrained(model, DTYPES.get(args.dtype))
