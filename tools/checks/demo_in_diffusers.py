@@ -1,0 +1,72 @@
+"""Makes the demo's videos with diffusers and with ours, and prints how far they are apart.
+
+    python tools/checks/demo_in_diffusers.py --prompts 20
+
+Same folder, prompts and initial latents, DDIM, float32; a line for each held-out prompt. Needs what
+the tests need. Exit code 1 if a pixel in [0, 1] differs by more than 1e-3.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import diffusers
+import mlx.core as mx
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+
+from captions import plain_caption, split_combinations
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import DEMO_PATH
+
+TOLERANCE = 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--prompts", type=int, default=20, help="of the held-out ones; default: 20")
+    parser.add_argument("--steps", type=int, default=20, help="default: 20")
+    args = parser.parse_args()
+
+    reference = diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH, torch_dtype=torch.float32)
+    reference.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(reference.scheduler.config)
+    reference.set_progress_bar_config(disable=True)
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)
+    geometry = pipe.geometry()
+
+    _, held_out = split_combinations()
+    chosen = np.random.default_rng(0).permutation(len(held_out))[: args.prompts]
+    worst = 0.0
+    for prompt in (plain_caption(held_out[i]) for i in chosen):
+        latents = np.random.default_rng(len(prompt)).standard_normal(
+            geometry.latent_shape, np.float32
+        )
+        expected = reference(
+            prompt=prompt,
+            latents=torch.tensor(latents).permute(0, 1, 4, 2, 3),
+            num_frames=geometry.num_frames,
+            height=geometry.height,
+            width=geometry.width,
+            num_inference_steps=args.steps,
+            max_sequence_length=reference.transformer.config.max_text_seq_length,
+            output_type="np",
+        ).frames[0]
+        video = pipe(
+            prompt,
+            latents=mx.array(latents),
+            scheduler="ddim",
+            num_inference_steps=args.steps,
+            output_type="float",
+        )
+        error = float(np.abs(video - expected).max())
+        worst = max(worst, error)
+        print(f"{error:.1e}  {prompt}", flush=True)
+    print(f"{worst:.1e}  the largest difference of a pixel in [0, 1]")
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Judges a demo checkpoint: do its clips show what held-out captions ask for?
+
+    python tools/demo/evaluate.py --model mlx_cogvideo/demo --prompts 100 --seed 0
+
+Every caption is of a combination that no training clip or caption had. Every second one is in
+the plain form, the others in natural wordings. What a clip shows is read from its pixels
+(attributes.py). The autoencoder is judged by its PSNR, also on figures it never saw.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from attributes import read_attributes
+from captions import ATTRIBUTES, Combination, caption, plain_caption, split_combinations
+from train_vae import measure_psnr
+
+from mlx_cogvideo import CogVideoXPipeline
+
+
+def held_out_prompts(count: int, rng: np.random.Generator) -> list[tuple[Combination, str]]:
+    """Combinations in random order, each again only when all have had their turn."""
+    held_out = split_combinations()[1]
+    order = np.concatenate(
+        [rng.permutation(len(held_out)) for _ in range(-(-count // len(held_out)))]
+    )
+    chosen = [held_out[index] for index in order[:count]]
+    return [(c, plain_caption(c) if i % 2 == 0 else caption(c, rng)) for i, c in enumerate(chosen)]
+
+
+def report(wanted: list[Combination], found: list[Combination]) -> None:
+    right = np.array([np.equal(f, w) for f, w in zip(found, wanted, strict=True)])
+    rows = [
+        *zip(ATTRIBUTES, right.mean(axis=0), strict=True),
+        ("all four", right.all(axis=1).mean()),
+    ]
+    print(f"\n{'attribute':12}{'right':>8}   of {len(wanted)} held-out prompts")
+    for name, share in rows:
+        print(f"{name:12}{share:8.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the model folder")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument(
+        "--guidance", type=float, default=2.0, help="much more makes corners stick out"
+    )
+    parser.add_argument("--scheduler", choices=("ddim", "dpm"), help="default: the folder's own")
+    parser.add_argument("--clips", type=Path, help="folder for the clips, as NumPy files")
+    options = parser.parse_args()
+
+    pipe = CogVideoXPipeline.from_pretrained(options.model)
+    wanted, found = [], []
+    prompts = held_out_prompts(options.prompts, np.random.default_rng(options.seed))
+    for number, (combination, prompt) in enumerate(prompts):
+        clip = pipe(
+            prompt,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            scheduler=options.scheduler,
+            seed=options.seed * 100_000 + number,
+        )
+        wanted.append(combination)
+        found.append(read_attributes(clip))
+        missed = [f"{f}, not {w}" for f, w in zip(found[-1], combination, strict=True) if f != w]
+        print(f"{number + 1:4}  {prompt}  {'; '.join(missed) or 'right'}", flush=True)
+        if options.clips:
+            options.clips.mkdir(parents=True, exist_ok=True)
+            np.save(options.clips / f"{number:03}.npy", clip)
+    report(wanted, found)
+
+    print(f"\n{'clips':12}{'PSNR':>8}   after encoding and decoding")
+    for name, value in measure_psnr(pipe.vae).items():
+        print(f"{name:12}{value:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The demo's transformer: its size, its loss, and batches from a bank of encoded clips."""
+
+from collections.abc import Generator
+
+import mlx.core as mx
+import numpy as np
+from captions import MAX_LENGTH, Combination, caption
+from learner import Losses
+from mlx.utils import tree_map
+from world import FRAMES, SIZE, render, world_scene
+
+from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
+from mlx_cogvideo.nn.t5 import T5EncoderModel
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.schedulers import CogVideoXDDIMScheduler
+from mlx_cogvideo.tokenizer import T5Tokenizer
+
+CONFIG = {
+    "_class_name": "CogVideoXTransformer3DModel",
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
+    "in_channels": 16,
+    "out_channels": 16,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "time_embed_dim": 64,
+    "text_embed_dim": 64,
+    "num_layers": 5,
+    "dropout": 0.0,
+    "attention_bias": True,
+    "sample_width": SIZE // 8,
+    "sample_height": SIZE // 8,
+    "sample_frames": FRAMES,
+    "patch_size": 2,
+    "temporal_compression_ratio": 4,
+    "max_text_seq_length": MAX_LENGTH,
+    "activation_fn": "gelu-approximate",
+    "timestep_activation_fn": "silu",
+    "norm_elementwise_affine": True,
+    "norm_eps": 1e-5,
+    "spatial_interpolation_scale": 1.0,
+    "temporal_interpolation_scale": 1.0,
+    "use_rotary_positional_embeddings": False,
+    "use_learned_positional_embeddings": False,
+}
+SCHEDULER_CONFIG = {
+    "_class_name": "CogVideoXDDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+}
+PEAK_RATE, HOLD = 1e-3, 0.65
+EMPTY_SHARE = 0.1  # of the captions, for classifier-free guidance
+WORDINGS = 24  # of each combination
+
+
+def make_transformer() -> CogVideoXTransformer3DModel:
+    """Freshly initialised; every block starts as the identity (AdaLN-zero) and the output at 0."""
+    transformer = CogVideoXTransformer3DModel(TransformerConfig.from_dict(CONFIG))
+    norms = [
+        norm for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)
+    ]
+    zeroed = [norm.linear for norm in (*norms, transformer.norm_out)] + [transformer.proj_out]
+    for linear in zeroed:
+        linear.update(tree_map(mx.zeros_like, linear.parameters()))
+    return transformer
+
+
+def make_objective():
+    """Mean squared error of the velocity, over timesteps that lean towards the noisy end.
+
+    What the clip shows is decided where there is much noise: half of the timesteps are drawn
+    evenly from 0 to 999, half with a density that grows linearly.
+    """
+    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
+
+    def objective(
+        transformer: CogVideoXTransformer3DModel, latents: mx.array, text: mx.array
+    ) -> tuple[mx.array, Losses]:
+        """Of scaled latents ``[B, f, h, w, c]`` and text rows ``[B, L, D]``."""
+        dtype = transformer.proj_out.weight.dtype
+        count = latents.shape[0]
+        even = mx.random.uniform(shape=(count,))
+        leaning = mx.sqrt(mx.random.uniform(shape=(count,)))
+        timestep = mx.where(mx.arange(count) % 2 == 0, even, leaning) * 1000
+        timestep = mx.minimum(timestep.astype(mx.int32), 999)
+
+        latents = latents.astype(mx.float32)
+        noise = mx.random.normal(latents.shape)
+        noisy = scheduler.add_noise(latents, noise, timestep).astype(dtype)
+        velocity = transformer(noisy, text.astype(dtype), timestep).astype(mx.float32)
+        error = mx.square(velocity - scheduler.get_velocity(latents, noise, timestep)).mean(
+            (1, 2, 3, 4)
+        )
+        high = timestep >= 800
+        noisiest = mx.where(high, error, 0).sum() / mx.maximum(high.sum(), 1)
+        return error.mean(), {"velocity": error.mean(), "noisiest": noisiest}
+
+    return objective
+
+
+def encode_clips(
+    vae: AutoencoderKLCogVideoX, combinations: list[Combination], rng: np.random.Generator
+) -> mx.array:
+    """Latent means ``[N, f, h, w, c]``, unscaled, of one new clip of each combination."""
+    dtype = vae.encoder.conv_in.conv.weight.dtype
+    return vae.encode(render(world_scene(rng, combinations)).astype(dtype)).mean
+
+
+def encode_captions(
+    encoder: T5EncoderModel, tokenizer: T5Tokenizer, texts: list[str], at_once: int = 1024
+) -> mx.array:
+    """Text rows ``[N, L, D]``."""
+    ids = tokenizer(texts, max_length=MAX_LENGTH)
+    rows = [encoder(ids[start : start + at_once]) for start in range(0, len(texts), at_once)]
+    return mx.concatenate(rows)
+
+
+def batches(
+    rng: np.random.Generator, latents: mx.array, owners: np.ndarray, texts: mx.array, size: int
+) -> Generator:
+    """Clips with one of their captions, or now and then with the empty one.
+
+    Args:
+        latents: the bank, scaled.
+        owners: for each clip of the bank, the number of its combination.
+        texts: the empty caption's rows, then those of `WORDINGS` captions for each combination.
+    """
+    yield
+    while True:
+        chosen = rng.integers(len(owners), size=size)
+        wording = 1 + owners[chosen] * WORDINGS + rng.integers(WORDINGS, size=size)
+        wording = np.where(rng.random(size) < EMPTY_SHARE, 0, wording)
+        yield latents[mx.array(chosen)], texts[mx.array(wording)]
+
+
+def wordings(combinations: list[Combination], rng: np.random.Generator) -> list[str]:
+    """The empty caption, then `WORDINGS` captions of each combination."""
+    return [""] + [
+        caption(combination, rng) for combination in combinations for _ in range(WORDINGS)
+    ]
+
+
+def sample(
+    transformer: CogVideoXTransformer3DModel,
+    text: mx.array,
+    empty: mx.array,
+    steps: int = 25,
+    guidance: float = 4.0,
+    seed: int = 0,
+) -> mx.array:
+    """Scaled latents of a batch of captions at once, by DDIM.
+
+    Args:
+        text: ``[N, L, D]``; `empty`: ``[1, L, D]``.
+    """
+    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler.set_timesteps(steps)
+    dtype, count = transformer.proj_out.weight.dtype, len(text)
+    side = CONFIG["sample_height"]
+    shape = (count, (FRAMES - 1) // 4 + 1, side, side, CONFIG["in_channels"])
+    latents = mx.random.normal(shape, key=mx.random.key(seed))
+    rows = mx.concatenate([mx.repeat(empty, count, axis=0), text]).astype(dtype)
+    for t in scheduler.timesteps:
+        both = mx.concatenate([latents, latents]).astype(dtype)
+        velocity = transformer(both, rows, mx.full(2 * count, int(t))).astype(mx.float32)
+        without, given = mx.split(velocity, 2)
+        latents, _ = scheduler.step(without + guidance * (given - without), t, latents)
+        mx.eval(latents)
+    return latents
