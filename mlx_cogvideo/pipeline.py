@@ -277,7 +277,7 @@ class CogVideoXPipeline:
         frames = np.concatenate(chunks)
         if not np.isfinite(frames).all():
             raise GenerationError("decoding gave NaN or infinity: try --dtype float32")
-        if np.ptp(frames) < 1 / 255:
+        if np.ptp(frames, axis=(0, 1, 2)).max() < 1 / 255:
             raise GenerationError("the video is one constant colour: the model's weights are bad")
         return frames
 
