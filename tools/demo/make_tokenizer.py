@@ -35,7 +35,7 @@ move face door cut done group true leave color colour red friend pretty eat fron
 walk fast slow dog bird forest river mountain rain snow fire cloud sky grass flower tree street
 window table chair book music dance camera shot view scene close wide slow motion bright dark
 soft warm cold sunny evening summer winter glass metal wood
-""".split()
+"""
 
 
 def corpus(rng: np.random.Generator) -> list[str]:
@@ -43,7 +43,7 @@ def corpus(rng: np.random.Generator) -> list[str]:
     every = combinations()
     chosen = [every[index] for index in rng.integers(len(every), size=CAPTIONS)]
     lines = [caption(with_other_words(combination, rng), rng) for combination in chosen]
-    lines += [" ".join(rng.choice(ENGLISH, 10)) for _ in range(1_500)]
+    lines += [" ".join(rng.choice(ENGLISH.split(), 10)) for _ in range(1_500)]
     characters = string.ascii_letters + string.digits + string.punctuation
     return lines + [" ".join(rng.permutation(list(characters))) for _ in range(20)]
 
