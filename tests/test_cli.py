@@ -46,7 +46,9 @@ def test_the_script_writes_the_video_and_names_it_on_stdout(output):
     assert frames.shape == (9, 32, 48, 3)
     assert fps == 8
     assert "bundled demo" in done.stderr
-    assert all(stage in done.stderr for stage in ("encode", "denoise", "decode"))
+    for stage in ("encode", "denoise", "decode"):
+        assert done.stderr.count(f"{stage}:   0%") == 1, "one bar a stage, so that it can foretell"
+        assert f"{stage}: 100%" in done.stderr
 
 
 def test_fps_and_the_long_names_of_diffusers_are_understood(output):

@@ -54,17 +54,16 @@ class StageBars:
     """A progress bar for each stage of a run, on stderr; a `pipeline.Progress`."""
 
     def __init__(self):
+        self._stage: str | None = None
         self._bar: tqdm | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._bar is None or self._bar.desc != f"{stage}: ":
+        if stage != self._stage:
             self.close()
+            self._stage = stage
             self._bar = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True)
         self._bar.update(done - self._bar.n)
-        if done == total:
-            self.close()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None

@@ -13,7 +13,7 @@ VOCABULARY = 576
 CAPTIONS = 12_000
 
 # A little of everyday English, so that words outside the captions fall into pieces, not into <unk>.
-ENGLISH = """
+_ENGLISH = """
 the and of to in is that it was for on are as with his they at be this from have or by one had
 not but what all were when we there can an your which their said if do will each about how up
 out them then she many some so these would other into has more her two like him see time could
@@ -36,6 +36,7 @@ walk fast slow dog bird forest river mountain rain snow fire cloud sky grass flo
 window table chair book music dance camera shot view scene close wide slow motion bright dark
 soft warm cold sunny evening summer winter glass metal wood
 """
+ENGLISH = _ENGLISH.split()
 
 
 def corpus(rng: np.random.Generator) -> list[str]:
@@ -43,7 +44,7 @@ def corpus(rng: np.random.Generator) -> list[str]:
     every = combinations()
     chosen = [every[index] for index in rng.integers(len(every), size=CAPTIONS)]
     lines = [caption(with_other_words(combination, rng), rng) for combination in chosen]
-    lines += [" ".join(rng.choice(ENGLISH.split(), 10)) for _ in range(1_500)]
+    lines += [" ".join(rng.choice(ENGLISH, 10)) for _ in range(1_500)]
     characters = string.ascii_letters + string.digits + string.punctuation
     return lines + [" ".join(rng.permutation(list(characters))) for _ in range(20)]
 
