@@ -12,7 +12,7 @@ BORDER = 4  # pixels
 SMALLEST_AREA = 60  # pixels; less is not a figure
 SMALLEST_TRAVEL = 10  # pixels from the first to the last frame
 SMALLEST_GROWTH = 1.6  # last area over first
-SMALLEST_OVERLAP = 0.75  # intersection over union; crosses, rings and stars reach at most 0.72
+SMALLEST_OVERLAP = 0.8  # intersection over union; crosses, rings and stars reach at most 0.72
 EVERY = 4  # frames; the shape is compared in one of so many
 
 
