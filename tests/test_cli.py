@@ -66,13 +66,16 @@ def test_a_folder_called_mlx_model_is_the_default(output, monkeypatch, capsys):
     assert "bundled demo" not in capsys.readouterr().err
 
 
-def test_the_same_seed_makes_the_same_video(output):
-    again, other = output.with_name("again.mp4"), output.with_name("other.mp4")
-    assert generate(output) == generate(again) == generate(other, "--seed", 2) == 0
-    video, repeated, different = (read_video(p)[0].astype(float) for p in (output, again, other))
-    # The frames are the same bit for bit; once in some hundred times x264 packs them otherwise.
-    assert abs(video - repeated).mean() < 0.5
-    assert abs(video - different).mean() > 5
+def test_the_same_seed_makes_the_same_frames(output, monkeypatch):
+    """The frames, not the file: once in some hundred times x264 packs the same ones otherwise."""
+    made = []
+    monkeypatch.setattr(
+        "mlx_cogvideo.cli.generate.write_video", lambda path, frames, *_, **__: made.append(frames)
+    )
+    for seed in (1, 1, 2):
+        assert generate(output, "--seed", seed) == 0
+    assert (made[0] == made[1]).all()
+    assert abs(made[0].astype(float) - made[2]).mean() > 5
 
 
 def test_no_compile_switches_compilation_off(output, monkeypatch):
