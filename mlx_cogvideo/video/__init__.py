@@ -1,0 +1,23 @@
+"""Clips on disk: an mp4, a gif, a folder of PNG frames or latents, each with how it was made."""
+
+from .gif import GifWriter
+from .mp4 import VideoWriter
+from .outputs import open_writer, write_latents, write_video
+from .paths import check_output_path
+from .png import PngWriter
+from .reader import read_video
+from .record import read_record
+from .writer import FrameWriter
+
+__all__ = [
+    "FrameWriter",
+    "GifWriter",
+    "PngWriter",
+    "VideoWriter",
+    "check_output_path",
+    "open_writer",
+    "read_record",
+    "read_video",
+    "write_latents",
+    "write_video",
+]

@@ -1,0 +1,114 @@
+"""Whole outputs in one call, and the writer that suits an ending."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ..errors import InvalidInputError
+from .gif import GifWriter
+from .mp4 import VideoWriter
+from .paths import (
+    LATENTS,
+    check_output_path,
+    output_errors,
+    output_form,
+    publish,
+    remove_temporary,
+    temporary_path,
+)
+from .png import PngWriter
+from .record import KEY, record_text
+from .writer import FrameWriter
+
+_WRITERS = {writer.form: writer for writer in (VideoWriter, GifWriter, PngWriter)}
+
+
+def open_writer(
+    path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
+) -> FrameWriter:
+    """The writer of frames for a path, to be used in a with statement.
+
+    Args:
+        path: ends in .mp4 or .gif; without an ending, or as text with a slash at the end, it is
+            a folder of PNG frames.
+        fps: frames a second; at most 50 for a gif.
+        overwrite: replace what is there.
+
+    Raises:
+        InvalidInputError: a .safetensors file, which holds latents; or a frame rate that can't be.
+        OutputError: the output can't go there; see ``check_output_path``.
+    """
+    form = output_form(path)
+    if form == LATENTS:
+        raise InvalidInputError(f"{path} is for latents: write frames to .mp4, .gif or a folder")
+    return _WRITERS[form](path, fps, overwrite=overwrite)
+
+
+def write_video(
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: int | float | Fraction,
+    *,
+    overwrite: bool = False,
+    record: dict[str, Any] | None = None,
+) -> None:
+    """Writes a whole clip.
+
+    Args:
+        path: where it goes, in the form that its ending says; see ``open_writer``.
+        frames: uint8 [F, H, W, 3], or an iterable of such frames.
+        fps: frames a second; at most 50 for a gif.
+        overwrite: replace what is there.
+        record: how the video was made, to be stored inside; see ``FrameWriter``.
+
+    Raises:
+        InvalidInputError: the frames or the frame rate can't be a video.
+        OutputError: the output can't go there; see ``check_output_path``.
+    """
+    with open_writer(path, fps, overwrite=overwrite) as writer:
+        writer.record = record
+        for frame in frames:
+            writer.write(frame)
+
+
+def write_latents(
+    path: str | Path,
+    latents: np.ndarray,
+    *,
+    overwrite: bool = False,
+    record: dict[str, Any] | None = None,
+) -> None:
+    """Writes a video's latents, undecoded, as the tensor ``latents`` of a safetensors file.
+
+    Args:
+        path: ends in .safetensors.
+        latents: float32 [1, f, h, w, c], of f latent frames.
+        overwrite: replace a file that is there.
+        record: how the latents were made, stored as JSON in the header under ``mlx_cogvideo``.
+
+    Raises:
+        InvalidInputError: another ending, shape or dtype.
+        OutputError: the file can't go there; see ``check_output_path``.
+    """
+    if output_form(path) != LATENTS:
+        raise InvalidInputError(f"{path} is for frames: write latents to a {LATENTS} file")
+    path = check_output_path(path, overwrite)
+    latents = np.asarray(latents)
+    if latents.dtype != np.float32 or latents.ndim != 5 or len(latents) != 1:
+        raise InvalidInputError(
+            f"latents must be float32 [1, f, h, w, c]; got {latents.dtype} {list(latents.shape)}"
+        )
+    metadata = None if record is None else {KEY: record_text(record)}
+    part = temporary_path(path)
+    with output_errors(path):
+        try:
+            remove_temporary(part)
+            part.write_bytes(save({"latents": np.ascontiguousarray(latents)}, metadata))
+        except BaseException:
+            remove_temporary(part)
+            raise
+    publish(part, path, overwrite)

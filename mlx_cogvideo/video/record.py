@@ -1,0 +1,84 @@
+"""How a video was made, as JSON that travels inside the file."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InvalidInputError
+from .comments import GIF_SIGNATURES, PNG_SIGNATURE, gif_comments, png_comments
+from .paths import frame_files
+
+KEY = "mlx_cogvideo"
+"""In the record, the package's version; in a safetensors header, the record."""
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """The record as JSON that UTF-8 can hold.
+
+    What JSON doesn't know, such as a Path, becomes its ``str``: it is no reason to lose a video.
+    """
+    text = json.dumps(record, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as from a badly encoded command line
+        text = json.dumps(record, default=str)
+    return text
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record inside an output.
+
+    Args:
+        path: an mp4, gif, PNG or safetensors file, whatever its name, or a folder of numbered
+            PNG frames, of which the first is asked.
+
+    Returns:
+        A dict with at least the key ``mlx_cogvideo``, or None if the file carries no such thing.
+
+    Raises:
+        InvalidInputError: there is no such file, or it can't be read.
+    """
+    path = Path(path)
+    try:
+        file = next(iter(frame_files(path)), None) if os.path.isdir(path) else path
+        if file is None:
+            raise EOFError("it is a folder without numbered PNG frames")
+        records = (_as_record(comment) for comment in _comments(file))
+        return next((record for record in records if record is not None), None)
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"{path} doesn't exist") from error
+    except (OSError, av.FFmpegError, SafetensorError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(f"{path} can't be read: {reason}") from error
+
+
+def _comments(file: Path) -> Iterator[str | bytes]:
+    """What might be a record, by what the file's first bytes say that it is."""
+    with file.open("rb") as stream:
+        start = stream.read(9)
+        stream.seek(0)
+        if start.startswith(GIF_SIGNATURES):
+            yield from gif_comments(stream)
+            return
+        if start.startswith(PNG_SIGNATURE):
+            yield from png_comments(stream)
+            return
+    if start[8:] == b"{":  # safetensors: JSON after its length in 8 bytes
+        with safe_open(file, framework="numpy") as stored:
+            yield (stored.metadata() or {}).get(KEY, "")
+        return
+    with av.open(str(file), metadata_errors="replace") as container:
+        yield from (text for name, text in container.metadata.items() if name.lower() == "comment")
+
+
+def _as_record(comment: str | bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(comment)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and KEY in record else None

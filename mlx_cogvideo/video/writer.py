@@ -1,0 +1,172 @@
+"""What all writers of frames share: checks, the temporary name, and how a block ends."""
+
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import av
+import numpy as np
+
+from ..errors import InvalidInputError, OutputError
+from .paths import (
+    check_output_path,
+    output_errors,
+    output_form,
+    publish,
+    remove_temporary,
+    temporary_path,
+)
+from .record import record_text
+
+# That of the NTSC rates, 24000/1001 and its like.
+MAX_DENOMINATOR = 1001
+
+
+class FrameWriter:
+    """Writes frames as they come, one in memory at a time; the output appears after the last.
+
+    ::
+
+        with open_writer("clip.mp4", fps=8) as writer:
+            writer.write(frames)
+            writer.record = {"mlx_cogvideo": "0.1.0", "settings": {"seed": 1}}
+
+    Until then the frames go to a hidden temporary file or folder beside it, ``.clip.mp4.part``;
+    one that a killed run has left is replaced. Leaving the block by an exception removes it, so
+    a partial clip never bears the final name.
+
+    Attributes:
+        path: where the output goes.
+        fps: frames a second.
+        record: how the video was made, to be stored inside; JSON with the key ``mlx_cogvideo``.
+            Set it anywhere in the block; None stores nothing.
+    """
+
+    form: ClassVar[str]
+    """The ending of the outputs that a subclass writes."""
+
+    def __init__(
+        self, path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
+    ) -> None:
+        """Checks the path and the frame rate; nothing is written yet.
+
+        Args:
+            path: where the output goes; its folder must exist.
+            fps: frames a second. Kept exactly, up to a denominator of 1001.
+            overwrite: replace what is there.
+
+        Raises:
+            InvalidInputError: fps isn't a positive number.
+            OutputError: the output can't go there; see ``check_output_path``.
+        """
+        self.path = check_output_path(path, overwrite)
+        if output_form(path) != self.form:
+            raise OutputError(f"{type(self).__name__} can't write {path}: use open_writer")
+        self.fps = _exact_rate(fps)
+        self.record: dict[str, Any] | None = None
+        self._overwrite = overwrite
+        self._part: Path | None = None
+        self._size: tuple[int, int] | None = None
+        self._container: av.container.OutputContainer | None = None
+
+    def __enter__(self) -> Self:
+        part = temporary_path(self.path)
+        with output_errors(self.path):
+            remove_temporary(part)
+            self._make(part)
+        self._part = part
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self._complete()
+        finally:
+            self._abandon()
+
+    def write(self, frames: np.ndarray) -> None:
+        """Appends frames, uint8 [F, H, W, 3], or a single one, [H, W, 3].
+
+        Raises:
+            InvalidInputError: another shape or dtype, or not the size of the frames before.
+            OutputError: the disk is full or the folder went away.
+        """
+        if self._part is None:
+            raise InvalidInputError(f"use {type(self).__name__} in a with statement")
+        frames = np.asarray(frames)
+        frames = frames[None] if frames.ndim == 3 else frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+            raise InvalidInputError(
+                f"frames must be uint8 [F, H, W, 3]; got {frames.dtype} {list(frames.shape)}"
+            )
+        size = frames.shape[1:3]
+        if size != (self._size or size):
+            raise InvalidInputError(f"all frames must have one size: got {size} after {self._size}")
+        with output_errors(self.path):
+            if self._size is None:
+                self._open(*size)
+                self._size = size
+            for frame in frames:
+                self._add(np.ascontiguousarray(frame))
+
+    def _make(self, part: Path) -> None:
+        """Creates the temporary, so that a closed folder is noticed before any frame."""
+        part.touch()
+
+    def _open(self, height: int, width: int) -> None:
+        """Starts the encoder."""
+        raise NotImplementedError
+
+    def _add(self, frame: np.ndarray) -> None:
+        """Encodes a contiguous frame, uint8 [H, W, 3]."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Encodes what is held back and closes the temporary."""
+        raise NotImplementedError
+
+    def _store(self, part: Path, comment: str) -> None:
+        """Puts the record's JSON into the finished temporary, or leaves it as it is and raises."""
+        raise NotImplementedError
+
+    def _complete(self) -> None:
+        if self._size is None:
+            raise InvalidInputError("a video needs at least one frame; got none")
+        with output_errors(self.path):
+            self._finish()
+        # From here on the video is finished and isn't thrown away, whatever happens.
+        part, self._part = self._part, None
+        if self.record is not None:
+            with output_errors(self.path, part):
+                self._store(part, record_text(self.record))
+        publish(part, self.path, self._overwrite)
+
+    def _abandon(self) -> None:
+        """Closes and removes what isn't finished; complaints of that would hide the real one."""
+        with suppress(OSError, av.FFmpegError):
+            self._close()
+        part, self._part = self._part, None
+        if part is not None:
+            with suppress(OSError):
+                remove_temporary(part)
+
+    def _close(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
+
+
+def as_video_frame(pixels: np.ndarray) -> av.VideoFrame:
+    """uint8 [H, W, 3] as PyAV has it."""
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24")
+
+
+def _exact_rate(fps: int | float | Fraction) -> Fraction:
+    try:
+        rate = Fraction(fps).limit_denominator(MAX_DENOMINATOR)
+    except (TypeError, ValueError, OverflowError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise InvalidInputError(f"fps must be a positive number; got {fps}")
+    return rate
