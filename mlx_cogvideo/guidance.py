@@ -8,6 +8,19 @@ from .errors import InvalidInputError
 GUIDANCE_SCHEDULES = ("constant", "wave", "cosine")
 
 
+def schedule_name(name: bool | str) -> str:
+    """The schedule's name: that of False and True, too, which diffusers' users are used to.
+
+    Raises:
+        InvalidInputError: there is no such schedule.
+    """
+    name = {False: "constant", True: "wave"}.get(name, name)
+    if name not in GUIDANCE_SCHEDULES:
+        choices = ", ".join(GUIDANCE_SCHEDULES)
+        raise InvalidInputError(f"the guidance schedule must be one of {choices}; got {name!r}")
+    return name
+
+
 def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int], float]:
     """The guidance weight as a function of step index, timestep and number of steps.
 
@@ -19,16 +32,13 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
     Raises:
         InvalidInputError: another name.
     """
-    name = {False: "constant", True: "wave"}.get(name, name)
+    name = schedule_name(name)
     if name == "constant":
         return lambda step, timestep, steps: scale
     if name == "wave":
         # The argument reaches 1e7 radians: these have to be Python's float64.
         return lambda step, timestep, steps: _rise(scale, (steps - timestep) / steps)
-    if name == "cosine":
-        return lambda step, timestep, steps: _rise(scale, step / steps)
-    choices = ", ".join(GUIDANCE_SCHEDULES)
-    raise InvalidInputError(f"the guidance schedule must be one of {choices}; got {name!r}")
+    return lambda step, timestep, steps: _rise(scale, step / steps)
 
 
 def _rise(scale: float, progress: float) -> float:

@@ -5,8 +5,10 @@ memory holds the text encoder, or the transformer, or the VAE.
 """
 
 import logging
+import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,12 +17,12 @@ import numpy as np
 
 from .checkpoints import check_component, load_component, read_config, resolve_model
 from .errors import GenerationError, InvalidInputError
-from .guidance import guidance_schedule
+from .guidance import guidance_schedule, schedule_name
 from .nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, largest_decode_tensor
 from .nn.t5 import T5Config, T5EncoderModel
 from .nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from .request import Geometry
-from .schedulers import Scheduler, make_scheduler
+from .request import Geometry, Request
+from .schedulers import Scheduler, make_scheduler, scheduler_name
 from .tokenizer import T5Tokenizer
 from .variants import match_variant
 
@@ -37,6 +39,26 @@ MAX_ELEMENTS = 2**31
 
 StepCallback = Callable[[int, int, mx.array], bool | None]
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """Where a run stands between two steps.
+
+    With the request, all that the rest depends on: noise is drawn by seed and timestep, so there
+    is no generator whose position would have to be kept.
+
+    Attributes:
+        step: steps done.
+        timestep: of the last one.
+        latents: ``[1, f, h, w, c]`` in float32.
+        x0: the last prediction of the clean latents, which the DPM sampler looks back to.
+    """
+
+    step: int
+    timestep: int
+    latents: mx.array
+    x0: mx.array
 
 
 class CogVideoXPipeline:
@@ -62,11 +84,11 @@ class CogVideoXPipeline:
         self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.folder / "tokenizer")
         self.scheduler_config = read_config(self.folder / "scheduler" / "scheduler_config.json")
-        stored = {
+        self._stored = {
             name: check_component(network(self.configs[name]), self.folder / name)
             for name, (network, _) in NETWORKS.items()
         }
-        self.dtype = dtype or _default_dtype(stored["transformer"])
+        self.dtype = dtype or _default_dtype(self._stored["transformer"])
 
     @classmethod
     def from_pretrained(
@@ -103,6 +125,10 @@ class CogVideoXPipeline:
             self._networks[name] = load_component(network, self.folder / name, self.dtype)
         return self._networks[name]
 
+    def weight_bytes(self, name: str) -> int:
+        """Memory that a network's weights take when it is loaded."""
+        return sum(tensor.size for tensor in self._stored[name].values()) * self.dtype.size
+
     def free(self, name: str) -> None:
         """Lets go of a network's memory; it loads again when it is next asked for."""
         self._networks.pop(name, None)
@@ -126,9 +152,56 @@ class CogVideoXPipeline:
         )
 
     @property
+    def dtype_name(self) -> str:
+        """``"float16"``, ``"bfloat16"`` or ``"float32"``."""
+        return str(self.dtype).split(".")[-1]
+
+    @property
     def fps(self) -> int:
         """Frames per second the model was trained at."""
         return self.variant.fps if self.variant else 8
+
+    def request(
+        self,
+        prompt: str | None,
+        negative_prompt: str = "",
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 6.0,
+        dynamic_cfg: bool | str | None = None,
+        scheduler: str | Scheduler | None = None,
+        seed: int | None = None,
+    ) -> Request:
+        """What this model would do when asked for a video: arguments as in ``__call__``.
+
+        Raises:
+            InvalidInputError: an argument the model can't follow.
+        """
+        if self.configs["transformer"].in_channels != self.configs["vae"].latent_channels:
+            raise InvalidInputError("this is an image-to-video model: it can't start from text")
+        if not math.isfinite(guidance_scale):
+            raise InvalidInputError(f"guidance_scale must be a finite number; got {guidance_scale}")
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        if not 0 <= seed < 2**63:
+            raise InvalidInputError(f"seed must be from 0 to 2**63 - 1; got {seed}")
+        scheduler = self._recommended("scheduler", scheduler)
+        if not isinstance(scheduler, Scheduler):
+            scheduler = scheduler_name(scheduler, self.scheduler_config)
+        request = Request(
+            prompt,
+            negative_prompt,
+            self.geometry(num_frames, height, width),
+            num_inference_steps,
+            guidance_scale,
+            schedule_name(self._recommended("dynamic_cfg", dynamic_cfg)),
+            scheduler,
+            seed,
+        )
+        self._scheduler(request)
+        return request
 
     def __call__(
         self,
@@ -180,48 +253,74 @@ class CogVideoXPipeline:
             raise InvalidInputError(f"output_type must be np, float or latent; got {output_type!r}")
         if prompt is None and prompt_embeds is None:
             raise InvalidInputError("give a prompt or prompt_embeds")
-        if self.configs["transformer"].in_channels != self.configs["vae"].latent_channels:
-            raise InvalidInputError("this is an image-to-video model: it can't start from text")
-        geometry = self.geometry(num_frames, height, width)
+        request = self.request(
+            prompt,
+            negative_prompt,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            dynamic_cfg=dynamic_cfg,
+            scheduler=scheduler,
+            seed=seed,
+        )
+        geometry = request.geometry
         if latents is not None and tuple(latents.shape) != geometry.latent_shape:
             raise InvalidInputError(
                 f"latents must have shape {geometry.latent_shape}; got {tuple(latents.shape)}"
             )
         if output_type != "latent":
-            self._check_decodable(geometry)
-        guided = guidance_scale > 1
-        guidance = guidance_schedule(self._recommended("dynamic_cfg", dynamic_cfg), guidance_scale)
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        initial_key, noise_key = mx.random.split(mx.random.key(seed))
-        scheduler = make_scheduler(
-            self._recommended("scheduler", scheduler), self.scheduler_config, noise_key
-        )
-        scheduler.set_timesteps(num_inference_steps)
+            self.check_decodable(geometry)
         report = on_progress or (lambda stage, done, total: None)
 
         report("encode", 0, 1)
-        embeds = [prompt_embeds if prompt_embeds is not None else self.encode_prompt(prompt)]
-        if guided and negative_prompt_embeds is not None:
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt(prompt)
+        embeds = [prompt_embeds]
+        if request.guided:
+            if negative_prompt_embeds is None:
+                negative_prompt_embeds = self.encode_prompt(negative_prompt)
             embeds.insert(0, negative_prompt_embeds)
-        elif guided:
-            embeds.insert(0, self.encode_prompt(negative_prompt))
-        embeds = mx.concatenate(embeds).astype(self.dtype)
-        mx.eval(embeds)
+        embeds = self._joined(embeds)
         self.free("text_encoder")
         report("encode", 1, 1)
 
-        if latents is None:
-            latents = mx.random.normal(geometry.latent_shape, key=initial_key)
-        latents = self._denoise(
-            latents.astype(mx.float32), embeds, scheduler, guidance, callback_on_step_end, report
-        )
-        self.free("transformer")
+        report("denoise", 0, num_inference_steps)
+        for state in self.denoise(request, embeds, latents=latents):
+            report("denoise", state.step, num_inference_steps)
+            if callback_on_step_end is not None:
+                index, timestep = state.step - 1, state.timestep
+                if callback_on_step_end(index, timestep, state.latents) is False:
+                    break
         if output_type == "latent":
-            return latents
+            return state.latents
 
-        frames = self._decode(latents[:, geometry.leading_latents :], report)
-        self.free("vae")
-        return frames if output_type == "float" else (frames * 255).round().astype(np.uint8)
+        chunks, done, total = [], 0, geometry.num_frames
+        report("decode", 0, total)
+        for frames in self.decode(request, state.latents):
+            chunks.append(frames if output_type == "float" else to_uint8(frames))
+            done += len(frames)
+            report("decode", done, total)
+        return np.concatenate(chunks)
+
+    def encode(self, requests: Iterable[Request]) -> Iterator[mx.array]:
+        """The text stage of each of many requests; frees the text encoder after the last.
+
+        Yields:
+            ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the
+            unconditional, then the prompt's.
+        """
+        known: dict[str, mx.array] = {}
+        try:
+            for request in requests:
+                texts = [request.negative_prompt] * request.guided + [request.prompt]
+                for text in texts:
+                    if text not in known:
+                        known[text] = self.encode_prompt(text)
+                yield self._joined([known[text] for text in texts])
+        finally:
+            self.free("text_encoder")
 
     def encode_prompt(self, prompt: str) -> mx.array:
         """Text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""
@@ -230,58 +329,100 @@ class CogVideoXPipeline:
             logger.warning("the prompt is cut at %d tokens; this is lost: %s", length, lost)
         return self.text_encoder(self.tokenizer([prompt], max_length=length))
 
-    def _denoise(
+    def denoise(
         self,
-        latents: mx.array,
+        request: Request,
         embeds: mx.array,
-        scheduler: Scheduler,
-        guidance: Callable[[int, int, int], float],
-        callback: StepCallback | None,
-        report: Progress,
-    ) -> mx.array:
-        """Noise to latents; `embeds` holds the text, or the unconditional and the text."""
-        transformer, timesteps = self.transformer, [int(t) for t in scheduler.timesteps]
-        x0 = None
-        report("denoise", 0, len(timesteps))
-        for i, t in enumerate(timesteps):
-            batch = mx.repeat(latents.astype(self.dtype), len(embeds), axis=0)
-            velocity = transformer(batch, embeds, mx.full(len(embeds), t)).astype(mx.float32)
-            if len(embeds) == 2:
-                unconditional, conditional = mx.split(velocity, 2)
-                velocity = unconditional + guidance(i, t, len(timesteps)) * (
-                    conditional - unconditional
-                )
-            latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
-            healthy = mx.isfinite(latents).all()
-            mx.eval(latents, x0, healthy)
-            if not healthy.item():
-                raise GenerationError(
-                    f"step {i + 1} gave NaN or infinity in {str(self.dtype).split('.')[-1]}: "
-                    "try another dtype (5B models need bfloat16 or float32)"
-                )
-            report("denoise", i + 1, len(timesteps))
-            if callback is not None and callback(i, t, latents) is False:
-                break
-        return latents
+        state: DenoisingState | None = None,
+        *,
+        latents: mx.array | None = None,
+    ) -> Iterator[DenoisingState]:
+        """The denoising stage; frees the transformer when it ends or is left.
 
-    def _decode(self, latents: mx.array, report: Progress) -> np.ndarray:
-        """``[1, f, h, w, c]`` to float32 ``[F, H, W, 3]`` in [0, 1], chunk by chunk."""
+        Args:
+            embeds: what ``encode`` gave for the request.
+            state: where to go on; None begins with noise.
+            latents: the noise to begin with; None draws it from the request's seed.
+
+        Yields:
+            The state after each step, evaluated. The last one's latents are the result.
+
+        Raises:
+            GenerationError: a step gave NaN or infinity.
+        """
+        scheduler = self._scheduler(request)
+        guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
+        timesteps = [int(t) for t in scheduler.timesteps]
+        if state is not None:
+            latents, x0 = state.latents, state.x0
+        elif latents is None:
+            key = _keys(request.seed)[0]
+            latents, x0 = mx.random.normal(request.geometry.latent_shape, key=key), None
+        else:
+            latents, x0 = latents.astype(mx.float32), None
+        try:
+            for i, t in list(enumerate(timesteps))[state.step if state else 0 :]:
+                batch = mx.repeat(latents.astype(self.dtype), len(embeds), axis=0)
+                velocity = self.transformer(batch, embeds, mx.full(len(embeds), t))
+                velocity = velocity.astype(mx.float32)
+                if len(embeds) == 2:
+                    unconditional, conditional = mx.split(velocity, 2)
+                    velocity = unconditional + guidance(i, t, len(timesteps)) * (
+                        conditional - unconditional
+                    )
+                latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
+                healthy = mx.isfinite(latents).all()
+                mx.eval(latents, x0, healthy)
+                if not healthy.item():
+                    raise GenerationError(
+                        f"step {i + 1} gave NaN or infinity in {self.dtype_name}: "
+                        "try another dtype (5B models need bfloat16 or float32)"
+                    )
+                yield DenoisingState(i + 1, t, latents, x0)
+        finally:
+            self.free("transformer")
+
+    def decode(self, request: Request, latents: mx.array) -> Iterator[np.ndarray]:
+        """The last stage, latents to pixels; frees the VAE when it ends or is left.
+
+        Yields:
+            The frames in order, chunk by chunk: float32 ``[F, H, W, 3]`` in [0, 1].
+
+        Raises:
+            GenerationError: NaN or infinity, or after the last chunk: one constant colour.
+        """
+        latents = latents[:, request.geometry.leading_latents :]
         latents = latents / self.configs["vae"].scaling_factor
-        chunks, done = [], 0
-        report("decode", 0, latents.shape[1])
-        for pixels in self.vae.decode_chunks(latents.astype(self.dtype), evaluate=True):
-            pixels = mx.clip(pixels[0].astype(mx.float32) / 2 + 0.5, 0, 1)
-            chunks.append(np.array(pixels))
-            done += -(-len(pixels) // self.configs["vae"].temporal_compression_ratio)
-            report("decode", done, latents.shape[1])
-        frames = np.concatenate(chunks)
-        if not np.isfinite(frames).all():
-            raise GenerationError("decoding gave NaN or infinity: try --dtype float32")
-        if np.ptp(frames, axis=(0, 1, 2)).max() < 1 / 255:
+        darkest, brightest = np.ones(3), np.zeros(3)
+        try:
+            for pixels in self.vae.decode_chunks(latents.astype(self.dtype), evaluate=True):
+                frames = np.array(mx.clip(pixels[0].astype(mx.float32) / 2 + 0.5, 0, 1))
+                if not np.isfinite(frames).all():
+                    raise GenerationError(
+                        f"decoding gave NaN or infinity in {self.dtype_name}: try --dtype float32"
+                    )
+                darkest = np.minimum(darkest, frames.min((0, 1, 2)))
+                brightest = np.maximum(brightest, frames.max((0, 1, 2)))
+                yield frames
+        finally:
+            self.free("vae")
+        if (brightest - darkest).max() < 1 / 255:
             raise GenerationError("the video is one constant colour: the model's weights are bad")
-        return frames
 
-    def _check_decodable(self, geometry: Geometry) -> None:
+    def _joined(self, embeds: list[mx.array]) -> mx.array:
+        """A batch of texts as the transformer takes it."""
+        embeds = mx.concatenate(embeds).astype(self.dtype)
+        mx.eval(embeds)
+        return embeds
+
+    def _scheduler(self, request: Request) -> Scheduler:
+        key = _keys(request.seed)[1]
+        scheduler = make_scheduler(request.scheduler, self.scheduler_config, key)
+        scheduler.set_timesteps(request.num_inference_steps)
+        return scheduler
+
+    def check_decodable(self, geometry: Geometry) -> None:
+        """Raises InvalidInputError where decoding would make an array that MLX can't hold."""
         _, frames, *rest = geometry.latent_shape
         shape = (1, frames - geometry.leading_latents, *rest)
         if largest_decode_tensor(self.configs["vae"], shape) >= MAX_ELEMENTS:
@@ -298,6 +439,16 @@ class CogVideoXPipeline:
         if self.variant is not None:
             return getattr(self.variant, field)
         return {"dynamic_cfg": False, "scheduler": None}[field]
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1] to 0 ... 255, rounded."""
+    return (frames * 255).round().astype(np.uint8)
+
+
+def _keys(seed: int) -> mx.array:
+    """Of the initial noise, and of the scheduler's."""
+    return mx.random.split(mx.random.key(seed))
 
 
 def _default_dtype(stored: dict) -> mx.Dtype:

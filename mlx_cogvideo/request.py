@@ -1,11 +1,12 @@
-"""The size of a run, checked against what the model can make."""
+"""What is asked of a model: the size of a run and its settings, checked before it starts."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from .errors import InvalidInputError
 from .nn.autoencoder import AutoencoderConfig
 from .nn.transformer import TransformerConfig
+from .schedulers import Scheduler
 from .variants import Variant
 
 
@@ -63,6 +64,43 @@ class Geometry:
             transformer.out_channels,
         )
         return cls(num_frames, height, width, shape, leading)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video to make, with every setting in effect: nothing is left to a default.
+
+    Made by ``CogVideoXPipeline.request``, which also says what the fields mean.
+    """
+
+    prompt: str | None
+    negative_prompt: str
+    geometry: Geometry
+    num_inference_steps: int
+    guidance_scale: float
+    dynamic_cfg: str
+    scheduler: str | Scheduler
+    seed: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether steps are computed with and without the prompt."""
+        return self.guidance_scale > 1
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``CogVideoXPipeline.request`` that give this again, fit for JSON."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_frames": self.geometry.num_frames,
+            "height": self.geometry.height,
+            "width": self.geometry.width,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "dynamic_cfg": self.dynamic_cfg,
+            "scheduler": self.scheduler,
+            "seed": self.seed,
+        }
 
 
 class _Native:

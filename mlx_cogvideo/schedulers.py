@@ -355,6 +355,20 @@ Scheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 
 
+def scheduler_name(name: str | None, config: Mapping[str, Any]) -> str:
+    """A key of `SCHEDULERS`: `name`, or for None the one whose class ``config`` names.
+
+    Raises:
+        InvalidInputError: there is no such scheduler.
+    """
+    by_class = {made.__name__: key for key, made in SCHEDULERS.items()}
+    found = name or by_class.get(config.get("_class_name"))
+    if found not in SCHEDULERS:
+        wanted = name or config.get("_class_name")
+        raise InvalidInputError(f"no scheduler {wanted!r}: use {' or '.join(SCHEDULERS)}")
+    return found
+
+
 def make_scheduler(
     scheduler: str | Scheduler | None, config: Mapping[str, Any], key: mx.array
 ) -> Scheduler:
@@ -370,9 +384,4 @@ def make_scheduler(
     """
     if isinstance(scheduler, Scheduler):
         return scheduler
-    by_class = {made.__name__: made for made in SCHEDULERS.values()}
-    made = SCHEDULERS.get(scheduler) if scheduler else by_class.get(config.get("_class_name"))
-    if made is None:
-        wanted = scheduler or config.get("_class_name")
-        raise InvalidInputError(f"no scheduler {wanted!r}: use {' or '.join(SCHEDULERS)}")
-    return made.from_config(config, key=key)
+    return SCHEDULERS[scheduler_name(scheduler, config)].from_config(config, key=key)

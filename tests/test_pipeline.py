@@ -101,7 +101,7 @@ def test_each_stage_frees_its_network_before_the_next_loads(pipe):
     pipe(PROMPT, on_progress=look, **SMALL)
     while_denoising = [names for stage, _, names in held if stage == "denoise"]
     while_decoding = [names for stage, done, names in held if stage == "decode" and done]
-    assert all(names == {"transformer"} for names in while_denoising)
+    assert while_denoising == [set(), {"transformer"}, {"transformer"}]
     assert while_decoding == [{"vae"}]
     assert not pipe._networks
 
@@ -116,7 +116,7 @@ def test_progress_is_reported_for_every_stage_to_its_end(pipe):
     pipe(PROMPT, on_progress=lambda *report: reports.append(report), **SMALL)
     assert [r for r in reports if r[0] == "denoise"] == [("denoise", i, 2) for i in range(3)]
     last = {stage: (done, total) for stage, done, total in reports}
-    assert last == {"encode": (1, 1), "denoise": (2, 2), "decode": (3, 3)}
+    assert last == {"encode": (1, 1), "denoise": (2, 2), "decode": (9, 9)}
 
 
 def test_a_callback_sees_every_step_and_can_end_the_run(pipe):
@@ -133,6 +133,7 @@ def test_a_callback_sees_every_step_and_can_end_the_run(pipe):
         **{**SMALL, "num_inference_steps": 4},
     )
     assert steps == [(0, 999, (1, 3, 4, 6, 16)), (1, 749, (1, 3, 4, 6, 16))]
+    assert not pipe._networks
 
 
 def test_a_scheduler_object_is_used_as_it_is(pipe):

@@ -1,0 +1,50 @@
+"""Which weights a model folder holds, told so that another machine can compare."""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..variants import ALIASES
+from .resolve import DEMO_PATH
+
+COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
+_HASHED = ("*.json", "*.safetensors", "spiece.model")
+# A folder in the hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+_SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})")
+
+
+def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
+    """What a model is, beyond where it lies on this disk.
+
+    Args:
+        model: what the user called it.
+        folder: what that resolved to. A snapshot of the hub is told by its commit; the files of
+            any other folder are read once from end to end.
+
+    Returns:
+        ``{"name": hub id, "revision": commit}`` or ``{"name": as called, "sha256": {component:
+        digest}}``.
+    """
+    if snapshot := _SNAPSHOT.search(Path(folder).as_posix()):
+        return {
+            "name": snapshot["repo"].replace("--", "/"),
+            "revision": snapshot["revision"],
+        }
+    name = "demo" if Path(folder) == DEMO_PATH else ALIASES.get(str(model).lower(), str(model))
+    # hashlib lets go of the interpreter's lock, so that several files are read at once.
+    with ThreadPoolExecutor() as pool:
+        digests = {c: pool.map(_digest, _files(folder / c)) for c in COMPONENTS}
+        sha256 = {c: hashlib.sha256("".join(d).encode()).hexdigest() for c, d in digests.items()}
+    return {"name": name, "sha256": sha256}
+
+
+def _files(component: Path) -> list[Path]:
+    return sorted(file for pattern in _HASHED for file in component.glob(pattern))
+
+
+def _digest(file: Path) -> str:
+    """A line like sha256sum's."""
+    with file.open("rb") as stream:
+        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {file.name}\n"
