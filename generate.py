@@ -1,4 +1,8 @@
-from mlx_cogvideo.cli.generate import main
+import sys
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        from mlx_cogvideo.cli.generate import main
+    except ImportError as error:  # one line on a Python that is too old, or without MLX
+        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -1,5 +1,17 @@
 """CogVideoX on Apple Silicon, in MLX: text in, a video out."""
 
+import sys
+
+# In words that Python 3.9 understands, which macOS brings and which stumbles over the rest.
+if sys.version_info < (3, 11):  # noqa: UP036
+    raise ImportError(
+        f"mlx_cogvideo needs Python 3.11 or newer, and this is {sys.version.split()[0]} "
+        f"({sys.executable}): get one from python.org or with 'brew install python', and make a "
+        "virtual environment with it"
+    )
+
+__version__ = "0.1.0"
+
 from .errors import (
     CheckpointError,
     CogVideoXError,
@@ -10,8 +22,6 @@ from .errors import (
 )
 from .generation import generate_video
 from .pipeline import CogVideoXPipeline
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",

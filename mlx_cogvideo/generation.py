@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoints import default_model
+from .checkpoints import default_model, model_identity
 from .errors import InvalidInputError
 from .pipeline import CogVideoXPipeline
-from .video import check_output_path, write_video
+from .record import Meter, make_record
+from .video import open_writer, write_video
 
 
 def generate_video(
@@ -22,7 +23,9 @@ def generate_video(
     output_path: str | Path | None = None,
     tiling: str = "auto",
 ) -> np.ndarray:
-    """Makes a video of a prompt, and writes it as an mp4 where `output_path` says.
+    """Makes a video of a prompt, and writes it where `output_path` says.
+
+    For runs that can be interrupted and go on there is ``generate.py``.
 
     Args:
         prompt: what to show.
@@ -32,7 +35,8 @@ def generate_video(
         num_inference_steps: denoising steps.
         cfg_scale: weight of the prompt.
         seed: of all noise; None draws one.
-        output_path: an mp4 file that doesn't exist yet.
+        output_path: an .mp4 or .gif file that doesn't exist yet, or without an ending a folder
+            of PNG frames. How the video was made is stored inside.
         tiling: how the VAE decodes; ``"auto"`` and ``"none"`` decode whole frames.
 
     Returns:
@@ -43,10 +47,11 @@ def generate_video(
     """
     if tiling not in ("auto", "none"):
         raise InvalidInputError(f"tiling must be auto or none; got {tiling!r}")
+    model = default_model() if model is None else model
+    pipe = CogVideoXPipeline.from_pretrained(model)
     if output_path is not None:
-        check_output_path(output_path)
-    pipe = CogVideoXPipeline.from_pretrained(default_model() if model is None else model)
-    frames = pipe(
+        open_writer(output_path, pipe.fps)  # nothing is written yet: this only checks
+    request = pipe.request(
         prompt,
         num_frames=num_frames,
         height=height,
@@ -55,6 +60,8 @@ def generate_video(
         guidance_scale=cfg_scale,
         seed=seed,
     )
+    record = make_record(pipe, request, model_identity(model, pipe.folder), fps=pipe.fps)
+    frames = pipe(**request.settings(), on_progress=Meter(record))
     if output_path is not None:
-        write_video(output_path, frames, pipe.fps)
+        write_video(output_path, frames, pipe.fps, record=record)
     return frames

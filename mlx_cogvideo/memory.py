@@ -51,16 +51,17 @@ def forecast(pipe: CogVideoXPipeline, request: Request, *, decode: bool = True) 
     return needs
 
 
-def available_memory() -> int | None:
-    """Bytes that a run can have now, or None where that isn't known.
+def available_memory() -> int:
+    """Bytes that a run can have now.
 
     On a Mac, what the GPU may use of the memory that it shares with everything else.
     """
-    if mx.metal.is_available():
-        return mx.device_info().get("max_recommended_working_set_size")
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
-        return info.get("free_memory") or info.get("total_memory")
+        # Metal's name for it, then CUDA's two.
+        for name in ("max_recommended_working_set_size", "free_memory", "total_memory"):
+            if name in info:
+                return info[name]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         meminfo = dict(line.split(":", 1) for line in lines)

@@ -92,7 +92,12 @@ class CogVideoXPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, dtype: mx.Dtype | None = None
+        cls,
+        model: str | Path,
+        dtype: mx.Dtype | None = None,
+        *,
+        revision: str | None = None,
+        download: bool = True,
     ) -> "CogVideoXPipeline":
         """Opens a model: its configurations and file headers; weights are read when needed.
 
@@ -100,12 +105,14 @@ class CogVideoXPipeline:
             model: a folder in the official layout, an alias (``demo``, ``2b``, ``5b``, ...) or a
                 hub id.
             dtype: None follows the checkpoint, or is float32 on the CPU, where 16-bit is slow.
+            revision: commit, branch or tag of a hub repository.
+            download: False takes a hub repository only from the local cache.
 
         Raises:
             ModelNotFoundError: there is no such model.
             CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
         """
-        return cls(resolve_model(model), dtype)
+        return cls(resolve_model(model, revision, download=download), dtype)
 
     @property
     def transformer(self) -> CogVideoXTransformer3DModel:
@@ -311,14 +318,15 @@ class CogVideoXPipeline:
             ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the
             unconditional, then the prompt's.
         """
-        known: dict[str, mx.array] = {}
+        last: dict[str, mx.array] = {}
         try:
             for request in requests:
                 texts = [request.negative_prompt] * request.guided + [request.prompt]
-                for text in texts:
-                    if text not in known:
-                        known[text] = self.encode_prompt(text)
-                yield self._joined([known[text] for text in texts])
+                # The negative prompt seldom changes, and several seeds share a prompt.
+                last = {
+                    text: last[text] if text in last else self.encode_prompt(text) for text in texts
+                }
+                yield self._joined([last[text] for text in texts])
         finally:
             self.free("text_encoder")
 
@@ -350,6 +358,7 @@ class CogVideoXPipeline:
         Raises:
             GenerationError: a step gave NaN or infinity.
         """
+        embeds = embeds.astype(self.dtype)
         scheduler = self._scheduler(request)
         guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
         timesteps = [int(t) for t in scheduler.timesteps]

@@ -1,17 +1,23 @@
 """The record of a run: all that it takes to repeat a video, and to explain it."""
 
 import platform
+import time
+from collections.abc import Collection
 from typing import Any
 
 import mlx.core as mx
 
 from . import __version__
-from .pipeline import CogVideoXPipeline
+from .errors import InvalidInputError
+from .pipeline import CogVideoXPipeline, Progress
 from .request import Request
 
 Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
-seconds and ``peak_memory`` in bytes, by stage."""
+seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
+
+OF_THE_RUN = ("dtype", "compile", "fps")
+"""The settings that are not arguments of ``CogVideoXPipeline.request``."""
 
 
 def make_record(
@@ -49,7 +55,45 @@ def make_record(
     }
 
 
-def setting_differences(then: Record, now: Record, but: tuple[str, ...] = ()) -> list[str]:
+def request_again(pipe: CogVideoXPipeline, settings: dict[str, Any]) -> Request:
+    """The request whose settings these are.
+
+    Raises:
+        InvalidInputError: the model can't follow one, or this version doesn't know it.
+    """
+    arguments = {name: value for name, value in settings.items() if name not in OF_THE_RUN}
+    try:
+        return pipe.request(**arguments)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"these settings aren't for this version of mlx_cogvideo, {__version__}: {error}"
+        ) from None
+
+
+class Meter:
+    """Notes in a record how long each stage takes and what it holds; a `pipeline.Progress`.
+
+    What a stage took before an interruption counts.
+    """
+
+    def __init__(self, record: Record, on_progress: Progress | None = None):
+        """`on_progress` gets every report, too."""
+        self._record = record
+        self._pass_on = on_progress or (lambda stage, done, total: None)
+        self._stage: str | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        timings, peak_memory = self._record["timings"], self._record["peak_memory"]
+        if stage != self._stage:
+            self._stage = stage
+            self._since = time.perf_counter() - timings.get(stage, 0.0)
+            mx.reset_peak_memory()
+        timings[stage] = round(time.perf_counter() - self._since, 3)
+        peak_memory[stage] = max(peak_memory.get(stage, 0), mx.get_peak_memory())
+        self._pass_on(stage, done, total)
+
+
+def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:
     """What two runs were told otherwise, a phrase each; `but` names settings to pass over."""
     before, after = then.get("settings", {}), now["settings"]
     return [
@@ -71,7 +115,7 @@ def model_differences(then: Record, now: Record) -> list[str]:
         ]
     if (before.get("name"), before.get("revision")) == (after["name"], after.get("revision")):
         return []
-    return [f"the model was {_told(before)} and is now {_told(after)}"]
+    return [f"the model was {model_title(before)} and is now {model_title(after)}"]
 
 
 def version_differences(then: Record, now: Record) -> list[str]:
@@ -85,8 +129,8 @@ def version_differences(then: Record, now: Record) -> list[str]:
     ]
 
 
-def _told(model: dict[str, Any]) -> str:
+def model_title(model: dict[str, Any]) -> str:
+    """A ``checkpoints.model_identity`` in a few words."""
     revision = model.get("revision")
-    return (
-        f"{model.get('name')} at revision {revision[:12]}" if revision else str(model.get("name"))
-    )
+    name = str(model.get("name"))
+    return f"{name} at revision {revision[:12]}" if revision else name

@@ -14,13 +14,16 @@ from safetensors.numpy import save
 from .errors import InvalidInputError
 from .pipeline import DenoisingState
 from .record import Record
+from .video.paths import publish, write_temporary
+from .video.record import KEY, record_text
 
 SUFFIX = ".resume"
 
 
-def saved_path(output: Path) -> Path:
+def saved_path(output: str | Path) -> Path:
     """Where the run that makes `output` is saved: beside it."""
-    return output.with_name(output.name + SUFFIX)
+    path = Path(output)
+    return path.with_name(path.name + SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -29,51 +32,43 @@ class SavedRun:
 
     Attributes:
         record: of the run, with the timings so far.
-        output: where its video is to go.
+        output: where its video is to go; on disk, from the root of the file system on.
         embeds: the encoded text, so that no text encoder is needed again.
         state: where the denoising stands, or None before the first step.
     """
 
     record: Record
-    output: Path
+    output: str
     embeds: mx.array
     state: DenoisingState | None = None
 
     @property
-    def steps(self) -> tuple[int, int]:
-        """Steps done, and steps in all."""
-        done = self.state.step if self.state else 0
-        return done, self.record["settings"]["num_inference_steps"]
+    def steps_done(self) -> int:
+        return self.state.step if self.state else 0
 
     @property
-    def denoised(self) -> bool:
-        """Whether only decoding remains."""
-        done, total = self.steps
-        return done == total
+    def steps_in_all(self) -> int:
+        return self.record["settings"]["num_inference_steps"]
+
+    @property
+    def progress(self) -> str:
+        return f"{self.steps_done} of {self.steps_in_all} steps"
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file; what was at `path` is replaced once all of it is on disk.
 
         Raises:
-            OSError: the disk is full, or the folder is gone or closed to writing.
+            OutputError: the disk is full, or the folder is gone or closed to writing.
         """
         arrays = {"embeds": self.embeds}
-        about = {"record": self.record, "output": str(self.output), "step": 0, "timestep": None}
+        about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
         if self.state is not None:
             arrays |= {"latents": self.state.latents, "x0": self.state.x0}
-            about |= {"step": self.state.step, "timestep": self.state.timestep}
+            about["timestep"] = self.state.timestep
         # 16-bit numbers are float32 numbers, and back again: nothing is lost.
         numbers = {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with part.open("wb") as stream:
-                stream.write(save(numbers, {"mlx_cogvideo": json.dumps(about)}))
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        metadata = {KEY: record_text(self.record), "run": json.dumps(about)}
+        publish(write_temporary(path, save(numbers, metadata)), path, overwrite=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -84,20 +79,22 @@ class SavedRun:
         """
         try:
             with safe_open(path, framework="numpy") as stored:
-                about = json.loads(stored.metadata()["mlx_cogvideo"])
+                metadata = stored.metadata() or {}
                 arrays = {name: mx.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
+            about = json.loads(metadata["run"])
             state = None
             if about["step"]:
                 state = DenoisingState(
                     about["step"], about["timestep"], arrays["latents"], arrays["x0"]
                 )
-            saved = cls(about["record"], Path(about["output"]), arrays["embeds"], state)
-            _ = saved.steps
+            saved = cls(json.loads(metadata[KEY]), about["output"], arrays["embeds"], state)
+            if not 0 <= saved.steps_done <= saved.steps_in_all:
+                raise ValueError(saved.progress)
             return saved
         except FileNotFoundError:
             raise InvalidInputError(f"nothing to resume: there is no {path}") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InvalidInputError(
-                f"{path} can't be read as a saved run ({str(error) or type(error).__name__}): "
-                "remove it to start afresh"
+                f"{path} can't be read as a saved run ({reason}): remove it to start afresh"
             ) from None

@@ -7,6 +7,7 @@ from .components import (
     read_config,
     save_component,
 )
+from .identity import model_identity
 from .resolve import DEMO_PATH, default_model, resolve_model
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "check_component",
     "default_model",
     "load_component",
+    "model_identity",
     "read_config",
     "resolve_model",
     "save_component",

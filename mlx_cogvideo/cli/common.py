@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -21,18 +22,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
 
 
-def run(command: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None) -> int:
+def run(
+    command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
+) -> int:
     """Runs a command and turns how it ends into an exit code and at most one line on stderr."""
     show_log_messages()
     try:
-        command(arguments)
+        return command(arguments) or DONE
     except CogVideoXError as error:
-        say(f"error: {error}")
+        say(f"error: {with_notes(error)}")
         return USAGE if isinstance(error, InvalidInputError) else FAILED
-    except KeyboardInterrupt:
-        say("interrupted: nothing was written")
+    except KeyboardInterrupt as error:
+        say(f"interrupted: {with_notes(error) or 'nothing was written'}")
         return INTERRUPTED
-    return DONE
+
+
+def with_notes(error: BaseException) -> str:
+    """The message and, in the same line, what was added to it on the way."""
+    return "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
 
 
 def say(message: str) -> None:
@@ -41,29 +48,73 @@ def say(message: str) -> None:
 
 
 def show_log_messages() -> None:
-    """Sends the package's warnings to stderr, a line each."""
+    """Sends the package's messages to stderr, a line each."""
     logger = logging.getLogger("mlx_cogvideo")
+    logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.emit = lambda record: say(f"{record.levelname.lower()}: {record.getMessage()}")
+        handler.emit = lambda record: say(_as_line(record))
         logger.addHandler(handler)
         logger.propagate = False
 
 
-class StageBars:
-    """A progress bar for each stage of a run, on stderr; a `pipeline.Progress`."""
+def be_quiet() -> None:
+    """Leaves only warnings and errors of what is said."""
+    logging.getLogger("mlx_cogvideo").setLevel(logging.WARNING)
 
-    def __init__(self):
+
+def _as_line(record: logging.LogRecord) -> str:
+    level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+    return level + record.getMessage()
+
+
+class StageBars:
+    """A progress bar for each stage of a run, on stderr; a `pipeline.Progress`.
+
+    After the second step of the first denoising it foretells the rest: the first one is slower.
+    """
+
+    def __init__(self, videos: int = 1, *, quiet: bool = False):
+        self._videos = videos
+        self._quiet = quiet
         self._stage: str | None = None
         self._bar: tqdm | None = None
+        self._steps: list[float] | None = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
+        if self._quiet:
+            return
+        if stage != self._stage or done < self._bar.n:
             self.close()
             self._stage = stage
-            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, desc=stage, file=sys.stderr, dynamic_ncols=True
+            )
         self._bar.update(done - self._bar.n)
+        if stage == "denoise" and self._steps is not None:
+            self._foretell(total - done, total)
+
+    def _foretell(self, left: int, total: int) -> None:
+        self._steps.append(time.monotonic())
+        if len(self._steps) < 3:
+            return
+        step, self._steps = self._steps[2] - self._steps[1], None
+        if left:
+            until = time.strftime("%H:%M", time.localtime(time.time() + left * step))
+            message = f"about {duration(left * step)} of denoising left, until {until}"
+            if self._videos > 1:
+                rest = (left + (self._videos - 1) * total) * step
+                message += f"; {duration(rest)} for all {self._videos} videos"
+            say(message)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``25 min``, ``1 h 05 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

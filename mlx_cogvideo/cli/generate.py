@@ -1,66 +1,69 @@
-"""``generate.py``: a prompt in, an mp4 out."""
+"""``generate.py``: prompts in, videos out."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import mlx.core as mx
-
-from ..checkpoints import DEMO_PATH, default_model
+from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES
-from ..pipeline import CogVideoXPipeline
+from ..memory import keep_resident
 from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
-from ..video import check_output_path, write_video
-from .common import Parser, StageBars, run, say
-
-DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
+from ..video import read_record
+from .announce import announce
+from .common import FAILED, Parser, be_quiet, run
+from .plan import DTYPES, make_plan
+from .session import Session
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return run(generate, arguments)
 
 
-def generate(arguments: Sequence[str] | None) -> None:
-    args = make_parser().parse_args(arguments)
-    check_output_path(args.output, args.overwrite)
-    if args.no_compile:
-        mx.disable_compile()
-    model = args.model or default_model()
-    if model == DEMO_PATH:
-        say(
-            "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
-            "--model 2b downloads the smallest real model (14 GB)"
-        )
-    pipe = CogVideoXPipeline.from_pretrained(model, DTYPES.get(args.dtype))
-    bars = StageBars()
-    try:
-        frames = pipe(
-            args.prompt,
-            args.negative_prompt,
-            num_frames=args.frames,
-            height=args.height,
-            width=args.width,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            dynamic_cfg=args.guidance_schedule,
-            scheduler=args.scheduler,
-            seed=args.seed,
-            on_progress=bars,
-        )
-    finally:
-        bars.close()
-    write_video(args.output, frames, args.fps or pipe.fps, overwrite=args.overwrite)
-    print(args.output)
+def generate(arguments: Sequence[str] | None) -> int | None:
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if args.quiet:
+        be_quiet()
+    if args.show is not None:
+        show(args.show)
+        return None
+    if args.prompt is args.prompt_file is args.replay is None and not args.resume:
+        parser.error("give --prompt, --prompt-file, --replay or --resume")
+    plan = make_plan(args)
+    announce(plan)
+    if args.dry_run:
+        return FAILED if plan.failed else None
+    keep_resident()
+    return Session(plan, args).run()
 
 
-def make_parser() -> argparse.ArgumentParser:
+def show(file: Path) -> None:
+    """Prints how an output was made."""
+    record = read_record(file)
+    if record is None:
+        raise InvalidInputError(f"{file} holds no record of how it was made")
+    print(json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def make_parser() -> Parser:
     parser = Parser(
-        prog="generate.py", description="Make a video of a prompt with CogVideoX, in MLX."
+        prog="generate.py", description="Make videos of prompts with CogVideoX, in MLX."
     )
-    add = parser.add_argument
-    add("--prompt", required=True, help="what to show; long English descriptions work best")
-    add("--negative-prompt", "--negative_prompt", default="", help="what to steer away from")
+    what = parser.add_argument_group("what to make").add_mutually_exclusive_group().add_argument
+    what("--prompt", help="what to show; long English descriptions work best")
+    what(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="one prompt a line; lines that begin with # are comments",
+    )
+    what("--replay", type=Path, metavar="FILE", help="make again what FILE, a result, shows")
+    what("--show", type=Path, metavar="FILE", help="only print how FILE, a result, was made")
+
+    add = parser.add_argument_group("how").add_argument
+    add("--negative-prompt", "--negative_prompt", help="what to steer away from")
     add(
         "--model",
         help=f"folder, hub id, demo or {', '.join(ALIASES)} "
@@ -70,19 +73,51 @@ def make_parser() -> argparse.ArgumentParser:
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")
     add("--fps", type=positive, help="of the file (default: the model's own)")
-    add("--steps", "--num_inference_steps", type=int, default=50, help="default: 50")
-    add("--guidance", "--guidance_scale", type=float, default=6.0, help="default: 6.0")
+    add("--steps", "--num_inference_steps", type=int, help="default: 50")
+    add("--guidance", "--guidance_scale", type=float, help="default: 6.0")
     add(
         "--guidance-schedule",
         choices=GUIDANCE_SCHEDULES,
         help="guidance over the steps (default: what suits the model)",
     )
     add("--scheduler", choices=SCHEDULERS, help="sampler (default: what suits the model)")
-    add("--seed", type=int, help="repeats a video (default: another one each time)")
+    add(
+        "--seed",
+        type=int,
+        nargs="+",
+        help="repeats a video; several make one of each (default: another one each time)",
+    )
     add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
     add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")
-    add("--output", "-o", type=Path, default=Path("video.mp4"), help="default: video.mp4")
-    add("--overwrite", action="store_true", help="replace the output if it is there")
+
+    add = parser.add_argument_group("where to").add_argument
+    add(
+        "--output",
+        "-o",
+        help=".mp4, .gif, .safetensors (latents), or a folder for PNG frames; may contain {index}, "
+        "{prompt} and {seed} (default: video.mp4, of many video-{index}-{seed}.mp4)",
+    )
+    add("--overwrite", action="store_true", help="replace what is there")
+
+    add = parser.add_argument_group("long runs").add_argument
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="go on with an unfinished run: with the same arguments, with --output, or with the "
+        "file in which it is saved",
+    )
+    add(
+        "--save-every",
+        type=at_least_one,
+        metavar="STEPS",
+        help="save the run after so many steps (default: about once a minute)",
+    )
+    add("--dry-run", action="store_true", help="say what would happen and stop there")
+    add("--quiet", "-q", action="store_true", help="say only what is wrong")
+    add("--json", action="store_true", help="print one line of JSON instead of the outputs' names")
     return parser
 
 
@@ -90,4 +125,11 @@ def positive(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return value

@@ -5,6 +5,7 @@ to play before the end has arrived.
 """
 
 import logging
+import platform
 from pathlib import Path
 
 import av
@@ -15,7 +16,12 @@ from .paths import MP4, remove_temporary, temporary_path
 from .writer import FrameWriter, as_video_frame
 
 # Visually lossless for most clips; x264's own default of 23 is meant for streaming.
-CRF = 18
+OPTIONS = {"crf": "18"}
+if platform.machine() in ("x86_64", "AMD64"):
+    # x264's AVX-512 code for macroblock trees reads memory that it hasn't written, so that the same
+    # frames come out otherwise each time, in sizes such as 96x96 and 1360x768. Without them files
+    # are up to 40 % larger.
+    OPTIONS["x264-params"] = "mbtree=0"
 # Codes of ITU-T H.273: primaries, transfer curve and matrix have one number; luma is 16 to 235.
 BT709 = 1
 LIMITED_RANGE = 1
@@ -43,7 +49,7 @@ class VideoWriter(FrameWriter):
                 f"make {height}x{width} {even_height}x{even_width}"
             )
         self._container = _new_container(self._part)
-        stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": str(CRF)})
+        stream = self._container.add_stream("libx264", rate=self.fps, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = even_height, even_width, "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = BT709

@@ -14,11 +14,9 @@ from .mp4 import VideoWriter
 from .paths import (
     LATENTS,
     check_output_path,
-    output_errors,
     output_form,
     publish,
-    remove_temporary,
-    temporary_path,
+    write_temporary,
 )
 from .png import PngWriter
 from .record import KEY, record_text
@@ -103,12 +101,5 @@ def write_latents(
             f"latents must be float32 [1, f, h, w, c]; got {latents.dtype} {list(latents.shape)}"
         )
     metadata = None if record is None else {KEY: record_text(record)}
-    part = temporary_path(path)
-    with output_errors(path):
-        try:
-            remove_temporary(part)
-            part.write_bytes(save({"latents": np.ascontiguousarray(latents)}, metadata))
-        except BaseException:
-            remove_temporary(part)
-            raise
-    publish(part, path, overwrite)
+    data = save({"latents": np.ascontiguousarray(latents)}, metadata)
+    publish(write_temporary(path, data), path, overwrite)

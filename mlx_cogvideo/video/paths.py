@@ -93,6 +93,26 @@ def remove_temporary(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Writes the whole of a file to its hidden neighbour, down to the disk, and returns that.
+
+    Raises:
+        OutputError: that isn't possible; nothing is left.
+    """
+    part = temporary_path(path)
+    with output_errors(path):
+        try:
+            remove_temporary(part)
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            remove_temporary(part)
+            raise
+    return part
+
+
 def publish(part: Path, path: Path, overwrite: bool) -> None:
     """Gives a finished temporary file or folder its final name.
 

@@ -1,0 +1,82 @@
+"""What is about to happen, in a few lines before it does."""
+
+import logging
+import sys
+
+from ..checkpoints import DEMO_PATH
+from ..memory import GIB, available_memory, forecast
+from ..record import model_title
+from ..video.paths import LATENTS, output_form
+from .common import say, with_notes
+from .plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def announce(plan: Plan) -> None:
+    """Says on stderr what a plan will do, what it needs, and what of it can't be done."""
+    if plan.pipe.folder == DEMO_PATH:
+        logger.info(
+            "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
+            "--model 2b downloads the smallest real model (14 GB)"
+        )
+    for label, error in plan.failed:
+        say(f"error: {label}: {with_notes(error)}")
+    for warning in dict.fromkeys(plan.warnings):
+        logger.warning("%s", warning)
+    if plan.finished:
+        outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
+        logger.info("%-8s %s", "finished", f"{outputs}, made before")
+    if plan.jobs:
+        memory, too_much = _memory(plan)
+        for title, text in [*_lines(plan), ("memory", memory)]:
+            logger.info("%-8s %s", title, text)
+        if too_much:
+            logger.warning(
+                "this may need more memory than there is: a smaller size or fewer frames need less"
+            )
+
+
+def _lines(plan: Plan) -> list[tuple[str, str]]:
+    job = plan.jobs[0]
+    request, geometry = job.request, job.request.geometry
+    fps = job.record["settings"]["fps"]
+    guidance = f"guidance {request.guidance_scale:g}"
+    if request.guided and request.dynamic_cfg != "constant":
+        guidance += f" ({request.dynamic_cfg})"
+    target = job.output
+    if len(plan.jobs) > 1:
+        target = f"{job.output} and {len(plan.jobs) - 1} more"
+    sampling = f"{request.num_inference_steps} steps of {request.scheduler}, {guidance}"
+    if len(plan.jobs) == 1:
+        sampling += f", seed {request.seed}"
+    lines = [
+        ("model", f"{model_title(plan.model)}, {plan.pipe.dtype_name}"),
+        (
+            "video",
+            f"{geometry.num_frames} frames of {geometry.width}x{geometry.height}, {fps:g} a second",
+        ),
+        ("output", target),
+        ("sampling", sampling),
+    ]
+    if len(plan.begun) == 1:
+        lines.append(("resumed", f"after {next(iter(plan.begun.values()))}"))
+    elif plan.begun:
+        lines.append(("resumed", f"{len(plan.begun)} of these videos"))
+    if sys.platform == "darwin":
+        lines.append(("awake", "'caffeinate -i' in front of the command keeps a Mac from sleeping"))
+    return lines
+
+
+def _memory(plan: Plan) -> tuple[str, bool]:
+    """The forecast in words, and whether it is more than there is."""
+    decode = any(output_form(job.output) != LATENTS for job in plan.jobs)
+    needs = forecast(plan.pipe, plan.jobs[0].request, decode=decode)
+    there_is = available_memory()
+    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
+    return f"about {told}; {size(there_is)} can be had", max(needs.values()) > there_is
+
+
+def size(count: int) -> str:
+    """Bytes, in MiB or GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,99 @@
+"""Many videos by one command: the file of prompts, and what their outputs are called."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InvalidInputError
+
+IMAGE_MARK = "@@"
+FIELDS = ("index", "prompt", "seed")
+_LONGEST_PROMPT = 48
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to make videos of.
+
+    Attributes:
+        label: where it stands, such as ``line 3``; "" for that of ``--prompt``.
+        image: path of the picture to start from.
+    """
+
+    text: str
+    label: str = ""
+    image: str | None = None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a text file, one a line.
+
+    ``prompt@@image`` starts from an image, as in the original tools. Blank lines and lines that
+    begin with # are passed over.
+
+    Raises:
+        InvalidInputError: the file is missing, isn't UTF-8 or has no prompts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise InvalidInputError(f"{path} doesn't exist") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
+    prompts = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if line and not line.startswith("#"):
+            text, mark, image = (part.strip() for part in line.partition(IMAGE_MARK))
+            prompts.append(Prompt(text, f"line {number}", image if mark else None))
+    if not prompts:
+        raise InvalidInputError(f"{path} has no prompts: write one a line")
+    return prompts
+
+
+def output_name(template: str, *, index: int, prompt: str, seed: int) -> str:
+    """An output's name: ``{index}``, ``{prompt}`` and ``{seed}`` filled in.
+
+    Args:
+        template: as Python formats it, so that ``{index:03d}`` works and ``{{`` is a brace.
+        index: of the prompt, from 1.
+        prompt: of which letters and digits are kept, and no more than 48 of them.
+
+    Raises:
+        InvalidInputError: the template has another field, or one that can't be formatted so.
+    """
+    try:
+        for _, field, _, _ in string.Formatter().parse(template):
+            if field is not None and field not in FIELDS:
+                raise ValueError(f"there is no {{{field}}}")
+        return template.format(index=index, prompt=_slug(prompt), seed=seed)
+    except ValueError as error:
+        known = ", ".join(f"{{{field}}}" for field in FIELDS)
+        raise InvalidInputError(
+            f"the output's name {template!r} can't be filled in ({error}): use {known}, "
+            "and {{ for a brace"
+        ) from None
+
+
+def default_output(from_file: bool, seeds: int) -> str:
+    """The outputs' name when none is given: with as much in it as tells them apart."""
+    varying = ["{index}"] * from_file + ["{seed}"] * (seeds > 1)
+    return "-".join(["video", *varying]) + ".mp4"
+
+
+def check_distinct(outputs: Iterable[str]) -> None:
+    """Raises InvalidInputError where two videos would have one name, be it on a Mac's own disk."""
+    for name, count in Counter(output.casefold() for output in outputs).most_common(1):
+        if count > 1:
+            raise InvalidInputError(
+                f"{count} videos would be called {name}: put {{index}} or {{seed}} into --output"
+            )
+
+
+def _slug(prompt: str) -> str:
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
+    return words[:_LONGEST_PROMPT].strip("-_") or "prompt"

@@ -1,0 +1,312 @@
+"""From a command line to a list of videos to make; what can be checked beforehand is checked."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoints import default_model, model_identity
+from ..errors import CogVideoXError, InvalidInputError, OutputError
+from ..pipeline import CogVideoXPipeline
+from ..record import (
+    Record,
+    make_record,
+    model_differences,
+    request_again,
+    setting_differences,
+    version_differences,
+)
+from ..request import Request
+from ..runs import Job
+from ..saved_run import SUFFIX, SavedRun, saved_path
+from ..video import check_output_path, open_writer, read_record
+from ..video.paths import LATENTS, output_form
+from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
+
+DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
+
+SETTINGS = {
+    "negative_prompt": "negative_prompt",
+    "frames": "num_frames",
+    "height": "height",
+    "width": "width",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "guidance_schedule": "dynamic_cfg",
+    "scheduler": "scheduler",
+    "fps": "fps",
+}
+"""From options to the names of a record's settings."""
+
+
+@dataclass
+class Plan:
+    """What a command is about to do.
+
+    Attributes:
+        pipe, model: the model, and its ``model_identity``.
+        is_batch: whether more than one video was asked for.
+        jobs: the videos to make.
+        begun: for those of them that go on, what has been done.
+        finished: outputs that are there already.
+        failed: what can't be made, as label and reason.
+        warnings: of what won't be as it was.
+    """
+
+    pipe: CogVideoXPipeline
+    model: dict[str, Any]
+    is_batch: bool
+    jobs: list[Job] = field(default_factory=list)
+    begun: dict[Path, str] = field(default_factory=dict)
+    finished: list[str] = field(default_factory=list)
+    failed: list[tuple[str, CogVideoXError]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Opens the model and settles what becomes of each video that was asked for.
+
+    Raises:
+        CogVideoXError: none of them can be made.
+    """
+    return _Planner(args).plan()
+
+
+class _Planner:
+    """Works out a plan; keeps what the arguments mean for all videos alike."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.given = {
+            name: getattr(args, option)
+            for option, name in SETTINGS.items()
+            if getattr(args, option) is not None
+        }
+        from_text = args.prompt is not None or args.prompt_file is not None
+        if args.resume not in (False, True) and (from_text or args.replay is not None):
+            raise InvalidInputError(
+                f"--resume {args.resume} has its prompt and settings inside: leave out --prompt, "
+                "--prompt-file and --replay"
+            )
+        # Where a --resume without a prompt finds its run; others look beside each output.
+        self.state_file: Path | None = None
+        self.base: Record = {}
+        if args.replay is not None:
+            self.base = _replayed(args.replay)
+        elif not from_text:
+            default = args.output or default_output(False, 1)
+            self.state_file = saved_path(default) if args.resume is True else _named(args.resume)
+            saved = SavedRun.load(self.state_file)
+            self.base = saved.record
+            self.output = default if args.resume is True else args.output or saved.output
+        settings = self.base.get("settings", {})
+        self.compile = settings.get("compile", True) and not args.no_compile
+
+    def plan(self) -> Plan:
+        args, settings = self.args, self.base.get("settings", {})
+        if args.prompt_file is not None:
+            prompts = read_prompts(args.prompt_file)
+        else:
+            prompts = [Prompt(settings["prompt"] if args.prompt is None else args.prompt)]
+        self.seeds = args.seed or [settings.get("seed")]
+        is_batch = args.prompt_file is not None or len(self.seeds) > 1
+
+        pipe, model = self._open_model()
+        self.result = Plan(pipe, model, is_batch)
+        wishes = list(self._wishes(prompts))
+        check_distinct(job.output for job in wishes)
+        if args.replay is not None:
+            now = wishes[0].record
+            self.result.warnings += [
+                f"this won't be the same video: {difference}"
+                for difference in model_differences(self.base, now)
+                + version_differences(self.base, now)
+            ]
+        for job in wishes:
+            try:
+                self._settle(job)
+            except CogVideoXError as error:
+                self._fail(job.label, error)
+        self._check_not_empty(wishes)
+        return self.result
+
+    def _open_model(self) -> tuple[CogVideoXPipeline, dict[str, Any]]:
+        args, then = self.args, self.base.get("model", {})
+        name = args.model or then.get("name") or default_model()
+        pipe = CogVideoXPipeline.from_pretrained(
+            name,
+            DTYPES.get(args.dtype or self.base.get("settings", {}).get("dtype")),
+            revision=None if args.model else then.get("revision"),
+            download=not args.dry_run,
+        )
+        if not self.compile:
+            mx.disable_compile()
+        return pipe, model_identity(name, pipe.folder)
+
+    def _wishes(self, prompts: list[Prompt]) -> Iterator[Job]:
+        """The videos as they were asked for, before anything on disk is looked at."""
+        template = self.args.output or default_output(
+            self.args.prompt_file is not None, len(self.seeds)
+        )
+        for index, prompt in enumerate(prompts, start=1):
+            if prompt.image is not None:
+                problem = f"there is no image to video yet, so that {prompt.image} can't be used"
+                self._fail(prompt.label, InvalidInputError(problem))
+                continue
+            for seed in self.seeds:
+                label = [prompt.label] * bool(prompt.label)
+                label += [f"seed {seed}"] * (len(self.seeds) > 1)
+                asked = {"prompt": prompt.text} | ({} if seed is None else {"seed": seed})
+                settings = {**self.base.get("settings", {}), **self.given, **asked}
+                request, record = self._request(settings)
+                if self.state_file is not None:
+                    output, path = self.output, self.state_file
+                else:
+                    output = output_name(
+                        template, index=index, prompt=prompt.text, seed=request.seed
+                    )
+                    path = saved_path(output)
+                yield Job(", ".join(label), request, record, output, path)
+
+    def _request(self, settings: dict[str, Any]) -> tuple[Request, Record]:
+        pipe, model = self.result.pipe, self.result.model
+        request = request_again(pipe, settings)
+        fps = settings.get("fps", pipe.fps)
+        return request, make_record(pipe, request, model, fps=fps, compile=self.compile)
+
+    def _settle(self, job: Job) -> None:
+        """Adds a job to those that are to be made, or to those that are finished."""
+        args, plan = self.args, self.result
+        saved = None
+        if job.path.exists() and (args.resume or not args.overwrite):
+            saved = SavedRun.load(job.path)
+            if not args.resume:
+                raise OutputError(
+                    f"{job.path} holds an unfinished run, {saved.progress}: "
+                    "go on with --resume, or start afresh with --overwrite"
+                )
+            job = self._continued(job, saved)
+        if self._is_finished(job, seed_matters=bool(args.seed or saved)):
+            job.path.unlink(missing_ok=True)
+            plan.finished.append(job.output)
+            return
+        if output_form(job.output) == LATENTS:
+            check_output_path(job.output, args.overwrite)
+        else:
+            open_writer(job.output, job.record["settings"]["fps"], overwrite=args.overwrite)
+            plan.pipe.check_decodable(job.request.geometry)
+        if saved is not None:
+            plan.begun[job.path] = saved.progress
+        plan.jobs.append(job)
+
+    def _continued(self, job: Job, saved: SavedRun) -> Job:
+        """The job as it goes on from a saved run.
+
+        Raises:
+            InvalidInputError: it was begun with other settings, or with another model.
+        """
+        # What wasn't asked for this time is as it was.
+        named = self.given.keys() | self.base.get("settings", {}).keys() | {"prompt"}
+        named |= {"seed"} if self.args.seed else set()
+        settings = {
+            name: job.record["settings"][name] if name in named else value
+            for name, value in saved.record["settings"].items()
+        }
+        request, record = self._request(settings)
+        differences = model_differences(saved.record, record)
+        differences += setting_differences(saved.record, record, but=("fps",))
+        if differences:
+            raise InvalidInputError(
+                f"{job.path} was begun otherwise: {'; '.join(differences)}: go on with the same "
+                "settings, or start afresh with --overwrite and without --resume"
+            )
+        for difference in version_differences(saved.record, record):
+            self.result.warnings.append(f"a little may come out otherwise: {difference}")
+        resumed_at = [*saved.record.get("resumed_at", []), saved.steps_done]
+        record = {**saved.record, "settings": record["settings"], "resumed_at": resumed_at}
+        return replace(job, request=request, record=record)
+
+    def _is_finished(self, job: Job, seed_matters: bool) -> bool:
+        """Whether the output of a batch, or of a run that was to go on, is there already.
+
+        Raises:
+            OutputError: it is there and was made otherwise.
+        """
+        args = self.args
+        if args.overwrite or not (self.result.is_batch or args.resume):
+            return False
+        if not os.path.lexists(job.output):
+            return False
+        try:
+            then = read_record(job.output)
+        except InvalidInputError:
+            then = None
+        but = () if seed_matters else ("seed",)
+        if then is None:
+            problem = "isn't the result of such a run"
+        elif differences := model_differences(then, job.record) + setting_differences(
+            then, job.record, but
+        ):
+            problem = f"was made otherwise ({'; '.join(differences)})"
+        else:
+            return True
+        raise OutputError(
+            f"{job.output} exists and {problem}: choose another --output, or --overwrite it"
+        )
+
+    def _fail(self, label: str, error: CogVideoXError) -> None:
+        if not self.result.is_batch:
+            raise error
+        self.result.failed.append((label, error))
+
+    def _check_not_empty(self, wishes: list[Job]) -> None:
+        plan = self.result
+        if plan.failed and not plan.jobs and not plan.finished:
+            label, error = plan.failed[0]
+            others = len(plan.failed) - 1
+            more = f" (and {others} more like this)" if others else ""
+            raise type(error)(f"{label}: {error}{more}")
+        if self.args.resume and not plan.begun and not plan.finished:
+            raise InvalidInputError(f"nothing to resume: there is no {wishes[0].path}")
+        _check_space(plan)
+
+
+def _check_space(plan: Plan) -> None:
+    """Raises OutputError where a disk hasn't room for what the runs save of themselves."""
+    config = plan.pipe.configs["transformer"]
+    needs: dict[Path, int] = {}
+    for job in plan.jobs:
+        embeds = config.max_text_seq_length * config.text_embed_dim * (1 + job.request.guided)
+        # Latents and x0, twice for the moment in which one save takes the place of another.
+        latents = 4 * prod(job.request.geometry.latent_shape)
+        before = needs.setdefault(job.path.parent, 4 * (embeds + latents))
+        needs[job.path.parent] = before + 4 * embeds
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise OutputError(
+                f"the disk of {folder} has {free / 2**20:.1f} MiB free and more than "
+                f"{need / 2**20:.1f} are needed: make room, or choose another --output"
+            )
+
+
+def _replayed(file: Path) -> Record:
+    record = read_record(file)
+    if record is None or not all(
+        isinstance(record.get(part), dict) for part in ("model", "settings")
+    ):
+        raise InvalidInputError(
+            f"{file} holds no record of how it was made: only outputs of this program do"
+        )
+    return record
+
+
+def _named(file: str) -> Path:
+    """The saved run that `file` names, be it by its output's name."""
+    return Path(file) if file.endswith(SUFFIX) else saved_path(file)

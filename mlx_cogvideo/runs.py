@@ -1,0 +1,215 @@
+"""A run from text to a file of which nothing is lost: it is saved on the way and can go on.
+
+Memory: that of the pipeline's stages one after another, one chunk of decoded frames, and a copy of
+the latents while they are saved.
+"""
+
+import logging
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CogVideoXError, GenerationError, InvalidInputError
+from .pipeline import CogVideoXPipeline, Progress, to_uint8
+from .record import Meter, Record, request_again
+from .request import Request
+from .saved_run import SavedRun
+from .video import open_writer, write_latents
+from .video.paths import LATENTS, output_form
+
+SAVE_EVERY_SECONDS = 60
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to make.
+
+    Attributes:
+        label: what messages call it, or "" where there is but one.
+        request: what to make.
+        record: of the run.
+        output: where the video goes.
+        path: where the run is saved until then.
+    """
+
+    label: str
+    request: Request
+    record: Record
+    output: str
+    path: Path
+
+
+def begin(
+    pipe: CogVideoXPipeline, jobs: Sequence[Job], on_progress: Progress | None = None
+) -> Iterator[tuple[Job, SavedRun]]:
+    """Encodes the text of many jobs; the text encoder is loaded once, and freed after the last.
+
+    Yields:
+        Each job with its run, not yet saved, so that one set of embeddings is held at a time.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    report("encode", 0, len(jobs))
+    with closing(pipe.encode(job.request for job in jobs)) as all_embeds:
+        for i, job in enumerate(jobs):
+            meter = Meter(job.record)
+            meter("encode", 0, 1)
+            embeds = next(all_embeds)
+            meter("encode", 1, 1)
+            report("encode", i + 1, len(jobs))
+            yield job, SavedRun(job.record, job.output, embeds)
+
+
+def finish(
+    pipe: CogVideoXPipeline,
+    saved: SavedRun,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    save_every: int | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Denoises from where a run stands, decodes and writes the output; then removes what was saved.
+
+    Args:
+        saved: the run; of the model and dtype of `pipe`.
+        path: where it is saved.
+        overwrite: replace an output that is there.
+        save_every: steps between saves; None saves about once a minute.
+        on_progress: called with a stage's name, the steps done and their number.
+        should_stop: asked after each step; true saves the run and raises KeyboardInterrupt.
+
+    Returns:
+        The run's record with timings and peak memory, as it is stored in the output.
+
+    Raises:
+        InvalidInputError: what was saved doesn't fit its own settings.
+        GenerationError: the model produced no video, or MLX failed, for want of memory for example.
+        OutputError: the output can't be written.
+        KeyboardInterrupt: as ``should_stop`` wished, or Ctrl-C. Like the errors it has a note that
+            tells where the steps so far are kept.
+    """
+    request = request_again(pipe, saved.record["settings"])
+    state = saved.state
+    if state is not None and tuple(state.latents.shape) != request.geometry.latent_shape:
+        raise InvalidInputError(
+            f"{path} holds latents of shape {tuple(state.latents.shape)} instead of "
+            f"{request.geometry.latent_shape}: remove it to start afresh"
+        )
+    meter = Meter(saved.record, on_progress)
+    keeper = _Keeper(saved, path, save_every)
+    with keeper, _mlx_errors():
+        total = request.num_inference_steps
+        meter("denoise", saved.steps_done, total)
+        for state in pipe.denoise(request, saved.embeds, saved.state):
+            meter("denoise", state.step, total)
+            keeper.update(replace(saved, state=state))
+            if should_stop():
+                raise KeyboardInterrupt
+        keeper.save()
+        _write(pipe, request, keeper.saved, overwrite, meter)
+    return saved.record
+
+
+def _write(
+    pipe: CogVideoXPipeline, request: Request, saved: SavedRun, overwrite: bool, meter: Meter
+) -> None:
+    record, latents = saved.record, saved.state.latents
+    if output_form(saved.output) == LATENTS:
+        write_latents(saved.output, np.array(latents), overwrite=overwrite, record=record)
+        return
+    done, total = 0, request.geometry.num_frames
+    with open_writer(saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
+        meter("decode", done, total)
+        for frames in pipe.decode(request, latents):
+            writer.write(to_uint8(frames))
+            done += len(frames)
+            meter("decode", done, total)
+        writer.record = record
+
+
+class _Keeper:
+    """Saves a run now and then, when an exception ends it, and removes it when it is complete.
+
+    Where its file can't be written (any more) it moves to the system's temporary folder.
+    """
+
+    def __init__(self, saved: SavedRun, path: Path, every: int | None):
+        self.saved = saved
+        self._path = path
+        self._every = every
+        self._on_disk = saved if path.exists() else None
+        self._written = [path]
+        self._time = time.monotonic()
+
+    def update(self, saved: SavedRun) -> None:
+        """Takes note of another step."""
+        self.saved = saved
+        before = self._on_disk.steps_done if self._on_disk else 0
+        if self._every is not None:
+            due = saved.steps_done - before >= self._every
+        else:
+            due = time.monotonic() - self._time >= SAVE_EVERY_SECONDS
+        if due:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the latest step unless that is done. Failing to is no reason to stop a run."""
+        self._time = time.monotonic()
+        if self._on_disk is self.saved:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            logger.warning("the run can't be saved: %s", error)
+
+    def _write(self) -> None:
+        try:
+            self.saved.save(self._path)
+        except OSError as error:
+            if len(self._written) > 1:
+                raise
+            refuge = Path(tempfile.mkdtemp(prefix="mlx_cogvideo-")) / self._path.name
+            self._written.append(refuge)
+            self.saved.save(refuge)
+            logger.warning("%s: the run is saved as %s instead", error, refuge)
+            self._path = refuge
+        self._on_disk = self.saved
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None:
+            for path in self._written:
+                path.unlink(missing_ok=True)
+            for path in self._written[1:]:
+                path.parent.rmdir()
+            return
+        self.save()
+        if self._on_disk is not None:
+            go_on = f"python generate.py --resume {shlex.quote(str(self._path))}"
+            error.add_note(f"{self._on_disk.progress} are kept, and this goes on: {go_on}")
+
+
+@contextmanager
+def _mlx_errors() -> Iterator[None]:
+    """Tells of MLX's own errors, most of which are about memory, as a GenerationError."""
+    try:
+        yield
+    except CogVideoXError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise GenerationError(
+            f"MLX failed ({reason}): if memory ran out, close other programs or ask for a smaller "
+            "size or fewer frames"
+        ) from error

@@ -1,0 +1,94 @@
+"""Kills runs of the demo at random moments and looks at what they leave and how they go on.
+
+    python tools/checks/killed_runs.py --runs 20
+
+An uninterrupted run comes first. Each of the others is stopped with SIGKILL somewhere between its
+start and its end, and resumed; one that had saved nothing yet is started again. Two things are
+checked: under the output's name there is nothing or the whole video at any time, and in the end
+there are the same frames, and nothing beside the output.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from mlx_cogvideo.video import read_video
+from mlx_cogvideo.video.paths import frame_files
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red circle moves right on a white background"
+NAMES = ("video.mp4", "frames", "video.gif")
+
+
+def command(output: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "generate.py"), "--quiet", "--output", str(output), *more]
+
+
+def new_run(output: Path, steps: int) -> list[str]:
+    arguments = ["--prompt", PROMPT, "--seed", "7", "--scheduler", "dpm", "--save-every", "1"]
+    return command(output, *arguments, "--steps", str(steps))
+
+
+def frames_of(output: Path) -> np.ndarray:
+    files = frame_files(output) if output.is_dir() else [output]
+    return np.concatenate([read_video(file)[0] for file in files])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    seen = Counter()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        expected = {}
+        for name in NAMES:
+            start = time.perf_counter()
+            subprocess.run(new_run(folder / f"whole-{name}", args.steps), check=True)
+            whole = time.perf_counter() - start
+            expected[name] = frames_of(folder / f"whole-{name}")
+        print(f"an uninterrupted run takes {whole:.1f} s")
+
+        for i in range(args.runs):
+            place = folder / str(i)
+            place.mkdir()
+            output = place / NAMES[i % len(NAMES)]
+            moment = moments.uniform(0, whole)
+            process = subprocess.Popen(new_run(output, args.steps), stdout=subprocess.DEVNULL)
+            time.sleep(moment)
+            process.kill()
+            process.wait()
+
+            left = sorted(file.name for file in place.iterdir())
+            if output.exists():
+                assert np.array_equal(frames_of(output), expected[output.name]), left
+            saved = any(name == f"{output.name}.resume" for name in left)
+            if saved:
+                again = command(output, "--resume")
+            elif output.exists():
+                again = None
+            else:
+                again = new_run(output, args.steps)
+            if again:
+                subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
+            assert np.array_equal(frames_of(output), expected[output.name])
+            assert [file.name for file in place.iterdir()] == [output.name], list(place.iterdir())
+            kind = "resumed" if saved else "started again" if again else "had ended"
+            seen[kind] += 1
+            print(f"{i + 1:3}  {output.name:10} killed after {moment:4.1f} s, left {left}: {kind}")
+    print(f"{args.runs} runs, the same frames each time: {dict(seen)}")
+
+
+if __name__ == "__main__":
+    main()
