@@ -11,8 +11,6 @@ from .nn.autoencoder import largest_decode_tensor
 from .pipeline import CogVideoXPipeline
 from .request import Request
 
-GIB = 2**30
-
 # Peak activations of a stage in units of one array that it is made of: for the transformer, its
 # tokens times their width; for the VAE, its largest feature map. On the CPU, MLX unfolds the
 # windows of a convolution (27 for the VAE's) and holds a head's whole table of attention scores.

@@ -9,7 +9,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from .video import open_writer, write_latents
 from .video.paths import LATENTS, output_form
 
 SAVE_EVERY_SECONDS = 60
+REFUGE = "mlx_cogvideo-"
+"""Start of the name of a temporary folder for a run that can't be saved in its own."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def finish(
             f"{request.geometry.latent_shape}: remove it to start afresh"
         )
     meter = Meter(saved.record, on_progress)
-    keeper = _Keeper(saved, path, save_every)
+    keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
     with keeper, _mlx_errors():
         total = request.num_inference_steps
         meter("denoise", saved.steps_done, total)
@@ -142,10 +144,11 @@ class _Keeper:
     Where its file can't be written (any more) it moves to the system's temporary folder.
     """
 
-    def __init__(self, saved: SavedRun, path: Path, every: int | None):
+    def __init__(self, saved: SavedRun, path: Path, every: int | None, more_options: str):
         self.saved = saved
         self._path = path
         self._every = every
+        self._more_options = more_options
         self._on_disk = saved if path.exists() else None
         self._written = [path]
         self._time = time.monotonic()
@@ -177,7 +180,7 @@ class _Keeper:
         except OSError as error:
             if len(self._written) > 1:
                 raise
-            refuge = Path(tempfile.mkdtemp(prefix="mlx_cogvideo-")) / self._path.name
+            refuge = Path(tempfile.mkdtemp(prefix=REFUGE)) / self._path.name
             self._written.append(refuge)
             self.saved.save(refuge)
             logger.warning("%s: the run is saved as %s instead", error, refuge)
@@ -191,12 +194,14 @@ class _Keeper:
         if error is None:
             for path in self._written:
                 path.unlink(missing_ok=True)
-            for path in self._written[1:]:
-                path.parent.rmdir()
+                if path.parent.name.startswith(REFUGE):
+                    with suppress(OSError):
+                        path.parent.rmdir()
             return
         self.save()
         if self._on_disk is not None:
-            go_on = f"python generate.py --resume {shlex.quote(str(self._path))}"
+            file = shlex.quote(str(self._path))
+            go_on = f"python generate.py --resume {file}{self._more_options}"
             error.add_note(f"{self._on_disk.progress} are kept, and this goes on: {go_on}")
 
 

@@ -1,6 +1,9 @@
 """``generate.py`` from the outside: what it writes, says and returns."""
 
+import ast
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,14 +11,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from commands import PROMPT, SCRIPT, SMALL, errors, generate, run
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.cli.generate import main
-from mlx_cogvideo.video import read_video
-
-ROOT = Path(__file__).parents[1]
-PROMPT = "a red circle moves right on a white background"
-SMALL = ["--frames", "9", "--height", "32", "--width", "48", "--steps", "2", "--seed", "1"]
+from mlx_cogvideo.errors import GenerationError
+from mlx_cogvideo.video import read_record, read_video
 
 
 @pytest.fixture
@@ -23,22 +24,14 @@ def output(tmp_path) -> Path:
     return tmp_path / "video.mp4"
 
 
-def generate(output, *arguments) -> int:
-    """Runs the command in this process; argparse's own exits become their codes."""
-    try:
-        return main(["--prompt", PROMPT, "--output", str(output), *SMALL, *map(str, arguments)])
-    except SystemExit as stop:
-        return stop.code
-
-
-def errors(captured: str) -> list[str]:
-    return [line for line in captured.splitlines() if line.startswith("error: ")]
-
-
 def test_the_script_writes_the_video_and_names_it_on_stdout(output):
-    command = [sys.executable, ROOT / "generate.py", "--prompt", PROMPT, "--output", output]
+    command = [sys.executable, SCRIPT, "--prompt", PROMPT, "--output", output]
     done = subprocess.run(
-        [*command, *SMALL], capture_output=True, text=True, cwd=output.parent, check=False
+        [*command, *SMALL, "--seed", "1"],
+        capture_output=True,
+        text=True,
+        cwd=output.parent,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output}\n"
@@ -66,14 +59,12 @@ def test_a_folder_called_mlx_model_is_the_default(output, monkeypatch, capsys):
     assert "bundled demo" not in capsys.readouterr().err
 
 
-def test_the_same_seed_makes_the_same_frames(output, monkeypatch):
-    """The frames, not the file: once in some hundred times x264 packs the same ones otherwise."""
+def test_the_same_seed_makes_the_same_frames(output):
     made = []
-    monkeypatch.setattr(
-        "mlx_cogvideo.cli.generate.write_video", lambda path, frames, *_, **__: made.append(frames)
-    )
-    for seed in (1, 1, 2):
-        assert generate(output, "--seed", seed) == 0
+    for name, seed in (("first.mp4", 1), ("again.mp4", 1), ("other.mp4", 2)):
+        path = output.with_name(name)
+        assert generate(path, "--seed", seed) == 0
+        made.append(read_video(path)[0])
     assert (made[0] == made[1]).all()
     assert abs(made[0].astype(float) - made[2]).mean() > 5
 
@@ -177,19 +168,133 @@ def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(output, caps
 
 
 def test_a_missing_prompt_is_wrong_usage(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 2
-    assert errors(capsys.readouterr().err) == [
-        "error: the following arguments are required: --prompt (--help lists the options)"
-    ]
+    assert run() == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "give --prompt, --prompt-file, --replay or --resume" in line
 
 
-def test_an_interruption_leaves_nothing_and_exits_with_130(output, monkeypatch, capsys):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+def test_before_the_start_it_says_what_will_happen(output, capsys):
+    assert generate(output, "--fps", 12, "--guidance-schedule", "wave", "--scheduler", "dpm") == 0
+    said = capsys.readouterr().err
+    for line in (
+        "model    demo, float32",
+        "video    9 frames of 48x32, 12 a second",
+        f"output   {output}",
+        "sampling 2 steps of dpm, guidance 6 (wave), seed 1",
+    ):
+        assert f"{line}\n" in said
+    assert re.search(r"memory   about encode \d+ MiB, denoise \d+ MiB, decode \d+ MiB; \d", said)
 
-    monkeypatch.setattr("mlx_cogvideo.pipeline.CogVideoXPipeline._denoise", interrupt)
-    assert generate(output) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert not output.exists()
+
+def test_a_run_that_may_not_fit_into_memory_is_warned_of(output, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_cogvideo.cli.announce.available_memory", lambda: 10 * 2**20)
+    assert generate(output, "--dry-run") == 0
+    assert "warning: this may need more memory than there is" in capsys.readouterr().err
+
+
+def test_after_two_steps_it_foretells_the_rest(output, capsys):
+    assert generate(output, "--steps", 4) == 0
+    assert re.search(r"about 0 s of denoising left, until \d\d:\d\d\n", capsys.readouterr().err)
+
+
+def test_a_dry_run_stops_before_anything_is_read_or_written(output, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_cogvideo.pipeline.load_component", lambda *_: pytest.fail("loaded"))
+    assert generate(output, "--dry-run") == 0
+    captured = capsys.readouterr()
+    assert "sampling 2 steps" in captured.err
+    assert captured.out == ""
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_dry_run_downloads_nothing(output, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_CACHE", str(output.parent))
+    asked = []
+
+    def from_cache(*_, **options):
+        asked.append(options["local_files_only"])
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", from_cache)
+    assert generate(output, "--dry-run", "--model", "5b") == 1
+    assert asked == [True]
+    assert "without --dry-run it is downloaded first" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing_but_warnings(output, capsys):
+    assert generate(output, "--quiet", "--prompt", PROMPT + " slowly" * 60) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("warning: the prompt is cut")
+    assert captured.out == f"{output}\n"
+
+
+def test_json_is_one_line_with_the_record(output, capsys):
+    assert generate(output, "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    results = json.loads(line)
+    (made,) = results["made"]
+    assert made == {"output": str(output), "record": read_record(output)}
+    assert results["made_before"] == results["failed"] == []
+
+
+def test_json_tells_of_a_failure_too(output, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise GenerationError("no video came of it")
+        yield
+
+    monkeypatch.setattr("mlx_cogvideo.pipeline.CogVideoXPipeline.denoise", fail)
+    assert generate(output, "--json") == 1
+    captured = capsys.readouterr()
+    (failed,) = json.loads(captured.out)["failed"]
+    assert failed["error"].startswith("no video came of it")
+    assert errors(captured.err) == [f"error: {failed['error']}"]
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "frames", "latents.safetensors"])
+def test_the_ending_of_the_output_decides_what_is_written(tmp_path, name):
+    path = tmp_path / name
+    assert generate(path) == 0
+    assert read_record(path)["settings"]["prompt"] == PROMPT
+    if name == "clip.gif":
+        assert read_video(path)[0].shape == (9, 32, 48, 3)
+    elif name == "frames":
+        assert [file.name for file in sorted(path.iterdir())] == [
+            f"000{i}.png" for i in range(1, 10)
+        ]
+    else:
+        assert mx.load(str(path))["latents"].shape == (1, 3, 4, 6, 16)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def old_python() -> str | None:
+    """An interpreter of 3.8 to 3.10, if this machine has one."""
+    known = [shutil.which(f"python3.{minor}") for minor in (9, 10, 8)]
+    known += [shutil.which("/usr/bin/python3")]
+    for python in filter(None, known):
+        asked = [python, "-c", "import sys; print(sys.version_info < (3, 11))"]
+        if subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "True":
+            return python
+    return None
+
+
+def test_a_python_that_is_too_old_is_told_so_in_one_line():
+    python = old_python()
+    if python is None:
+        # The same code, with an interpreter that says it is older.
+        pretend = "import sys, runpy; sys.version_info = (3, 9, 6); "
+        command = [
+            sys.executable,
+            "-c",
+            f"{pretend}runpy.run_path({str(SCRIPT)!r}, None, '__main__')",
+        ]
+    else:
+        command = [python, SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parent, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: mlx_cogvideo needs Python 3.11 or newer, and this is ")
+
+
+@pytest.mark.parametrize("file", ["generate.py", "mlx_cogvideo/__init__.py"])
+def test_what_an_old_python_reads_first_is_in_its_language(file):
+    ast.parse((SCRIPT.parent / file).read_text(), feature_version=(3, 8))

@@ -4,10 +4,10 @@ import logging
 import sys
 
 from ..checkpoints import DEMO_PATH
-from ..memory import GIB, available_memory, forecast
+from ..memory import available_memory, forecast
 from ..record import model_title
 from ..video.paths import LATENTS, output_form
-from .common import say, with_notes
+from .common import say, size, with_notes
 from .plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,3 @@ def _memory(plan: Plan) -> tuple[str, bool]:
     there_is = available_memory()
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     return f"about {told}; {size(there_is)} can be had", max(needs.values()) > there_is
-
-
-def size(count: int) -> str:
-    """Bytes, in MiB or GiB."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

@@ -118,3 +118,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def size(count: float) -> str:
+    """Bytes as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1023.5:
+            return f"{count:.0f} {unit}"
+    return f"{count / 1024:.1f} GiB"

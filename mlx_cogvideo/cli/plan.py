@@ -28,6 +28,7 @@ from ..saved_run import SUFFIX, SavedRun, saved_path
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
+from .common import size
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
 
@@ -291,8 +292,8 @@ def _check_space(plan: Plan) -> None:
         free = shutil.disk_usage(folder).free
         if free < need:
             raise OutputError(
-                f"the disk of {folder} has {free / 2**20:.1f} MiB free and more than "
-                f"{need / 2**20:.1f} are needed: make room, or choose another --output"
+                f"the disk of {folder} has {size(free)} free and more than {size(need)} are "
+                "needed: make room, or choose another --output"
             )
 
 

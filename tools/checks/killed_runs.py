@@ -36,6 +36,10 @@ def new_run(output: Path, steps: int) -> list[str]:
     return command(output, *arguments, "--steps", str(steps))
 
 
+def run(arguments: list[str]) -> None:
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+
+
 def frames_of(output: Path) -> np.ndarray:
     files = frame_files(output) if output.is_dir() else [output]
     return np.concatenate([read_video(file)[0] for file in files])
@@ -55,7 +59,7 @@ def main() -> None:
         expected = {}
         for name in NAMES:
             start = time.perf_counter()
-            subprocess.run(new_run(folder / f"whole-{name}", args.steps), check=True)
+            run(new_run(folder / f"whole-{name}", args.steps))
             whole = time.perf_counter() - start
             expected[name] = frames_of(folder / f"whole-{name}")
         print(f"an uninterrupted run takes {whole:.1f} s")
@@ -81,7 +85,7 @@ def main() -> None:
             else:
                 again = new_run(output, args.steps)
             if again:
-                subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
+                run(again)
             assert np.array_equal(frames_of(output), expected[output.name])
             assert [file.name for file in place.iterdir()] == [output.name], list(place.iterdir())
             kind = "resumed" if saved else "started again" if again else "had ended"

@@ -1,0 +1,204 @@
+"""``generate.py`` with many prompts and seeds."""
+
+import json
+import os
+
+import mlx.core as mx
+import pytest
+from commands import PROMPT, SMALL, errors, run
+
+from mlx_cogvideo import pipeline
+from mlx_cogvideo.pipeline import CogVideoXPipeline
+from mlx_cogvideo.video import read_record
+
+PROMPTS = f"""# six, of which the fourth can't be made
+{PROMPT}
+a blue square grows on a gray background
+
+a green triangle moves left on a black background
+a red circle@@start.png
+a yellow square shrinks on a white background
+a white circle moves up on a blue background
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "out"
+
+
+def batch(*arguments) -> int:
+    name = "out/{index}-{seed}.mp4"
+    return run("--prompt-file", "prompts.txt", "--output", name, *SMALL, *arguments)
+
+
+def names(folder) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+TEN = [f"{index}-{seed}.mp4" for index in (1, 2, 3, 5, 6) for seed in (1, 2)]
+
+
+def test_ten_videos_and_one_report_and_none_on_a_rerun(folder, capsys):
+    assert batch("--seed", 1, 2) == 1
+    captured = capsys.readouterr()
+    assert names(folder) == TEN
+    assert captured.out.splitlines() == [f"out/{name}" for name in TEN]
+    (line,) = errors(captured.err)
+    assert line.startswith("error: line 6: there is no image to video yet")
+    assert "10 made, 0 made before, 1 failed" in captured.err
+    records = [read_record(folder / name)["settings"] for name in TEN]
+    assert len({record["prompt"] for record in records}) == 5
+    assert [record["seed"] for record in records] == [1, 2] * 5
+
+    made = [os.stat(folder / name).st_mtime_ns for name in TEN]
+    assert batch("--seed", 1, 2) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(errors(captured.err)) == 1
+    assert "0 made, 10 made before, 1 failed" in captured.err
+    assert [os.stat(folder / name).st_mtime_ns for name in TEN] == made
+
+
+def test_json_is_one_line_for_all(folder, capsys):
+    assert batch("--seed", 1, "--json", "--quiet") == 1
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    results = json.loads(line)
+    assert [made["output"] for made in results["made"]] == [f"out/{n}" for n in TEN if "-1" in n]
+    assert [failed["item"] for failed in results["failed"]] == ["line 6"]
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_all_texts_are_encoded_before_the_first_transformer_is_loaded(folder, monkeypatch):
+    loaded = []
+    load = pipeline.load_component
+    monkeypatch.setattr(
+        pipeline,
+        "load_component",
+        lambda network, folder, dtype: loaded.append(folder.name) or load(network, folder, dtype),
+    )
+    assert batch("--seed", 1) == 1
+    assert loaded == ["text_encoder", *["transformer", "vae"] * 5]
+
+
+def test_one_video_that_fails_does_not_stop_the_rest(folder, monkeypatch, capsys):
+    decode = CogVideoXPipeline.decode
+
+    def fail_once(pipe, request, latents):
+        if "green" in request.prompt and request.seed == 1:
+            raise RuntimeError("[metal::malloc] Unable to allocate\nmore about it")
+        return decode(pipe, request, latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CogVideoXPipeline, "decode", fail_once)
+        assert batch("--seed", 1, 2) == 1
+    captured = capsys.readouterr()
+    told = errors(captured.err)
+    assert len(told) == 2
+    assert told[1].startswith("error: line 5, seed 1: MLX failed ([metal::malloc] Unable to alloc")
+    assert "--resume out/3-1.mp4.resume" in told[1]
+    assert "9 made, 0 made before, 2 failed" in captured.err
+
+    assert batch("--seed", 1, 2) == 1
+    assert "go on with --resume" in errors(capsys.readouterr().err)[1]
+    assert batch("--seed", 1, 2, "--resume") == 1
+    assert "1 made, 9 made before, 1 failed" in capsys.readouterr().err
+    assert names(folder) == TEN
+
+
+def test_an_interrupted_batch_goes_on_where_it_stood(folder, monkeypatch, capsys):
+    def stop(session, stage, done, total):
+        session._interrupts.wanted = len(session.made) == 2 and (stage, done) == ("denoise", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop)
+        assert batch("--seed", 1) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("interrupted: 1 of 2 steps are kept")
+    assert last.endswith("2 of 5 videos are made: the same command with --resume makes the rest")
+    assert names(folder) == [
+        "1-1.mp4",
+        "2-1.mp4",
+        "3-1.mp4.resume",
+        "5-1.mp4.resume",
+        "6-1.mp4.resume",
+    ]
+    # The texts were encoded: that isn't done again.
+    monkeypatch.setattr(CogVideoXPipeline, "encode_prompt", lambda *_: pytest.fail("encoded"))
+    assert batch("--seed", 1, "--resume") == 1
+    assert "3 made, 2 made before, 1 failed" in capsys.readouterr().err
+    assert names(folder) == [name for name in TEN if name.endswith("-1.mp4")]
+    assert read_record(folder / "3-1.mp4")["resumed_at"] == [1]
+
+
+def test_seeds_that_were_drawn_do_not_make_a_rerun_begin_again(folder, capsys):
+    arguments = ["--prompt-file", "prompts.txt", "--output", "out/{index}.mp4", *SMALL]
+    assert run(*arguments) == 1
+    assert run(*arguments) == 1
+    assert "0 made, 5 made before, 1 failed" in capsys.readouterr().err
+
+
+def test_a_video_made_otherwise_is_no_finished_one(folder, capsys):
+    assert batch("--seed", 1) == 1
+    capsys.readouterr()
+    assert batch("--seed", 1, 2, "--guidance", 2) == 1
+    told = errors(capsys.readouterr().err)
+    assert "out/1-1.mp4 exists and was made otherwise (guidance_scale was 6.0 and is" in told[1]
+    assert len(told) == 6
+    assert batch("--seed", 1, 2, "--guidance", 2, "--overwrite") == 1
+    assert names(folder) == TEN
+
+
+def test_several_seeds_of_one_prompt_are_a_batch(folder, capsys):
+    assert run("--prompt", PROMPT, *SMALL, "--seed", 3, 4) == 0
+    assert capsys.readouterr().out.splitlines() == ["video-3.mp4", "video-4.mp4"]
+
+
+def test_names_that_do_not_differ_are_refused(folder, capsys):
+    assert run("--prompt", PROMPT, "--seed", 3, 4, "--output", "a.mp4") == 2
+    assert "2 videos would be called a.mp4" in errors(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "has no prompts"), ("# a\n", "has no prompts"), (None, "doesn't exist")],
+)
+def test_a_file_without_prompts_is_one_clear_line(folder, capsys, text, message):
+    path = folder.parent / "prompts.txt"
+    path.unlink() if text is None else path.write_text(text)
+    assert batch() == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert message in line
+    assert names(folder) == []
+
+
+def test_where_no_video_can_be_made_one_line_says_why(folder, capsys):
+    (folder.parent / "prompts.txt").write_text("a@@b.png\nc@@d.png\n")
+    assert batch() == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert line.startswith("error: line 1: there is no image to video yet")
+    assert line.endswith("(and 1 more like this)")
+
+
+def test_a_setting_that_no_video_can_have_is_said_once(folder, capsys):
+    assert batch("--frames", 48) == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "8N+1" in line
+
+
+def test_one_video_at_a_time_is_in_memory(folder, monkeypatch):
+    held = []
+    monkeypatch.setattr(
+        "mlx_cogvideo.cli.session.Session._note",
+        lambda session, stage, done, _: (
+            (stage, done) == ("denoise", 1) and held.append(mx.get_active_memory())
+        ),
+    )
+    (folder.parent / "prompts.txt").write_text("\n".join(f"{PROMPT} {i}" for i in range(12)))
+    assert batch("--seed", 1) == 0
+    # The state of one run is 60 KB here.
+    assert held[-1] - held[0] < 200_000

@@ -1,0 +1,141 @@
+"""A video that tells how it was made, and ``--replay``, which makes it again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import PROMPT, errors, generate, run
+
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.video import read_record, read_video, write_video
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SETTINGS = ["--scheduler", "dpm", "--guidance-schedule", "wave", "--negative-prompt", "blue"]
+
+
+def test_a_video_shows_how_it_was_made(folder, capsys):
+    assert generate("video.mp4", *SETTINGS) == 0
+    capsys.readouterr()
+    assert run("--show", "video.mp4") == 0
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out)
+    assert shown == read_record("video.mp4")
+    assert captured.err == ""
+    assert shown["settings"] == {
+        "prompt": PROMPT,
+        "negative_prompt": "blue",
+        "num_frames": 9,
+        "height": 32,
+        "width": 48,
+        "num_inference_steps": 2,
+        "guidance_scale": 6.0,
+        "dynamic_cfg": "wave",
+        "scheduler": "dpm",
+        "seed": 1,
+        "dtype": "float32",
+        "compile": True,
+        "fps": 8.0,
+    }
+    assert set(shown["timings"]) == set(shown["peak_memory"]) == {"encode", "denoise", "decode"}
+    assert shown["model"]["name"] == "demo"
+    assert {"mlx", "python", "system", "device"} == set(shown["versions"])
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.gif", "frames", "latents.safetensors"])
+def test_a_replay_makes_identical_frames(folder, capsys, name):
+    assert generate("original", *SETTINGS) == 0
+    assert generate(name, *SETTINGS) == 0
+    assert run("--replay", name, "--output", "again") == 0
+    for i in range(1, 10):
+        frame = f"000{i}.png"
+        assert np.array_equal(
+            read_video(folder / "again" / frame)[0], read_video(folder / "original" / frame)[0]
+        )
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_replayed_mp4_has_the_frames_of_the_first(folder):
+    assert generate("video.mp4") == 0
+    assert run("--replay", "video.mp4", "--output", "again.mp4") == 0
+    assert (read_video("video.mp4")[0] == read_video("again.mp4")[0]).all()
+    first, again = read_record("video.mp4"), read_record("again.mp4")
+    for part in ("mlx_cogvideo", "model", "settings", "versions"):
+        assert first[part] == again[part]
+
+
+def test_what_is_given_takes_the_place_of_what_was(folder):
+    assert generate("video.mp4", *SETTINGS) == 0
+    assert run("--replay", "video.mp4", "--seed", 5, "--steps", 1, "--output", "b.mp4") == 0
+    first, other = (read_record(name)["settings"] for name in ("video.mp4", "b.mp4"))
+    assert other == {**first, "seed": 5, "num_inference_steps": 1}
+
+
+def test_a_replay_with_a_changed_model_says_what_differs(folder, capsys):
+    shutil.copytree(DEMO_PATH, folder / "model")
+    assert generate("video.mp4", "--model", "model") == 0
+    assert run("--replay", "video.mp4", "--output", "same.mp4") == 0
+    assert "warning" not in capsys.readouterr().err
+    with (folder / "model/vae/config.json").open("a") as config:
+        config.write("\n")
+    assert run("--replay", "video.mp4", "--output", "other.mp4") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    (line,) = warnings
+    assert line.startswith("warning: this won't be the same video: the model's vae was ")
+
+
+def test_a_replay_whose_model_is_gone_says_so(folder, capsys):
+    shutil.copytree(DEMO_PATH, folder / "model")
+    assert generate("video.mp4", "--model", "model") == 0
+    shutil.move("model", "elsewhere")
+    assert run("--replay", "video.mp4", "--output", "b.mp4") == 1
+    assert "no model 'model'" in errors(capsys.readouterr().err)[0]
+    assert run("--replay", "video.mp4", "--output", "b.mp4", "--model", "elsewhere") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_the_revision_of_a_hub_model_is_asked_for_again(folder, monkeypatch):
+    model = {"name": "THUDM/CogVideoX-2b", "revision": "a1" * 20}
+    settings = {"prompt": "a cat", "seed": 1, "num_frames": 9}
+    write_video(
+        "video.mp4",
+        np.zeros((1, 16, 16, 3), np.uint8),
+        8,
+        record={"mlx_cogvideo": "0.1.0", "model": model, "settings": settings},
+    )
+    asked = []
+
+    def fetch(repo, *, revision, **_):
+        asked.append((repo, revision))
+        return DEMO_PATH
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert run("--replay", "video.mp4", "--output", "b.mp4", "--dry-run") == 0
+    assert asked == [("THUDM/CogVideoX-2b", "a1" * 20)]
+
+
+@pytest.mark.parametrize("option", ["--replay", "--show"])
+def test_a_video_without_a_record_is_one_clear_line(folder, capsys, option):
+    write_video("mine.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    for name, message in (
+        ("mine.mp4", "mine.mp4 holds no record of how it was made"),
+        ("nowhere.mp4", "nowhere.mp4 doesn't exist"),
+        ("text.mp4", "text.mp4 can't be read"),
+    ):
+        (folder / "text.mp4").write_text("no video")
+        assert run(option, name, *([] if option == "--show" else ["--output", "b.mp4"])) == 2
+        (line,) = errors(capsys.readouterr().err)
+        assert message in line
+
+
+def test_a_record_with_parts_missing_cannot_be_replayed(folder, capsys):
+    clip = np.zeros((1, 16, 16, 3), np.uint8)
+    write_video("half.mp4", clip, 8, record={"mlx_cogvideo": "0.1.0", "settings": {}})
+    assert run("--replay", "half.mp4", "--output", "b.mp4") == 2
+    assert "holds no record" in errors(capsys.readouterr().err)[0]

@@ -1,0 +1,72 @@
+"""What the documentation shows works as it is written."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from commands import run
+
+from mlx_cogvideo.cli.batch import read_prompts
+from mlx_cogvideo.cli.generate import make_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+EXAMPLES = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"), start=1)
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_an_example_in_python_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {})
+
+
+def test_the_pages_have_examples():
+    assert len(EXAMPLES) >= 7
+
+
+def commands() -> list[str]:
+    """Lines of the pages that call generate.py."""
+    codes = [code for page in PAGES for code in blocks(page, "(?:bash)?")]
+    call = re.compile(
+        r"^(?:caffeinate -i )?python (?:generate\.py|-m mlx_cogvideo\.generate) .*$", re.M
+    )
+    return [line for code in codes for line in call.findall(code)]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_has_options_that_exist(line):
+    arguments = shlex.split(line, comments=True)
+    start = 1 + max(i for i, word in enumerate(arguments) if "generate" in word and i < 5)
+    make_parser().parse_args(arguments[start:])
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*PAGES, *ROOT.glob("tools/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_example_prompts_are_a_dozen_long_ones_that_fit():
+    prompts = read_prompts(ROOT / "examples" / "prompts.txt")
+    assert len(prompts) == 12
+    for prompt in prompts:
+        # T5 makes about 1.35 tokens of an English word, and 226 are read.
+        assert 80 <= len(prompt.text.split()) <= 150, prompt.label
+        assert prompt.text.isascii()
+
+
+def test_the_example_prompts_can_be_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--prompt-file", ROOT / "examples" / "prompts.txt", "--dry-run") == 0
+    assert "video-1.mp4 and 11 more" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The record of a run: what it holds, and how two are told apart."""
+
+import json
+
+import mlx.core as mx
+import pytest
+
+from mlx_cogvideo import CogVideoXPipeline, __version__
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.errors import InvalidInputError
+from mlx_cogvideo.record import (
+    Meter,
+    make_record,
+    model_differences,
+    model_title,
+    request_again,
+    setting_differences,
+    version_differences,
+)
+
+ARGUMENTS = {
+    "prompt": "a red circle",
+    "negative_prompt": "blue",
+    "num_frames": 9,
+    "height": 32,
+    "width": 48,
+    "num_inference_steps": 3,
+    "guidance_scale": 2.5,
+    "dynamic_cfg": "wave",
+    "scheduler": "dpm",
+    "seed": 2**62,
+}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> CogVideoXPipeline:
+    return CogVideoXPipeline.from_pretrained(DEMO_PATH)
+
+
+def record(pipe, model=None, **changes):
+    request = pipe.request(**{**ARGUMENTS, **changes})
+    return make_record(pipe, request, model or {"name": "demo"}, fps=8)
+
+
+def test_a_record_holds_all_that_a_request_was_told_and_gives_it_again(pipe):
+    made = json.loads(json.dumps(record(pipe)))
+    expected = {**ARGUMENTS, "dtype": "float32", "compile": True, "fps": 8.0}
+    assert made["settings"] == expected
+    assert request_again(pipe, made["settings"]) == pipe.request(**ARGUMENTS)
+    assert made["mlx_cogvideo"] == __version__
+    assert made["versions"]["mlx"] == mx.__version__
+
+
+def test_what_was_left_to_the_model_is_in_the_record_as_it_came_out(pipe):
+    made = make_record(pipe, pipe.request("a"), {}, fps=8)["settings"]
+    chosen = {name: made[name] for name in ("num_frames", "scheduler", "dynamic_cfg")}
+    assert chosen == {"num_frames": 17, "scheduler": "ddim", "dynamic_cfg": "constant"}
+    assert isinstance(made["seed"], int)
+
+
+def test_settings_of_another_version_are_refused_by_name(pipe):
+    with pytest.raises(InvalidInputError, match="zoom"):
+        request_again(pipe, {**ARGUMENTS, "zoom": 2})
+
+
+def test_each_setting_that_differs_is_named(pipe):
+    then, now = record(pipe), record(pipe, num_inference_steps=4, seed=1, prompt="a cat")
+    assert setting_differences(then, now, but=("seed",)) == [
+        "prompt was 'a red circle' and is now 'a cat'",
+        "num_inference_steps was 3 and is now 4",
+    ]
+    assert setting_differences(then, then) == []
+
+
+def test_models_differ_by_what_they_hold_and_not_by_where_they_lie(pipe):
+    then = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
+    moved = record(pipe, {"name": "b", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
+    other = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "3" * 64}})
+    assert model_differences(then, moved) == []
+    assert model_differences(then, other) == [
+        "the model's transformer was 222222222222 and is now 333333333333 (sha256)"
+    ]
+
+
+def test_models_of_the_hub_differ_by_their_revision(pipe):
+    then, now = (record(pipe, {"name": "a/b", "revision": c * 40}) for c in "cd")
+    assert model_differences(then, then) == []
+    assert model_differences(then, now) == [
+        "the model was a/b at revision cccccccccccc and is now a/b at revision dddddddddddd"
+    ]
+    assert model_title({"name": "demo", "sha256": {}}) == "demo"
+
+
+def test_versions_that_compute_differently_are_named(pipe):
+    then, now = record(pipe), record(pipe)
+    assert version_differences(then, now) == []
+    then["versions"]["mlx"], then["versions"]["python"] = "0.1", "3.0"
+    assert version_differences(then, now) == [f"mlx was 0.1 and is now {mx.__version__}"]
+
+
+def test_a_meter_adds_to_what_was_there_and_passes_reports_on():
+    made = {"timings": {"denoise": 100.0}, "peak_memory": {"denoise": 1}}
+    reports = []
+    meter = Meter(made, lambda *report: reports.append(report))
+    meter("denoise", 3, 4)
+    held = mx.zeros(1_000_000)
+    mx.eval(held)
+    meter("denoise", 4, 4)
+    meter("decode", 0, 1)
+    assert 100 < made["timings"]["denoise"] < 200
+    assert made["timings"]["decode"] < 100
+    assert made["peak_memory"]["denoise"] >= held.nbytes
+    assert reports == [("denoise", 3, 4), ("denoise", 4, 4), ("decode", 0, 1)]

@@ -1,0 +1,238 @@
+"""Runs that stop at any point go on to the same video, and nothing of them is lost."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
+from mlx_cogvideo.pipeline import to_uint8
+from mlx_cogvideo.record import make_record
+from mlx_cogvideo.runs import Job, begin, finish
+from mlx_cogvideo.saved_run import SavedRun
+from mlx_cogvideo.video import read_record, read_video
+
+PROMPT = "a red circle moves right on a white background"
+STEPS = 4
+
+
+@pytest.fixture
+def pipe() -> CogVideoXPipeline:
+    return CogVideoXPipeline.from_pretrained(DEMO_PATH)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def new_run(pipe, folder, name="frames", scheduler="dpm", prompt=PROMPT) -> SavedRun:
+    """A run of four steps, encoded and saved."""
+    request = pipe.request(
+        prompt,
+        num_frames=9,
+        height=32,
+        width=48,
+        num_inference_steps=STEPS,
+        scheduler=scheduler,
+        seed=1,
+    )
+    record = make_record(pipe, request, {"name": "demo"}, fps=8)
+    path = folder / f"{name}.resume"
+    ((_, run),) = begin(pipe, [Job("", request, record, str(folder / name), path)])
+    run.save(path)
+    return run
+
+
+def read_frames(path) -> np.ndarray:
+    return np.concatenate([read_video(file)[0] for file in sorted(path.iterdir())])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("stop", range(1, STEPS + 1))
+def test_a_run_stopped_after_any_step_goes_on_to_the_same_frames(pipe, folder, scheduler, stop):
+    run, path = new_run(pipe, folder, scheduler=scheduler), folder / "frames.resume"
+    expected = pipe(**pipe_arguments(run))
+    asked = iter(range(1, STEPS + 1))
+    with pytest.raises(KeyboardInterrupt) as told:
+        finish(pipe, run, path, should_stop=lambda: next(asked) == stop)
+    assert [file.name for file in folder.iterdir()] == ["frames.resume"]
+    assert told.value.__notes__ == [
+        f"{stop} of 4 steps are kept, and this goes on: python generate.py --resume {path}"
+    ]
+    finish(CogVideoXPipeline(DEMO_PATH), SavedRun.load(path), path)
+    assert [file.name for file in folder.iterdir()] == ["frames"]
+    assert (read_frames(folder / "frames") == expected).all()
+
+
+def pipe_arguments(run) -> dict:
+    settings = run.record["settings"]
+    return {name: settings[name] for name in settings if name not in ("dtype", "compile", "fps")}
+
+
+def test_what_began_in_16_bit_goes_on_in_16_bit(folder):
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, mx.bfloat16)
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    expected = pipe(**pipe_arguments(run))
+    with pytest.raises(KeyboardInterrupt):
+        finish(pipe, run, path, should_stop=lambda: True)
+    finish(pipe, SavedRun.load(path), path)
+    assert (read_frames(folder / "frames") == expected).all()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_keeps_the_steps_before(pipe, folder, monkeypatch):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    step = type(pipe.transformer).__call__
+    calls = iter(range(STEPS))
+
+    def interrupted(*arguments, **options):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(type(pipe.transformer), "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(pipe, run, path)
+    assert SavedRun.load(path).steps_done == 2
+
+
+@pytest.mark.parametrize(("every", "saves"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (None, [4])])
+def test_a_run_is_saved_every_few_steps_and_before_decoding(
+    pipe, folder, monkeypatch, every, saves
+):
+    run, seen = new_run(pipe, folder), []
+    save = SavedRun.save
+    monkeypatch.setattr(
+        SavedRun, "save", lambda self, path: seen.append(self.steps_done) or save(self, path)
+    )
+    finish(pipe, run, folder / "frames.resume", save_every=every)
+    assert seen == saves
+
+
+def test_by_default_a_run_is_saved_about_once_a_minute(pipe, folder, monkeypatch):
+    seen = []
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr("mlx_cogvideo.runs.time.monotonic", lambda: next(clock))
+    run = new_run(pipe, folder)
+    monkeypatch.setattr(SavedRun, "save", lambda self, path: seen.append(self.steps_done))
+    finish(pipe, run, folder / "frames.resume")
+    assert seen == [3, 4]
+
+
+def test_decoding_that_failed_is_done_again_without_the_transformer(pipe, folder, monkeypatch):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    expected = pipe(**pipe_arguments(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "mlx_cogvideo.pipeline.AutoencoderKLCogVideoX.decode_chunks",
+            lambda *_, **__: (_ for _ in ()).throw(RuntimeError("[malloc] Unable to allocate")),
+        )
+        with pytest.raises(GenerationError, match=r"Unable to allocate.*close other prog") as told:
+            finish(pipe, run, path)
+    assert "4 of 4 steps are kept" in told.value.__notes__[0]
+    monkeypatch.setattr(
+        "mlx_cogvideo.pipeline.CogVideoXTransformer3DModel.__call__",
+        lambda *_, **__: pytest.fail("the latents were there"),
+    )
+    finish(pipe, SavedRun.load(path), path)
+    assert (read_frames(folder / "frames") == expected).all()
+
+
+def test_a_folder_that_vanishes_costs_nothing(pipe, folder, caplog):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    expected = pipe(**pipe_arguments(run))
+    elsewhere = folder.with_name("elsewhere")
+    with pytest.raises(OutputError, match=r"out doesn't exist: make it first") as told:
+        finish(
+            pipe,
+            run,
+            path,
+            save_every=1,
+            on_progress=lambda stage, done, _: done == 2 and shutil.rmtree(folder, True),
+        )
+    refuge = Path(told.value.__notes__[0].split("--resume ")[1])
+    assert "the run is saved as" in caplog.text
+    saved = replace(SavedRun.load(refuge), output=str(elsewhere))
+    assert saved.steps_done == STEPS
+    finish(pipe, saved, refuge)
+    assert (read_frames(elsewhere) == expected).all()
+    assert not refuge.parent.exists()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(pipe, folder, monkeypatch, caplog, tmp_path):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    expected = pipe(**pipe_arguments(run))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no-such-folder"))
+    save = SavedRun.save
+
+    def fail_at_first(self, path):
+        if self.steps_done < 3:
+            raise OutputError(f"{path} can't be written: No space left on device")
+        save(self, path)
+
+    monkeypatch.setattr(SavedRun, "save", fail_at_first)
+    finish(pipe, run, path, save_every=1)
+    assert caplog.text.count("the run can't be saved") == 2
+    assert (read_frames(folder / "frames") == expected).all()
+    assert [file.name for file in folder.iterdir()] == ["frames"]
+
+
+def test_the_record_adds_up_what_each_part_of_a_run_took(pipe, folder):
+    run, path = new_run(pipe, folder, "video.mp4"), folder / "video.mp4.resume"
+    with pytest.raises(KeyboardInterrupt):
+        finish(pipe, run, path, should_stop=lambda: True)
+    before = SavedRun.load(path).record
+    assert set(before["timings"]) == set(before["peak_memory"]) == {"encode", "denoise"}
+    after = finish(pipe, SavedRun.load(path), path)
+    assert after["timings"]["denoise"] > before["timings"]["denoise"] > 0
+    assert set(after["timings"]) == set(after["peak_memory"]) == {"encode", "denoise", "decode"}
+    assert read_record(folder / "video.mp4") == after
+
+
+def test_latents_are_written_as_they_are(pipe, folder):
+    run = new_run(pipe, folder, "latents.safetensors")
+    expected = pipe(**pipe_arguments(run), output_type="latent")
+    finish(pipe, run, folder / "latents.safetensors.resume")
+    latents = mx.load(str(folder / "latents.safetensors"))["latents"]
+    assert mx.array_equal(latents, expected)
+    pixels = np.concatenate(list(pipe.decode(pipe.request(**pipe_arguments(run)), latents)))
+    assert (to_uint8(pixels) == pipe(**pipe_arguments(run))).all()
+
+
+def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypatch):
+    texts = []
+    encode = CogVideoXPipeline.encode_prompt
+    monkeypatch.setattr(
+        CogVideoXPipeline,
+        "encode_prompt",
+        lambda self, text: texts.append(text) or encode(self, text),
+    )
+    request = pipe.request(PROMPT, seed=1)
+    other = pipe.request("a blue square", seed=1)
+    jobs = [
+        Job("", each, make_record(pipe, each, {}, fps=8), "a", folder / "a")
+        for each in (request, request, other)
+    ]
+    runs = list(begin(pipe, jobs))
+    assert texts == ["", PROMPT, "a blue square"]
+    assert not pipe._networks
+    assert [run.embeds.shape for _, run in runs] == [(2, 32, runs[0][1].embeds.shape[2])] * 3
+
+
+def test_a_saved_run_that_fits_no_settings_is_refused(pipe, folder):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    with pytest.raises(KeyboardInterrupt):
+        finish(pipe, run, path, should_stop=lambda: True)
+    saved = SavedRun.load(path)
+    short = replace(saved, state=replace(saved.state, latents=saved.state.latents[:, :1]))
+    with pytest.raises(InvalidInputError, match=r"instead of .* remove it"):
+        finish(pipe, short, path)
+    strange = {**saved.record, "settings": {**saved.record["settings"], "zoom": 2}}
+    with pytest.raises(InvalidInputError, match=r"aren't for this version.*zoom"):
+        finish(pipe, replace(saved, record=strange), path)

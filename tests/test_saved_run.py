@@ -1,0 +1,103 @@
+"""An unfinished run on disk: what comes back, and what is refused."""
+
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mlx_cogvideo.errors import InvalidInputError, OutputError
+from mlx_cogvideo.pipeline import DenoisingState
+from mlx_cogvideo.saved_run import SavedRun, saved_path
+from mlx_cogvideo.video import read_record
+
+RECORD = {"mlx_cogvideo": "0.1.0", "settings": {"prompt": "“a cat”", "num_inference_steps": 4}}
+
+
+def make_run(step: int = 2) -> SavedRun:
+    keys = mx.random.split(mx.random.key(0), 3)
+    embeds = mx.random.normal((2, 5, 8), key=keys[0]).astype(mx.bfloat16)
+    latents, x0 = (mx.random.normal((1, 3, 4, 6, 16), key=key) for key in keys[1:])
+    state = DenoisingState(step, 499, latents, x0) if step else None
+    return SavedRun(RECORD, "video.mp4", embeds, state)
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path, monkeypatch, step):
+    monkeypatch.chdir(tmp_path)
+    run, path = make_run(step), tmp_path / "video.mp4.resume"
+    run.save(path)
+    back = SavedRun.load(path)
+    assert back.record == RECORD
+    assert back.output == str(tmp_path / "video.mp4")
+    assert back.progress == f"{step} of 4 steps"
+    assert mx.array_equal(back.embeds.astype(mx.bfloat16), run.embeds)
+    if step:
+        assert back.state.timestep == 499
+        assert mx.array_equal(back.state.latents, run.state.latents)
+        assert mx.array_equal(back.state.x0, run.state.x0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_of_frames_keeps_the_slash_that_makes_it_one(tmp_path):
+    run = SavedRun(RECORD, f"{tmp_path}/take.2/", make_run().embeds)
+    run.save(saved_path(run.output))
+    assert SavedRun.load(tmp_path / "take.2.resume").output == run.output
+
+
+def test_the_record_can_be_read_like_that_of_a_video(tmp_path):
+    make_run().save(tmp_path / "a.resume")
+    assert read_record(tmp_path / "a.resume") == RECORD
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.resume"
+    make_run(1).save(path)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(OutputError, match="can't be written: disk full"):
+        make_run(2).save(path)
+    assert SavedRun.load(path).steps_done == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def write_text(path):
+    path.write_text("not a run")
+
+
+def forget_the_latents(path):
+    about = '{"output": "video.mp4", "step": 2, "timestep": 1}'
+    record = '{"mlx_cogvideo": "1", "settings": {"num_inference_steps": 4}}'
+    metadata = {"mlx_cogvideo": record, "run": about}
+    save_file({"embeds": np.ones(1)}, path, metadata)
+
+
+def be_something_else(path):
+    save_file({"latents": np.ones(1)}, path)
+
+
+def go_too_far(path):
+    make_run(5).save(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_off, write_text, forget_the_latents, be_something_else, go_too_far]
+)
+def test_a_file_that_is_no_whole_run_is_one_clear_line(tmp_path, damage):
+    path = tmp_path / "video.mp4.resume"
+    make_run().save(path)
+    damage(path)
+    with pytest.raises(
+        InvalidInputError, match=r"can't be read as a saved run .*remove it"
+    ) as told:
+        SavedRun.load(path)
+    assert "\n" not in str(told.value)
+
+
+def test_where_nothing_is_saved_there_is_nothing_to_resume(tmp_path):
+    with pytest.raises(InvalidInputError, match="nothing to resume: there is no "):
+        SavedRun.load(tmp_path / "video.mp4.resume")
