@@ -19,7 +19,7 @@ from .errors import CogVideoXError, GenerationError, InvalidInputError
 from .pipeline import CogVideoXPipeline, Progress, to_uint8
 from .record import Meter, Record, request_again
 from .request import Request
-from .saved_run import SavedRun
+from .saved_run import SavedRun, saved_path
 from .video import open_writer, write_latents
 from .video.paths import LATENTS, output_form
 
@@ -192,17 +192,27 @@ class _Keeper:
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is None:
-            for path in self._written:
-                path.unlink(missing_ok=True)
-                if path.parent.name.startswith(REFUGE):
-                    with suppress(OSError):
-                        path.parent.rmdir()
+            self._remove()
             return
         self.save()
         if self._on_disk is not None:
             file = shlex.quote(str(self._path))
             go_on = f"python generate.py --resume {file}{self._more_options}"
             error.add_note(f"{self._on_disk.progress} are kept, and this goes on: {go_on}")
+
+    def _remove(self) -> None:
+        """Removes what was saved, and what the run had left beside its output before it moved."""
+        beside = saved_path(self.saved.output)
+        if beside not in self._written and beside.exists():
+            with suppress(InvalidInputError):
+                settings = SavedRun.load(beside).record["settings"]
+                if settings == self.saved.record["settings"]:
+                    self._written.append(beside)
+        for path in self._written:
+            path.unlink(missing_ok=True)
+            if path.parent.name.startswith(REFUGE):
+                with suppress(OSError):
+                    path.parent.rmdir()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_a_repository_in_the_cache_opens_without_the_network(tmp_path, monkeypat
     download = huggingface_hub.snapshot_download
 
     def from_cache(repo, **options):
-        return download(repo, cache_dir=tmp_path, local_files_only=True, **options)
+        return download(repo, cache_dir=tmp_path, **{**options, "local_files_only": True})
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", from_cache)
     pipe = CogVideoXPipeline.from_pretrained(REPO)
@@ -40,8 +40,8 @@ def asked(monkeypatch):
     """Records what the stubbed hub is asked for; it answers with the demo."""
     calls = []
 
-    def answer(repo, *, allow_patterns):
-        calls.append((repo, allow_patterns))
+    def answer(repo, *, allow_patterns, **options):
+        calls.append((repo, allow_patterns, options))
         return str(DEMO_PATH)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
@@ -62,6 +62,11 @@ def asked(monkeypatch):
 def test_aliases_and_ids_are_asked_of_the_hub(asked, name, repo):
     assert resolve_model(name) == DEMO_PATH
     assert asked[0][0] == repo
+
+
+def test_a_revision_is_asked_for_and_the_cache_alone_where_that_is_wanted(asked):
+    resolve_model(REPO, "v1", download=False)
+    assert asked[0][2] == {"revision": "v1", "local_files_only": True}
 
 
 def test_only_the_files_that_are_needed_are_asked_for(asked):
@@ -101,11 +106,12 @@ def refusal(kind: type, status: int) -> Exception:
             "nor a repository",
         ),
         (refusal(hub_errors.GatedRepoError, 403), "accept its licence"),
+        (refusal(hub_errors.RevisionNotFoundError, 404), "has no revision"),
         (hub_errors.LocalEntryNotFoundError("offline"), "can't be reached"),
         (hub_errors.OfflineModeIsEnabled("offline"), "can't be reached"),
         (refusal(hub_errors.HfHubHTTPError, 503), "status 503"),
     ],
-    ids=["unknown", "gated", "unreachable", "offline", "server error"],
+    ids=["unknown", "gated", "revision", "unreachable", "offline", "server error"],
 )
 def test_what_the_hub_refuses_is_one_line_with_advice(monkeypatch, error, message):
     def refuse(*_, **__):

@@ -165,6 +165,19 @@ def test_a_folder_that_vanishes_costs_nothing(pipe, folder, caplog):
     assert not refuge.parent.exists()
 
 
+def test_what_a_run_left_beside_its_output_before_it_moved_is_removed_too(pipe, folder, tmp_path):
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    other = replace(run, record={**run.record, "settings": {**run.record["settings"], "seed": 9}})
+    (tmp_path / "moved.resume").write_bytes(path.read_bytes())
+    finish(pipe, SavedRun.load(tmp_path / "moved.resume"), tmp_path / "moved.resume")
+    assert [file.name for file in folder.iterdir()] == ["frames"]
+    shutil.rmtree(folder / "frames")
+    run.save(tmp_path / "moved.resume")
+    other.save(path)
+    finish(pipe, SavedRun.load(tmp_path / "moved.resume"), tmp_path / "moved.resume")
+    assert SavedRun.load(path).record == other.record
+
+
 def test_a_disk_that_is_full_for_a_while_costs_nothing(pipe, folder, monkeypatch, caplog, tmp_path):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
