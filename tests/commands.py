@@ -1,6 +1,7 @@
 """``generate.py`` as the tests call it: in this process, or as a process of its own."""
 
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,15 @@ def generate(output, *arguments) -> int:
 
 
 def start(*arguments, **options) -> subprocess.Popen:
-    """Starts a process that can be interrupted."""
+    """Starts a process that can be interrupted, even where the tests run in the background."""
     command = [sys.executable, SCRIPT, *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 

@@ -1,48 +1,18 @@
 """Our parameters have exactly the names and shapes of the official checkpoints.
 
-``data/*.json`` lists every tensor of the official safetensors files. Nothing is allocated: a
-network's initial weights are lazy.
+Nothing is allocated: a network's initial weights are lazy.
 """
-
-import json
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from official import TRANSFORMERS, official
 
 from mlx_cogvideo.checkpoints.components import upstream_shape
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.variants import match_variant
-
-DATA = Path(__file__).parent / "data"
-
-LARGE = {
-    "num_layers": 42,
-    "num_attention_heads": 48,
-    "use_rotary_positional_embeddings": True,
-}
-V1_5 = {**LARGE, "patch_size_t": 2, "patch_bias": False, "sample_frames": 81}
-TRANSFORMERS = {
-    "2b": {},
-    "5b": LARGE,
-    "5b_i2v": {**LARGE, "in_channels": 32, "use_learned_positional_embeddings": True},
-    "1.5_5b": {**V1_5, "sample_height": 300, "sample_width": 300},
-    "1.5_5b_i2v": {
-        **V1_5,
-        "sample_height": 96,
-        "sample_width": 170,
-        "in_channels": 32,
-        "ofs_embed_dim": 512,
-    },
-}
-
-
-def official(name: str) -> dict[str, tuple[int, ...]]:
-    tensors = json.loads((DATA / f"{name}.json").read_text())
-    return {tensor: tuple(shape) for tensor, shape in tensors.items()}
 
 
 def stored_shapes(module) -> dict[str, tuple[int, ...]]:

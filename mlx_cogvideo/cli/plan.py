@@ -194,7 +194,8 @@ class _Planner:
                 )
             job = self._continued(job, saved)
         if self._is_finished(job, seed_matters=bool(args.seed or saved)):
-            job.path.unlink(missing_ok=True)
+            if not args.dry_run:
+                job.path.unlink(missing_ok=True)
             plan.finished.append(job.output)
             return
         if output_form(job.output) == LATENTS:
@@ -299,9 +300,8 @@ def _check_space(plan: Plan) -> None:
 
 def _replayed(file: Path) -> Record:
     record = read_record(file)
-    if record is None or not all(
-        isinstance(record.get(part), dict) for part in ("model", "settings")
-    ):
+    parts = [record.get(part) if record else None for part in ("model", "settings")]
+    if not all(isinstance(part, dict) for part in parts) or "prompt" not in parts[1]:
         raise InvalidInputError(
             f"{file} holds no record of how it was made: only outputs of this program do"
         )
