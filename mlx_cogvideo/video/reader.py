@@ -8,6 +8,14 @@ import numpy as np
 
 from ..errors import InvalidInputError
 
+# Until PyAV 19, which lost the option, a tag that isn't UTF-8 made a file unreadable without it.
+_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def open_input(path: str | Path) -> av.container.InputContainer:
+    """Opens a file to be read, whatever its tags hold."""
+    return av.open(str(path), **_OPTIONS)
+
 
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
     """Reads all frames of a clip's first video stream.
@@ -22,7 +30,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
         InvalidInputError: there is no such file, or no video in it.
     """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with open_input(path) as container:
             if not container.streams.video:
                 raise InvalidInputError(f"{path} has no video stream")
             stream = container.streams.video[0]

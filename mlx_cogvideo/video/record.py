@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InvalidInputError
 from .comments import GIF_SIGNATURES, PNG_SIGNATURE, gif_comments, png_comments
 from .paths import frame_files
+from .reader import open_input
 
 KEY = "mlx_cogvideo"
 """In the record, the package's version; in a safetensors header, the record."""
@@ -72,7 +73,7 @@ def _comments(file: Path) -> Iterator[str | bytes]:
         with safe_open(file, framework="numpy") as stored:
             yield (stored.metadata() or {}).get(KEY, "")
         return
-    with av.open(str(file), metadata_errors="replace") as container:
+    with open_input(file) as container:
         yield from (text for name, text in container.metadata.items() if name.lower() == "comment")
 
 
