@@ -18,21 +18,16 @@ import numpy as np
 from .checkpoints import check_component, load_component, read_config, resolve_model
 from .errors import GenerationError, InvalidInputError
 from .guidance import guidance_schedule, schedule_name
-from .nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, largest_decode_tensor
-from .nn.t5 import T5Config, T5EncoderModel
-from .nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from .networks import NETWORKS
+from .nn.autoencoder import AutoencoderKLCogVideoX, largest_decode_tensor
+from .nn.t5 import T5EncoderModel
+from .nn.transformer import CogVideoXTransformer3DModel
 from .request import Geometry, Request
 from .schedulers import Scheduler, make_scheduler, scheduler_name
 from .tokenizer import T5Tokenizer
 from .variants import match_variant
 
 logger = logging.getLogger(__name__)
-
-NETWORKS = {
-    "transformer": (CogVideoXTransformer3DModel, TransformerConfig),
-    "vae": (AutoencoderKLCogVideoX, AutoencoderConfig),
-    "text_encoder": (T5EncoderModel, T5Config),
-}
 
 MAX_ELEMENTS = 2**31
 """Arrays of this size and over come out wrong on Metal (ml-explore/mlx#3248)."""
@@ -134,7 +129,11 @@ class CogVideoXPipeline:
 
     def weight_bytes(self, name: str) -> int:
         """Memory that a network's weights take when it is loaded."""
-        return sum(tensor.size for tensor in self._stored[name].values()) * self.dtype.size
+        integers = {"U32": 4, "U8": 1}
+        return sum(
+            tensor.size * integers.get(tensor.dtype, self.dtype.size)
+            for tensor in self._stored[name].values()
+        )
 
     def free(self, name: str) -> None:
         """Lets go of a network's memory; it loads again when it is next asked for."""
@@ -463,7 +462,9 @@ def _keys(seed: int) -> mx.array:
 def _default_dtype(stored: dict) -> mx.Dtype:
     if mx.default_device().type == mx.DeviceType.cpu:
         return mx.float32
-    half = {"F16": mx.float16, "BF16": mx.bfloat16}
-    # The large matrices decide: some checkpoints keep a few small tensors in float32.
-    largest = max(stored.values(), key=lambda tensor: tensor.size)
-    return half.get(largest.dtype, mx.float32)
+    floating = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
+    # The large tensors decide: some checkpoints keep a few small ones in float32.
+    largest = max(
+        (tensor for tensor in stored.values() if tensor.dtype in floating), key=lambda t: t.size
+    )
+    return floating[largest.dtype]

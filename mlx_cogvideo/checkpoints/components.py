@@ -5,6 +5,7 @@ are checked by their headers, names and shapes alike, before any weight is read.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
+from ..nn.quantization import Quantization, linear_layers, quantize_layers
 from .safetensors_header import TensorInfo, read_header
 
 COMPONENT_STEMS = {
@@ -46,7 +48,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
     """Checks that the files of `folder` hold exactly the parameters of `module`.
 
-    Reads headers only. `module` may be freshly made: MLX allocates nothing until evaluation.
+    Reads headers only. `module` may be freshly made: MLX allocates nothing until evaluation. Its
+    linear layers give way to quantized ones where the folder's ``config.json`` says so.
 
     Returns:
         Where each parameter is stored.
@@ -60,6 +63,7 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
         stored.update(read_header(file))
     for name in REDUNDANT & stored.keys():
         del stored[name]
+    _quantize_as_stored(module, folder, stored)
     wanted = {
         name: upstream_shape(parameter.shape)
         for name, parameter in tree_flatten(module.parameters())
@@ -104,13 +108,56 @@ def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = Non
         weight = tensors.pop(name)
         if weight.ndim >= 4:
             weight = mx.contiguous(mx.moveaxis(weight, 1, -1))
-        weights.append((name, weight if dtype is None else weight.astype(dtype)))
+        if dtype is not None and mx.issubdtype(weight.dtype, mx.floating):
+            weight = weight.astype(dtype)
+        weights.append((name, weight))
     tensors.clear()
     module.load_weights(weights)
     for _, weight in weights:
         mx.eval(weight)
     module.eval()
     return module
+
+
+def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
+    """The quantized layers of a component, by their paths.
+
+    Args:
+        stored: the component's tensors by name; a layer with ``scales`` is a quantized one.
+
+    Raises:
+        CheckpointError: ``config.json`` doesn't say how they are quantized.
+    """
+    layers = [name.removesuffix(".scales") for name in stored if name.endswith(".scales")]
+    told = read_config(folder / "config.json").get("quantization", {}) if layers else {}
+    try:
+        return {
+            layer: Quantization(**(told[layer] if layer in told else _usual(told)))
+            for layer in layers
+        }
+    except (TypeError, KeyError):
+        raise CheckpointError(
+            f"{folder}/config.json doesn't say how its layers are quantized: convert it again"
+        ) from None
+
+
+def _usual(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bits": told["bits"], "group_size": told["group_size"], "mode": told["mode"]}
+
+
+def _quantize_as_stored(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
+    layers = stored_quantization(folder, stored)
+    if not layers:
+        return
+    _refuse(
+        folder,
+        "quantized layers that this network lacks",
+        layers.keys() - linear_layers(module).keys(),
+    )
+    try:
+        quantize_layers(module, layers)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
 
 
 def save_component(

@@ -1,0 +1,175 @@
+"""Which layers are stored in few bits, in how many, and the linear layer that uses them."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map_with_path
+
+MODES = {
+    "affine": ((2, 3, 4, 5, 6, 8), (64, 32, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+"""Bits and group sizes of each of MLX's modes; the first group size is the usual one."""
+
+KINDS = {
+    "attention": r"transformer_blocks\.\d+\.attn1\.(to_[qkv]|to_out\.0)",
+    "feed-forward": r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
+    "AdaLN": r"transformer_blocks\.\d+\.norm[12]\.linear|norm_out\.linear",
+    "T5 attention": r"encoder\.block\.\d+\.layer\.0\.SelfAttention\.[qkvo]",
+    "T5 feed-forward": r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wi_[01]",
+    "T5 wo": r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wo",
+}
+"""The layers that can be quantized, by their paths. All others stay as they are: embeddings,
+norms, the embedding of patches, time and ofs, proj_out, and the VAE."""
+
+SENSITIVE = ("AdaLN", "T5 wo")
+"""Kinds with 8 bits at least: AdaLN's errors reach every token, and wo has the largest inputs."""
+
+# Most rows that are multiplied with the packed weight. From benchmarks/quantized_linear.py: on an
+# H100 the two ways meet at 64 to 450 rows. On the CPU the packed product is never the faster one.
+PACKED_ROWS = {mx.DeviceType.gpu: 256, mx.DeviceType.cpu: 0}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a weight is packed: groups of `group_size` inputs share a scale."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+    def fits(self, inputs: int) -> bool:
+        """Whether a row of so many inputs divides into groups, and those into words of 32 bits."""
+        return inputs % self.group_size == 0 and inputs * self.bits % 32 == 0
+
+    @property
+    def has_biases(self) -> bool:
+        return self.mode == "affine"
+
+    def arguments(self) -> dict[str, int | str]:
+        """As MLX's functions take it, and as ``config.json`` holds it."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def packed_shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, int]]:
+        """The parameters that a weight becomes, and their shapes."""
+        groups = (outputs, inputs // self.group_size)
+        shapes = {"weight": (outputs, inputs * self.bits // 32), "scales": groups}
+        return shapes | ({"biases": groups} if self.has_biases else {})
+
+
+Recipe = Callable[[str, str, int, Quantization], Quantization]
+"""From a layer's kind, its path, the number of blocks and the quantization asked for to its own."""
+
+
+def _standard(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
+    return _eight_bits(asked) if kind in SENSITIVE and asked.bits < 8 else asked
+
+
+def _uniform(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
+    return asked
+
+
+def _mixed(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
+    """8 bits for the first and last eighth of the blocks, too, and for values and `ff.net.2`."""
+    block = re.search(r"\.(\d+)\.", path)
+    edge = max(1, blocks // 8)
+    at_an_end = block is not None and not edge <= int(block[1]) < blocks - edge
+    if at_an_end or path.endswith((".to_v", ".ff.net.2", ".SelfAttention.v")):
+        return _eight_bits(asked)
+    return _standard(kind, path, blocks, asked)
+
+
+def _eight_bits(asked: Quantization) -> Quantization:
+    group_size = asked.group_size if asked.mode == "affine" else 32
+    return Quantization(8, group_size)
+
+
+RECIPES: dict[str, Recipe] = {"standard": _standard, "uniform": _uniform, "mixed": _mixed}
+
+
+def layer_kind(path: str) -> str | None:
+    """A key of `KINDS`, or None for a layer that isn't quantized."""
+    return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, path)), None)
+
+
+def blocks_in(paths: Mapping[str, object]) -> int:
+    """How many blocks the layers of a network belong to."""
+    return len({match[1] for path in paths if (match := re.search(r"\.(\d+)\.", path))})
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight is packed.
+
+    Many rows are multiplied with an unpacked copy, which lives as long as the product and is as
+    large as the layer; few rows with the packed weight. Frozen: gradients flow to the input only.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, quantization: Quantization):
+        super().__init__()
+        self.quantization = quantization
+        for name, shape in quantization.packed_shapes(outputs, inputs).items():
+            dtype = mx.float32
+            if name == "weight":
+                dtype = mx.uint32
+            elif not quantization.has_biases:
+                dtype = mx.uint8
+            self[name] = mx.zeros(shape, dtype)
+        if bias:
+            self.bias = mx.zeros(outputs)
+        self.freeze()
+
+    def unfreeze(self, *args, **kwargs) -> None:
+        """Leaves the packed weight frozen, whatever is unfrozen around it."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[..., inputs] -> [..., outputs]``."""
+        how = self.quantization.arguments()
+        packed = self.weight, self.scales, self.get("biases")
+        if x.size // x.shape[-1] <= PACKED_ROWS[mx.default_device().type]:
+            y = mx.quantized_matmul(x, *packed, transpose=True, **how)
+        else:
+            y = x @ self.unpacked(x.dtype).T
+        return y + self.bias if "bias" in self else y
+
+    def unpacked(self, dtype: mx.Dtype) -> mx.array:
+        """The weight ``[outputs, inputs]``."""
+        how = self.quantization.arguments()
+        weight = mx.dequantize(self.weight, self.scales, self.get("biases"), **how)
+        return weight.astype(dtype)
+
+
+def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> None:
+    """Puts a `QuantizedLinear`, still without values, in the place of each linear layer named.
+
+    Raises:
+        KeyError: there is no linear layer of that name.
+        ValueError: its width doesn't divide into groups.
+    """
+    shapes = linear_layers(module)
+    for path, quantization in layers.items():
+        _, inputs = shapes[path]
+        if not quantization.fits(inputs):
+            raise ValueError(f"{path} has {inputs} inputs: {quantization} doesn't fit")
+
+    def replace(path: str, layer: nn.Module) -> nn.Module:
+        if path not in layers:
+            return layer
+        outputs, inputs = shapes[path]
+        return QuantizedLinear(inputs, outputs, "bias" in layer, layers[path])
+
+    leaves = module.leaf_modules()
+    module.update_modules(tree_map_with_path(replace, leaves, is_leaf=nn.Module.is_module))
+
+
+def linear_layers(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of every linear layer by its path."""
+    return {
+        path: tuple(layer.weight.shape)
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
