@@ -9,21 +9,23 @@ import json
 import logging
 import math
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from . import __version__
 from .checkpoints import COMPONENT_STEMS, check_component, model_identity, read_config
-from .checkpoints.components import stored_quantization
+from .checkpoints.components import stored_quantization, upstream_shape
 from .checkpoints.safetensors_header import TensorInfo
 from .checkpoints.safetensors_writer import DTYPES, NAMES, Entry, SafetensorsWriter
 from .errors import CheckpointError, InvalidInputError, OutputError
+from .model_card import model_card
 from .networks import NETWORKS
 from .nn.quantization import (
     RECIPES,
@@ -120,13 +122,13 @@ class ConversionPlan:
 
     Attributes:
         folder: the source's.
-        model: its ``model_identity``.
+        model: what the user calls it.
         variant: the official model it is, or None.
         asked: the quantization asked for, or None.
     """
 
     folder: Path
-    model: dict[str, Any]
+    model: str | Path
     variant: Variant | None
     asked: Quantization | None
     recipe: str
@@ -145,7 +147,8 @@ def plan_conversion(
     recipe: str = "standard",
     dtype: mx.Dtype | None = None,
     dequantize: bool = False,
-    components: tuple[str, ...] = tuple(NETWORKS),
+    components: Collection[str] = tuple(NETWORKS),
+    assumed_dtype: str | None = None,
 ) -> ConversionPlan:
     """Works out what a conversion would write; reads configurations and file headers only.
 
@@ -157,6 +160,7 @@ def plan_conversion(
         dtype: of all numbers that aren't packed; None keeps the source's.
         dequantize: the source is quantized, and the result is not to be.
         components: the networks to quantize, dequantize or cast; others are copied.
+        assumed_dtype: of a checkpoint that isn't downloaded yet but for its configurations.
 
     Raises:
         CheckpointError: the folder holds no CogVideoX model, or a damaged one.
@@ -164,7 +168,7 @@ def plan_conversion(
             can be quantized so.
     """
     check_architecture(folder)
-    plans = [_plan_component(folder, name) for name in NETWORKS]
+    plans = [_plan_component(folder, name, assumed_dtype) for name in NETWORKS]
     quantized = [plan.name for plan in plans if "quantization" in plan.config]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
@@ -184,8 +188,8 @@ def plan_conversion(
             "don't divide by it"
         )
     transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
-    identity = model_identity(model, folder)
-    return ConversionPlan(folder, identity, match_variant(transformer), quantization, recipe, plans)
+    variant = match_variant(transformer)
+    return ConversionPlan(folder, model, variant, quantization, recipe, plans)
 
 
 def check_architecture(folder: Path) -> None:
@@ -200,12 +204,19 @@ def check_architecture(folder: Path) -> None:
             raise CheckpointError(f"{folder} holds a {name}, and only CogVideoX can be converted")
 
 
-def _plan_component(folder: Path, name: str) -> ComponentPlan:
+def _plan_component(folder: Path, name: str, assumed_dtype: str | None) -> ComponentPlan:
     """The component as it is."""
     source = folder / name
     config = read_config(source / "config.json")
-    network, config_class = NETWORKS[name]
-    stored = check_component(network(config_class.from_dict(config)), source)
+    network_class, config_class = NETWORKS[name]
+    network = network_class(config_class.from_dict(config))
+    if assumed_dtype is None:
+        stored = check_component(network, source)
+    else:
+        stored = {
+            tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
+            for tensor, parameter in tree_flatten(network.parameters())
+        }
     layers = stored_quantization(source, stored)
     plan = ComponentPlan(name, source, stored, config)
     for tensor, info in stored.items():
@@ -284,6 +295,7 @@ def convert(
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
         _write_json(part / REPORT, report)
+        (part / "README.md").write_text(model_card(report), encoding="utf-8")
         part.rename(destination)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -307,6 +319,34 @@ def check_destination(destination: Path, size: int) -> None:
             f"the disk of {parent} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are "
             "needed: make room, or choose another --mlx-path"
         )
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """What a model folder holds, in the form of a conversion's report.
+
+    Raises:
+        CheckpointError: it holds no CogVideoX model, or a damaged one.
+    """
+    check_architecture(folder)
+    report: dict[str, Any] = {"source": None, "components": {}}
+    if (folder / REPORT).is_file():
+        report |= read_config(folder / REPORT)
+    plans = [_plan_component(folder, name, None) for name in NETWORKS]
+    transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
+    variant = match_variant(transformer)
+    report["variant"] = variant.alias if variant else None
+    for plan in plans:
+        layers = Counter(
+            (layer_kind(tensor.layer), tensor.stored) for tensor in plan.tensors if tensor.stored
+        )
+        kinds = [
+            {"kind": kind, **how.arguments(), "layers": count}
+            for (kind, how), count in layers.items()
+        ]
+        told = report["components"].setdefault(plan.name, {"kinds": kinds})
+        told["bytes_after"] = plan.bytes_before
+        told["bits_per_weight"] = round(8 * plan.bytes_before / plan.parameters, 2)
+    return report
 
 
 def _convert(
@@ -392,7 +432,7 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         "mlx_cogvideo": __version__,
         "mlx": mx.__version__,
         "variant": plan.variant.alias if plan.variant else None,
-        "source": plan.model,
+        "source": model_identity(plan.model, plan.folder),
         "quantization": plan.asked.arguments() if plan.asked else None,
         "recipe": plan.recipe,
         "components": {

@@ -8,16 +8,26 @@ from .components import (
     save_component,
 )
 from .identity import model_identity
-from .resolve import DEMO_PATH, default_model, resolve_model
+from .resolve import (
+    DEMO_PATH,
+    default_model,
+    download_bytes,
+    hub_id,
+    resolve_configuration,
+    resolve_model,
+)
 
 __all__ = [
     "COMPONENT_STEMS",
     "DEMO_PATH",
     "check_component",
     "default_model",
+    "download_bytes",
+    "hub_id",
     "load_component",
     "model_identity",
     "read_config",
+    "resolve_configuration",
     "resolve_model",
     "save_component",
 ]

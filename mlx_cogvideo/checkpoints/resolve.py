@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -12,7 +13,8 @@ from ..variants import ALIASES
 DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
 
-DOWNLOADED = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/spiece.model"]
+CONFIGURATIONS = ["*.json", "*/*.json"]
+DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -35,28 +37,64 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
     Raises:
         ModelNotFoundError: none of these, or the hub doesn't give it.
     """
-    name = str(model)
+    repo = hub_id(model)
+    if repo is not None:
+        return Path(_fetch(repo, revision, download=download))
     folder = Path(model).expanduser()
-    if name and folder.is_dir():
-        return folder
-    if name == "demo":
-        return DEMO_PATH
+    return folder if folder.is_dir() else DEMO_PATH
+
+
+def download_bytes(model: str | Path, revision: str | None = None) -> int:
+    """How much `resolve_model` would download; 0 if the hub can't be asked.
+
+    Raises:
+        ModelNotFoundError: as `resolve_model`.
+    """
+    repo = hub_id(model)
+    try:
+        files = _fetch(repo, revision, dry_run=True) if repo else []
+    except hub_errors.DryRunError:
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model of which only the configurations need to be there.
+
+    Raises:
+        ModelNotFoundError: as `resolve_model`.
+    """
+    repo = hub_id(model)
+    return Path(_fetch(repo, revision, CONFIGURATIONS)) if repo else resolve_model(model)
+
+
+def hub_id(model: str | Path) -> str | None:
+    """The hub repository that a name stands for, or None for a folder or the demo."""
+    name = str(model)
+    if name == "demo" or (name and Path(model).expanduser().is_dir()):
+        return None
     repo = ALIASES.get(name.lower(), name)
     if not _HUB_ID.fullmatch(repo):
         known = ", ".join(["demo", *ALIASES])
         raise ModelNotFoundError(f"no model {name!r}: give a folder, a hub id or one of {known}")
-    return _fetch(repo, revision, download)
+    return repo
 
 
-def _fetch(repo: str, revision: str | None, download: bool) -> Path:
+def _fetch(
+    repo: str,
+    revision: str | None,
+    patterns: list[str] = DOWNLOADED,
+    download: bool = True,
+    **options: Any,
+) -> Any:
+    """What ``snapshot_download`` answers; its errors become one line each."""
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=DOWNLOADED,
-                local_files_only=not download,
-            )
+        return huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=not download,
+            **options,
         )
     except hub_errors.GatedRepoError:
         problem = "asks you to accept its licence first, on its page, and to log in (hf auth login)"

@@ -124,7 +124,7 @@ class QuantizedLinear(nn.Module):
         self.freeze()
 
     def unfreeze(self, *args, **kwargs) -> None:
-        """Leaves the packed weight frozen, whatever is unfrozen around it."""
+        """Does nothing: a packed weight has no gradient."""
 
     def __call__(self, x: mx.array) -> mx.array:
         """``[..., inputs] -> [..., outputs]``."""

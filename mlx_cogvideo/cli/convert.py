@@ -1,0 +1,261 @@
+"""``python -m mlx_cogvideo.convert``: an official checkpoint in, a small model folder out."""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from tqdm import tqdm
+
+from ..checkpoints import download_bytes, hub_id, resolve_configuration, resolve_model
+from ..conversion import (
+    ComponentPlan,
+    ConversionPlan,
+    check_destination,
+    convert,
+    describe_folder,
+    plan_conversion,
+)
+from ..errors import InvalidInputError, OutputError
+from ..model_card import model_card
+from ..networks import NETWORKS
+from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
+from ..variants import ALIASES
+from .common import Parser, be_quiet, run, size
+from .plan import DTYPES
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(convert_command, arguments)
+
+
+def convert_command(arguments: Sequence[str] | None) -> None:
+    args = make_parser().parse_args(arguments)
+    if args.quiet:
+        be_quiet()
+    if args.info is not None:
+        print(_table(describe_folder(args.info)))
+        return
+    quantization = asked_quantization(args)
+    if args.mlx_path.exists() and not args.dry_run:
+        raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
+    to_download = download_bytes(args.model, args.revision)
+    _check_room(args, to_download)
+
+    only_configuration = args.dry_run and to_download > 0
+    if only_configuration:
+        folder = resolve_configuration(args.model, args.revision)
+    else:
+        folder = resolve_model(args.model, args.revision)
+    plan = plan_conversion(
+        args.model,
+        folder,
+        quantization=quantization,
+        recipe=args.quant_predicate,
+        dtype=DTYPES.get(args.dtype),
+        dequantize=args.dequantize,
+        components=args.components,
+        assumed_dtype="BF16" if only_configuration else None,
+    )
+    announce(plan, args.mlx_path, to_download)
+    if args.dry_run:
+        return
+    check_destination(args.mlx_path, plan.bytes_after)
+    bars = _Bars(quiet=args.quiet)
+    try:
+        report = convert(plan, args.mlx_path, bars)
+    finally:
+        bars.close()
+    for line in _table(report).splitlines():
+        logger.info("%s", line)
+    if hub_id(args.model):
+        logger.info(
+            "the download isn't needed any more: hf cache rm model/%s frees its place",
+            hub_id(args.model),
+        )
+    if args.upload_repo:
+        upload(args.mlx_path, args.upload_repo, report)
+    print(args.mlx_path)
+
+
+def asked_quantization(args: argparse.Namespace) -> Quantization | None:
+    """What -q and --q-bits, --q-group-size and --q-mode come to together.
+
+    Raises:
+        InvalidInputError: they contradict each other, or MLX has no such mode.
+    """
+    if args.quantize is not None and args.q_bits not in (None, args.quantize):
+        raise InvalidInputError(f"-q {args.quantize} and --q-bits {args.q_bits} differ: give one")
+    bits = args.q_bits if args.quantize is None else args.quantize
+    if bits is None and args.q_mode is None and args.q_group_size is None:
+        return None
+    if args.dequantize:
+        raise InvalidInputError("--dequantize and quantization exclude each other: give one")
+    mode = args.q_mode or "affine"
+    all_bits, all_sizes = MODES[mode]
+    bits = bits or (4 if 4 in all_bits else all_bits[0])
+    group_size = args.q_group_size or all_sizes[0]
+    if bits not in all_bits:
+        raise InvalidInputError(f"{mode} has {_choices(all_bits)} bits; got {bits}")
+    if group_size not in all_sizes:
+        raise InvalidInputError(f"{mode} has groups of {_choices(all_sizes)}; got {group_size}")
+    return Quantization(bits, group_size, mode)
+
+
+def _choices(numbers: Sequence[int]) -> str:
+    *others, last = map(str, sorted(numbers))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _check_room(args: argparse.Namespace, to_download: int) -> None:
+    """Raises OutputError where the hub's cache has no room for the download."""
+    if not to_download:
+        return
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < to_download and not args.dry_run:
+        raise OutputError(
+            f"the disk of {cache} has {size(free)} free and the download needs "
+            f"{size(to_download)}: make room, or set HF_HOME to another disk"
+        )
+
+
+def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
+    """Says what will be downloaded and written, and what room there is."""
+    variant = f" ({plan.variant.name})" if plan.variant else ""
+    logger.info("%-9s %s%s", "source", plan.model, variant)
+    if to_download:
+        cache = huggingface_hub.constants.HF_HUB_CACHE
+        logger.info("%-9s %s into %s", "download", size(to_download), cache)
+    logger.info("%-9s %s", "into", destination)
+    for component in plan.components:
+        logger.info("%-14s %9s -> %9s%s", component.name, *_sizes(component))
+    parent = destination.absolute().parent
+    free = shutil.disk_usage(parent).free if parent.is_dir() else 0
+    logger.info("%-14s %9s, %s free", "in all", size(plan.bytes_after), size(free))
+    unfit = Counter(layer_kind(layer) for part in plan.components for layer in part.unfit)
+    if unfit:
+        logger.warning(
+            "%d layers stay as they are, because their width doesn't divide into groups: %s "
+            "(conversion.json names them)",
+            unfit.total(),
+            ", ".join(f"{count} {kind}" for kind, count in unfit.items()),
+        )
+
+
+def _sizes(component: ComponentPlan) -> tuple[str, str, str]:
+    bits = 8 * component.bytes_after / component.parameters
+    return size(component.bytes_before), size(component.bytes_after), f", {bits:.2f} bits a weight"
+
+
+def _table(report: dict[str, Any]) -> str:
+    """A report in lines."""
+    lines = [f"{'part':14}{'size':>9}{'bits':>7}  quantized layers"]
+    for name, told in report["components"].items():
+        kinds = [
+            f"{kind['layers']} {kind['kind']} at {kind['bits']} bits ({kind['mode']}, groups of "
+            f"{kind['group_size']}" + (f", {kind['snr_db']} dB)" if kind.get("snr_db") else ")")
+            for kind in told["kinds"]
+        ]
+        start = f"{name:14}{size(told['bytes_after']):>9}{told['bits_per_weight']:7.2f}  "
+        lines += [start + (kinds[0] if kinds else "none"), *(" " * 32 + k for k in kinds[1:])]
+    return "\n".join(lines)
+
+
+class _Bars:
+    """A progress bar in bytes for each component."""
+
+    def __init__(self, quiet: bool):
+        self._quiet = quiet
+        self._bar: tqdm | None = None
+        self._name: str | None = None
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        if name != self._name:
+            self.close()
+            self._name = name
+            self._bar = tqdm(
+                total=total, desc=name, unit="B", unit_scale=True, file=sys.stderr, ncols=80
+            )
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def upload(folder: Path, repo: str, report: dict[str, Any]) -> None:
+    """Puts a converted folder on the hub.
+
+    Raises:
+        OutputError: the hub refuses it.
+    """
+    (folder / "README.md").write_text(model_card(report, repo), encoding="utf-8")
+    api = huggingface_hub.HfApi()
+    # The large-file way was a method of its own until version 2, and is the only one since.
+    send = getattr(api, "upload_large_folder", api.upload_folder)
+    try:
+        api.create_repo(repo, exist_ok=True)
+        send(repo_id=repo, folder_path=folder, repo_type="model")
+    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"{folder} is whole, but can't be uploaded to {repo}: {reason}") from None
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="mlx_cogvideo.convert",
+        description="Make a small model folder from an official CogVideoX checkpoint.",
+    )
+    add = parser.add_argument
+    add(
+        "--hf-path",
+        "--model",
+        dest="model",
+        default="5b",
+        help=f"folder, hub id, demo or {', '.join(ALIASES)} (default: 5b)",
+    )
+    add("--revision", help="commit, branch or tag on the hub (default: main)")
+    add("--mlx-path", type=Path, default=Path("mlx_model"), help="default: mlx_model")
+    add(
+        "-q",
+        "--quantize",
+        type=int,
+        nargs="?",
+        const=4,
+        metavar="BITS",
+        help="quantize; to 4 bits where none are given",
+    )
+    add("--q-bits", type=int, metavar="BITS", help="the same as -q BITS")
+    add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
+    add("--q-mode", choices=MODES, help="default: affine")
+    add(
+        "--quant-predicate",
+        choices=RECIPES,
+        default="standard",
+        help="standard: AdaLN and T5's wo keep 8 bits; uniform: no exceptions; mixed: more of them",
+    )
+    add("--dtype", choices=DTYPES, help="of all that isn't quantized (default: the source's)")
+    add("-d", "--dequantize", action="store_true", help="back to 16 bits, in the official layout")
+    add(
+        "--components",
+        nargs="+",
+        choices=NETWORKS,
+        default=tuple(NETWORKS),
+        help="what to quantize, dequantize or cast; the rest is copied (default: all)",
+    )
+    add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
+    add("--dry-run", action="store_true", help="say what would happen and stop there")
+    add("--info", type=Path, metavar="FOLDER", help="only say what a model folder holds")
+    add("--quiet", action="store_true", help="say only what is wrong")
+    return parser

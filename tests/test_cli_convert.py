@@ -1,0 +1,196 @@
+"""``python -m mlx_cogvideo.convert`` from the outside: what it writes, says and returns."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from commands import errors, generate
+from huggingface_hub import errors as hub_errors
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.cli.convert import main
+from mlx_cogvideo.video import read_record
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments) -> int:
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_the_usual_command_makes_a_model_that_generate_uses_by_default(folder, capsys):
+    assert run("--model", "demo", "--quantize", 4) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "mlx_model\n"
+    assert "20 attention at 4 bits (affine, groups of 64, 20.5 dB)" in captured.err
+    assert generate("video.mp4") == 0
+    assert "model    mlx_model, float32" in capsys.readouterr().err
+    assert read_record("video.mp4")["model"]["name"] == "mlx_model"
+
+
+@pytest.mark.parametrize("arguments", [["-q"], ["--q-bits", 4], ["-q", "4", "--q-mode", "affine"]])
+def test_four_bits_can_be_asked_for_in_several_ways(folder, arguments):
+    assert run("--hf-path", "demo", "--mlx-path", "small", "--quiet", *arguments) == 0
+    assert CogVideoXPipeline.from_pretrained("small").weight_bytes("transformer") < 3_000_000
+
+
+def test_other_settings_are_followed(folder, capsys):
+    arguments = ["--q-bits", 6, "--q-group-size", 32, "--quant-predicate", "uniform"]
+    assert run("--model", "demo", *arguments, "--components", "transformer") == 0
+    said = capsys.readouterr().err
+    assert "11 AdaLN at 6 bits (affine, groups of 32" in said
+    assert "T5" not in said
+    assert run("--model", "demo", "-q", "--q-mode", "mxfp8", "--mlx-path", "b") == 2
+    assert "mxfp8 has 8 bits; got 4" in errors(capsys.readouterr().err)[0]
+    assert run("--model", "demo", "--q-mode", "mxfp8", "--mlx-path", "b") == 0
+
+
+def test_info_says_what_a_folder_holds(folder, capsys):
+    assert run("--model", "demo", "-q", 8, "--quiet") == 0
+    assert run("--model", "mlx_model", "--dequantize", "--mlx-path", "back", "--quiet") == 0
+    capsys.readouterr()
+    assert run("--info", "mlx_model") == 0
+    told = capsys.readouterr().out
+    assert "transformer       3 MiB   8.70  11 AdaLN at 8 bits (affine, groups of 64" in told
+    assert run("--info", "back") == 0
+    assert "transformer       6 MiB  16.00  none" in capsys.readouterr().out
+    assert run("--info", DEMO_PATH) == 0
+
+
+def test_a_dry_run_writes_nothing(folder, capsys):
+    assert run("--model", "demo", "-q", "--dry-run") == 0
+    captured = capsys.readouterr()
+    assert "transformer        6 MiB ->     2 MiB, 5.80 bits a weight" in captured.err
+    assert captured.out == ""
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that has the demo as THUDM/CogVideoX-5b, 9 MB to download."""
+    asked = []
+
+    def answer(repo, *, allow_patterns, dry_run=False, **_):
+        asked.append((repo, dry_run, "*/*.safetensors" in allow_patterns))
+        files = [SimpleNamespace(will_download=True, file_size=9 * 2**20)]
+        return files if dry_run else str(DEMO_PATH)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    return asked
+
+
+def test_the_5b_is_pulled_from_the_hub_by_default(folder, hub, capsys):
+    assert run("-q") == 0
+    repo = "THUDM/CogVideoX-5b"
+    assert hub == [(repo, True, True), (repo, False, True)]
+    said = capsys.readouterr().err
+    assert "download  9 MiB into " in said
+    assert f"hf cache rm model/{repo} frees its place" in said
+
+
+def test_a_dry_run_downloads_configurations_only(folder, hub, capsys):
+    assert run("-q", "--dry-run") == 0
+    assert hub == [("THUDM/CogVideoX-5b", True, True), ("THUDM/CogVideoX-5b", False, False)]
+    assert "transformer        6 MiB ->     2 MiB" in capsys.readouterr().err
+
+
+def test_a_disk_too_small_for_the_download_is_noticed_first(folder, hub, monkeypatch, capsys):
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    assert run("-q") == 1
+    assert "has 1 MiB free and the download needs 9 MiB" in errors(capsys.readouterr().err)[0]
+    assert len(hub) == 1
+
+
+def test_an_upload_has_a_card_with_the_repository_in_it(folder, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: None)
+    name = "upload_large_folder"
+    name = name if hasattr(huggingface_hub.HfApi, name) else "upload_folder"
+    monkeypatch.setattr(huggingface_hub.HfApi, name, lambda _, **told: sent.append(told))
+    assert run("--model", "demo", "-q", "--upload-repo", "me/tiny") == 0
+    assert sent[0]["repo_id"] == "me/tiny"
+    assert "--model me/tiny" in (sent[0]["folder_path"] / "README.md").read_text()
+
+
+def refusal(kind: type, status: int) -> Exception:
+    response = SimpleNamespace(status_code=status, headers={}, request=None, text="")
+    return kind("", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (refusal(hub_errors.RepositoryNotFoundError, 404), "nor a repository"),
+        (refusal(hub_errors.GatedRepoError, 401), "accept its licence"),
+        (hub_errors.LocalEntryNotFoundError("offline"), "can't be reached"),
+        (hub_errors.DryRunError("offline"), "can't be reached"),
+    ],
+    ids=["unknown", "gated", "no network", "no network for a dry run"],
+)
+def test_what_the_hub_refuses_is_one_clear_line(folder, monkeypatch, capsys, error, message):
+    def refuse(*_, dry_run=False, **__):
+        if isinstance(error, hub_errors.DryRunError) and not dry_run:
+            raise hub_errors.LocalEntryNotFoundError("offline")
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert run("-q") == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert message in line
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-q", "7"], 2, "affine has 2, 3, 4, 5, 6 or 8 bits; got 7"),
+        (["-q", "--q-group-size", "48"], 2, "groups of 32, 64 or 128; got 48"),
+        (["-q", "4", "--q-bits", "8"], 2, "differ"),
+        (["-q", "--dequantize"], 2, "exclude each other"),
+        (["-q", "--mlx-path", "no/where"], 1, "doesn't exist: make it first"),
+        (["-q", "--mlx-path", "."], 1, ". exists"),
+        (["-q", "--q-group-size", "128", "--components", "vae"], 2, "no layer can be quantized"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_line(folder, capsys, arguments, code, message):
+    assert run("--model", "demo", *arguments) == code
+    captured = capsys.readouterr()
+    (line,) = errors(captured.err)
+    assert message in line
+    assert captured.out == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_a_killed_conversion_leaves_no_folder_and_can_be_done_again(folder):
+    command = [sys.executable, "-m", "mlx_cogvideo.convert", "--model", "demo", "-q", "--quiet"]
+    moments = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen([*command], stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (folder / ".mlx_model.part").exists():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        if (folder / "mlx_model").exists():
+            CogVideoXPipeline.from_pretrained("mlx_model")
+            shutil.rmtree("mlx_model")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert os.listdir(folder) == ["mlx_model"]
+    CogVideoXPipeline.from_pretrained("mlx_model")

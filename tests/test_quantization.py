@@ -1,0 +1,156 @@
+"""Quantized linear layers: which there are, and that both ways to multiply agree."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from support import relative_error
+
+from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
+from mlx_cogvideo.networks import NETWORKS
+from mlx_cogvideo.nn import quantization
+from mlx_cogvideo.nn.quantization import (
+    KINDS,
+    MODES,
+    RECIPES,
+    Quantization,
+    QuantizedLinear,
+    layer_kind,
+    linear_layers,
+    quantize_layers,
+)
+
+ALL = [
+    Quantization(b, g, mode) for mode, (bits, sizes) in MODES.items() for b in bits for g in sizes
+]
+
+
+def make_layer(how: Quantization, bias: bool = True) -> QuantizedLinear:
+    layer = QuantizedLinear(128, 96, bias, how)
+    weight = mx.random.normal((96, 128), scale=0.1, key=mx.random.key(0))
+    parts = mx.quantize(weight, **how.arguments())
+    for name, part in zip(("weight", "scales", "biases"), parts, strict=False):
+        assert layer[name].shape == part.shape
+        assert layer[name].dtype == part.dtype
+        layer[name] = part
+    if bias:
+        layer.bias = mx.random.normal((96,), key=mx.random.key(1))
+    return layer
+
+
+@pytest.fixture(params=[0, 10**9], ids=["unpacked", "packed"])
+def way(request, monkeypatch):
+    """Makes every product go one way, whatever its rows."""
+    rows = dict.fromkeys(quantization.PACKED_ROWS, request.param)
+    monkeypatch.setattr(quantization, "PACKED_ROWS", rows)
+
+
+@pytest.mark.parametrize("how", ALL, ids=lambda how: f"{how.mode}-{how.bits}-{how.group_size}")
+def test_both_ways_are_the_product_with_the_unpacked_weight(how, way):
+    layer = make_layer(how)
+    x = mx.random.normal((2, 5, 128), key=mx.random.key(2))
+    weight = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how.arguments())
+    expected = x @ weight.T.astype(mx.float32) + layer.bias
+    assert relative_error(layer(x), expected) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_the_result_has_the_dtype_of_the_input(dtype, way):
+    layer = make_layer(Quantization(4, 64), bias=False)
+    layer.apply(lambda a: a.astype(dtype) if a.dtype == mx.float32 else a)
+    assert layer(mx.ones((3, 128), dtype)).dtype == dtype
+    # As in T5's wo, whose input is float32 where the weights are float16.
+    assert layer(mx.ones((3, 128), mx.float32)).dtype == mx.float32
+
+
+def test_it_works_compiled(way):
+    layer = make_layer(Quantization(4, 64))
+    x = mx.random.normal((7, 128))
+    assert relative_error(mx.compile(lambda x: layer(x))(x), layer(x)) < 1e-6
+
+
+def test_gradients_flow_to_the_input_and_to_nothing_else(way):
+    layer = make_layer(Quantization(8, 32))
+    x = mx.random.normal((7, 128))
+    gradient = mx.grad(lambda x: mx.square(layer(x)).sum())(x)
+    weight = layer.unpacked(mx.float32)
+    expected = 2 * layer(x) @ weight
+    assert relative_error(gradient, expected) < 1e-5
+    layer.unfreeze()
+    assert tree_flatten(layer.trainable_parameters()) == []
+
+
+def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
+    monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
+    layer, unpacked = make_layer(Quantization(4, 64)), []
+    unpack = QuantizedLinear.unpacked
+    monkeypatch.setattr(
+        QuantizedLinear, "unpacked", lambda self, t: unpacked.append(1) or unpack(self, t)
+    )
+    layer(mx.ones((4, 128)))
+    layer(mx.ones((2, 2, 128)))
+    assert unpacked == []
+    layer(mx.ones((5, 128)))
+    layer(mx.ones((2, 3, 128)))
+    assert unpacked == [1, 1]
+
+
+def demo_network(name: str) -> nn.Module:
+    network, config = NETWORKS[name]
+    return network(config.from_dict(read_config(DEMO_PATH / name / "config.json")))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_linear_layer_is_of_a_kind_or_named_here(name):
+    kept = {
+        "transformer": {
+            "patch_embed.text_proj",
+            "time_embedding.linear_1",
+            "time_embedding.linear_2",
+            "proj_out",
+        },
+        "text_encoder": set(),
+        "vae": set(),
+    }
+    paths = linear_layers(demo_network(name))
+    assert {path for path in paths if layer_kind(path) is None} == kept[name]
+    if name == "transformer":
+        assert {layer_kind(path) for path in paths} - {None} == {
+            kind for kind in KINDS if not kind.startswith("T5")
+        }
+
+
+def bits(recipe: str, path: str, asked: Quantization = Quantization(4, 64)) -> int:  # noqa: B008
+    return RECIPES[recipe](layer_kind(path), path, 42, asked).bits
+
+
+@pytest.mark.parametrize(
+    ("path", "standard", "uniform", "mixed"),
+    [
+        ("transformer_blocks.20.attn1.to_q", 4, 4, 4),
+        ("transformer_blocks.20.attn1.to_v", 4, 4, 8),
+        ("transformer_blocks.20.ff.net.0.proj", 4, 4, 4),
+        ("transformer_blocks.20.ff.net.2", 4, 4, 8),
+        ("transformer_blocks.4.attn1.to_q", 4, 4, 8),
+        ("transformer_blocks.5.attn1.to_q", 4, 4, 4),
+        ("transformer_blocks.37.attn1.to_q", 4, 4, 8),
+        ("transformer_blocks.20.norm1.linear", 8, 4, 8),
+        ("norm_out.linear", 8, 4, 8),
+        ("encoder.block.20.layer.1.DenseReluDense.wo", 8, 4, 8),
+        ("encoder.block.20.layer.1.DenseReluDense.wi_0", 4, 4, 4),
+    ],
+)
+def test_a_recipe_says_how_many_bits_a_layer_has(path, standard, uniform, mixed):
+    assert [bits(r, path) for r in ("standard", "uniform", "mixed")] == [standard, uniform, mixed]
+
+
+def test_sensitive_layers_of_other_modes_have_eight_affine_bits():
+    path, asked = "transformer_blocks.1.norm1.linear", Quantization(4, 16, "nvfp4")
+    assert RECIPES["standard"]("AdaLN", path, 42, asked) == Quantization(8, 32)
+    assert RECIPES["uniform"]("AdaLN", path, 42, asked) == asked
+
+
+def test_a_layer_that_groups_do_not_divide_is_refused():
+    network = demo_network("transformer")
+    with pytest.raises(ValueError, match="192 inputs"):
+        quantize_layers(network, {"transformer_blocks.0.attn1.to_q": Quantization(4, 128)})
