@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from . import __version__
-from .checkpoints import COMPONENT_STEMS, check_component, model_identity, read_config
-from .checkpoints.components import stored_quantization, upstream_shape
+from .checkpoints import COMPONENT_STEMS, model_identity, read_config
 from .checkpoints.safetensors_header import TensorInfo
 from .checkpoints.safetensors_writer import DTYPES, NAMES, Entry, SafetensorsWriter
+from .checkpoints.sat import VAE_FILES, is_sat, sat_configurations
+from .checkpoints.sources import ComponentSource, folder_source, sat_sources
 from .errors import CheckpointError, InvalidInputError, OutputError
 from .model_card import model_card
 from .networks import NETWORKS
@@ -38,6 +38,8 @@ from .variants import Variant, match_variant
 
 REPORT = "conversion.json"
 COPIED = ("model_index.json", "tokenizer/*.json", "tokenizer/spiece.model", "scheduler/*.json")
+"""What a model folder has besides its networks."""
+
 FLOATING = ("F32", "F16", "BF16")
 
 logger = logging.getLogger(__name__)
@@ -84,17 +86,16 @@ class TensorPlan:
 
 @dataclass
 class ComponentPlan:
-    """A network's folder, before and after.
+    """A network, before and after.
 
     Attributes:
-        stored: the source's tensors by name.
+        source: where it comes from.
         config: of ``config.json``, as it will be.
         unfit: layers that stay as they are because their width doesn't divide into groups.
     """
 
     name: str
-    source: Path
-    stored: dict[str, TensorInfo]
+    source: ComponentSource
     config: dict[str, Any]
     tensors: list[TensorPlan] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
@@ -105,7 +106,7 @@ class ComponentPlan:
 
     @property
     def bytes_before(self) -> int:
-        return sum(Entry(info.dtype, info.shape).bytes for info in self.stored.values())
+        return sum(Entry(info.dtype, info.shape).bytes for info in self.source.stored.values())
 
     @property
     def bytes_after(self) -> int:
@@ -125,6 +126,8 @@ class ConversionPlan:
         model: what the user calls it.
         variant: the official model it is, or None.
         asked: the quantization asked for, or None.
+        extra: what is written besides the networks, by names relative to the model folder: files
+            to copy, or the contents of JSON files.
     """
 
     folder: Path
@@ -133,6 +136,7 @@ class ConversionPlan:
     asked: Quantization | None
     recipe: str
     components: list[ComponentPlan]
+    extra: dict[str, Path | dict[str, Any]]
 
     @property
     def bytes_after(self) -> int:
@@ -148,18 +152,22 @@ def plan_conversion(
     dtype: mx.Dtype | None = None,
     dequantize: bool = False,
     components: Collection[str] = tuple(NETWORKS),
+    text_encoder: Path | None = None,
     assumed_dtype: str | None = None,
 ) -> ConversionPlan:
     """Works out what a conversion would write; reads configurations and file headers only.
 
     Args:
         model: what the user calls the model.
-        folder: where it lies, in the official layout or converted before.
+        folder: where it lies: in the official layout, converted before, or a file or folder of
+            the SAT code.
         quantization: of the layers that can be quantized; None keeps 16 bits.
         recipe: a key of `RECIPES`, which decides how many bits each kind of layer has.
         dtype: of all numbers that aren't packed; None keeps the source's.
         dequantize: the source is quantized, and the result is not to be.
         components: the networks to quantize, dequantize or cast; others are copied.
+        text_encoder: a model folder with the tokenizer, and the text encoder unless the source has
+            one; for SAT checkpoints.
         assumed_dtype: of a checkpoint that isn't downloaded yet but for its configurations.
 
     Raises:
@@ -167,8 +175,8 @@ def plan_conversion(
         InvalidInputError: it is quantized already, or isn't and was to be dequantized, or no layer
             can be quantized so.
     """
-    check_architecture(folder)
-    plans = [_plan_component(folder, name, assumed_dtype) for name in NETWORKS]
+    sources, extra = _sources(folder, text_encoder, assumed_dtype)
+    plans = [_plan_component(name, sources[name]) for name in NETWORKS]
     quantized = [plan.name for plan in plans if "quantization" in plan.config]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
@@ -189,7 +197,33 @@ def plan_conversion(
         )
     transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
     variant = match_variant(transformer)
-    return ConversionPlan(folder, model, variant, quantization, recipe, plans)
+    return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra)
+
+
+def _sources(
+    folder: Path, text_encoder: Path | None, assumed_dtype: str | None
+) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
+    """Where the networks come from, and what else belongs to the model."""
+    if not is_sat(folder):
+        check_architecture(folder)
+        sources = {name: folder_source(folder, name, assumed_dtype) for name in NETWORKS}
+        return sources, _files(folder, COPIED)
+    sources = sat_sources(folder)
+    if "vae" not in sources:
+        raise CheckpointError(f"{folder} holds no VAE: put {VAE_FILES[0]} into one folder with it")
+    if text_encoder is None:
+        raise CheckpointError(
+            f"{folder} holds no tokenizer: name a model that does, --text-encoder"
+        )
+    if "text_encoder" not in sources:
+        sources["text_encoder"] = folder_source(text_encoder, "text_encoder", assumed_dtype)
+    extra: dict[str, Path | dict[str, Any]] = _files(text_encoder, ("tokenizer/*",))
+    return sources, extra | sat_configurations(sources["transformer"].config)
+
+
+def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str, Any]]:
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+    return {str(file.relative_to(folder)): file for file in files}
 
 
 def check_architecture(folder: Path) -> None:
@@ -204,31 +238,19 @@ def check_architecture(folder: Path) -> None:
             raise CheckpointError(f"{folder} holds a {name}, and only CogVideoX can be converted")
 
 
-def _plan_component(folder: Path, name: str, assumed_dtype: str | None) -> ComponentPlan:
+def _plan_component(name: str, source: ComponentSource) -> ComponentPlan:
     """The component as it is."""
-    source = folder / name
-    config = read_config(source / "config.json")
-    network_class, config_class = NETWORKS[name]
-    network = network_class(config_class.from_dict(config))
-    if assumed_dtype is None:
-        stored = check_component(network, source)
-    else:
-        stored = {
-            tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
-            for tensor, parameter in tree_flatten(network.parameters())
-        }
-    layers = stored_quantization(source, stored)
-    plan = ComponentPlan(name, source, stored, config)
-    for tensor, info in stored.items():
+    plan = ComponentPlan(name, source, source.config)
+    for tensor, info in source.stored.items():
         layer, _, part = tensor.rpartition(".")
-        if layer in layers and part in ("scales", "biases"):
+        if layer in source.quantized and part in ("scales", "biases"):
             continue
         how, shape, dtype = None, info.shape, info.dtype
-        if layer in layers and part == "weight":
-            how = layers[layer]
+        if layer in source.quantized and part == "weight":
+            how = source.quantized[layer]
             shape = (shape[0], shape[1] * 32 // how.bits)
-            scales = stored[f"{layer}.scales"].dtype
-            dtype = scales if scales in FLOATING else _other_dtype(stored)
+            scales = source.stored[f"{layer}.scales"].dtype
+            dtype = scales if scales in FLOATING else _other_dtype(source.stored)
         plan.tensors.append(TensorPlan(tensor, shape, dtype, how, how))
     return plan
 
@@ -289,11 +311,13 @@ def convert(
             shutil.rmtree(part)
         part.mkdir()
         report = _report(plan, [_convert(c, part, on_progress) for c in plan.components])
-        for pattern in COPIED:
-            for file in plan.folder.glob(pattern):
-                copy = part / file.relative_to(plan.folder)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
+        for name, contents in plan.extra.items():
+            copy = part / name
+            copy.parent.mkdir(exist_ok=True)
+            if isinstance(contents, Path):
+                shutil.copyfile(contents, copy)
+            else:
+                _write_json(copy, contents)
         _write_json(part / REPORT, report)
         (part / "README.md").write_text(model_card(report), encoding="utf-8")
         part.rename(destination)
@@ -331,7 +355,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"source": None, "components": {}}
     if (folder / REPORT).is_file():
         report |= read_config(folder / REPORT)
-    plans = [_plan_component(folder, name, None) for name in NETWORKS]
+    plans = [_plan_component(name, folder_source(folder, name)) for name in NETWORKS]
     transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
     variant = match_variant(transformer)
     report["variant"] = variant.alias if variant else None
@@ -379,9 +403,8 @@ def _convert(
 
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:
     """The weights in the plan's order, unpacked unless they stay as they are."""
-    files = {info.file for info in plan.stored.values()}
     # Nothing is read before it is used, and each array is let go of after that.
-    arrays = {name: array for file in files for name, array in mx.load(str(file)).items()}
+    arrays = plan.source.open()
     for tensor in plan.tensors:
         if tensor.stored is None:
             yield arrays.pop(tensor.name)
@@ -432,7 +455,9 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         "mlx_cogvideo": __version__,
         "mlx": mx.__version__,
         "variant": plan.variant.alias if plan.variant else None,
-        "source": model_identity(plan.model, plan.folder),
+        "source": {"name": str(plan.model)}
+        if is_sat(plan.folder)
+        else model_identity(plan.model, plan.folder),
         "quantization": plan.asked.arguments() if plan.asked else None,
         "recipe": plan.recipe,
         "components": {

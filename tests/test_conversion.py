@@ -302,8 +302,9 @@ def test_the_writer_wants_what_was_announced(tmp_path):
 def test_memory_stays_with_the_largest_tensor(tmp_path):
     """A component of 64 tensors with 4 MB each, in a process of its own."""
     code = f"""
-import resource, mlx.core as mx
+import mlx.core as mx
 from pathlib import Path
+from mlx_cogvideo.checkpoints.sources import ComponentSource
 from mlx_cogvideo.conversion import ComponentPlan, TensorPlan, _convert
 from mlx_cogvideo.checkpoints.safetensors_header import read_header
 from mlx_cogvideo.nn.quantization import Quantization
@@ -315,7 +316,8 @@ mx.clear_cache()
 stored = read_header(source)
 how = Quantization(4, 64)
 tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
-plan = ComponentPlan("transformer", folder, stored, {{}}, tensors)
+origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
+plan = ComponentPlan("transformer", origin, {{}}, tensors)
 mx.reset_peak_memory()
 _convert(plan, folder, None)
 print(mx.get_peak_memory())

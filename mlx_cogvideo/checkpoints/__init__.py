@@ -15,6 +15,7 @@ from .resolve import (
     hub_id,
     resolve_configuration,
     resolve_model,
+    resolve_text_encoder,
 )
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "read_config",
     "resolve_configuration",
     "resolve_model",
+    "resolve_text_encoder",
     "save_component",
 ]

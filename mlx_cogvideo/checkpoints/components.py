@@ -64,6 +64,16 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
     for name in REDUNDANT & stored.keys():
         del stored[name]
     _quantize_as_stored(module, folder, stored)
+    check_tensors(module, folder, stored)
+    return stored
+
+
+def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
+    """Raises CheckpointError unless `stored` are exactly the parameters of `module`.
+
+    Args:
+        folder: or file that the message is about.
+    """
     wanted = {
         name: upstream_shape(parameter.shape)
         for name, parameter in tree_flatten(module.parameters())
@@ -84,7 +94,6 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
         "tensors of a type that MLX lacks",
         {f"{name} {info.dtype}" for name, info in stored.items() if info.dtype == "F64"},
     )
-    return stored
 
 
 def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:

@@ -68,6 +68,18 @@ def resolve_configuration(model: str | Path, revision: str | None = None) -> Pat
     return Path(_fetch(repo, revision, CONFIGURATIONS)) if repo else resolve_model(model)
 
 
+def resolve_text_encoder(model: str | Path | None = None) -> Path:
+    """A folder with T5-XXL and its tokenizer: those of `model`, or of CogVideoX-2b.
+
+    Raises:
+        ModelNotFoundError: as `resolve_model`.
+    """
+    if model is not None:
+        return resolve_model(model)
+    patterns = ["text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*"]
+    return Path(_fetch(ALIASES["2b"], None, patterns))
+
+
 def hub_id(model: str | Path) -> str | None:
     """The hub repository that a name stands for, or None for a folder or the demo."""
     name = str(model)

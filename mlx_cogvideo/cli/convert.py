@@ -12,7 +12,14 @@ from typing import Any
 import huggingface_hub
 from tqdm import tqdm
 
-from ..checkpoints import download_bytes, hub_id, resolve_configuration, resolve_model
+from ..checkpoints import (
+    download_bytes,
+    hub_id,
+    resolve_configuration,
+    resolve_model,
+    resolve_text_encoder,
+)
+from ..checkpoints.sat import is_sat
 from ..conversion import (
     ComponentPlan,
     ConversionPlan,
@@ -46,11 +53,14 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     quantization = asked_quantization(args)
     if args.mlx_path.exists() and not args.dry_run:
         raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
-    to_download = download_bytes(args.model, args.revision)
+    sat = is_sat(Path(args.model))
+    to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
 
     only_configuration = args.dry_run and to_download > 0
-    if only_configuration:
+    if sat:
+        folder = Path(args.model)
+    elif only_configuration:
         folder = resolve_configuration(args.model, args.revision)
     else:
         folder = resolve_model(args.model, args.revision)
@@ -62,6 +72,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         dtype=DTYPES.get(args.dtype),
         dequantize=args.dequantize,
         components=args.components,
+        text_encoder=resolve_text_encoder(args.text_encoder) if sat else None,
         assumed_dtype="BF16" if only_configuration else None,
     )
     announce(plan, args.mlx_path, to_download)
@@ -75,7 +86,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         bars.close()
     for line in _table(report).splitlines():
         logger.info("%s", line)
-    if hub_id(args.model):
+    if not sat and hub_id(args.model):
         logger.info(
             "the download isn't needed any more: hf cache rm model/%s frees its place",
             hub_id(args.model),
@@ -223,7 +234,13 @@ def make_parser() -> Parser:
         "--model",
         dest="model",
         default="5b",
-        help=f"folder, hub id, demo or {', '.join(ALIASES)} (default: 5b)",
+        help=f"folder, hub id, demo or {', '.join(ALIASES)}; or a .pt file or folder of the "
+        "original SAT code (default: 5b)",
+    )
+    add(
+        "--text-encoder",
+        metavar="MODEL",
+        help="for SAT checkpoints: a model with T5 and its tokenizer (default: 2b's, from the hub)",
     )
     add("--revision", help="commit, branch or tag on the hub (default: main)")
     add("--mlx-path", type=Path, default=Path("mlx_model"), help="default: mlx_model")

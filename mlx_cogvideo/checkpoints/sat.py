@@ -1,0 +1,323 @@
+"""Checkpoints of the original SAT code, seen as the official ones.
+
+A transformer is one ``mp_rank_00_model_states.pt``, a VAE ``3d-vae.pt``. Files of fine-tuned models
+may hold the VAE (``first_stage_model.``) and the text encoder (``conditioner.``) as well, and a
+second, averaged transformer, which is passed over. The names are those of
+``tools/convert_weight_sat2hf.py`` in zai-org/CogVideo.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import CheckpointError
+from .safetensors_header import TensorInfo
+from .torch_file import TorchFile, TorchTensor, tensors_in
+
+TRANSFORMER_FILE = "mp_rank_00_model_states.pt"
+VAE_FILES = ("3d-vae.pt", "vae.pt")
+
+_TRANSFORMER_PREFIX = "model.diffusion_model."
+_VAE_PREFIX = "first_stage_model."
+_TEXT_PREFIX = "conditioner.embedders.0.transformer."
+
+_RENAMED = (
+    (r"transformer\.layers\.(\d+)\.attention\.dense\.", r"transformer_blocks.\1.attn1.to_out.0."),
+    (r"mixins\.adaln_layer\.query_layernorm_list\.(\d+)\.", r"transformer_blocks.\1.attn1.norm_q."),
+    (r"mixins\.adaln_layer\.key_layernorm_list\.(\d+)\.", r"transformer_blocks.\1.attn1.norm_k."),
+    (r"transformer\.layers\.(\d+)\.input_layernorm\.", r"transformer_blocks.\1.norm1.norm."),
+    (
+        r"transformer\.layers\.(\d+)\.post_attention_layernorm\.",
+        r"transformer_blocks.\1.norm2.norm.",
+    ),
+    (r"transformer\.layers\.(\d+)\.mlp\.dense_h_to_4h\.", r"transformer_blocks.\1.ff.net.0.proj."),
+    (r"transformer\.layers\.(\d+)\.mlp\.dense_4h_to_h\.", r"transformer_blocks.\1.ff.net.2."),
+    (r"transformer\.final_layernorm\.", "norm_final."),
+    (r"(time|ofs)_embed\.0\.", r"\1_embedding.linear_1."),
+    (r"(time|ofs)_embed\.2\.", r"\1_embedding.linear_2."),
+    (r"mixins\.patch_embed\.", "patch_embed."),
+    (r"mixins\.final_layer\.norm_final\.", "norm_out.norm."),
+    (r"mixins\.final_layer\.linear\.", "proj_out."),
+    (r"mixins\.final_layer\.adaLN_modulation\.1\.", "norm_out.linear."),
+)
+_FUSED_ATTENTION = re.compile(
+    r"transformer\.layers\.(\d+)\.attention\.query_key_value\.(weight|bias)"
+)
+_FUSED_ADALN = re.compile(r"mixins\.adaln_layer\.adaLN_modulations\.(\d+)\.1\.(weight|bias)")
+_POSITIONS = "mixins.pos_embed.pos_embedding"
+_DROPPED = re.compile(
+    r"mixins\.pos_embed\.|pos_embed\.freqs|.*(embed_tokens|position_embedding|word_embeddings)\."
+)
+
+_VAE_RENAMED = (
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"^decoder\.up\.(\d+)\.block\.", r"decoder.up_blocks.\1.resnets."),
+    (r"^decoder\.up\.(\d+)\.upsample\.", r"decoder.up_blocks.\1.upsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+)
+
+
+@dataclass(frozen=True)
+class SatTensor:
+    """A tensor under its official name, made of a stored one."""
+
+    info: TensorInfo
+    read: Callable[[], mx.array]
+
+
+def is_sat(path: Path) -> bool:
+    """Whether a file or folder is a checkpoint of the SAT code."""
+    return path.suffix == ".pt" or (path.is_dir() and _find(path, (TRANSFORMER_FILE,)) is not None)
+
+
+@dataclass(frozen=True)
+class SatCheckpoint:
+    """What a SAT checkpoint holds.
+
+    Attributes:
+        networks: the tensors of each network by the name of its folder.
+        rotary: whether the transformer rotates queries and keys, which only 2B doesn't.
+    """
+
+    networks: dict[str, dict[str, SatTensor]]
+    rotary: bool
+
+
+def open_sat(path: Path) -> SatCheckpoint:
+    """Reads which tensors a SAT checkpoint holds, but none of them.
+
+    Args:
+        path: a transformer's file, or a folder with it, and the VAE's, somewhere below.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or has tensors of unknown names.
+    """
+    file = path if path.is_file() else _find(path, (TRANSFORMER_FILE,))
+    if file is None:
+        raise CheckpointError(f"{path} has no {TRANSFORMER_FILE}")
+    tensors = _tensors(file)
+    transformer = _under(tensors, _TRANSFORMER_PREFIX) or tensors
+    found = {"transformer": _transformer(file, transformer)}
+    vae = _under(tensors, _VAE_PREFIX)
+    vae_file = None if path.is_file() else _find(path, VAE_FILES)
+    if vae_file is not None:
+        vae = _tensors(vae_file)
+    if vae:
+        found["vae"] = _vae(vae_file or file, vae)
+    if text := _under(tensors, _TEXT_PREFIX):
+        text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
+        found["text_encoder"] = {name: _plain(file, t) for name, t in text.items()}
+    # The tables of angles are stored; without them the width tells: 2B's is 1920.
+    rotary = any("freqs_" in name for name in transformer)
+    rotary = rotary or found["transformer"]["norm_final.weight"].info.shape[0] == 3072
+    return SatCheckpoint(found, rotary)
+
+
+def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[str, Any]:
+    """The ``config.json`` of a transformer, read from the shapes of its tensors.
+
+    Args:
+        rotary: whether it rotates queries and keys, which only 2B doesn't.
+    """
+    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
+    dim, text_dim = shapes["patch_embed.text_proj.weight"]
+    patch = shapes["patch_embed.proj.weight"]
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+    head_dim = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
+    out_channels = 16
+    config = {
+        "_class_name": "CogVideoXTransformer3DModel",
+        "num_layers": len(blocks),
+        "num_attention_heads": dim // head_dim,
+        "attention_head_dim": head_dim,
+        "text_embed_dim": text_dim,
+        "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
+        "out_channels": out_channels,
+    }
+    # 1.5 has a linear layer over patches of 2 frames where 1.0 has a convolution.
+    volume = 1 if len(patch) == 4 else 2 * 2 * 2
+    config["in_channels"] = patch[1] // volume
+    if len(patch) == 2:
+        config |= {"patch_size_t": 2, "patch_bias": False, "sample_frames": 81}
+        config |= {"sample_height": 300, "sample_width": 300}
+    config["use_learned_positional_embeddings"] = "patch_embed.pos_embedding" in shapes
+    config["use_rotary_positional_embeddings"] = rotary
+    if "ofs_embedding.linear_1.weight" in shapes:
+        config["ofs_embed_dim"] = shapes["ofs_embedding.linear_1.weight"][1]
+    return config
+
+
+def vae_config(tensors: Mapping[str, SatTensor], scaling_factor: float) -> dict[str, Any]:
+    """The ``config.json`` of a VAE, read from the shapes of its tensors."""
+    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
+    levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down_blocks.")})
+    first = "encoder.down_blocks.{}.resnets.0.conv1.conv.weight"
+    channels = [shapes[first.format(level)][0] for level in range(levels)]
+    resnets = {name.split(".")[4] for name in shapes if ".down_blocks.0.resnets." in name}
+    return {
+        "_class_name": "AutoencoderKLCogVideoX",
+        "block_out_channels": channels,
+        "layers_per_block": len(resnets),
+        "latent_channels": shapes["decoder.conv_in.conv.weight"][1],
+        "scaling_factor": scaling_factor,
+    }
+
+
+def text_encoder_config(tensors: Mapping[str, SatTensor]) -> dict[str, Any]:
+    """The ``config.json`` of a T5 encoder, read from the shapes of its tensors."""
+    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
+    attention = "encoder.block.0.layer.0.SelfAttention."
+    buckets, heads = shapes[f"{attention}relative_attention_bias.weight"]
+    vocab_size, d_model = shapes["shared.weight"]
+    return {
+        "model_type": "t5",
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": shapes[f"{attention}q.weight"][0] // heads,
+        "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+        "num_layers": len({name.split(".")[2] for name in shapes if ".block." in name}),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def sat_configurations(transformer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configurations of a model folder that no SAT file holds, by their names in it.
+
+    Args:
+        transformer: its ``config.json``.
+    """
+    # 2B alone has shifted noise, and DDIM as its sampler.
+    rotary = transformer["use_rotary_positional_embeddings"]
+    sampler = "CogVideoXDPMScheduler" if rotary else "CogVideoXDDIMScheduler"
+    image = transformer["in_channels"] != transformer["out_channels"]
+    scheduler = {
+        "_class_name": sampler,
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+        "snr_shift_scale": 1.0 if rotary else 3.0,
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+    }
+    index = {
+        "_class_name": "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline",
+        "scheduler": ["diffusers", sampler],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+    return {"scheduler/scheduler_config.json": scheduler, "model_index.json": index}
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The one file of these names below a folder; averaged twins don't count.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    files = [file for name in names for file in sorted(folder.rglob(name))]
+    files = [file for file in files if "ema" not in file.parent.name]
+    if len(files) > 1:
+        listed = ", ".join(str(file) for file in files)
+        raise CheckpointError(f"{folder} holds several checkpoints: name one of {listed}")
+    return files[0] if files else None
+
+
+def _tensors(file: Path) -> dict[str, TorchTensor]:
+    tensors = tensors_in(TorchFile(file).contents)
+    if not tensors:
+        raise CheckpointError(f"{file} holds no state dict")
+    return tensors
+
+
+def _under(tensors: Mapping[str, TorchTensor], prefix: str) -> dict[str, TorchTensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _plain(file: Path, tensor: TorchTensor) -> SatTensor:
+    return SatTensor(TensorInfo(file, tensor.dtype, tensor.shape), tensor.read)
+
+
+def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
+    """Some of so many equal pieces of a tensor's first axis, one after another."""
+    size = tensor.shape[0] // pieces
+
+    def read() -> mx.array:
+        whole = tensor.read()
+        return mx.concatenate([whole[i * size : (i + 1) * size] for i in chosen])
+
+    return SatTensor(TensorInfo(file, tensor.dtype, (size * len(chosen), *tensor.shape[1:])), read)
+
+
+def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
+    found: dict[str, SatTensor] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        if match := _FUSED_ATTENTION.fullmatch(name):
+            block, part = match.groups()
+            for i, projection in enumerate(("to_q", "to_k", "to_v")):
+                official = f"transformer_blocks.{block}.attn1.{projection}.{part}"
+                found[official] = _joined(file, tensor, 3, (i,))
+        elif match := _FUSED_ADALN.fullmatch(name):
+            # Six vectors for the video rows, then six for the text rows: each time shift, scale
+            # and gate of the attention, then of the feed-forward.
+            block, part = match.groups()
+            for norm, chosen in (("norm1", (0, 1, 2, 6, 7, 8)), ("norm2", (3, 4, 5, 9, 10, 11))):
+                official = f"transformer_blocks.{block}.{norm}.linear.{part}"
+                found[official] = _joined(file, tensor, 12, chosen)
+        elif name == _POSITIONS and _has_learned_positions(tensors):
+            found["patch_embed.pos_embedding"] = _plain(file, tensor)
+        elif not _DROPPED.match(name):
+            official = _renamed(name, _RENAMED)
+            if official is None:
+                unknown.append(name)
+            else:
+                found[official] = _plain(file, tensor)
+    if unknown or not found:
+        listed = ", ".join(unknown[:3]) or "nothing"
+        raise CheckpointError(f"{file} is no CogVideoX transformer: it holds {listed}")
+    return found
+
+
+def _has_learned_positions(tensors: Mapping[str, TorchTensor]) -> bool:
+    """Only 5B-I2V, which reads 32 channels in patches of one frame, has learned ones."""
+    patch = tensors["mixins.patch_embed.proj.weight"].shape
+    return len(patch) == 4 and patch[1] == 32
+
+
+def _vae(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
+    tensors = {name: t for name, t in tensors.items() if "loss" not in name}
+    levels = len({n.split(".")[2] for n in tensors if n.startswith("decoder.up.")})
+    found = {}
+    for name, tensor in tensors.items():
+        official = name
+        for pattern, replacement in _VAE_RENAMED:
+            official = re.sub(pattern, replacement, official)
+        if match := re.match(r"decoder\.up_blocks\.(\d+)\.", official):
+            # SAT counts the decoder's levels from the pixels, diffusers from the latents.
+            level = levels - 1 - int(match[1])
+            official = f"decoder.up_blocks.{level}." + official[match.end() :]
+        found[official] = _plain(file, tensor)
+    return found
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in table:
+        official, count = re.subn(f"^{pattern}", replacement, name)
+        if count:
+            return official
+    return None

@@ -1,0 +1,105 @@
+"""Where a conversion's tensors come from: a model folder or SAT files, under the same names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..networks import NETWORKS
+from ..nn.quantization import Quantization
+from .components import (
+    check_component,
+    check_tensors,
+    read_config,
+    stored_quantization,
+    upstream_shape,
+)
+from .safetensors_header import TensorInfo
+from .sat import SatTensor, open_sat, text_encoder_config, transformer_config, vae_config
+
+
+@dataclass(frozen=True)
+class ComponentSource:
+    """A network as it is stored.
+
+    Attributes:
+        config: of its ``config.json``.
+        stored: its tensors by their official names.
+        open: gives the tensors, to be taken out one by one with ``pop``; none is read before.
+        quantized: its packed layers.
+    """
+
+    config: dict[str, Any]
+    stored: dict[str, TensorInfo]
+    open: Callable[[], dict[str, Any]]
+    quantized: dict[str, Quantization] = field(default_factory=dict)
+
+
+def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> ComponentSource:
+    """A component of a model folder.
+
+    Args:
+        assumed_dtype: where only the configuration is there, of the tensors that will be.
+
+    Raises:
+        CheckpointError: the component is missing, damaged or not what its configuration says.
+    """
+    source = folder / name
+    config = read_config(source / "config.json")
+    network = _network(name, config)
+    if assumed_dtype is not None:
+        stored = {
+            tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
+            for tensor, parameter in tree_flatten(network.parameters())
+        }
+        return ComponentSource(config, stored, dict)
+    stored = check_component(network, source)
+    files = {info.file for info in stored.values()}
+
+    def open_files() -> dict[str, mx.array]:
+        return {name: array for file in files for name, array in mx.load(str(file)).items()}
+
+    return ComponentSource(config, stored, open_files, stored_quantization(source, stored))
+
+
+def sat_sources(path: Path) -> dict[str, ComponentSource]:
+    """The components that a SAT checkpoint holds.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or isn't what it should be.
+    """
+    checkpoint = open_sat(path)
+    scaling_factor = 0.7 if checkpoint.rotary else 1.15258426
+    configs = {
+        "transformer": lambda tensors: transformer_config(tensors, checkpoint.rotary),
+        "vae": lambda tensors: vae_config(tensors, scaling_factor),
+        "text_encoder": text_encoder_config,
+    }
+    return {
+        name: _sat_source(path, name, configs[name](tensors), tensors)
+        for name, tensors in checkpoint.networks.items()
+    }
+
+
+def _sat_source(
+    path: Path, name: str, config: dict[str, Any], tensors: Mapping[str, SatTensor]
+) -> ComponentSource:
+    stored = {tensor: lazy.info for tensor, lazy in tensors.items()}
+    check_tensors(_network(name, config), path, stored)
+    return ComponentSource(config, stored, lambda: _Unread(tensors))
+
+
+class _Unread(dict):
+    """Tensors that are read when they are taken out."""
+
+    def pop(self, name: str, *default: Any) -> Any:
+        value = super().pop(name, *default)
+        return value.read() if isinstance(value, SatTensor) else value
+
+
+def _network(name: str, config: dict[str, Any]) -> Any:
+    network_class, config_class = NETWORKS[name]
+    return network_class(config_class.from_dict(config))

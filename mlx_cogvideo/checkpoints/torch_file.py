@@ -1,0 +1,175 @@
+"""Tensors out of a PyTorch file without PyTorch, and without running anything that is in it.
+
+A ``.pt`` file is a zip archive: ``data.pkl`` is a pickle in which tensors are calls of a function
+that is given a storage, and ``data/KEY`` are the storages' bytes. A pickle may name any function of
+any package and have it called; here a handful of names is known, each stands for something
+harmless of our own, and every other one is refused.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import CheckpointError
+
+_DTYPES = {
+    "FloatStorage": ("F32", np.float32),
+    "HalfStorage": ("F16", np.float16),
+    "BFloat16Storage": ("BF16", np.uint16),
+    "DoubleStorage": ("F64", np.float64),
+    "LongStorage": ("I64", np.int64),
+    "IntStorage": ("I32", np.int32),
+    "ShortStorage": ("I16", np.int16),
+    "CharStorage": ("I8", np.int8),
+    "ByteStorage": ("U8", np.uint8),
+    "BoolStorage": ("BOOL", np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A tensor in a file: how it is stored, and `read` to get it.
+
+    Attributes:
+        dtype: in safetensors' spelling, such as ``BF16``.
+    """
+
+    file: "TorchFile"
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        return _DTYPES[self.storage.kind][0]
+
+    def read(self) -> mx.array:
+        """The tensor; only its part of the storage is read.
+
+        Raises:
+            CheckpointError: the file is cut off.
+        """
+        numpy_dtype = np.dtype(_DTYPES[self.storage.kind][1])
+        extent = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1
+        if 0 in self.shape:
+            extent = 0
+        data = self.file.bytes_of(
+            self.storage.key, self.offset * numpy_dtype.itemsize, extent * numpy_dtype.itemsize
+        )
+        strides = [s * numpy_dtype.itemsize for s in self.strides]
+        array = np.lib.stride_tricks.as_strided(
+            np.frombuffer(data, numpy_dtype), self.shape, strides, writeable=False
+        )
+        array = mx.array(np.array(array, order="C"))
+        return array.view(mx.bfloat16) if self.dtype == "BF16" else array
+
+
+class TorchFile:
+    """A ``.pt`` file that holds tensors in plain containers.
+
+    Attributes:
+        contents: what was saved: dicts, lists, numbers and strings with `TorchTensor` in them.
+    """
+
+    def __init__(self, path: Path):
+        """Reads the pickle; tensors are read later, one by one.
+
+        Raises:
+            CheckpointError: it is no such file, or names something that isn't a tensor.
+        """
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+            names = self._archive.namelist()
+            pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
+            (pickled,) = pickles
+            self._root = pickled.removesuffix("data.pkl")
+            order = f"{self._root}byteorder"
+            if order in names and self._archive.read(order) != b"little":
+                raise CheckpointError(f"{path} was written on a big-endian machine")
+            with self._archive.open(pickled) as stream:
+                self.contents = _Unpickler(stream, self).load()
+        except CheckpointError:
+            raise
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} doesn't exist") from None
+        except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} is no PyTorch file that can be read ({error}): fetch it again"
+            ) from None
+        except (pickle.UnpicklingError, AttributeError, IndexError, TypeError) as error:
+            raise CheckpointError(f"{path} holds a damaged pickle: {error}") from None
+
+    def bytes_of(self, key: str, start: int, size: int) -> bytes:
+        """A part of a storage."""
+        try:
+            with self._archive.open(f"{self._root}data/{key}") as stream:
+                stream.seek(start)
+                data = stream.read(size)
+        except (KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+            raise CheckpointError(f"{self.path} can't be read to the end: {error}") from None
+        if len(data) < size:
+            raise CheckpointError(f"{self.path} is cut off: fetch it again")
+        return data
+
+
+def tensors_in(contents: Any) -> dict[str, TorchTensor]:
+    """The state dict of a checkpoint, from under the names that trainers wrap it in, or {}."""
+    while isinstance(contents, dict):
+        tensors = {str(k): v for k, v in contents.items() if isinstance(v, TorchTensor)}
+        if tensors:
+            return tensors
+        contents = next(
+            (contents[key] for key in ("model", "module", "state_dict") if key in contents), None
+        )
+    return {}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows what tensors are made of, and plain containers."""
+
+    def __init__(self, stream, file: TorchFile):
+        super().__init__(stream)
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return name
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): _parameter,
+            ("torch", "Size"): tuple,
+        }
+        if (module, name) not in known:
+            raise CheckpointError(
+                f"{self._file.path} asks for {module}.{name}, which is no tensor: it isn't opened, "
+                "because such a file can run programs"
+            )
+        return known[module, name]
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        kind, storage_type, key, *_ = reference
+        if kind != "storage" or storage_type not in _DTYPES:
+            raise CheckpointError(f"{self._file.path} refers to a {kind} that is no tensor's")
+        return _Storage(str(key), storage_type)
+
+    def _tensor(self, storage: _Storage, offset: int, shape, strides, *_: Any) -> TorchTensor:
+        return TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor: TorchTensor, *_: Any) -> TorchTensor:
+    return tensor

@@ -1,0 +1,283 @@
+"""Checkpoints of the SAT code, written with PyTorch from diffusers' models, and read without it."""
+
+import os
+import pickle
+import shutil
+import zipfile
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from support import relative_error, write_spiece_model
+from torch_reference import (
+    TOLERANCE,
+    channels_first,
+    frames_first,
+    make_t5,
+    make_transformer,
+    make_vae,
+    ours,
+    random,
+    rotary_embedding,
+)
+
+from mlx_cogvideo.checkpoints.torch_file import TorchFile, TorchTensor, tensors_in
+from mlx_cogvideo.cli.convert import main
+from mlx_cogvideo.errors import CheckpointError
+from mlx_cogvideo.pipeline import CogVideoXPipeline
+
+VARIANTS = ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"]
+PREFIX = "model.diffusion_model."
+
+
+def sat_transformer(model, variant: str) -> dict[str, torch.Tensor]:
+    """A diffusers transformer's state dict under the names and in the form of the SAT code."""
+    state, sat = dict(model.state_dict()), {}
+    for i in range(model.config.num_layers):
+        block, layer = f"transformer_blocks.{i}.", f"transformer.layers.{i}."
+        adaln = f"mixins.adaln_layer.adaLN_modulations.{i}.1."
+        for part in ("weight", "bias"):
+            take = lambda name: state.pop(f"{block}{name}.{part}")  # noqa: B023, E731
+            fused = [take(f"attn1.{name}") for name in ("to_q", "to_k", "to_v")]
+            sat[f"{layer}attention.query_key_value.{part}"] = torch.cat(fused)
+            first, second = take("norm1.linear").chunk(2), take("norm2.linear").chunk(2)
+            sat[f"{adaln}{part}"] = torch.cat([first[0], second[0], first[1], second[1]])
+            sat[f"{layer}attention.dense.{part}"] = take("attn1.to_out.0")
+            sat[f"mixins.adaln_layer.query_layernorm_list.{i}.{part}"] = take("attn1.norm_q")
+            sat[f"mixins.adaln_layer.key_layernorm_list.{i}.{part}"] = take("attn1.norm_k")
+            sat[f"{layer}input_layernorm.{part}"] = take("norm1.norm")
+            sat[f"{layer}post_attention_layernorm.{part}"] = take("norm2.norm")
+            sat[f"{layer}mlp.dense_h_to_4h.{part}"] = take("ff.net.0.proj")
+            sat[f"{layer}mlp.dense_4h_to_h.{part}"] = take("ff.net.2")
+    names = {
+        "norm_final": "transformer.final_layernorm",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "ofs_embedding.linear_1": "ofs_embed.0",
+        "ofs_embedding.linear_2": "ofs_embed.2",
+        "patch_embed.proj": "mixins.patch_embed.proj",
+        "patch_embed.text_proj": "mixins.patch_embed.text_proj",
+        "norm_out.norm": "mixins.final_layer.norm_final",
+        "norm_out.linear": "mixins.final_layer.adaLN_modulation.1",
+        "proj_out": "mixins.final_layer.linear",
+    }
+    positions = state.pop("patch_embed.pos_embedding", torch.zeros(1, 4, 8))
+    for name, tensor in state.items():
+        layer, _, part = name.rpartition(".")
+        sat[f"{names[layer]}.{part}"] = tensor
+    if variant in ("2b", "5b-i2v"):
+        sat["mixins.pos_embed.pos_embedding"] = positions
+    if variant != "2b":
+        sat["mixins.pos_embed.freqs_sin"] = torch.zeros(4, 8)
+    sat["transformer.word_embeddings.weight"] = torch.zeros(1, 8)
+    return sat
+
+
+def sat_vae(model) -> dict[str, torch.Tensor]:
+    sat = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        if parts[1] == "down_blocks":
+            parts[1] = "down"
+        elif parts[1] == "up_blocks":
+            parts[1], parts[2] = "up", str(3 - int(parts[2]))
+        elif parts[1] == "mid_block":
+            parts[1:4] = ["mid", f"block_{int(parts[3]) + 1}"]
+        renamed = {"resnets": "block", "conv_shortcut": "nin_shortcut"}
+        text = ".".join(renamed.get(part, part) for part in parts)
+        text = text.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+        sat[text] = tensor
+    return sat | {"loss.discriminator.weight": torch.zeros(3)}
+
+
+def vae():
+    return make_vae(block_out_channels=(32, 32, 32, 64), norm_num_groups=32)
+
+
+@pytest.fixture
+def text_folder(tmp_path):
+    """A model folder with a tiny T5 and its tokenizer, as 2b's is on the hub."""
+    make_t5(d_model=24).save_pretrained(tmp_path / "text" / "text_encoder")
+    (tmp_path / "text" / "tokenizer").mkdir()
+    write_spiece_model(tmp_path / "text" / "tokenizer")
+    return tmp_path / "text"
+
+
+def convert(source, text_folder, *more) -> CogVideoXPipeline:
+    destination = source.parent / f"{source.name}-converted"
+    arguments = ["--model", source, "--text-encoder", text_folder, "--mlx-path", destination]
+    assert main([str(a) for a in (*arguments, "--quiet", *more)]) == 0
+    return CogVideoXPipeline.from_pretrained(destination, mx.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_transformer_gives_the_numbers_of_diffusers(tmp_path, text_folder, variant):
+    # No SAT file tells the native sizes: they are the official ones.
+    sizes = {"sample_width": 90, "sample_height": 60, "sample_frames": 49}
+    if variant.startswith("1.5"):
+        sizes = {"sample_width": 300, "sample_height": 300, "sample_frames": 81}
+    model = make_transformer(variant, max_text_seq_length=226, **sizes)
+    folder = tmp_path / "sat"
+    (folder / "1").mkdir(parents=True)
+    (folder / "vae").mkdir()
+    wrapped = {PREFIX + name: tensor for name, tensor in sat_transformer(model, variant).items()}
+    twin = {"model_ema.diffusion_model" + name: tensor + 1 for name, tensor in wrapped.items()}
+    torch.save({"module": wrapped | twin}, folder / "1" / "mp_rank_00_model_states.pt")
+    (folder / "1-ema").mkdir()
+    shutil.copy(folder / "1" / "mp_rank_00_model_states.pt", folder / "1-ema")
+    torch.save({"state_dict": sat_vae(vae())}, folder / "vae" / "3d-vae.pt")
+
+    pipe = convert(folder, text_folder)
+    frames = 2 if model.config.patch_size_t else 1
+    latents = random(2, frames, model.config.in_channels, 60, 90)
+    text = random(2, 226, 24, seed=1)
+    with torch.no_grad():
+        expected = model(
+            latents,
+            text,
+            torch.tensor([7, 7]),
+            ofs=torch.full((1,), 2.0) if model.config.ofs_embed_dim else None,
+            image_rotary_emb=rotary_embedding(model, frames, 60, 90),
+        ).sample
+    result = pipe.transformer(ours(frames_first(latents)), ours(text), mx.array([7, 7]))
+    assert relative_error(result, frames_first(expected)) < TOLERANCE
+
+
+def test_a_file_with_everything_in_it_needs_only_a_tokenizer(tmp_path, text_folder):
+    model, t5, autoencoder = make_transformer("5b"), make_t5(d_model=24), vae()
+    everything = {
+        **{PREFIX + name: tensor for name, tensor in sat_transformer(model, "5b").items()},
+        **{f"first_stage_model.{name}": tensor for name, tensor in sat_vae(autoencoder).items()},
+        **{f"conditioner.embedders.0.transformer.{n}": t for n, t in t5.state_dict().items()},
+    }
+    torch.save({"module": everything}, tmp_path / "all.pt")
+    shutil.rmtree(text_folder / "text_encoder")
+    pipe = convert(tmp_path / "all.pt", text_folder)
+    ids, pixels = torch.tensor([[5, 9, 2, 1]]), random(1, 3, 9, 32, 32)
+    with torch.no_grad():
+        text = t5(ids).last_hidden_state
+        latents = autoencoder.encode(pixels).latent_dist.mean
+        decoded = autoencoder.decode(latents).sample
+    assert relative_error(pipe.text_encoder(ours(ids)), text) < TOLERANCE
+    encoded = pipe.vae.encode(ours(channels_first(pixels))).mean
+    assert relative_error(encoded, channels_first(latents)) < TOLERANCE
+    result = pipe.vae.decode(ours(channels_first(latents)))
+    assert relative_error(result, channels_first(decoded)) < TOLERANCE
+
+
+def test_a_sat_checkpoint_can_be_quantized_at_once(tmp_path, text_folder):
+    everything = {
+        **{
+            PREFIX + n: t.bfloat16()
+            for n, t in sat_transformer(make_transformer("5b"), "5b").items()
+        },
+        **{f"first_stage_model.{name}": tensor for name, tensor in sat_vae(vae()).items()},
+    }
+    torch.save(everything, tmp_path / "all.pt")
+    pipe = convert(tmp_path / "all.pt", text_folder, "-q", "8", "--q-group-size", "32")
+    assert pipe.transformer.transformer_blocks[0].norm1.linear.weight.dtype == mx.uint32
+
+
+def test_tensors_are_read_as_torch_reads_them(tmp_path):
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    saved = {
+        "contiguous": base,
+        "transposed": base.T,
+        "slice": base[1:3, 2:5],
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(3.5),
+        "parameter": torch.nn.Parameter(torch.randn(3, 2)),
+        "half": torch.randn(5).half(),
+        "brain": torch.randn(7, 3).bfloat16(),
+        "long": torch.arange(5),
+        "bool": torch.tensor([True, False]),
+    }
+    others = {"step": 3, "name": "x", "list": [1, (2.5, None)]}
+    torch.save({"state_dict": saved, **others}, tmp_path / "a")
+    contents = TorchFile(tmp_path / "a").contents
+    assert {name: contents[name] for name in others} == others
+    read = tensors_in(contents)
+    assert read.keys() == saved.keys()
+    for name, expected in torch.load(tmp_path / "a", weights_only=True)["state_dict"].items():
+        found = np.array(read[name].read().astype(mx.float32))
+        assert found.shape == tuple(expected.shape), name
+        assert (found == expected.detach().float().numpy()).all(), name
+
+
+class Evil:
+    """What a malicious file does when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_calls_a_program_is_refused_by_name_and_nothing_ran(tmp_path, protocol):
+    marker = tmp_path / "ran"
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"module": Evil(marker)}, protocol))
+    with pytest.raises(CheckpointError, match=r"posix\.system, which is no tensor"):
+        TorchFile(tmp_path / "evil.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [eval, np.dtype, torch.nn.Linear(2, 2), {"a": np.float64(1)}, torch.device("cpu")]
+)
+def test_everything_else_that_is_no_tensor_is_refused_by_name(tmp_path, value):
+    torch.save({"module": value}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="which is no tensor"):
+        TorchFile(tmp_path / "a.pt")
+
+
+def refuse_text(path):
+    path.write_text("no archive")
+
+
+def refuse_legacy(path):
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+
+
+def refuse_cut_off(path):
+    torch.save({"a": torch.zeros(2000)}, path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def refuse_nothing(path):
+    torch.save({"module": {"step": 3}}, path)
+
+
+def refuse_another_model(path):
+    torch.save({"module": {f"{PREFIX}blocks.0.attn.weight": torch.zeros(2)}}, path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [refuse_text, refuse_legacy, refuse_cut_off, refuse_nothing, refuse_another_model],
+)
+def test_a_file_that_is_no_checkpoint_is_one_clear_line(tmp_path, text_folder, capsys, make):
+    make(tmp_path / "model.pt")
+    arguments = ["--model", tmp_path / "model.pt", "--text-encoder", text_folder]
+    assert main([str(a) for a in (*arguments, "--mlx-path", tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/model.pt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named(tmp_path, text_folder, capsys):
+    state = sat_transformer(make_transformer("5b"), "5b")
+    torch.save({PREFIX + name: tensor for name, tensor in state.items()}, tmp_path / "a.pt")
+    arguments = ["--model", tmp_path / "a.pt", "--text-encoder", text_folder]
+    assert main([str(a) for a in arguments]) == 1
+    assert "holds no VAE: put 3d-vae.pt" in capsys.readouterr().err
+
+
+def test_lazy_tensors_know_their_shapes_before_they_are_read(tmp_path):
+    torch.save({"a": torch.zeros(3, 4).bfloat16()}, tmp_path / "a.pt")
+    tensor = TorchFile(tmp_path / "a.pt").contents["a"]
+    assert isinstance(tensor, TorchTensor)
+    assert (tensor.dtype, tensor.shape) == ("BF16", (3, 4))
