@@ -14,13 +14,19 @@ from .request import Request
 # Peak activations of a stage in units of one array that it is made of: for the transformer, its
 # tokens times their width; for the VAE, its largest feature map. On the CPU, MLX unfolds the
 # windows of a convolution (27 for the VAE's) and holds a head's whole table of attention scores.
-TRANSFORMER_ARRAYS = {"cpu": 26, "gpu": 14}
-DECODER_ARRAYS = {"cpu": 37, "gpu": 10}
+# Those of Metal are guesses by CUDA's.
+TRANSFORMER_ARRAYS = {"cpu": 26, "cuda": 14, "metal": 14}
+DECODER_ARRAYS = {"cpu": 37, "cuda": 14, "metal": 14}
+
+# CUDA's backend lets go of a block's arrays only when the graph they belong to is submitted: of
+# eight arrays a block, it was seen to hold up to this much.
+HELD_PER_BLOCK = 8
+HELD_AT_MOST = 14 * 2**30
 
 
 def forecast(pipe: CogVideoXPipeline, request: Request, *, decode: bool = True) -> dict[str, int]:
     """Bytes that each stage of a run needs at its peak: weights and activations. An estimate."""
-    device = mx.default_device().type.name
+    device = _device()
     config = pipe.configs["transformer"]
     batch = 2 if request.guided else 1
     itemsize = pipe.dtype.size
@@ -34,11 +40,15 @@ def forecast(pipe: CogVideoXPipeline, request: Request, *, decode: bool = True) 
     tokens = length + frames // (config.patch_size_t or 1) * area
     heads = config.num_attention_heads
     hidden = batch * tokens * heads * config.attention_head_dim * itemsize
-    scores = batch * heads * tokens**2 * 4 if device == "cpu" else 0
+    activations = TRANSFORMER_ARRAYS[device] * hidden
+    if device == "cpu":
+        activations += batch * heads * tokens**2 * 4
+    elif device == "cuda":
+        activations += min(HELD_AT_MOST, HELD_PER_BLOCK * config.num_layers * hidden)
 
     needs = {
         "encode": pipe.weight_bytes("text_encoder") + layer,
-        "denoise": pipe.weight_bytes("transformer") + TRANSFORMER_ARRAYS[device] * hidden + scores,
+        "denoise": pipe.weight_bytes("transformer") + activations,
     }
     if decode:
         shape = (1, frames - request.geometry.leading_latents, height, width)
@@ -66,6 +76,12 @@ def available_memory() -> int:
         return int(meminfo["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _device() -> str:
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def keep_resident() -> None:
