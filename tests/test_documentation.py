@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from commands import run
 
+from mlx_cogvideo.cli import convert, generate
 from mlx_cogvideo.cli.batch import read_prompts
-from mlx_cogvideo.cli.generate import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,8 +35,15 @@ def test_the_pages_have_examples():
     assert len(EXAMPLES) >= 7
 
 
+PARSERS = {
+    "generate.py": generate.make_parser(),
+    "mlx_cogvideo.generate": generate.make_parser(),
+    "mlx_cogvideo.convert": convert.make_parser(),
+}
+
+
 def commands() -> list[str]:
-    """Lines of the pages that call generate.py."""
+    """Lines of the pages that call one of the commands."""
     codes = [code for page in PAGES for code in blocks(page, "(?:bash)?")]
     call = re.compile(
         r"^(?:caffeinate -i )?python (?:generate\.py|-m mlx_cogvideo\.generate) .*$", re.M
@@ -47,8 +54,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_a_command_has_options_that_exist(line):
     arguments = shlex.split(line, comments=True)
-    start = 1 + max(i for i, word in enumerate(arguments) if "generate" in word and i < 5)
-    make_parser().parse_args(arguments[start:])
+    name = next(word for word in arguments if word in PARSERS)
+    PARSERS[name].parse_args(arguments[arguments.index(name) + 1 :])
 
 
 def test_links_between_pages_lead_somewhere():

@@ -83,9 +83,9 @@ def test_gradients_flow_to_the_input_and_to_nothing_else(way):
 def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
     monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
     layer, unpacked = make_layer(Quantization(4, 64)), []
-    unpack = QuantizedLinear.unpacked
+    unpack = QuantizedLinear._unpack
     monkeypatch.setattr(
-        QuantizedLinear, "unpacked", lambda self, t: unpacked.append(1) or unpack(self, t)
+        QuantizedLinear, "_unpack", lambda self, *args: unpacked.append(1) or unpack(self, *args)
     )
     layer(mx.ones((4, 128)))
     layer(mx.ones((2, 2, 128)))
@@ -93,6 +93,20 @@ def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
     layer(mx.ones((5, 128)))
     layer(mx.ones((2, 3, 128)))
     assert unpacked == [1, 1]
+
+
+def test_an_unpacked_weight_lives_for_one_layer():
+    layers = [QuantizedLinear(1024, 1024, False, Quantization(4, 64)) for _ in range(24)]
+    mx.eval([layer.parameters() for layer in layers])
+    x = mx.random.normal((quantization.PACKED_ROWS[mx.default_device().type] + 8, 1024))
+    mx.eval(x)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for layer in layers:
+        x = layer(x)
+    mx.eval(x)
+    # 4 MiB each; the sum would be 96.
+    assert mx.get_peak_memory() - before < 20 * 2**20
 
 
 def demo_network(name: str) -> nn.Module:

@@ -133,14 +133,18 @@ class QuantizedLinear(nn.Module):
         if x.size // x.shape[-1] <= PACKED_ROWS[mx.default_device().type]:
             y = mx.quantized_matmul(x, *packed, transpose=True, **how)
         else:
-            y = x @ self.unpacked(x.dtype).T
+            # Nothing else would keep a lazy graph from unpacking all layers at once.
+            (weight,) = mx.depends([self.weight], [x])
+            y = x @ self._unpack(weight, x.dtype).T
         return y + self.bias if "bias" in self else y
 
     def unpacked(self, dtype: mx.Dtype) -> mx.array:
         """The weight ``[outputs, inputs]``."""
+        return self._unpack(self.weight, dtype)
+
+    def _unpack(self, weight: mx.array, dtype: mx.Dtype) -> mx.array:
         how = self.quantization.arguments()
-        weight = mx.dequantize(self.weight, self.scales, self.get("biases"), **how)
-        return weight.astype(dtype)
+        return mx.dequantize(weight, self.scales, self.get("biases"), **how).astype(dtype)
 
 
 def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> None:
