@@ -305,7 +305,8 @@ def test_memory_stays_with_the_largest_tensor(tmp_path):
 import mlx.core as mx
 from pathlib import Path
 from mlx_cogvideo.checkpoints.sources import ComponentSource
-from mlx_cogvideo.conversion import ComponentPlan, TensorPlan, _convert
+from mlx_cogvideo.conversion import ComponentPlan, TensorPlan
+from mlx_cogvideo.conversion.convert import _convert
 from mlx_cogvideo.checkpoints.safetensors_header import read_header
 from mlx_cogvideo.nn.quantization import Quantization
 folder = Path({str(tmp_path)!r})

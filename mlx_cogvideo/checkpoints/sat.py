@@ -154,8 +154,13 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
     return config
 
 
-def vae_config(tensors: Mapping[str, SatTensor], scaling_factor: float) -> dict[str, Any]:
-    """The ``config.json`` of a VAE, read from the shapes of its tensors."""
+def vae_config(tensors: Mapping[str, SatTensor], transformer: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of a VAE, read from the shapes of its tensors.
+
+    Args:
+        transformer: the one of the transformer that it belongs to.
+    """
+    rotary = transformer["use_rotary_positional_embeddings"]
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down_blocks.")})
     first = "encoder.down_blocks.{}.resnets.0.conv1.conv.weight"
@@ -166,7 +171,8 @@ def vae_config(tensors: Mapping[str, SatTensor], scaling_factor: float) -> dict[
         "block_out_channels": channels,
         "layers_per_block": len(resnets),
         "latent_channels": shapes["decoder.conv_in.conv.weight"][1],
-        "scaling_factor": scaling_factor,
+        "scaling_factor": 0.7 if rotary else 1.15258426,
+        "invert_scale_latents": "patch_size_t" in transformer,
     }
 
 

@@ -72,10 +72,10 @@ def sat_sources(path: Path) -> dict[str, ComponentSource]:
         CheckpointError: a file is missing or damaged, or isn't what it should be.
     """
     checkpoint = open_sat(path)
-    scaling_factor = 0.7 if checkpoint.rotary else 1.15258426
+    transformer = transformer_config(checkpoint.networks["transformer"], checkpoint.rotary)
     configs = {
-        "transformer": lambda tensors: transformer_config(tensors, checkpoint.rotary),
-        "vae": lambda tensors: vae_config(tensors, scaling_factor),
+        "transformer": lambda tensors: transformer,
+        "vae": lambda tensors: vae_config(tensors, transformer),
         "text_encoder": text_encoder_config,
     }
     return {

@@ -1,0 +1,41 @@
+"""What a model folder holds."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import read_config
+from ..checkpoints.sources import folder_source
+from ..networks import NETWORKS
+from ..nn.quantization import layer_kind
+from ..variants import match_variant
+from .convert import REPORT
+from .plan import check_architecture, plan_component
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """What a model folder holds, in the form of a conversion's report.
+
+    Raises:
+        CheckpointError: it holds no CogVideoX model, or a damaged one.
+    """
+    check_architecture(folder)
+    report: dict[str, Any] = {"source": None, "components": {}}
+    if (folder / REPORT).is_file():
+        report |= read_config(folder / REPORT)
+    plans = [plan_component(name, folder_source(folder, name)) for name in NETWORKS]
+    transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
+    variant = match_variant(transformer)
+    report["variant"] = variant.alias if variant else None
+    for plan in plans:
+        layers = Counter(
+            (layer_kind(tensor.layer), tensor.stored) for tensor in plan.tensors if tensor.stored
+        )
+        kinds = [
+            {"kind": kind, **how.arguments(), "layers": count}
+            for (kind, how), count in layers.items()
+        ]
+        told = report["components"].setdefault(plan.name, {"kinds": kinds})
+        told["bytes_after"] = plan.bytes_before
+        told["bits_per_weight"] = round(8 * plan.bytes_before / plan.parameters, 2)
+    return report
