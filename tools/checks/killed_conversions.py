@@ -1,0 +1,74 @@
+"""Kills conversions of the demo at random moments and looks at what they leave.
+
+    python tools/checks/killed_conversions.py --runs 20
+
+Each is stopped with SIGKILL somewhere between its start and its end. Afterwards there is either no
+folder or one that holds the same bytes as that of an uninterrupted conversion; what is left besides
+can't be opened as a model; and the same command succeeds.
+"""
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from mlx_cogvideo import CogVideoXError, CogVideoXPipeline
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    moments, seen = random.Random(args.seed), Counter()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        output, part = folder / "mlx_model", folder / ".mlx_model.part"
+        command = [sys.executable, "-m", "mlx_cogvideo.convert", "--model", "demo", "-q"]
+        command += ["--quiet", "--mlx-path", str(output)]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        whole = time.perf_counter() - start
+        expected = contents(output)
+        shutil.rmtree(output)
+
+        for _ in range(args.runs):
+            # Most of the time goes into starting Python: the last part is the interesting one.
+            moment = moments.uniform(0.5 * whole, whole)
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            time.sleep(moment)
+            process.kill()
+            process.wait()
+            kind = "had not begun"
+            if output.exists():
+                assert contents(output) == expected
+                shutil.rmtree(output)
+                kind = "had ended"
+            elif part.exists():
+                kind = "half-way"
+                try:
+                    CogVideoXPipeline.from_pretrained(part)
+                    assert contents(part) == expected, "half a model opened"
+                except CogVideoXError:
+                    pass
+            seen[kind] += 1
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            assert contents(output) == expected
+            assert [file.name for file in folder.iterdir()] == ["mlx_model"]
+            shutil.rmtree(output)
+    print(f"{args.runs} conversions, each whole in the end; when killed: {dict(seen)}")
+
+
+if __name__ == "__main__":
+    main()
