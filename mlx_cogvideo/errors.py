@@ -1,5 +1,8 @@
 """What can go wrong, as types. Every message is one line: what was wrong and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CogVideoXError(Exception):
     """Base of every error this package raises on purpose."""
@@ -23,3 +26,18 @@ class OutputError(CogVideoXError, OSError):
 
 class GenerationError(CogVideoXError, RuntimeError):
     """The model produced something that is no video: NaN, infinity or one constant colour."""
+
+
+@contextmanager
+def mlx_errors() -> Iterator[None]:
+    """Tells of MLX's own errors, most of which are about memory, as a GenerationError."""
+    try:
+        yield
+    except CogVideoXError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise GenerationError(
+            f"MLX failed ({reason}): if memory ran out, close other programs or ask for a smaller "
+            "size or fewer frames"
+        ) from error

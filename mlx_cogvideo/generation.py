@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints import default_model, model_identity
-from .errors import InvalidInputError
+from .errors import InvalidInputError, mlx_errors
 from .pipeline import CogVideoXPipeline
 from .record import Meter, make_record
-from .video import open_writer, write_video
+from .video import check_output_path, write_video
 
 
 def generate_video(
@@ -47,10 +47,10 @@ def generate_video(
     """
     if tiling not in ("auto", "none"):
         raise InvalidInputError(f"tiling must be auto or none; got {tiling!r}")
+    if output_path is not None:
+        check_output_path(output_path)
     model = default_model() if model is None else model
     pipe = CogVideoXPipeline.from_pretrained(model)
-    if output_path is not None:
-        open_writer(output_path, pipe.fps)  # nothing is written yet: this only checks
     request = pipe.request(
         prompt,
         num_frames=num_frames,
@@ -60,8 +60,10 @@ def generate_video(
         guidance_scale=cfg_scale,
         seed=seed,
     )
-    record = make_record(pipe, request, model_identity(model, pipe.folder), fps=pipe.fps)
-    frames = pipe(**request.settings(), on_progress=Meter(record))
+    identity = {} if output_path is None else model_identity(model, pipe.folder)
+    record = make_record(pipe, request, identity, fps=pipe.fps)
+    with mlx_errors():
+        frames = pipe(**request.settings(), on_progress=Meter(record))
     if output_path is not None:
         write_video(output_path, frames, pipe.fps, record=record)
     return frames

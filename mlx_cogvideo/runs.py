@@ -9,17 +9,17 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .errors import CogVideoXError, GenerationError, InvalidInputError
+from .errors import InvalidInputError, mlx_errors
 from .pipeline import CogVideoXPipeline, Progress, to_uint8
 from .record import Meter, Record, request_again
 from .request import Request
-from .saved_run import SavedRun, saved_path
+from .saved_run import SavedRun, remove_saved, saved_path
 from .video import open_writer, write_latents
 from .video.paths import LATENTS, output_form
 
@@ -63,7 +63,8 @@ def begin(
         for i, job in enumerate(jobs):
             meter = Meter(job.record)
             meter("encode", 0, 1)
-            embeds = next(all_embeds)
+            with mlx_errors():
+                embeds = next(all_embeds)
             meter("encode", 1, 1)
             report("encode", i + 1, len(jobs))
             yield job, SavedRun(job.record, job.output, embeds)
@@ -108,7 +109,7 @@ def finish(
         )
     meter = Meter(saved.record, on_progress)
     keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
-    with keeper, _mlx_errors():
+    with keeper, mlx_errors():
         total = request.num_inference_steps
         meter("denoise", saved.steps_done, total)
         for state in pipe.denoise(request, saved.embeds, saved.state):
@@ -149,16 +150,18 @@ class _Keeper:
         self._path = path
         self._every = every
         self._more_options = more_options
-        self._on_disk = saved if path.exists() else None
+        # What is there may lack what is new about this run: its output, say.
+        self._on_disk: SavedRun | None = None
+        self._steps_on_disk = saved.steps_done
+        self._is_there = path.exists()
         self._written = [path]
         self._time = time.monotonic()
 
     def update(self, saved: SavedRun) -> None:
         """Takes note of another step."""
         self.saved = saved
-        before = self._on_disk.steps_done if self._on_disk else 0
         if self._every is not None:
-            due = saved.steps_done - before >= self._every
+            due = saved.steps_done - self._steps_on_disk >= self._every
         else:
             due = time.monotonic() - self._time >= SAVE_EVERY_SECONDS
         if due:
@@ -171,7 +174,7 @@ class _Keeper:
             return
         try:
             self._write()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter from MLX, after a device has failed
             logger.warning("the run can't be saved: %s", error)
 
     def _write(self) -> None:
@@ -185,7 +188,8 @@ class _Keeper:
             self.saved.save(refuge)
             logger.warning("%s: the run is saved as %s instead", error, refuge)
             self._path = refuge
-        self._on_disk = self.saved
+        self._on_disk, self._is_there = self.saved, True
+        self._steps_on_disk = self.saved.steps_done
 
     def __enter__(self) -> None:
         return None
@@ -195,10 +199,11 @@ class _Keeper:
             self._remove()
             return
         self.save()
-        if self._on_disk is not None:
+        if self._is_there:
             file = shlex.quote(str(self._path))
             go_on = f"python generate.py --resume {file}{self._more_options}"
-            error.add_note(f"{self._on_disk.progress} are kept, and this goes on: {go_on}")
+            done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
+            error.add_note(f"{done} are kept, and this goes on: {go_on}")
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""
@@ -209,22 +214,7 @@ class _Keeper:
                 if settings == self.saved.record["settings"]:
                     self._written.append(beside)
         for path in self._written:
-            path.unlink(missing_ok=True)
+            remove_saved(path)
             if path.parent.name.startswith(REFUGE):
                 with suppress(OSError):
                     path.parent.rmdir()
-
-
-@contextmanager
-def _mlx_errors() -> Iterator[None]:
-    """Tells of MLX's own errors, most of which are about memory, as a GenerationError."""
-    try:
-        yield
-    except CogVideoXError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise GenerationError(
-            f"MLX failed ({reason}): if memory ran out, close other programs or ask for a smaller "
-            "size or fewer frames"
-        ) from error

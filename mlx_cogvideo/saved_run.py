@@ -1,6 +1,7 @@
 """An unfinished run on disk, from which it goes on after an interruption."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,21 @@ from .video.record import KEY, record_text
 
 SUFFIX = ".resume"
 
+logger = logging.getLogger(__name__)
+
 
 def saved_path(output: str | Path) -> Path:
     """Where the run that makes `output` is saved: beside it."""
     path = Path(output)
     return path.with_name(path.name + SUFFIX)
+
+
+def remove_saved(path: Path) -> None:
+    """Removes a saved run that is complete; where that can't be, it does no harm."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s isn't needed any more and can't be removed: %s", path, error.strerror)
 
 
 @dataclass(frozen=True)

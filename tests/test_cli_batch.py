@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 
 import mlx.core as mx
 import pytest
@@ -153,6 +154,50 @@ def test_a_video_made_otherwise_is_no_finished_one(folder, capsys):
     assert names(folder) == TEN
 
 
+def test_an_overwriting_batch_goes_on_without_what_it_has_made(folder, monkeypatch, capsys):
+    assert batch("--seed", 1, "--steps", 1) == 1
+
+    def stop(session, stage, done, total):
+        session._interrupts.wanted = len(session.made) == 2 and (stage, done) == ("denoise", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop)
+        assert batch("--seed", 1, "--overwrite") == 130
+    assert batch("--seed", 1, "--overwrite", "--resume") == 1
+    assert "3 made, 2 made before, 1 failed" in capsys.readouterr().err
+    steps = {read_record(folder / n)["settings"]["num_inference_steps"] for n in names(folder)}
+    assert steps == {2}
+
+
+def test_drawn_seeds_in_names_are_refused(folder, capsys):
+    arguments = ["--prompt-file", "prompts.txt", "--output", "out/{index}-{seed}.mp4"]
+    assert run(*arguments) == 2
+    assert "a batch wants --seed" in errors(capsys.readouterr().err)[0]
+
+
+def test_what_failed_is_not_kept_in_memory(folder, monkeypatch):
+    networks = []
+
+    def fail(pipe, request, latents):
+        networks.append(weakref.ref(pipe.vae))
+        raise RuntimeError("out of memory")
+        yield
+
+    monkeypatch.setattr(CogVideoXPipeline, "decode", fail)
+    (folder.parent / "prompts.txt").write_text("a\nb\n")
+    seen = []
+    encode = CogVideoXPipeline.denoise
+
+    def look(pipe, *arguments, **options):
+        pipe.free("vae")
+        seen.append([network() for network in networks])
+        return encode(pipe, *arguments, **options)
+
+    monkeypatch.setattr(CogVideoXPipeline, "denoise", look)
+    assert batch("--seed", 1) == 1
+    assert seen == [[], [None]]
+
+
 def test_several_seeds_of_one_prompt_are_a_batch(folder, capsys):
     assert run("--prompt", PROMPT, *SMALL, "--seed", 3, 4) == 0
     assert capsys.readouterr().out.splitlines() == ["video-3.mp4", "video-4.mp4"]
@@ -178,14 +223,14 @@ def test_a_file_without_prompts_is_one_clear_line(folder, capsys, text, message)
 
 def test_where_no_video_can_be_made_one_line_says_why(folder, capsys):
     (folder.parent / "prompts.txt").write_text("a@@b.png\nc@@d.png\n")
-    assert batch() == 2
+    assert batch("--seed", 1) == 2
     (line,) = errors(capsys.readouterr().err)
     assert line.startswith("error: line 1: there is no image to video yet")
     assert line.endswith("(and 1 more like this)")
 
 
 def test_a_setting_that_no_video_can_have_is_said_once(folder, capsys):
-    assert batch("--frames", 48) == 2
+    assert batch("--seed", 1, "--frames", 48) == 2
     (line,) = errors(capsys.readouterr().err)
     assert "8N+1" in line
 

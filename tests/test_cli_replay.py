@@ -70,6 +70,13 @@ def test_a_replayed_mp4_has_the_frames_of_the_first(folder):
         assert first[part] == again[part]
 
 
+def test_a_resumed_replay_takes_no_other_video_for_its_own(folder):
+    assert generate("a.mp4") == 0
+    assert generate("b.mp4", "--seed", 7) == 0
+    assert run("--replay", "a.mp4", "--output", "b.mp4", "--resume") == 1
+    assert read_record("b.mp4")["settings"]["seed"] == 7
+
+
 def test_what_is_given_takes_the_place_of_what_was(folder):
     assert generate("video.mp4", *SETTINGS) == 0
     assert run("--replay", "video.mp4", "--seed", 5, "--steps", 1, "--output", "b.mp4") == 0

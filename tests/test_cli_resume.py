@@ -93,6 +93,29 @@ def test_a_run_goes_on_to_another_output(stopped, folder):
     assert names(folder) == {"other.gif"}
 
 
+def test_a_run_that_goes_on_to_another_output_does_so_after_the_next_stop(
+    stopped, folder, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_at(3))
+        assert run("--resume", "video.mp4.resume", "--output", "other.mp4") == 130
+    assert run("--resume", "video.mp4.resume") == 0
+    assert names(folder) == {"other.mp4"}
+
+
+def test_a_saved_run_that_cannot_be_removed_does_no_harm(stopped, folder, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", refuse)
+        patch.setattr("mlx_cogvideo.video.writer.remove_temporary", lambda _: None)
+        patch.setattr("mlx_cogvideo.video.mp4.remove_temporary", lambda _: None)
+        patch.setattr("mlx_cogvideo.video.paths.remove_temporary", lambda _: None)
+        assert run("--resume") == 0
+    assert "can't be removed: Permission denied" in capsys.readouterr().err
+
+
 def test_a_run_interrupted_twice_notes_both(stopped, folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_at(3))

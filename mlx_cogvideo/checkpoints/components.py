@@ -24,6 +24,12 @@ COMPONENT_STEMS = {
 }
 """File stem of each component that has weights."""
 
+FLOATING = ("F32", "F16", "BF16")
+"""Types of weights, as safetensors spells them."""
+
+PACKED = (*FLOATING, "U32", "U8")
+"""Types of the parts of quantized weights."""
+
 REDUNDANT = {"encoder.embed_tokens.weight"}
 """Copies of other tensors that some checkpoints carry: T5's tied token embedding."""
 
@@ -91,9 +97,18 @@ def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorIn
     )
     _refuse(
         folder,
-        "tensors of a type that MLX lacks",
-        {f"{name} {info.dtype}" for name, info in stored.items() if info.dtype == "F64"},
+        "tensors of a type that can't be used",
+        {
+            f"{name} {info.dtype}"
+            for name, info in stored.items()
+            if info.dtype not in (PACKED if _is_packed(name, stored) else FLOATING)
+        },
     )
+
+
+def _is_packed(name: str, stored: Mapping[str, TensorInfo]) -> bool:
+    layer, _, part = name.rpartition(".")
+    return part in ("weight", "scales", "biases") and f"{layer}.scales" in stored
 
 
 def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:

@@ -1,6 +1,7 @@
 """From what a user calls a model to a folder on this disk."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,19 @@ def resolve_configuration(model: str | Path, revision: str | None = None) -> Pat
     return Path(_fetch(repo, revision, CONFIGURATIONS)) if repo else resolve_model(model)
 
 
-def resolve_text_encoder(model: str | Path | None = None) -> Path:
-    """A folder with T5-XXL and its tokenizer: those of `model`, or of CogVideoX-2b.
+def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
+    """The folder of a model of which only the tokenizer and the text encoder need to be there.
+
+    Args:
+        weights: False needs no more than the tokenizer and the encoder's configuration.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.
     """
-    if model is not None:
-        return resolve_model(model)
-    patterns = ["text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*"]
-    return Path(_fetch(ALIASES["2b"], None, patterns))
+    repo = hub_id(model)
+    patterns = ["text_encoder/*.json", "tokenizer/*"]
+    patterns += ["text_encoder/*.safetensors"] * weights
+    return Path(_fetch(repo, None, patterns)) if repo else resolve_model(model)
 
 
 def hub_id(model: str | Path) -> str | None:
@@ -90,6 +94,12 @@ def hub_id(model: str | Path) -> str | None:
         known = ", ".join(["demo", *ALIASES])
         raise ModelNotFoundError(f"no model {name!r}: give a folder, a hub id or one of {known}")
     return repo
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises, whichever it uses, when a connection or the disk fails."""
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, *(client.HTTPError for client in clients))
 
 
 def _fetch(
@@ -121,4 +131,9 @@ def _fetch(
     except hub_errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         problem = f"couldn't be fetched: the hub answered with status {status}; try again later"
+    except hub_errors.DryRunError:
+        raise
+    except network_errors() as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        problem = f"couldn't be fetched ({reason}): run this again, it goes on where it stopped"
     raise ModelNotFoundError(f"{repo!r} {problem}")

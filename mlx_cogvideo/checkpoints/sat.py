@@ -106,7 +106,7 @@ def open_sat(path: Path) -> SatCheckpoint:
     transformer = _under(tensors, _TRANSFORMER_PREFIX) or tensors
     found = {"transformer": _transformer(file, transformer)}
     vae = _under(tensors, _VAE_PREFIX)
-    vae_file = None if path.is_file() else _find(path, VAE_FILES)
+    vae_file = _find_vae(path)
     if vae_file is not None:
         vae = _tensors(vae_file)
     if vae:
@@ -236,11 +236,20 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
         CheckpointError: there are several.
     """
     files = [file for name in names for file in sorted(folder.rglob(name))]
-    files = [file for file in files if "ema" not in file.parent.name]
+    files = [file for file in files if not file.parent.name.endswith("-ema")]
     if len(files) > 1:
         listed = ", ".join(str(file) for file in files)
         raise CheckpointError(f"{folder} holds several checkpoints: name one of {listed}")
     return files[0] if files else None
+
+
+def _find_vae(path: Path) -> Path | None:
+    """The VAE's file below a folder, or in or beside the folders around a transformer's file."""
+    if path.is_dir():
+        return _find(path, VAE_FILES)
+    above = list(path.absolute().parents)[:3]
+    near = [folder / sub / name for folder in above for sub in ("", "vae") for name in VAE_FILES]
+    return next((file for file in near if file.is_file()), None)
 
 
 def _tensors(file: Path) -> dict[str, TorchTensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..errors import CheckpointError
 from ..networks import NETWORKS
 from ..nn.quantization import Quantization
 from .components import (
@@ -71,17 +72,22 @@ def sat_sources(path: Path) -> dict[str, ComponentSource]:
     Raises:
         CheckpointError: a file is missing or damaged, or isn't what it should be.
     """
-    checkpoint = open_sat(path)
-    transformer = transformer_config(checkpoint.networks["transformer"], checkpoint.rotary)
-    configs = {
-        "transformer": lambda tensors: transformer,
-        "vae": lambda tensors: vae_config(tensors, transformer),
-        "text_encoder": text_encoder_config,
-    }
-    return {
-        name: _sat_source(path, name, configs[name](tensors), tensors)
-        for name, tensors in checkpoint.networks.items()
-    }
+    try:
+        checkpoint = open_sat(path)
+        networks = checkpoint.networks
+        transformer = transformer_config(networks["transformer"], checkpoint.rotary)
+        configs = {"transformer": transformer}
+        if "vae" in networks:
+            configs["vae"] = vae_config(networks["vae"], transformer)
+        if "text_encoder" in networks:
+            configs["text_encoder"] = text_encoder_config(networks["text_encoder"])
+    except KeyError as error:
+        raise CheckpointError(f"{path} is incomplete: it lacks {error.args[0]}") from None
+    except (IndexError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} has tensors of unknown shapes or names: {error}") from None
+    return {name: _sat_source(path, name, configs[name], networks[name]) for name in networks}
 
 
 def _sat_source(

@@ -129,13 +129,40 @@ class TorchFile:
 def tensors_in(contents: Any) -> dict[str, TorchTensor]:
     """The state dict of a checkpoint, from under the names that trainers wrap it in, or {}."""
     while isinstance(contents, dict):
-        tensors = {str(k): v for k, v in contents.items() if isinstance(v, TorchTensor)}
-        if tensors:
-            return tensors
-        contents = next(
-            (contents[key] for key in ("model", "module", "state_dict") if key in contents), None
-        )
+        wrapped = next((k for k in ("model", "module", "state_dict") if k in contents), None)
+        if wrapped is None:
+            return {str(k): v for k, v in contents.items() if isinstance(v, TorchTensor)}
+        contents = contents[wrapped]
     return {}
+
+
+class _Passed:
+    """Stands for what trainers save beside the weights; takes any call and state, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "_Passed":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# States of random number generators, counters and arguments.
+_PASSED = {
+    ("argparse", "Namespace"),
+    ("builtins", "set"),
+    ("__builtin__", "set"),
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -153,6 +180,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
             ("torch", "Size"): tuple,
+            **dict.fromkeys(_PASSED, _Passed),
         }
         if (module, name) not in known:
             raise CheckpointError(
@@ -168,6 +196,10 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), storage_type)
 
     def _tensor(self, storage: _Storage, offset: int, shape, strides, *_: Any) -> TorchTensor:
+        numbers = [offset, *shape, *strides]
+        # Strides that point outside the storage would show what else is in memory.
+        if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise CheckpointError(f"{self._file.path} has a tensor of an impossible shape")
         return TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
 
 

@@ -7,7 +7,7 @@ from ..checkpoints import DEMO_PATH
 from ..memory import available_memory, forecast
 from ..record import model_title
 from ..video.paths import LATENTS, output_form
-from .common import say, size, with_notes
+from .common import say, size
 from .plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ def announce(plan: Plan) -> None:
             "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
             "--model 2b downloads the smallest real model (14 GB)"
         )
-    for label, error in plan.failed:
-        say(f"error: {label}: {with_notes(error)}")
+    for failure in plan.failed:
+        say(f"error: {failure.label}: {failure.reason}")
     for warning in dict.fromkeys(plan.warnings):
         logger.warning("%s", warning)
     if plan.finished:

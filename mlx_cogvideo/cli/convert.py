@@ -19,7 +19,8 @@ from ..checkpoints import (
     resolve_model,
     resolve_text_encoder,
 )
-from ..checkpoints.sat import is_sat
+from ..checkpoints.sat import is_sat, open_sat
+from ..checkpoints.upload import check_repo_name, upload_folder
 from ..conversion import (
     ComponentPlan,
     ConversionPlan,
@@ -53,6 +54,8 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     quantization = asked_quantization(args)
     if args.mlx_path.exists() and not args.dry_run:
         raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
+    if args.upload_repo:
+        check_repo_name(args.upload_repo)
     sat = is_sat(Path(args.model))
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
@@ -72,7 +75,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         dtype=DTYPES.get(args.dtype),
         dequantize=args.dequantize,
         components=args.components,
-        text_encoder=resolve_text_encoder(args.text_encoder) if sat else None,
+        text_encoder=_text_encoder(args) if sat else None,
         assumed_dtype="BF16" if only_configuration else None,
     )
     announce(plan, args.mlx_path, to_download)
@@ -92,8 +95,20 @@ def convert_command(arguments: Sequence[str] | None) -> None:
             hub_id(args.model),
         )
     if args.upload_repo:
-        upload(args.mlx_path, args.upload_repo, report)
+        card = model_card(report, args.upload_repo)
+        (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
+        upload_folder(args.mlx_path, args.upload_repo)
     print(args.mlx_path)
+
+
+def _text_encoder(args: argparse.Namespace) -> Path:
+    """Where a SAT checkpoint's tokenizer comes from, and its text encoder if it has none inside."""
+    weights = "text_encoder" not in open_sat(Path(args.model)).networks
+    if weights and args.dry_run and hub_id(args.text_encoder):
+        raise InvalidInputError(
+            f"a dry run doesn't download T5 from {args.text_encoder}: give --text-encoder a folder"
+        )
+    return resolve_text_encoder(args.text_encoder, weights=weights)
 
 
 def asked_quantization(args: argparse.Namespace) -> Quantization | None:
@@ -205,24 +220,6 @@ class _Bars:
             self._bar.close()
 
 
-def upload(folder: Path, repo: str, report: dict[str, Any]) -> None:
-    """Puts a converted folder on the hub.
-
-    Raises:
-        OutputError: the hub refuses it.
-    """
-    (folder / "README.md").write_text(model_card(report, repo), encoding="utf-8")
-    api = huggingface_hub.HfApi()
-    # The large-file way was a method of its own until version 2, and is the only one since.
-    send = getattr(api, "upload_large_folder", api.upload_folder)
-    try:
-        api.create_repo(repo, exist_ok=True)
-        send(repo_id=repo, folder_path=folder, repo_type="model")
-    except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OutputError(f"{folder} is whole, but can't be uploaded to {repo}: {reason}") from None
-
-
 def make_parser() -> Parser:
     parser = Parser(
         prog="mlx_cogvideo.convert",
@@ -240,7 +237,8 @@ def make_parser() -> Parser:
     add(
         "--text-encoder",
         metavar="MODEL",
-        help="for SAT checkpoints: a model with T5 and its tokenizer (default: 2b's, from the hub)",
+        default="2b",
+        help="for SAT checkpoints: a model with T5 and its tokenizer (default: 2b)",
     )
     add("--revision", help="commit, branch or tag on the hub (default: main)")
     add("--mlx-path", type=Path, default=Path("mlx_model"), help="default: mlx_model")

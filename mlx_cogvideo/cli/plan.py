@@ -24,11 +24,11 @@ from ..record import (
 )
 from ..request import Request
 from ..runs import Job
-from ..saved_run import SUFFIX, SavedRun, saved_path
+from ..saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
-from .common import size
+from .common import size, with_notes
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
 
@@ -46,6 +46,15 @@ SETTINGS = {
 """From options to the names of a record's settings."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A video that can't be made. An exception itself would keep what it met in memory."""
+
+    label: str
+    kind: type[CogVideoXError]
+    reason: str
+
+
 @dataclass
 class Plan:
     """What a command is about to do.
@@ -56,7 +65,7 @@ class Plan:
         jobs: the videos to make.
         begun: for those of them that go on, what has been done.
         finished: outputs that are there already.
-        failed: what can't be made, as label and reason.
+        failed: what can't be made.
         warnings: of what won't be as it was.
     """
 
@@ -66,7 +75,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     begun: dict[Path, str] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
-    failed: list[tuple[str, CogVideoXError]] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -155,6 +164,10 @@ class _Planner:
         template = self.args.output or default_output(
             self.args.prompt_file is not None, len(self.seeds)
         )
+        if self.result.is_batch and "{seed" in template and self.seeds == [None]:
+            raise InvalidInputError(
+                "with {seed} in --output a batch wants --seed: drawn ones would be others next time"
+            )
         for index, prompt in enumerate(prompts, start=1):
             if prompt.image is not None:
                 problem = f"there is no image to video yet, so that {prompt.image} can't be used"
@@ -193,9 +206,9 @@ class _Planner:
                     "go on with --resume, or start afresh with --overwrite"
                 )
             job = self._continued(job, saved)
-        if self._is_finished(job, seed_matters=bool(args.seed or saved)):
+        if self._is_finished(job, seed_matters=saved is not None or self.seeds != [None]):
             if not args.dry_run:
-                job.path.unlink(missing_ok=True)
+                remove_saved(job.path)
             plan.finished.append(job.output)
             return
         if output_form(job.output) == LATENTS:
@@ -241,9 +254,8 @@ class _Planner:
             OutputError: it is there and was made otherwise.
         """
         args = self.args
-        if args.overwrite or not (self.result.is_batch or args.resume):
-            return False
-        if not os.path.lexists(job.output):
+        may_be = args.resume or (self.result.is_batch and not args.overwrite)
+        if not may_be or not os.path.lexists(job.output):
             return False
         try:
             then = read_record(job.output)
@@ -258,6 +270,8 @@ class _Planner:
             problem = f"was made otherwise ({'; '.join(differences)})"
         else:
             return True
+        if args.overwrite:
+            return False
         raise OutputError(
             f"{job.output} exists and {problem}: choose another --output, or --overwrite it"
         )
@@ -265,15 +279,14 @@ class _Planner:
     def _fail(self, label: str, error: CogVideoXError) -> None:
         if not self.result.is_batch:
             raise error
-        self.result.failed.append((label, error))
+        self.result.failed.append(Failure(label, type(error), with_notes(error)))
 
     def _check_not_empty(self, wishes: list[Job]) -> None:
         plan = self.result
         if plan.failed and not plan.jobs and not plan.finished:
-            label, error = plan.failed[0]
-            others = len(plan.failed) - 1
+            first, others = plan.failed[0], len(plan.failed) - 1
             more = f" (and {others} more like this)" if others else ""
-            raise type(error)(f"{label}: {error}{more}")
+            raise first.kind(f"{first.label}: {first.reason}{more}")
         if self.args.resume and not plan.begun and not plan.finished:
             raise InvalidInputError(f"nothing to resume: there is no {wishes[0].path}")
         _check_space(plan)

@@ -12,7 +12,7 @@ from ..errors import CogVideoXError
 from ..runs import Job, begin, finish
 from ..saved_run import SavedRun
 from .common import FAILED, StageBars, say, with_notes
-from .plan import Plan
+from .plan import Failure, Plan
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -95,16 +95,17 @@ class Session:
         try:
             yield
         except CogVideoXError as error:
-            self.plan.failed.append((job.label, error))
+            failure = Failure(job.label, type(error), with_notes(error))
+            self.plan.failed.append(failure)
             if not self.plan.is_batch:
                 raise
-            say(f"error: {job.label}: {with_notes(error)}")
+            say(f"error: {failure.label}: {failure.reason}")
 
     def _results(self) -> dict[str, Any]:
         return {
             "made": self.made,
             "made_before": self.plan.finished,
             "failed": [
-                {"item": label, "error": with_notes(error)} for label, error in self.plan.failed
+                {"item": failure.label, "error": failure.reason} for failure in self.plan.failed
             ],
         }

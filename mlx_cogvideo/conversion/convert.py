@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoints import COMPONENT_STEMS, model_identity
 from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
-from ..errors import OutputError
+from ..errors import OutputError, mlx_errors
 from ..model_card import model_card
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
@@ -51,7 +51,9 @@ def convert(
         if part.exists():
             shutil.rmtree(part)
         part.mkdir()
-        report = _report(plan, [_convert(c, part, on_progress) for c in plan.components])
+        with mlx_errors():
+            components = [_convert(c, part, on_progress) for c in plan.components]
+        report = _report(plan, components)
         for name, contents in plan.extra.items():
             copy = part / name
             copy.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import read_config
+from ..checkpoints.components import FLOATING
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
 from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
@@ -20,8 +21,6 @@ from ..variants import Variant, match_variant
 
 COPIED = ("model_index.json", "tokenizer/*.json", "tokenizer/spiece.model", "scheduler/*.json")
 """What a model folder has besides its networks."""
-
-FLOATING = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """Checkpoints of the SAT code, written with PyTorch from diffusers' models, and read without it."""
 
+import argparse
+import io
 import os
 import pickle
 import shutil
 import zipfile
+from fractions import Fraction
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +25,7 @@ from torch_reference import (
     rotary_embedding,
 )
 
-from mlx_cogvideo.checkpoints.torch_file import TorchFile, TorchTensor, tensors_in
+from mlx_cogvideo.checkpoints.torch_file import TorchFile, TorchTensor, _Unpickler, tensors_in
 from mlx_cogvideo.cli.convert import main
 from mlx_cogvideo.errors import CheckpointError
 from mlx_cogvideo.pipeline import CogVideoXPipeline
@@ -205,6 +208,59 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path):
         assert (found == expected.detach().float().numpy()).all(), name
 
 
+def test_what_trainers_save_beside_the_weights_is_passed_over(tmp_path):
+    """As SAT does: states of random number generators, counters and arguments."""
+    rng = np.random.RandomState(0).get_state()
+    saved = {
+        "module": {"a": torch.ones(2)},
+        "np_rng_state": rng,
+        "torch_rng_state": torch.get_rng_state(),
+        "args": argparse.Namespace(a=1),
+        "names": {"x", "y"},
+        "loss": np.float64(3.0),
+    }
+    torch.save(saved, tmp_path / "a.pt")
+    assert list(tensors_in(TorchFile(tmp_path / "a.pt").contents)) == ["a"]
+
+
+@pytest.mark.parametrize("strides", [(5, -2), (-1, 1), (1,), ("a", 1)], ids=str)
+def test_a_tensor_that_points_outside_its_storage_is_refused(tmp_path, strides):
+    file = object.__new__(TorchFile)
+    file.path = tmp_path / "a.pt"
+    unpickler = _Unpickler(io.BytesIO(b""), file)
+    with pytest.raises(CheckpointError, match="impossible shape"):
+        unpickler._tensor(None, 0, (2, 3), strides)
+
+
+def test_the_vae_is_found_beside_the_folder_of_a_named_transformer(tmp_path, text_folder):
+    """As the official 1.5 has it: two transformers and one VAE."""
+    state = {PREFIX + n: t for n, t in sat_transformer(make_transformer("5b"), "5b").items()}
+    for name in ("transformer_t2v/1000", "transformer_i2v/1000", "vae"):
+        (tmp_path / "sat" / name).mkdir(parents=True)
+    for name in ("transformer_t2v", "transformer_i2v"):
+        torch.save(state, tmp_path / "sat" / name / "1000" / "mp_rank_00_model_states.pt")
+    torch.save({"state_dict": sat_vae(vae())}, tmp_path / "sat" / "vae" / "3d-vae.pt")
+    assert main(["--model", str(tmp_path / "sat"), "--text-encoder", str(text_folder)]) == 1
+    convert(tmp_path / "sat/transformer_t2v/1000/mp_rank_00_model_states.pt", text_folder)
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("transformer.final_layernorm.bias", "has missing tensors: norm_final.bias"),
+        ("transformer.final_layernorm.weight", "missing tensors: norm_final.weight"),
+        ("mixins.patch_embed.text_proj.weight", "it lacks patch_embed.text_proj.weight"),
+    ],
+)
+def test_an_incomplete_file_is_one_clear_line(tmp_path, text_folder, capsys, gone, message):
+    state = {PREFIX + n: t for n, t in sat_transformer(make_transformer("5b"), "5b").items()}
+    del state[PREFIX + gone]
+    torch.save(state, tmp_path / "a.pt")
+    assert main(["--model", str(tmp_path / "a.pt"), "--text-encoder", str(text_folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 class Evil:
     """What a malicious file does when it is loaded."""
 
@@ -226,7 +282,7 @@ def test_a_pickle_that_calls_a_program_is_refused_by_name_and_nothing_ran(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "value", [eval, np.dtype, torch.nn.Linear(2, 2), {"a": np.float64(1)}, torch.device("cpu")]
+    "value", [eval, torch.nn.Linear(2, 2), torch.device("cpu"), os.getcwd, Fraction(1, 2)]
 )
 def test_everything_else_that_is_no_tensor_is_refused_by_name(tmp_path, value):
     torch.save({"module": value}, tmp_path / "a.pt")

@@ -1,0 +1,34 @@
+"""A model folder onto the hub."""
+
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from ..errors import InvalidInputError, OutputError
+from .resolve import network_errors
+
+
+def check_repo_name(repo: str) -> None:
+    """Raises InvalidInputError for what can't be a repository's name."""
+    try:
+        huggingface_hub.utils.validate_repo_id(repo)
+    except hub_errors.HFValidationError as error:
+        raise InvalidInputError(f"{repo!r} is no name for a repository: {error}") from None
+
+
+def upload_folder(folder: Path, repo: str) -> None:
+    """Uploads a folder to a repository of the hub, which is made if it isn't there.
+
+    Raises:
+        OutputError: the hub refuses it, or the connection fails.
+    """
+    api = huggingface_hub.HfApi()
+    # The way for large folders was a method of its own until version 2, and is the only one since.
+    send = getattr(api, "upload_large_folder", api.upload_folder)
+    try:
+        api.create_repo(repo, exist_ok=True)
+        send(repo_id=repo, folder_path=folder, repo_type="model")
+    except (hub_errors.HfHubHTTPError, *network_errors()) as error:
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"{folder} is whole, but can't be uploaded to {repo}: {reason}") from None
