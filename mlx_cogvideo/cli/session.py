@@ -41,7 +41,7 @@ class Session:
                     with self._reported(job):
                         self._finish(job)
         except KeyboardInterrupt as error:
-            if plan.is_batch:
+            if plan.is_batch and (self.made or any(job.path.exists() for job in plan.jobs)):
                 error.add_note(
                     f"{len(self.made)} of {len(plan.jobs)} videos are made: the same command with "
                     "--resume makes the rest"
