@@ -31,7 +31,7 @@ SENSITIVE = ("AdaLN", "T5 wo")
 """Kinds with 8 bits at least: AdaLN's errors reach every token, and wo has the largest inputs."""
 
 # Most rows that are multiplied with the packed weight. From benchmarks/quantized_linear.py: on an
-# H100 the two ways meet at 16 to 230 rows with 4 bits. On the CPU the packed product is never faster.
+# H100 the two ways meet at 16 to 230 rows with 4 bits. On the CPU the packed one is never faster.
 PACKED_ROWS = {mx.DeviceType.gpu: 128, mx.DeviceType.cpu: 0}
 
 
