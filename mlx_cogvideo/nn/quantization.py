@@ -32,6 +32,8 @@ SENSITIVE = ("AdaLN", "T5 wo")
 
 # Most rows that are multiplied with the packed weight. From benchmarks/quantized_linear.py: on an
 # H100 the two ways meet at 16 to 230 rows with 4 bits. On the CPU the packed one is never faster.
+# CUDA compiles its packed products of many rows at first use (ml-explore/mlx#3576), which takes
+# longer than all of T5.
 PACKED_ROWS = {mx.DeviceType.gpu: 128, mx.DeviceType.cpu: 0}
 
 
