@@ -15,30 +15,17 @@ from importlib.util import find_spec
 import mlx.core as mx
 
 from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.record import Meter
 
 PROMPT = "a red circle moves right on a white background"
 
 
-class Stopwatch:
-    """Seconds and peak memory of each stage, as the pipeline reports its progress."""
-
-    def __init__(self):
-        self.rows: list[tuple[str, float, float]] = []
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if done == 0:
-            mx.reset_peak_memory()
-            self.start = time.perf_counter()
-        if done == total:
-            seconds = time.perf_counter() - self.start
-            self.rows.append((stage, seconds, mx.get_peak_memory() / 2**20))
-
-
 def time_ours(model: str, steps: int) -> list[tuple[str, float, float]]:
-    watch = Stopwatch()
+    record = {"timings": {}, "peak_memory": {}}
     pipe = CogVideoXPipeline.from_pretrained(model)
-    pipe(PROMPT, num_inference_steps=steps, seed=0, scheduler="ddim", on_progress=watch)
-    return watch.rows
+    pipe(PROMPT, num_inference_steps=steps, seed=0, scheduler="ddim", on_progress=Meter(record))
+    peaks = record["peak_memory"]
+    return [(stage, seconds, peaks[stage] / 2**20) for stage, seconds in record["timings"].items()]
 
 
 def time_diffusers(model: str, steps: int) -> float:

@@ -1,5 +1,10 @@
 """The three networks of a model folder, by the names of their folders."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.nn as nn
+
 from .nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from .nn.t5 import T5Config, T5EncoderModel
 from .nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
@@ -10,3 +15,9 @@ NETWORKS = {
     "text_encoder": (T5EncoderModel, T5Config),
 }
 """Each network's class and that of its configuration."""
+
+
+def make_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """A network as its ``config.json`` says; nothing is allocated until its weights are used."""
+    network, config_class = NETWORKS[name]
+    return network(config_class.from_dict(config))

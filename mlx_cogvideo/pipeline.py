@@ -206,7 +206,7 @@ class CogVideoXPipeline:
             scheduler,
             seed,
         )
-        self._scheduler(request)
+        self._scheduler(request)  # refuses a number of steps that it can't follow
         return request
 
     def __call__(

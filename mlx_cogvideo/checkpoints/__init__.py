@@ -6,12 +6,14 @@ from .components import (
     load_component,
     read_config,
     save_component,
+    write_config,
 )
 from .identity import model_identity
 from .resolve import (
     DEMO_PATH,
     default_model,
     download_bytes,
+    hub_cache,
     hub_id,
     resolve_configuration,
     resolve_model,
@@ -24,6 +26,7 @@ __all__ = [
     "check_component",
     "default_model",
     "download_bytes",
+    "hub_cache",
     "hub_id",
     "load_component",
     "model_identity",
@@ -32,4 +35,5 @@ __all__ = [
     "resolve_model",
     "resolve_text_encoder",
     "save_component",
+    "write_config",
 ]

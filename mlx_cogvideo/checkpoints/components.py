@@ -51,6 +51,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Writes a JSON file of a model folder."""
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
     """Checks that the files of `folder` hold exactly the parameters of `module`.
 
@@ -206,7 +211,7 @@ def save_component(
     partial = final.with_name(f"{final.stem}.partial.safetensors")
     mx.save_safetensors(str(partial), tensors, metadata={"format": "pt"})
     partial.replace(final)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(folder / "config.json", config)
 
 
 def component_files(folder: Path) -> list[Path]:

@@ -96,6 +96,11 @@ def hub_id(model: str | Path) -> str | None:
     return repo
 
 
+def hub_cache() -> Path:
+    """The folder that downloads go to."""
+    return Path(huggingface_hub.constants.HF_HUB_CACHE)
+
+
 def network_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises, whichever it uses, when a connection or the disk fails."""
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]

@@ -12,6 +12,8 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
+from .components import write_config
+
 SHARD_BYTES = 5_000_000_000
 """Size of a shard at most, unless one tensor is larger; the hub's usual one."""
 
@@ -126,7 +128,7 @@ class SafetensorsWriter:
                 weight_map = {name: path.name for path, s in self._files.items() for name in s}
                 total = sum(entry.bytes for entry in self._entries.values())
                 index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-                self._index.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+                write_config(self._index, index)
 
 
 def _shards(entries: Mapping[str, Entry], limit: int) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
-from ..networks import NETWORKS
+from ..networks import make_network
 from ..nn.quantization import Quantization
 from .components import (
     check_component,
@@ -50,7 +50,7 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
     """
     source = folder / name
     config = read_config(source / "config.json")
-    network = _network(name, config)
+    network = make_network(name, config)
     if assumed_dtype is not None:
         stored = {
             tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
@@ -94,7 +94,7 @@ def _sat_source(
     path: Path, name: str, config: dict[str, Any], tensors: Mapping[str, SatTensor]
 ) -> ComponentSource:
     stored = {tensor: lazy.info for tensor, lazy in tensors.items()}
-    check_tensors(_network(name, config), path, stored)
+    check_tensors(make_network(name, config), path, stored)
     return ComponentSource(config, stored, lambda: _Unread(tensors))
 
 
@@ -104,8 +104,3 @@ class _Unread(dict):
     def pop(self, name: str, *default: Any) -> Any:
         value = super().pop(name, *default)
         return value.read() if isinstance(value, SatTensor) else value
-
-
-def _network(name: str, config: dict[str, Any]) -> Any:
-    network_class, config_class = NETWORKS[name]
-    return network_class(config_class.from_dict(config))

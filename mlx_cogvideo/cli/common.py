@@ -5,14 +5,18 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
+
+DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
+"""What ``--dtype`` can be."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,18 +72,15 @@ def _as_line(record: logging.LogRecord) -> str:
     return level + record.getMessage()
 
 
-class StageBars:
-    """A progress bar for each stage of a run, on stderr; a `pipeline.Progress`.
+class Bars:
+    """A progress bar for each stage of some work, on stderr; a `pipeline.Progress`."""
 
-    After the second step of the first denoising it foretells the rest: the first one is slower.
-    """
-
-    def __init__(self, videos: int = 1, *, quiet: bool = False):
-        self._videos = videos
+    def __init__(self, *, quiet: bool = False, **options: Any):
+        """`quiet` shows none; `options` are tqdm's."""
         self._quiet = quiet
+        self._options = options
         self._stage: str | None = None
         self._bar: tqdm | None = None
-        self._steps: list[float] | None = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._quiet:
@@ -88,10 +89,29 @@ class StageBars:
             self.close()
             self._stage = stage
             self._bar = tqdm(
-                total=total, initial=done, desc=stage, file=sys.stderr, dynamic_ncols=True
+                total=total, initial=done, desc=stage, file=sys.stderr, **self._options
             )
         self._bar.update(done - self._bar.n)
-        if stage == "denoise" and self._steps is not None:
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StageBars(Bars):
+    """The bars of a run.
+
+    After the second step of the first denoising they foretell the rest: the first one is slower.
+    """
+
+    def __init__(self, videos: int = 1, *, quiet: bool = False):
+        super().__init__(quiet=quiet, dynamic_ncols=True)
+        self._videos = videos
+        self._steps: list[float] | None = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        super().__call__(stage, done, total)
+        if stage == "denoise" and self._steps is not None and not self._quiet:
             self._foretell(total - done, total)
 
     def _foretell(self, left: int, total: int) -> None:
@@ -106,10 +126,6 @@ class StageBars:
                 rest = (left + (self._videos - 1) * total) * step
                 message += f"; {duration(rest)} for all {self._videos} videos"
             say(message)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def duration(seconds: float) -> str:

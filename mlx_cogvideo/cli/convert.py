@@ -3,17 +3,14 @@
 import argparse
 import logging
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from tqdm import tqdm
-
 from ..checkpoints import (
     download_bytes,
+    hub_cache,
     hub_id,
     resolve_configuration,
     resolve_model,
@@ -34,8 +31,7 @@ from ..model_card import model_card
 from ..networks import NETWORKS
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from ..variants import ALIASES
-from .common import Parser, be_quiet, run, size
-from .plan import DTYPES
+from .common import DTYPES, Bars, Parser, be_quiet, run, size
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +78,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     if args.dry_run:
         return
     check_destination(args.mlx_path, plan.bytes_after)
-    bars = _Bars(quiet=args.quiet)
+    bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
     try:
         report = convert(plan, args.mlx_path, bars)
     finally:
@@ -144,7 +140,7 @@ def _check_room(args: argparse.Namespace, to_download: int) -> None:
     """Raises OutputError where the hub's cache has no room for the download."""
     if not to_download:
         return
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    cache = hub_cache()
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < to_download and not args.dry_run:
@@ -159,8 +155,7 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
     variant = f" ({plan.variant.name})" if plan.variant else ""
     logger.info("%-9s %s%s", "source", plan.model, variant)
     if to_download:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
-        logger.info("%-9s %s into %s", "download", size(to_download), cache)
+        logger.info("%-9s %s into %s", "download", size(to_download), hub_cache())
     logger.info("%-9s %s", "into", destination)
     for component in plan.components:
         logger.info("%-14s %9s -> %9s%s", component.name, *_sizes(component))
@@ -178,8 +173,8 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
 
 
 def _sizes(component: ComponentPlan) -> tuple[str, str, str]:
-    bits = 8 * component.bytes_after / component.parameters
-    return size(component.bytes_before), size(component.bytes_after), f", {bits:.2f} bits a weight"
+    before, after = size(component.bytes_before), size(component.bytes_after)
+    return before, after, f", {component.bits_per_weight:.2f} bits a weight"
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -194,30 +189,6 @@ def _table(report: dict[str, Any]) -> str:
         start = f"{name:14}{size(told['bytes_after']):>9}{told['bits_per_weight']:7.2f}  "
         lines += [start + (kinds[0] if kinds else "none"), *(" " * 32 + k for k in kinds[1:])]
     return "\n".join(lines)
-
-
-class _Bars:
-    """A progress bar in bytes for each component."""
-
-    def __init__(self, quiet: bool):
-        self._quiet = quiet
-        self._bar: tqdm | None = None
-        self._name: str | None = None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
-        if name != self._name:
-            self.close()
-            self._name = name
-            self._bar = tqdm(
-                total=total, desc=name, unit="B", unit_scale=True, file=sys.stderr, ncols=80
-            )
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def make_parser() -> Parser:

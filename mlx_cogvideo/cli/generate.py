@@ -12,8 +12,8 @@ from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import read_record
 from .announce import announce
-from .common import FAILED, Parser, be_quiet, run
-from .plan import DTYPES, make_plan
+from .common import DTYPES, FAILED, Parser, be_quiet, run
+from .plan import make_plan
 from .session import Session
 
 

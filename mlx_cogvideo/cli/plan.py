@@ -28,9 +28,7 @@ from ..saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
-from .common import size, with_notes
-
-DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
+from .common import DTYPES, size, with_notes
 
 SETTINGS = {
     "negative_prompt": "negative_prompt",
@@ -115,11 +113,11 @@ class _Planner:
             saved = SavedRun.load(self.state_file)
             self.base = saved.record
             self.output = default if args.resume is True else args.output or saved.output
-        settings = self.base.get("settings", {})
-        self.compile = settings.get("compile", True) and not args.no_compile
+        self.settings = self.base.get("settings", {})
+        self.compile = self.settings.get("compile", True) and not args.no_compile
 
     def plan(self) -> Plan:
-        args, settings = self.args, self.base.get("settings", {})
+        args, settings = self.args, self.settings
         if args.prompt_file is not None:
             prompts = read_prompts(args.prompt_file)
         else:
@@ -151,7 +149,7 @@ class _Planner:
         name = args.model or then.get("name") or default_model()
         pipe = CogVideoXPipeline.from_pretrained(
             name,
-            DTYPES.get(args.dtype or self.base.get("settings", {}).get("dtype")),
+            DTYPES.get(args.dtype or self.settings.get("dtype")),
             revision=None if args.model else then.get("revision"),
             download=not args.dry_run,
         )
@@ -177,7 +175,7 @@ class _Planner:
                 label = [prompt.label] * bool(prompt.label)
                 label += [f"seed {seed}"] * (len(self.seeds) > 1)
                 asked = {"prompt": prompt.text} | ({} if seed is None else {"seed": seed})
-                settings = {**self.base.get("settings", {}), **self.given, **asked}
+                settings = {**self.settings, **self.given, **asked}
                 request, record = self._request(settings)
                 if self.state_file is not None:
                     output, path = self.output, self.state_file
@@ -227,7 +225,7 @@ class _Planner:
             InvalidInputError: it was begun with other settings, or with another model.
         """
         # What wasn't asked for this time is as it was.
-        named = self.given.keys() | self.base.get("settings", {}).keys() | {"prompt"}
+        named = self.given.keys() | self.settings.keys() | {"prompt"}
         named |= {"seed"} if self.args.seed else set()
         settings = {
             name: job.record["settings"][name] if name in named else value

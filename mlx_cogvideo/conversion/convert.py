@@ -5,22 +5,23 @@ what becomes of it, and, to measure the error, what that stands for in float32. 
 a gigabyte (the largest tensor is T5's token embedding with 263 MB).
 """
 
-import json
 import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from .. import __version__
-from ..checkpoints import COMPONENT_STEMS, model_identity
+from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
 from ..model_card import model_card
+from ..video.paths import output_errors, remove_temporary, temporary_path
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
 REPORT = "conversion.json"
@@ -46,30 +47,28 @@ def convert(
         OutputError: the folder exists or can't be written, or the disk is too small.
     """
     check_destination(destination, plan.bytes_after)
-    part = destination.with_name(f".{destination.name}.part")
-    try:
-        if part.exists():
-            shutil.rmtree(part)
+    part = temporary_path(destination)
+    with output_errors(destination):
+        remove_temporary(part)
         part.mkdir()
-        with mlx_errors():
-            components = [_convert(c, part, on_progress) for c in plan.components]
-        report = _report(plan, components)
-        for name, contents in plan.extra.items():
-            copy = part / name
-            copy.parent.mkdir(exist_ok=True)
-            if isinstance(contents, Path):
-                shutil.copyfile(contents, copy)
-            else:
-                _write_json(copy, contents)
-        _write_json(part / REPORT, report)
-        (part / "README.md").write_text(model_card(report), encoding="utf-8")
-        part.rename(destination)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise OutputError(f"{destination} can't be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        try:
+            with mlx_errors():
+                components = [_convert(c, part, on_progress) for c in plan.components]
+            report = _report(plan, components)
+            for name, contents in plan.extra.items():
+                copy = part / name
+                copy.parent.mkdir(exist_ok=True)
+                if isinstance(contents, Path):
+                    shutil.copyfile(contents, copy)
+                else:
+                    write_config(copy, contents)
+            write_config(part / REPORT, report)
+            (part / "README.md").write_text(model_card(report), encoding="utf-8")
+            part.rename(destination)
+        except BaseException:
+            with suppress(OSError):
+                remove_temporary(part)
+            raise
     return report
 
 
@@ -106,11 +105,11 @@ def _convert(
             report(plan.name, done, total)
             del weight
             mx.clear_cache()
-    _write_json(folder / "config.json", plan.config)
+    write_config(folder / "config.json", plan.config)
     return {
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,
-        "bits_per_weight": round(8 * plan.bytes_after / plan.parameters, 2),
+        "bits_per_weight": round(plan.bits_per_weight, 2),
         "kinds": quality.summary(),
         "left_at_16_bits": plan.unfit,
     }
@@ -180,7 +179,3 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
             for component, told in zip(plan.components, components, strict=True)
         },
     }
-
-
-def _write_json(path: Path, contents: dict[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

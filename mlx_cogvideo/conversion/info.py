@@ -8,9 +8,8 @@ from ..checkpoints import read_config
 from ..checkpoints.sources import folder_source
 from ..networks import NETWORKS
 from ..nn.quantization import layer_kind
-from ..variants import match_variant
 from .convert import REPORT
-from .plan import check_architecture, plan_component
+from .plan import check_architecture, plan_component, variant_of
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
@@ -24,8 +23,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     if (folder / REPORT).is_file():
         report |= read_config(folder / REPORT)
     plans = [plan_component(name, folder_source(folder, name)) for name in NETWORKS]
-    transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
-    variant = match_variant(transformer)
+    variant = variant_of(plans)
     report["variant"] = variant.alias if variant else None
     for plan in plans:
         layers = Counter(
@@ -36,6 +34,6 @@ def describe_folder(folder: Path) -> dict[str, Any]:
             for (kind, how), count in layers.items()
         ]
         told = report["components"].setdefault(plan.name, {"kinds": kinds})
-        told["bytes_after"] = plan.bytes_before
-        told["bits_per_weight"] = round(8 * plan.bytes_before / plan.parameters, 2)
+        told["bytes_after"] = plan.bytes_after
+        told["bits_per_weight"] = round(plan.bits_per_weight, 2)
     return report

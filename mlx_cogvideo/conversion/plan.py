@@ -16,7 +16,8 @@ from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
 from ..checkpoints.sources import ComponentSource, folder_source, sat_sources
 from ..errors import CheckpointError, InvalidInputError
 from ..networks import NETWORKS
-from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, linear_layers
+from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind
+from ..nn.transformer import TransformerConfig
 from ..variants import Variant, match_variant
 
 COPIED = ("model_index.json", "tokenizer/*.json", "tokenizer/spiece.model", "scheduler/*.json")
@@ -89,8 +90,8 @@ class ComponentPlan:
         return sum(entry.bytes for entry in self.entries.values())
 
     @property
-    def parameters(self) -> int:
-        return sum(prod(plan.shape) for plan in self.tensors)
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes_after / sum(prod(plan.shape) for plan in self.tensors)
 
 
 @dataclass
@@ -171,8 +172,7 @@ def plan_conversion(
             f"no layer can be quantized with groups of {quantization.group_size}: their widths "
             "don't divide by it"
         )
-    transformer = NETWORKS["transformer"][1].from_dict(plans[0].config)
-    variant = match_variant(transformer)
+    variant = variant_of(plans)
     return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra)
 
 
@@ -231,6 +231,12 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
     return plan
 
 
+def variant_of(plans: Collection[ComponentPlan]) -> Variant | None:
+    """The official model that these are the networks of, or None."""
+    config = next(plan.config for plan in plans if plan.name == "transformer")
+    return match_variant(TransformerConfig.from_dict(config))
+
+
 def _other_dtype(stored: Mapping[str, TensorInfo]) -> str:
     """That of the tensors that aren't packed: the scales of some modes don't tell."""
     return next(info.dtype for info in stored.values() if info.dtype in FLOATING)
@@ -240,9 +246,8 @@ def _settle(
     plan: ComponentPlan, quantization: Quantization | None, recipe: str, dtype: mx.Dtype | None
 ) -> None:
     """Decides what becomes of each tensor of a component."""
-    network, config_class = NETWORKS[plan.name]
-    linear = linear_layers(network(config_class.from_dict(plan.config)))
-    kinds = {path: kind for path in linear if (kind := layer_kind(path))}
+    weights = [tensor.layer for tensor in plan.tensors if tensor.name.endswith(".weight")]
+    kinds = {layer: kind for layer in weights if (kind := layer_kind(layer))}
     blocks = blocks_in(kinds)
     told: dict[str, Any] = {}
     tensors = []
