@@ -1,5 +1,23 @@
 """The 3-D causal VAE: pixels to latents and back, chunk by chunk."""
 
-from .model import AutoencoderConfig, AutoencoderKLCogVideoX, Posterior, largest_decode_tensor
+from .coders import AutoencoderConfig
+from .model import (
+    ENCODE_CHUNK,
+    TILINGS,
+    AutoencoderKLCogVideoX,
+    Posterior,
+    in_chunks,
+    largest_decode_tensor,
+)
+from .tiles import Tiles
 
-__all__ = ["AutoencoderConfig", "AutoencoderKLCogVideoX", "Posterior", "largest_decode_tensor"]
+__all__ = [
+    "ENCODE_CHUNK",
+    "TILINGS",
+    "AutoencoderConfig",
+    "AutoencoderKLCogVideoX",
+    "Posterior",
+    "Tiles",
+    "in_chunks",
+    "largest_decode_tensor",
+]

@@ -1,4 +1,4 @@
-"""Encoder and decoder: each maps one chunk of frames, with the cache of the chunks before it."""
+"""Encoder and decoder: each maps one chunk of frames, in a pass that remembers those before it."""
 
 import math
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
+from .bands import Bands, Pass
 from .layers import (
     CausalConv3d,
     Downsample3D,
     ResnetBlock3D,
-    TemporalCache,
     Upsample3D,
     make_norm,
 )
@@ -28,6 +28,8 @@ class AutoencoderConfig(Config):
     layers_per_block: int = 3
     norm_num_groups: int = 32
     temporal_compression_ratio: int = 4
+    sample_height: int = 480
+    sample_width: int = 720
     scaling_factor: float = 1.15258426
     invert_scale_latents: bool = False
 
@@ -64,11 +66,11 @@ class Block3D(nn.Module):
         self.downsamplers: list[Downsample3D] = []
         self.upsamplers: list[Upsample3D] = []
 
-    def __call__(self, x: mx.array, latents: mx.array | None, cache: TemporalCache) -> mx.array:
+    def __call__(self, x: Bands, latents: mx.array | None, work: Pass) -> Bands:
         for resnet in self.resnets:
-            x = resnet(x, latents, cache)
+            x = resnet(x, latents, work)
         for resample in (*self.downsamplers, *self.upsamplers):
-            x = resample(x)
+            x = resample(x, work)
         return x
 
 
@@ -77,6 +79,7 @@ class Encoder3D(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
+        self.config = config
         channels = config.block_out_channels
         self.conv_in = CausalConv3d(config.in_channels, channels[0])
         self.down_blocks = []
@@ -89,11 +92,12 @@ class Encoder3D(nn.Module):
         self.norm_out = make_norm(config.norm_num_groups, channels[-1], None)
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
 
-    def __call__(self, pixels: mx.array, cache: TemporalCache) -> mx.array:
-        x = self.conv_in(pixels, cache)
+    def __call__(self, pixels: mx.array, work: Pass) -> mx.array:
+        growth = self.config.block_out_channels[0] / self.config.in_channels
+        x = list(self.conv_in(work.cut([pixels], growth), work))
         for block in (*self.down_blocks, self.mid_block):
-            x = block(x, None, cache)
-        return self.conv_out(self.norm_out(x), cache)
+            x = block(x, None, work)
+        return mx.concatenate(list(self.conv_out(self.norm_out(x, None, work), work)), axis=2)
 
 
 class Decoder3D(nn.Module):
@@ -114,8 +118,8 @@ class Decoder3D(nn.Module):
         self.norm_out = make_norm(groups, channels[-1], latent)
         self.conv_out = CausalConv3d(channels[-1], config.out_channels)
 
-    def __call__(self, latents: mx.array, cache: TemporalCache) -> mx.array:
-        x = self.conv_in(latents, cache)
+    def __call__(self, latents: mx.array, work: Pass) -> mx.array:
+        x = list(self.conv_in([latents], work))
         for block in (self.mid_block, *self.up_blocks):
-            x = block(x, latents, cache)
-        return self.conv_out(self.norm_out(x, latents), cache)
+            x = block(x, latents, work)
+        return mx.concatenate(list(self.conv_out(self.norm_out(x, latents, work), work)), axis=2)

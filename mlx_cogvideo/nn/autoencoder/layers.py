@@ -1,39 +1,15 @@
-"""Layers of the VAE. All arrays are ``[batch, frames, height, width, channels]``."""
+"""Layers of the VAE. They take a chunk of frames in bands of rows, and give it back so."""
+
+from collections.abc import Iterable, Iterator
+from math import gcd, prod
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..fusion import fused
+from .bands import Bands, Pass, check_size, with_halo
 
 GROUP_NORM_EPS = 1e-6
-
-
-class TemporalCache:
-    """What the causal convolutions carry from one chunk of frames to the next.
-
-    One cache serves one pass over one clip: make it before the first chunk and hand it to each.
-    """
-
-    def __init__(self):
-        self._frames: dict[int, mx.array] = {}
-
-    def prepend(self, convolution: nn.Module, x: mx.array, count: int) -> mx.array:
-        """`x` with the `count` frames before it; remembers its last ones for the next chunk.
-
-        Before the first chunk there is nothing, and its first frame is repeated.
-        """
-        past = self._frames.get(id(convolution))
-        if past is None:
-            past = mx.repeat(x[:, :1], count, axis=1)
-        x = mx.concatenate([past, x], axis=1)
-        # Joined from single frames, the memory is a copy: a slice would keep all of x alive.
-        self._frames[id(convolution)] = mx.concatenate(mx.split(x[:, -count:], count, axis=1), 1)
-        return x
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """For ``mx.eval``: a chunk is done when its output and its memory are."""
-        return list(self._frames.values())
 
 
 class CausalConv3d(nn.Module):
@@ -42,11 +18,19 @@ class CausalConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__()
         self.history = kernel_size - 1
-        padding = (0, kernel_size // 2, kernel_size // 2)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=padding)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size)
 
-    def __call__(self, x: mx.array, cache: TemporalCache) -> mx.array:
-        return self.conv(cache.prepend(self, x, self.history))
+    def __call__(self, bands: Iterable[mx.array], work: Pass) -> Iterator[mx.array]:
+        for i, (band, padding) in enumerate(with_halo(bands, work)):
+            x = check_size(work.prepend((id(self), i), band, self.history))
+            y = mx.conv3d(_padded(x), _padded(self.conv.weight), padding=(0, padding, 1))
+            yield work.done(y + self.conv.bias)
+
+
+def _padded(x: mx.array) -> mx.array:
+    """`x` with channels of zeros up to a multiple of 16, which MLX's fast convolutions want."""
+    missing = -x.shape[-1] % 16
+    return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
 class PointwiseConv3d(nn.Conv3d):
@@ -71,29 +55,25 @@ class GroupNorm(nn.Module):
         self.weight = mx.ones(channels)
         self.bias = mx.zeros(channels)
 
-    def affine(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize `x`."""
-        # Channel by channel first: a sum over whole positions runs along the memory.
-        mean = self._over_groups(x.astype(mx.float32).mean((1, 2, 3), keepdims=True))
-        variance = mx.square(x.astype(mx.float32) - mean).mean((1, 2, 3), keepdims=True)
-        variance = self._over_groups(variance)
-        scale = self.weight.astype(mx.float32) * mx.rsqrt(variance + GROUP_NORM_EPS)
-        return scale, self.bias.astype(mx.float32) - mean * scale
+    def affine(self, bands: Bands, work: Pass) -> tuple[mx.array, mx.array]:
+        """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize the chunk."""
+        # Squares of differences from a value of about the mean lose nothing to rounding.
+        about = bands[0][:, 0, 0, :64].astype(mx.float32).mean(1)
+        sums = sum(work.done(_sums_of_powers(band, about), band.size) for band in bands)
+        positions = sum(prod(band.shape[1:4]) for band in bands)
+        return _affine(sums / positions, about, self.weight, self.bias, self.groups)
 
-    def _over_groups(self, x: mx.array) -> mx.array:
-        """Averages the channels of each group, and hands each channel its group's average."""
-        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
-        return mx.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(x.shape)
-
-    def __call__(self, x: mx.array, latents: mx.array | None = None) -> mx.array:
+    def __call__(self, bands: Bands, latents: mx.array | None, work: Pass) -> Iterator[mx.array]:
         """Normalizes and applies SiLU, which follows every norm of this model."""
-        return _scale_shift_silu(x, *self.affine(x))
+        scale, shift = self.affine(bands, work)
+        for band in bands:
+            yield _scale_shift_silu(band, scale, shift)
 
 
 class SpatialNorm3D(nn.Module):
     """Group normalization modulated by the latents themselves (arXiv:2209.09002).
 
-    The latents are brought to the size of `x` by nearest neighbour. Their 1x1x1 convolutions
+    The latents are brought to the size of the map by nearest neighbour. Their 1x1x1 convolutions
     commute with that and are computed at the size of the latents.
     """
 
@@ -103,20 +83,28 @@ class SpatialNorm3D(nn.Module):
         self.conv_y = _Wrapped(PointwiseConv3d(latent_channels, channels))
         self.conv_b = _Wrapped(PointwiseConv3d(latent_channels, channels))
 
-    def __call__(self, x: mx.array, latents: mx.array) -> mx.array:
-        """``[B, F, H, W, C]`` and ``[B, f, h, w, c]``, followed by SiLU."""
-        scale, shift = self.norm_layer.affine(x)
-        frames, height, width = x.shape[1:4]
-        rows, columns = latents.shape[2:4]
+    def __call__(self, bands: Bands, latents: mx.array, work: Pass) -> Iterator[mx.array]:
+        """A map and latents ``[B, f, h, w, c]``, followed by SiLU."""
+        scale, shift = self.norm_layer.affine(bands, work)
+        frames, _, width = bands[0].shape[1:4]
         factor, offset = (
             repeat_frames(conv.conv(latents), frames) for conv in (self.conv_y, self.conv_b)
         )
-        # Nearest neighbour as broadcasting: each latent pixel meets its block of pixels of x.
-        blocks = x.reshape(len(x), frames, rows, height // rows, columns, width // columns, -1)
-        scale, shift, factor, offset = (
-            a[:, :, :, None, :, None] for a in (scale, shift, factor, offset)
-        )
-        return _modulated_silu(blocks, scale, shift, factor, offset).reshape(x.shape)
+        ratio = width // latents.shape[3]
+        top = 0
+        for band in bands:
+            part = slice(top, top + band.shape[2] // ratio)
+            top = part.stop
+            # Nearest neighbour as broadcasting: each latent pixel meets its block of pixels.
+            blocks = band.reshape(*band.shape[:2], -1, ratio, width // ratio, ratio, band.shape[-1])
+            y = _scale_shift_silu(
+                blocks,
+                *(
+                    a[:, :, :, None, :, None]
+                    for a in _modulated(scale, shift, factor[:, :, part], offset[:, :, part])
+                ),
+            )
+            yield y.reshape(band.shape)
 
 
 class _Wrapped(nn.Module):
@@ -127,15 +115,42 @@ class _Wrapped(nn.Module):
         self.conv = conv
 
 
+def _sums_of_powers(x: mx.array, about: mx.array) -> mx.array:
+    """Sums of each channel's differences from `about` and of their squares, ``[2, batch, C]``."""
+    x = x.flatten(1, 2)
+    # First a few stretches of memory are added up, so that no copy of x in float32 is made; then
+    # the columns of each row, and the rows: more sums at a time keep a GPU busy.
+    stretches = mx.split(x, gcd(x.shape[1], 4), axis=1)
+    powers = _added_up(about[:, None, None], *stretches)
+    return mx.stack([power.sum(2).sum(1) for power in powers])
+
+
+@fused
+def _added_up(about, *stretches):
+    differences = [x.astype(mx.float32) - about for x in stretches]
+    return sum(differences), sum(d * d for d in differences)
+
+
+@fused
+def _affine(averages, about, weight, bias, groups):
+    differences, squares = averages.reshape(2, len(about), groups, -1)
+    variances = squares - differences * differences
+    means = about.reshape(differences.shape) + differences
+    mean = means.mean(-1, keepdims=True)
+    variance = (variances + mx.square(means - mean)).mean(-1, keepdims=True)
+    scale = weight.reshape(groups, -1) * mx.rsqrt(variance + GROUP_NORM_EPS)
+    shift = bias.reshape(groups, -1) - mean * scale
+    return tuple(a.reshape(len(about), 1, 1, 1, -1) for a in (scale, shift))
+
+
+@fused
+def _modulated(scale, shift, factor, offset):
+    return scale * factor, shift * factor + offset
+
+
 @fused
 def _scale_shift_silu(x, scale, shift):
     y = x * scale + shift
-    return (y * mx.sigmoid(y)).astype(x.dtype)
-
-
-@fused
-def _modulated_silu(x, scale, shift, factor, offset):
-    y = (x * scale + shift) * factor + offset
     return (y * mx.sigmoid(y)).astype(x.dtype)
 
 
@@ -169,10 +184,17 @@ class ResnetBlock3D(nn.Module):
         if in_channels != out_channels:
             self.conv_shortcut = PointwiseConv3d(in_channels, out_channels)
 
-    def __call__(self, x: mx.array, latents: mx.array | None, cache: TemporalCache) -> mx.array:
-        h = self.conv1(self.norm1(x, latents), cache)
-        h = self.conv2(self.norm2(h, latents), cache)
-        return h + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
+    def __call__(self, x: Bands, latents: mx.array | None, work: Pass) -> Bands:
+        """Takes the list over: each band makes room for what comes of it."""
+        hidden = []
+        for i, y in enumerate(self.conv1(self.norm1(x, latents, work), work)):
+            hidden.append(y)
+            if "conv_shortcut" in self:
+                x[i] = work.done(self.conv_shortcut(x[i]))
+        for i, y in enumerate(self.conv2(self.norm2(hidden, latents, work), work)):
+            x[i] = work.done(x[i] + y)
+            hidden[i] = None
+        return x
 
 
 def make_norm(groups: int, channels: int, latent_channels: int | None) -> nn.Module:
@@ -189,19 +211,23 @@ class Downsample3D(nn.Module):
         self.compress_time = compress_time
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        if self.compress_time:
-            x = self._average_pairs(x)
-        batch, frames = x.shape[:2]
-        x = mx.pad(x.flatten(0, 1), [(0, 0), (0, 1), (0, 1), (0, 0)])
-        return self.conv(x).reshape(batch, frames, x.shape[1] // 2, x.shape[2] // 2, -1)
+    def __call__(self, x: Bands, work: Pass) -> Bands:
+        averaged = map(_average_pairs, x) if self.compress_time else x
+        outputs = []
+        for band, padding in with_halo(averaged, work, above=0):
+            frames = mx.pad(band.flatten(0, 1), [(0, 0), (0, padding), (0, 1), (0, 0)])
+            y = self.conv(check_size(frames))
+            outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
+        return work.cut(outputs)
 
-    def _average_pairs(self, x: mx.array) -> mx.array:
-        if x.shape[1] == 1:
-            return x
-        alone = x.shape[1] % 2
-        pairs = x[:, alone:].reshape(x.shape[0], -1, 2, *x.shape[2:]).mean(2)
-        return mx.concatenate([x[:, :alone], pairs], axis=1) if alone else pairs
+
+def _average_pairs(x: mx.array) -> mx.array:
+    """Halves the frames; an odd number starts with one that stays alone."""
+    if x.shape[1] == 1:
+        return x
+    alone = x.shape[1] % 2
+    pairs = x[:, alone:].reshape(x.shape[0], -1, 2, *x.shape[2:]).mean(2)
+    return mx.concatenate([x[:, :alone], pairs], axis=1) if alone else pairs
 
 
 class Upsample3D(nn.Module):
@@ -212,11 +238,20 @@ class Upsample3D(nn.Module):
         self.compress_time = compress_time
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Bands, work: Pass) -> Bands:
+        outputs = []
+        parts = work.cut(x, growth=4)
+        enlarged = (self._enlarge(parts.pop(0)) for _ in range(len(parts)))
+        for band, padding in with_halo(enlarged, work):
+            frames = check_size(band.flatten(0, 1))
+            y = mx.conv2d(frames, self.conv.weight, padding=(padding, 1)) + self.conv.bias
+            outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
+        return outputs
+
+    def _enlarge(self, x: mx.array) -> mx.array:
         if self.compress_time:
             x = repeat_frames(x, 2 * x.shape[1] - x.shape[1] % 2)
         batch, frames, height, width, channels = x.shape
-        x = x.reshape(batch * frames, height, 1, width, 1, channels)
-        x = mx.broadcast_to(x, (batch * frames, height, 2, width, 2, channels))
-        x = self.conv(x.reshape(batch * frames, 2 * height, 2 * width, channels))
-        return x.reshape(batch, frames, 2 * height, 2 * width, -1)
+        x = x.reshape(batch, frames, height, 1, width, 1, channels)
+        x = mx.broadcast_to(x, (batch, frames, height, 2, width, 2, channels))
+        return x.reshape(batch, frames, 2 * height, 2 * width, channels)

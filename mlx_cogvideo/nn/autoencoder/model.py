@@ -1,16 +1,22 @@
 """AutoencoderKLCogVideoX: whole clips, in the official chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .bands import Pass
 from .coders import AutoencoderConfig, Decoder3D, Encoder3D
-from .layers import TemporalCache
+from .tiles import Tiles
 
 ENCODE_CHUNK = 8
 DECODE_CHUNK = 2
+
+TILINGS = ("none", "seamless", "tiled")
+
+BAND_ELEMENTS = 12_000_000
+"""Of a frame's band: large enough that a GPU is busy, small beside the frame of a large video."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,16 @@ class AutoencoderKLCogVideoX(nn.Module):
     A clip passes in chunks of 8 frames, or 2 latents on the way back, the remainder in the first.
     The chunks are part of the model: group statistics are taken per chunk, and another plan gives
     other numbers (or, decoding, another number of frames).
+
+    There are three ways to take a frame (`tiling`):
+
+    - ``"none"``: whole. Memory: two or three maps of the widest layer, some gigabytes, and the
+      frames that the causal convolutions remember.
+    - ``"seamless"``: in bands of rows, with the same result. Memory: one such map, a few bands,
+      and the same remembered frames.
+    - ``"tiled"``: in overlapping tiles that know nothing of each other, blended where they meet.
+      Memory: that of one tile, whatever the size of the frame. Another result, as each tile has
+      group statistics of its own.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -39,32 +55,113 @@ class AutoencoderKLCogVideoX(nn.Module):
         self.encoder = Encoder3D(config)
         self.decoder = Decoder3D(config)
 
-    def encode(self, pixels: mx.array) -> Posterior:
-        """``[B, F, H, W, 3]`` in [-1, 1], height and width divisible by 8, to the posterior.
+    def encode(
+        self,
+        pixels: mx.array,
+        tiling: str = "none",
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: tuple[float, float] | None = None,
+    ) -> Posterior:
+        """Pixels to the posterior of their latents.
 
-        8N+1 frames give 2N+1 latent frames. One chunk is computed and freed at a time.
+        Args:
+            pixels: ``[B, F, H, W, 3]`` in [-1, 1], height and width divisible by 8. 8N+1 frames
+                give 2N+1 latent frames.
+            tiling: ``"none"``, ``"seamless"`` or ``"tiled"``; see the class.
+            tile_size: height and width in pixels; None is half the model's native size.
+            tile_overlap: share of a tile's height and width that the next tile covers, too; None
+                is about a sixth and a fifth.
+
+        Raises:
+            ValueError: a size that can't be encoded, or tiles that can't be laid.
         """
-        chunks = list(self.encode_chunks(pixels, evaluate=True))
-        return self.posterior(mx.concatenate(chunks, axis=1))
+        ratio = self.config.spatial_compression_ratio
+        height, width = pixels.shape[2:4]
+        if height % ratio or width % ratio:
+            raise ValueError(
+                f"height and width must be multiples of {ratio}; got {height}x{width}: "
+                f"crop to {height // ratio * ratio}x{width // ratio * ratio}"
+            )
+        tiles = self._tiles(tiling, tile_size, tile_overlap)
+        if tiles is not None and not tiles.cover(height // ratio, width // ratio):
+            return self.posterior(mx.concatenate(list(self.encode_tiles(pixels, tiles)), axis=2))
+        return self.posterior(self._encode_whole(pixels, seamless=tiling != "none"))
 
-    def decode(self, latents: mx.array) -> mx.array:
-        """``[B, f, h, w, c]``, unscaled, to pixels ``[B, F, H, W, 3]`` in about [-1, 1].
+    def decode(
+        self,
+        latents: mx.array,
+        tiling: str = "none",
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: tuple[float, float] | None = None,
+    ) -> mx.array:
+        """Latents to pixels ``[B, F, H, W, 3]`` in about [-1, 1].
 
-        An odd number f of latent frames gives 4(f-1)+1 frames, an even one 4f. One chunk is
-        computed and freed at a time.
+        Args:
+            latents: ``[B, f, h, w, c]``, unscaled. An odd number f of latent frames gives 4(f-1)+1
+                frames, an even one 4f.
+            tiling, tile_size, tile_overlap: as in ``encode``.
+
+        Raises:
+            ValueError: tiles that can't be laid, or without any, frames too large for MLX.
         """
-        return mx.concatenate(list(self.decode_chunks(latents, evaluate=True)), axis=1)
+        tiles = self._tiles(tiling, tile_size, tile_overlap)
+        if tiles is not None and not tiles.cover(*latents.shape[2:4]):
+            return mx.concatenate(list(self.decode_tiles(latents, tiles)), axis=2)
+        return self._decode_whole(latents, seamless=tiling != "none")
 
-    def encode_chunks(self, pixels: mx.array, evaluate: bool = False) -> Iterator[mx.array]:
-        """Yields the moments ``[B, f, h, w, 2c]`` chunk by chunk.
+    def encode_chunks(
+        self, chunks: Iterable[mx.array], *, evaluate: bool = False, seamless: bool = False
+    ) -> Iterator[mx.array]:
+        """Encodes a clip that comes piece by piece, of which one is held at a time.
 
-        Without `evaluate` they are lazy, as gradients need them, and nothing bounds the memory.
+        Args:
+            chunks: pixels as in ``encode``, cut as by ``in_chunks``.
+            evaluate: compute layer by layer. Without, the moments are lazy, as gradients need
+                them, and nothing bounds the memory.
+            seamless: take frames in bands.
+
+        Yields:
+            Moments ``[B, f, h, w, 2c]`` of each chunk, for ``posterior``.
         """
-        return _in_chunks(self.encoder, pixels, ENCODE_CHUNK, evaluate)
+        return _run(self.encoder, chunks, self.config.spatial_compression_ratio, evaluate, seamless)
 
-    def decode_chunks(self, latents: mx.array, evaluate: bool = False) -> Iterator[mx.array]:
-        """Yields the pixels ``[B, F, H, W, 3]`` chunk by chunk; `evaluate` as in encode_chunks."""
-        return _in_chunks(self.decoder, latents, DECODE_CHUNK, evaluate)
+    def decode_chunks(
+        self, latents: mx.array, *, evaluate: bool = False, seamless: bool = False
+    ) -> Iterator[mx.array]:
+        """Yields the pixels chunk by chunk; arguments as in ``decode`` and ``encode_chunks``."""
+        return _run(self.decoder, in_chunks(latents, DECODE_CHUNK), 1, evaluate, seamless)
+
+    def encode_tiles(self, pixels: mx.array, tiles: Tiles) -> Iterator[mx.array]:
+        """Yields the moments of whole rows of tiles, ``[B, f, rows, w, 2c]``, top to bottom."""
+        return tiles.run(self._encode_whole, pixels, tiles.ratio, 1)
+
+    def decode_tiles(self, latents: mx.array, tiles: Tiles) -> Iterator[mx.array]:
+        """Yields the pixels of whole rows of tiles, ``[B, F, rows, W, 3]``, top to bottom."""
+        return tiles.run(self._decode_whole, latents, 1, tiles.ratio)
+
+    def _encode_whole(self, pixels: mx.array, seamless: bool = True) -> mx.array:
+        return _one_by_one(
+            lambda clip: self.encode_chunks(
+                in_chunks(clip, ENCODE_CHUNK), evaluate=True, seamless=seamless
+            ),
+            pixels,
+        )
+
+    def _decode_whole(self, latents: mx.array, seamless: bool = True) -> mx.array:
+        return _one_by_one(
+            lambda clip: self.decode_chunks(clip, evaluate=True, seamless=seamless), latents
+        )
+
+    def _tiles(
+        self,
+        tiling: str,
+        tile_size: tuple[int, int] | None,
+        tile_overlap: tuple[float, float] | None,
+    ) -> Tiles | None:
+        if tiling not in TILINGS:
+            raise ValueError(f"tiling must be {', '.join(TILINGS)}; got {tiling!r}")
+        tiles = Tiles.choose(self.config, tile_size, tile_overlap)
+        return tiles if tiling == "tiled" else None
 
     @staticmethod
     def posterior(moments: mx.array) -> Posterior:
@@ -72,13 +169,27 @@ class AutoencoderKLCogVideoX(nn.Module):
         return Posterior(mean, mx.clip(logvar, -30.0, 20.0))
 
 
-def _in_chunks(coder: nn.Module, x: mx.array, size: int, evaluate: bool) -> Iterator[mx.array]:
-    cache = TemporalCache()
-    for chunk in chunk_plan(x.shape[1], size):
-        output = coder(x[:, chunk], cache)
-        if evaluate:
-            mx.eval(output, cache.arrays)
-        yield output
+def _run(
+    coder: nn.Module, chunks: Iterable[mx.array], ratio: int, evaluate: bool, seamless: bool
+) -> Iterator[mx.array]:
+    work = None
+    for chunk in chunks:
+        if work is None:
+            elements = BAND_ELEMENTS if seamless else None
+            work = Pass(chunk.shape[2] // ratio, evaluate=evaluate, band_elements=elements)
+        yield work.finish(coder(chunk, work))
+
+
+def _one_by_one(code: Callable[[mx.array], Iterator[mx.array]], batch: mx.array) -> mx.array:
+    """Whole clips of a batch: one after another takes no longer and needs less memory."""
+    clips = [mx.concatenate(list(code(clip)), axis=1) for clip in mx.split(batch, len(batch))]
+    return mx.concatenate(clips)
+
+
+def in_chunks(clip: mx.array, size: int) -> Iterator[mx.array]:
+    """``[B, F, ...]`` in the pieces that ``chunk_plan`` says."""
+    for chunk in chunk_plan(clip.shape[1], size):
+        yield clip[:, chunk]
 
 
 def chunk_plan(frames: int, size: int) -> list[slice]:

@@ -1,0 +1,157 @@
+"""Feature maps in bands of rows, so that a layer's temporaries are those of one band.
+
+A map is a list of arrays ``[batch, frames, rows, width, channels]``, from top to bottom. Where
+memory doesn't matter it is one array, the whole frame.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import ceil, prod
+
+import mlx.core as mx
+
+Bands = list[mx.array]
+
+MAX_ELEMENTS = 2**31
+"""Convolutions of arrays of this size and over come out wrong (ml-explore/mlx#3248)."""
+
+
+PORTION_ELEMENTS = 2**24
+"""A device gets its work in portions of at least so many elements: small layers go together."""
+
+
+class Pass:
+    """One pass of the encoder or the decoder over one clip.
+
+    It carries the last frames that the causal convolutions saw from one chunk to the next, and
+    says how the work is bounded. Make one before the first chunk and hand it to each.
+    """
+
+    def __init__(
+        self, latent_rows: int, *, evaluate: bool = False, band_elements: int | None = None
+    ):
+        """How a clip passes.
+
+        Args:
+            latent_rows: height of the latents; no band is less than one of their rows.
+            evaluate: compute each band of each layer before the next, so that its temporaries are
+                freed. Without, all stays lazy, as gradients need it, and nothing bounds the memory.
+            band_elements: of a band in one frame, at most; None takes frames as a whole.
+        """
+        self._latent_rows = latent_rows
+        self._evaluate = evaluate
+        self._band_elements = band_elements
+        self._frames: dict[tuple[int, int], mx.array] = {}
+        self._waiting: list[mx.array] = []
+        self._waiting_elements = 0
+        self._running: mx.array | None = None
+
+    def prepend(self, key: tuple[int, int], x: mx.array, count: int) -> mx.array:
+        """`x` with the `count` frames before it; remembers its last ones for the next chunk.
+
+        Before the first chunk there is nothing, and its first frame is repeated.
+
+        Args:
+            key: of a convolution, and of the band.
+        """
+        past = self._frames.get(key)
+        if past is None:
+            past = mx.repeat(x[:, :1], count, axis=1)
+        x = mx.concatenate([past, x], axis=1)
+        # Joined from single frames, the memory is a copy: a slice would keep all of x alive.
+        self._frames[key] = self.kept(mx.concatenate(mx.split(x[:, -count:], count, axis=1), 1))
+        return x
+
+    def kept(self, x: mx.array) -> mx.array:
+        """`x`, to be computed before what it is made of is let go."""
+        if self._evaluate:
+            self._waiting.append(x)
+        return x
+
+    def done(self, x: mx.array, elements: int | None = None) -> mx.array:
+        """`x`, which is about to be computed unless this pass is lazy.
+
+        While the device computes one portion, the next is put together; not more, as each has its
+        temporaries.
+
+        Args:
+            elements: of the largest array that `x` is made of, where that isn't its own size.
+        """
+        if self._evaluate:
+            self._waiting.append(x)
+            self._waiting_elements += elements or x.size
+            if self._waiting_elements >= PORTION_ELEMENTS:
+                mx.async_eval(self._waiting)
+                if self._running is not None:
+                    mx.eval(self._running)
+                self._running, self._waiting, self._waiting_elements = x, [], 0
+        return x
+
+    def finish(self, x: mx.array) -> mx.array:
+        """`x`, the last of a chunk, computed with all that the next one needs."""
+        if self._evaluate:
+            mx.eval(x, self._waiting)
+            self._running, self._waiting, self._waiting_elements = None, [], 0
+        return x
+
+    def cut(self, bands: Bands, growth: float = 1) -> Bands:
+        """The same map in bands of the size that suits it, all but equal to each other.
+
+        Takes the list over, so that what was uncut can be freed.
+
+        Args:
+            growth: elements that are made of each of the map's.
+        """
+        rows = sum(band.shape[2] for band in bands)
+        count = 1
+        if self._band_elements is not None:
+            elements = rows * prod(bands[0].shape[3:]) * growth
+            count = min(ceil(elements / self._band_elements), self._latent_rows)
+        unit = rows // self._latent_rows
+        edges = [i * self._latent_rows // count * unit for i in range(count + 1)]
+        if len(bands) == count:  # cut likewise already: the edges depend on nothing else
+            return bands
+        cut = [self.done(_rows(bands, *edges[i : i + 2])) for i in range(count)]
+        bands.clear()
+        return cut
+
+
+def with_halo(bands: Iterable[mx.array], work: Pass, above: int = 1) -> Iterator:
+    """Each band with a row of the next below it, and `above` rows of the last above it.
+
+    Beyond the frame there are zeros. A band that is the whole frame stays as it is.
+
+    Yields:
+        The band, and the rows of padding that a 3x3 convolution has to add.
+    """
+    bands = iter(bands)
+    band, following = next(bands), next(bands, None)
+    if following is None:
+        yield band, 1
+        return
+    zeros = mx.zeros_like(band[:, :, :1])
+    last = zeros
+    while band is not None:
+        below = zeros if following is None else following[:, :, :1]
+        yield mx.concatenate([last, band, below][1 - above :], axis=2), 0
+        last = work.kept(mx.contiguous(band[:, :, -1:]))
+        band, following = following, next(bands, None)
+
+
+def check_size(x: mx.array) -> mx.array:
+    """Raises ValueError for an array that MLX can't be trusted with."""
+    if x.size >= MAX_ELEMENTS:
+        raise ValueError(
+            f"an array of shape {x.shape} has 2**31 elements or more, which MLX computes wrongly: "
+            'use tiling="seamless" or "tiled"'
+        )
+    return x
+
+
+def _rows(bands: Bands, start: int, stop: int) -> mx.array:
+    parts, top = [], 0
+    for band in bands:
+        bottom = top + band.shape[2]
+        if top < stop and start < bottom:
+            parts.append(band[:, :, max(start - top, 0) : stop - top])
+        top = bottom
+    return mx.concatenate(parts, axis=2) if len(parts) > 1 else mx.contiguous(parts[0])
