@@ -15,9 +15,8 @@ MAX_ELEMENTS = 2**31
 """Convolutions of arrays of this size and over come out wrong (ml-explore/mlx#3248)."""
 
 
-PORTION_ELEMENTS = 2**24
+PORTION_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""
-
 
 class Pass:
     """One pass of the encoder or the decoder over one clip.
@@ -57,8 +56,8 @@ class Pass:
         if past is None:
             past = mx.repeat(x[:, :1], count, axis=1)
         x = mx.concatenate([past, x], axis=1)
-        # Joined from single frames, the memory is a copy: a slice would keep all of x alive.
-        self._frames[key] = self.kept(mx.concatenate(mx.split(x[:, -count:], count, axis=1), 1))
+        # The sum is a copy: a slice would keep all of x alive.
+        self._frames[key] = self.kept(x[:, -count:] + 0)
         return x
 
     def kept(self, x: mx.array) -> mx.array:
@@ -70,8 +69,8 @@ class Pass:
     def done(self, x: mx.array, elements: int | None = None) -> mx.array:
         """`x`, which is about to be computed unless this pass is lazy.
 
-        While the device computes one portion, the next is put together; not more, as each has its
-        temporaries.
+        While the device computes one portion, the next is put together. It begins when the first
+        is done and its temporaries are free.
 
         Args:
             elements: of the largest array that `x` is made of, where that isn't its own size.
@@ -80,9 +79,9 @@ class Pass:
             self._waiting.append(x)
             self._waiting_elements += elements or x.size
             if self._waiting_elements >= PORTION_ELEMENTS:
-                mx.async_eval(self._waiting)
                 if self._running is not None:
                     mx.eval(self._running)
+                mx.async_eval(self._waiting)
                 self._running, self._waiting, self._waiting_elements = x, [], 0
         return x
 

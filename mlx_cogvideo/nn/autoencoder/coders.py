@@ -14,6 +14,7 @@ from .layers import (
     ResnetBlock3D,
     Upsample3D,
     make_norm,
+    repeat_frames,
 )
 
 
@@ -67,6 +68,8 @@ class Block3D(nn.Module):
         self.upsamplers: list[Upsample3D] = []
 
     def __call__(self, x: Bands, latents: mx.array | None, work: Pass) -> Bands:
+        if latents is not None:
+            latents = repeat_frames(latents, x[0].shape[1])
         for resnet in self.resnets:
             x = resnet(x, latents, work)
         for resample in (*self.downsamplers, *self.upsamplers):
@@ -122,4 +125,5 @@ class Decoder3D(nn.Module):
         x = list(self.conv_in([latents], work))
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, latents, work)
+        latents = repeat_frames(latents, x[0].shape[1])
         return mx.concatenate(list(self.conv_out(self.norm_out(x, latents, work), work)), axis=2)

@@ -20,11 +20,21 @@ class CausalConv3d(nn.Module):
         self.history = kernel_size - 1
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size)
 
-    def __call__(self, bands: Iterable[mx.array], work: Pass) -> Iterator[mx.array]:
-        for i, (band, padding) in enumerate(with_halo(bands, work)):
-            x = check_size(work.prepend((id(self), i), band, self.history))
-            y = mx.conv3d(_padded(x), _padded(self.conv.weight), padding=(0, padding, 1))
-            yield work.done(y + self.conv.bias)
+    def __call__(
+        self, bands: Iterable[mx.array], work: Pass, residual: Bands | None = None
+    ) -> Iterator[mx.array]:
+        """Yields the bands of the result, each added to that of `residual`."""
+        longer = (work.prepend((id(self), i), band, self.history) for i, band in enumerate(bands))
+        for i, (band, padding) in enumerate(with_halo(longer, work)):
+            x, weight = _padded(check_size(band)), _padded(self.conv.weight)
+            y = mx.conv3d(x, weight, padding=(0, padding, 1))
+            y = y + self.conv.bias if residual is None else _sum(residual[i], y, self.conv.bias)
+            yield work.done(y)
+
+
+@fused
+def _sum(a, b, c):
+    return a + b + c
 
 
 def _padded(x: mx.array) -> mx.array:
@@ -57,11 +67,12 @@ class GroupNorm(nn.Module):
 
     def affine(self, bands: Bands, work: Pass) -> tuple[mx.array, mx.array]:
         """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize the chunk."""
-        # Squares of differences from a value of about the mean lose nothing to rounding.
-        about = bands[0][:, 0, 0, :64].astype(mx.float32).mean(1)
-        sums = sum(work.done(_sums_of_powers(band, about), band.size) for band in bands)
-        positions = sum(prod(band.shape[1:4]) for band in bands)
-        return _affine(sums / positions, about, self.weight, self.bias, self.groups)
+        # Squares of differences from a value that occurs lose little to rounding.
+        about = bands[0][:, 0, 0, 0]
+        sums = [_sums_of_powers(band, about, work) for band in bands]
+        share = mx.array(1 / sum(prod(band.shape[1:4]) for band in bands))
+        first, second = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
+        return _affine(first, second, share, about, self.weight, self.bias, self.groups)
 
     def __call__(self, bands: Bands, latents: mx.array | None, work: Pass) -> Iterator[mx.array]:
         """Normalizes and applies SiLU, which follows every norm of this model."""
@@ -73,8 +84,8 @@ class GroupNorm(nn.Module):
 class SpatialNorm3D(nn.Module):
     """Group normalization modulated by the latents themselves (arXiv:2209.09002).
 
-    The latents are brought to the size of the map by nearest neighbour. Their 1x1x1 convolutions
-    commute with that and are computed at the size of the latents.
+    The latents, of as many frames as the map, are brought to its size by nearest neighbour. Their
+    1x1x1 convolutions commute with that and are computed at the size of the latents.
     """
 
     def __init__(self, groups: int, channels: int, latent_channels: int):
@@ -84,12 +95,10 @@ class SpatialNorm3D(nn.Module):
         self.conv_b = _Wrapped(PointwiseConv3d(latent_channels, channels))
 
     def __call__(self, bands: Bands, latents: mx.array, work: Pass) -> Iterator[mx.array]:
-        """A map and latents ``[B, f, h, w, c]``, followed by SiLU."""
+        """Normalizes a map of frames by latents ``[B, F, h, w, c]``, and applies SiLU."""
         scale, shift = self.norm_layer.affine(bands, work)
-        frames, _, width = bands[0].shape[1:4]
-        factor, offset = (
-            repeat_frames(conv.conv(latents), frames) for conv in (self.conv_y, self.conv_b)
-        )
+        factor, offset = (conv.conv(latents) for conv in (self.conv_y, self.conv_b))
+        width = bands[0].shape[3]
         ratio = width // latents.shape[3]
         top = 0
         for band in bands:
@@ -115,27 +124,35 @@ class _Wrapped(nn.Module):
         self.conv = conv
 
 
-def _sums_of_powers(x: mx.array, about: mx.array) -> mx.array:
-    """Sums of each channel's differences from `about` and of their squares, ``[2, batch, C]``."""
+def _sums_of_powers(x: mx.array, about: mx.array, work: Pass) -> list[mx.array]:
+    """Sums of each channel's differences from `about`, and of their squares: ``[batch, C]``."""
     x = x.flatten(1, 2)
-    # First a few stretches of memory are added up, so that no copy of x in float32 is made; then
-    # the columns of each row, and the rows: more sums at a time keep a GPU busy.
+    # First a few stretches of memory are added up, so that no copy of x in float32 is made.
     stretches = mx.split(x, gcd(x.shape[1], 4), axis=1)
-    powers = _added_up(about[:, None, None], *stretches)
-    return mx.stack([power.sum(2).sum(1) for power in powers])
+    about = about[:, None, None]
+    return [
+        work.done(add(about, *stretches).sum((1, 2)), x.size // 4)
+        for add in (_differences, _squared_differences)
+    ]
 
 
 @fused
-def _added_up(about, *stretches):
-    differences = [x.astype(mx.float32) - about for x in stretches]
-    return sum(differences), sum(d * d for d in differences)
+def _differences(about, *stretches):
+    return sum(x.astype(mx.float32) - about for x in stretches)
 
 
 @fused
-def _affine(averages, about, weight, bias, groups):
-    differences, squares = averages.reshape(2, len(about), groups, -1)
+def _squared_differences(about, *stretches):
+    return sum(mx.square(x.astype(mx.float32) - about) for x in stretches)
+
+
+@fused
+def _affine(first, second, share, about, weight, bias, groups):
+    differences, squares, about = (
+        a.reshape(len(a), groups, -1) for a in (first * share, second * share, about)
+    )
     variances = squares - differences * differences
-    means = about.reshape(differences.shape) + differences
+    means = about + differences
     mean = means.mean(-1, keepdims=True)
     variance = (variances + mx.square(means - mean)).mean(-1, keepdims=True)
     scale = weight.reshape(groups, -1) * mx.rsqrt(variance + GROUP_NORM_EPS)
@@ -191,9 +208,8 @@ class ResnetBlock3D(nn.Module):
             hidden.append(y)
             if "conv_shortcut" in self:
                 x[i] = work.done(self.conv_shortcut(x[i]))
-        for i, y in enumerate(self.conv2(self.norm2(hidden, latents, work), work)):
-            x[i] = work.done(x[i] + y)
-            hidden[i] = None
+        for i, y in enumerate(self.conv2(self.norm2(hidden, latents, work), work, residual=x)):
+            x[i], hidden[i] = y, None
         return x
 
 
