@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints import default_model, model_identity
-from .errors import InvalidInputError, mlx_errors
+from .errors import mlx_errors
 from .pipeline import CogVideoXPipeline
 from .record import Meter, make_record
 from .video import check_output_path, write_video
@@ -37,7 +37,8 @@ def generate_video(
         seed: of all noise; None draws one.
         output_path: an .mp4 or .gif file that doesn't exist yet, or without an ending a folder
             of PNG frames. How the video was made is stored inside.
-        tiling: how the VAE decodes; ``"auto"`` and ``"none"`` decode whole frames.
+        tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the same
+            result, ``"tiled"``, or ``"auto"``, the first of these for which there is memory.
 
     Returns:
         uint8 frames ``[F, H, W, 3]``.
@@ -45,8 +46,6 @@ def generate_video(
     Raises:
         CogVideoXError: one of its children; before any expensive work wherever that is possible.
     """
-    if tiling not in ("auto", "none"):
-        raise InvalidInputError(f"tiling must be auto or none; got {tiling!r}")
     if output_path is not None:
         check_output_path(output_path)
     model = default_model() if model is None else model
@@ -59,6 +58,7 @@ def generate_video(
         num_inference_steps=num_inference_steps,
         guidance_scale=cfg_scale,
         seed=seed,
+        tiling=tiling,
     )
     identity = {} if output_path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, request, identity, fps=pipe.fps)

@@ -2,21 +2,29 @@
 
 import os
 import platform
-from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .nn.autoencoder import largest_decode_tensor
-from .pipeline import CogVideoXPipeline
+from .coding import MAX_ELEMENTS, Tiling
+from .nn.autoencoder import (
+    BAND_ELEMENTS,
+    TILE_BAND_ELEMENTS,
+    footprint,
+    largest_decode_tensor,
+)
 from .request import Request
 
+if TYPE_CHECKING:
+    from .pipeline import CogVideoXPipeline
+
 # Peak activations of a stage in units of one array that it is made of: for the transformer, its
-# tokens times their width; for the VAE, its largest feature map. On the CPU, MLX unfolds the
-# windows of a convolution (27 for the VAE's) and holds a head's whole table of attention scores.
-# Those of Metal are guesses by CUDA's.
+# tokens times their width; for the VAE, the band of a feature map that it works on, beside the
+# maps themselves. On the CPU, MLX unfolds the windows of a convolution (27 for the VAE's) and
+# holds a head's whole table of attention scores. Those of Metal are guesses by CUDA's.
 TRANSFORMER_ARRAYS = {"cpu": 26, "cuda": 14, "metal": 14}
-DECODER_ARRAYS = {"cpu": 37, "cuda": 14, "metal": 14}
+VAE_BANDS = {"cpu": 37, "cuda": 6, "metal": 6}
 
 # CUDA's backend lets go of a block's arrays only when the graph they belong to is submitted: of
 # eight arrays a block, it was seen to hold up to this much.
@@ -24,7 +32,7 @@ HELD_PER_BLOCK = 8
 HELD_AT_MOST = 14 * 2**30
 
 
-def forecast(pipe: CogVideoXPipeline, request: Request, *, decode: bool = True) -> dict[str, int]:
+def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> dict[str, int]:
     """Bytes that each stage of a run needs at its peak: weights and activations. An estimate."""
     device = _device()
     config = pipe.configs["transformer"]
@@ -51,12 +59,52 @@ def forecast(pipe: CogVideoXPipeline, request: Request, *, decode: bool = True) 
         "denoise": pipe.weight_bytes("transformer") + activations,
     }
     if decode:
-        shape = (1, frames - request.geometry.leading_latents, height, width)
-        largest = largest_decode_tensor(pipe.configs["vae"], shape) * itemsize
-        needs["decode"] = pipe.weight_bytes("vae") + DECODER_ARRAYS[device] * largest
-        # One chunk's pixels in float32, on the device and off it.
-        needs["decode"] += 2 * 4 * prod((12, request.geometry.height, request.geometry.width, 3))
+        needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
     return needs
+
+
+def vae_memory(
+    pipe: "CogVideoXPipeline",
+    tiling: Tiling,
+    height: int,
+    width: int,
+    *,
+    frames: int = 0,
+    decode: bool = True,
+) -> int:
+    """Bytes that the VAE needs for frames of `height` and `width` latent pixels. An estimate.
+
+    Args:
+        frames: latent frames of the clip; tiles keep the pixels of all of them.
+    """
+    config = pipe.configs["vae"]
+    ratio = config.spatial_compression_ratio
+    elements = {"none": None, "seamless": BAND_ELEMENTS, "tiled": TILE_BAND_ELEMENTS}[tiling.mode]
+    # Pixels in float32, on the device and off it.
+    pixels = 2 * 4 * 9 * height * width * ratio**2 * config.out_channels
+    if (tiles := tiling.tiles(config, height, width)) is not None:
+        # A row of tiles with all frames, twice, and the clip as uint8.
+        rows = height + 2 * tiles.size[0] * pipe.dtype.size
+        pixels = frames * config.temporal_compression_ratio * rows * width
+        pixels *= ratio**2 * config.out_channels
+        height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
+    parts = footprint(config, height, width, decode=decode, band_elements=elements)
+    count = parts.remembered + parts.maps + VAE_BANDS[_device()] * parts.band
+    return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
+
+
+def choose_tiling(
+    pipe: "CogVideoXPipeline", height: int, width: int, *, decode: bool = True
+) -> str:
+    """The VAE's fastest way for which there is memory; of the exact ones if there is for any."""
+    there_is = available_memory()
+    for mode in ("none", "seamless"):
+        largest = largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width))
+        if mode == "none" and largest >= MAX_ELEMENTS:
+            continue
+        if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= there_is:
+            return mode
+    return "tiled"
 
 
 def available_memory() -> int:

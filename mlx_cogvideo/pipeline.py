@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,10 +17,12 @@ import mlx.nn as nn
 import numpy as np
 
 from .checkpoints import check_component, load_component, read_config, resolve_model
+from .coding import Tiling, check_decodable, decode_frames, encode_frames
 from .errors import GenerationError, InvalidInputError
 from .guidance import guidance_schedule, schedule_name
+from .memory import choose_tiling
 from .networks import NETWORKS
-from .nn.autoencoder import AutoencoderKLCogVideoX, largest_decode_tensor
+from .nn.autoencoder import AutoencoderKLCogVideoX, Posterior
 from .nn.t5 import T5EncoderModel
 from .nn.transformer import CogVideoXTransformer3DModel
 from .request import Geometry, Request
@@ -28,9 +31,6 @@ from .tokenizer import T5Tokenizer
 from .variants import match_variant
 
 logger = logging.getLogger(__name__)
-
-MAX_ELEMENTS = 2**31
-"""Arrays of this size and over come out wrong on Metal (ml-explore/mlx#3248)."""
 
 StepCallback = Callable[[int, int, mx.array], bool | None]
 Progress = Callable[[str, int, int], None]
@@ -180,6 +180,9 @@ class CogVideoXPipeline:
         dynamic_cfg: bool | str | None = None,
         scheduler: str | Scheduler | None = None,
         seed: int | None = None,
+        tiling: str = "auto",
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: tuple[float, float] | None = None,
     ) -> Request:
         """What this model would do when asked for a video: arguments as in ``__call__``.
 
@@ -196,15 +199,17 @@ class CogVideoXPipeline:
         scheduler = self._recommended("scheduler", scheduler)
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
+        geometry = self.geometry(num_frames, height, width)
         request = Request(
             prompt,
             negative_prompt,
-            self.geometry(num_frames, height, width),
+            geometry,
             num_inference_steps,
             guidance_scale,
             schedule_name(self._recommended("dynamic_cfg", dynamic_cfg)),
             scheduler,
             seed,
+            self._tiling(tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True),
         )
         self._scheduler(request)  # refuses a number of steps that it can't follow
         return request
@@ -225,6 +230,9 @@ class CogVideoXPipeline:
         prompt_embeds: mx.array | None = None,
         negative_prompt_embeds: mx.array | None = None,
         latents: mx.array | None = None,
+        tiling: str = "auto",
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: tuple[float, float] | None = None,
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
         on_progress: Progress | None = None,
@@ -245,6 +253,11 @@ class CogVideoXPipeline:
             negative_prompt_embeds: the same in place of `negative_prompt`.
             latents: initial noise ``[1, frames, height, width, channels]`` in latents, 1.5's extra
                 leading frame included.
+            tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
+                same result and less memory, ``"tiled"`` in tiles with another result and the
+                least memory; ``"auto"`` is the first of these for which there is enough.
+            tile_size: height and width of a tile in pixels; None is half the model's native size.
+            tile_overlap: share of a tile's height and width that the next one covers, too.
             output_type: ``"np"`` for uint8 ``[F, H, W, 3]``, ``"float"`` for float32 in [0, 1],
                 ``"latent"`` for the final latents in float32, shaped like `latents`.
             callback_on_step_end: called with the step's index, timestep and latents; returning
@@ -270,6 +283,9 @@ class CogVideoXPipeline:
             dynamic_cfg=dynamic_cfg,
             scheduler=scheduler,
             seed=seed,
+            tiling=tiling,
+            tile_size=tile_size,
+            tile_overlap=tile_overlap,
         )
         geometry = request.geometry
         if latents is not None and tuple(latents.shape) != geometry.latent_shape:
@@ -277,7 +293,7 @@ class CogVideoXPipeline:
                 f"latents must have shape {geometry.latent_shape}; got {tuple(latents.shape)}"
             )
         if output_type != "latent":
-            self.check_decodable(geometry)
+            self.check_decodable(request)
         report = on_progress or (lambda stage, done, total: None)
 
         report("encode", 0, 1)
@@ -302,13 +318,8 @@ class CogVideoXPipeline:
         if output_type == "latent":
             return state.latents
 
-        chunks, done, total = [], 0, geometry.num_frames
-        report("decode", 0, total)
-        for frames in self.decode(request, state.latents):
-            chunks.append(frames if output_type == "float" else to_uint8(frames))
-            done += len(frames)
-            report("decode", done, total)
-        return np.concatenate(chunks)
+        frames = self.decode(request, state.latents, output_type=output_type, on_progress=report)
+        return np.concatenate(list(frames))
 
     def encode(self, requests: Iterable[Request]) -> Iterator[mx.array]:
         """The text stage of each of many requests; frees the text encoder after the last.
@@ -390,32 +401,95 @@ class CogVideoXPipeline:
         finally:
             self.free("transformer")
 
-    def decode(self, request: Request, latents: mx.array) -> Iterator[np.ndarray]:
+    def decode(
+        self,
+        request: Request,
+        latents: mx.array,
+        *,
+        output_type: str = "np",
+        on_progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
         """The last stage, latents to pixels; frees the VAE when it ends or is left.
 
+        Args:
+            latents: what ``denoise`` came to.
+            output_type: ``"np"`` for uint8, ``"float"`` for float32 in [0, 1].
+            on_progress: as in ``__call__``.
+
         Yields:
-            The frames in order, chunk by chunk: float32 ``[F, H, W, 3]`` in [0, 1].
+            The frames in order, chunk by chunk: ``[F, H, W, 3]``.
 
         Raises:
             GenerationError: NaN or infinity, or after the last chunk: one constant colour.
         """
+        total = request.geometry.num_frames
+        report = on_progress or (lambda stage, done, total: None)
+        report("decode", 0, total)
         latents = latents[:, request.geometry.leading_latents :]
-        latents = latents / self.configs["vae"].scaling_factor
-        darkest, brightest = np.ones(3), np.zeros(3)
+        latents = (latents / self.configs["vae"].scaling_factor).astype(self.dtype)
         try:
-            for pixels in self.vae.decode_chunks(latents.astype(self.dtype), evaluate=True):
-                frames = np.array(mx.clip(pixels[0].astype(mx.float32) / 2 + 0.5, 0, 1))
-                if not np.isfinite(frames).all():
-                    raise GenerationError(
-                        f"decoding gave NaN or infinity in {self.dtype_name}: try --dtype float32"
-                    )
-                darkest = np.minimum(darkest, frames.min((0, 1, 2)))
-                brightest = np.maximum(brightest, frames.max((0, 1, 2)))
-                yield frames
+            yield from decode_frames(
+                self.vae,
+                latents,
+                request.tiling,
+                output_type,
+                lambda done: report("decode", done, total),
+            )
         finally:
             self.free("vae")
-        if (brightest - darkest).max() < 1 / 255:
-            raise GenerationError("the video is one constant colour: the model's weights are bad")
+
+    def encode_video(
+        self,
+        frames: Iterable[np.ndarray],
+        num_frames: int,
+        *,
+        tiling: str = "auto",
+        tile_size: tuple[int, int] | None = None,
+        tile_overlap: tuple[float, float] | None = None,
+    ) -> Posterior:
+        """A clip to the posterior of its latents, which aren't scaled; frees the VAE.
+
+        Args:
+            frames: uint8 ``[H, W, 3]``, taken as they are needed, so that they can come from a
+                file; with tiles they are kept until the last one is there.
+            num_frames: how many of them to take, usually 8N+1.
+            tiling, tile_size, tile_overlap: as in ``__call__``.
+
+        Raises:
+            InvalidInputError: there are fewer frames, or their size can't be encoded.
+        """
+        frames = iter(frames)
+        first = next(frames, None)
+        if first is None:
+            raise InvalidInputError(f"the clip has no frames and {num_frames} are wanted")
+        ratio = self.configs["vae"].spatial_compression_ratio
+        size = (side // ratio for side in first.shape[:2])
+        chosen = self._tiling(tiling, tile_size, tile_overlap, *size, decode=False)
+        try:
+            posterior = encode_frames(self.vae, chain([first], frames), num_frames, chosen)
+            mx.eval(posterior.mean, posterior.logvar)
+            return posterior
+        finally:
+            self.free("vae")
+
+    def _tiling(
+        self,
+        mode: str,
+        tile_size: tuple[int, int] | None,
+        tile_overlap: tuple[float, float] | None,
+        height: int,
+        width: int,
+        *,
+        decode: bool,
+    ) -> Tiling:
+        """The way that frames of `height` and `width` latent pixels pass the VAE."""
+        return Tiling.choose(
+            self.configs["vae"],
+            mode,
+            tile_size,
+            tile_overlap,
+            automatic=lambda: choose_tiling(self, height, width, decode=decode),
+        )
 
     def _joined(self, embeds: list[mx.array]) -> mx.array:
         """A batch of texts as the transformer takes it."""
@@ -429,16 +503,9 @@ class CogVideoXPipeline:
         scheduler.set_timesteps(request.num_inference_steps)
         return scheduler
 
-    def check_decodable(self, geometry: Geometry) -> None:
+    def check_decodable(self, request: Request) -> None:
         """Raises InvalidInputError where decoding would make an array that MLX can't hold."""
-        _, frames, *rest = geometry.latent_shape
-        shape = (1, frames - geometry.leading_latents, *rest)
-        if largest_decode_tensor(self.configs["vae"], shape) >= MAX_ELEMENTS:
-            raise InvalidInputError(
-                f"decoding {geometry.width}x{geometry.height} in one piece needs arrays of over "
-                "2**31 elements, which MLX computes wrongly: ask for a smaller size, or for "
-                'output_type="latent"'
-            )
+        check_decodable(self.configs["vae"], request.decoded_shape, request.tiling)
 
     def _recommended(self, field: str, asked):
         """What was asked for, else what suits the variant, else what the folder says."""
@@ -447,11 +514,6 @@ class CogVideoXPipeline:
         if self.variant is not None:
             return getattr(self.variant, field)
         return {"dynamic_cfg": False, "scheduler": None}[field]
-
-
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 1] to 0 ... 255, rounded."""
-    return (frames * 255).round().astype(np.uint8)
 
 
 def _keys(seed: int) -> mx.array:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+from .coding import Tiling
 from .errors import InvalidInputError
 from .nn.autoencoder import AutoencoderConfig
 from .nn.transformer import TransformerConfig
@@ -81,11 +82,18 @@ class Request:
     dynamic_cfg: str
     scheduler: str | Scheduler
     seed: int
+    tiling: Tiling
 
     @property
     def guided(self) -> bool:
         """Whether steps are computed with and without the prompt."""
         return self.guidance_scale > 1
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Shape of the latents that are decoded: without the leading ones."""
+        batch, frames, *rest = self.geometry.latent_shape
+        return batch, frames - self.geometry.leading_latents, *rest
 
     def settings(self) -> dict[str, Any]:
         """The arguments of ``CogVideoXPipeline.request`` that give this again, fit for JSON."""
@@ -100,6 +108,7 @@ class Request:
             "dynamic_cfg": self.dynamic_cfg,
             "scheduler": self.scheduler,
             "seed": self.seed,
+            **self.tiling.settings(),
         }
 
 

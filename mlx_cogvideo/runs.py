@@ -1,7 +1,7 @@
 """A run from text to a file of which nothing is lost: it is saved on the way and can go on.
 
-Memory: that of the pipeline's stages one after another, one chunk of decoded frames, and a copy of
-the latents while they are saved.
+Memory: that of the pipeline's stages one after another, and a copy of the latents while they are
+saved.
 """
 
 import logging
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InvalidInputError, mlx_errors
-from .pipeline import CogVideoXPipeline, Progress, to_uint8
+from .pipeline import CogVideoXPipeline, Progress
 from .record import Meter, Record, request_again
 from .request import Request
 from .saved_run import SavedRun, remove_saved, saved_path
@@ -129,13 +129,9 @@ def _write(
     if output_form(saved.output) == LATENTS:
         write_latents(saved.output, np.array(latents), overwrite=overwrite, record=record)
         return
-    done, total = 0, request.geometry.num_frames
     with open_writer(saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
-        meter("decode", done, total)
-        for frames in pipe.decode(request, latents):
-            writer.write(to_uint8(frames))
-            done += len(frames)
-            meter("decode", done, total)
+        for frames in pipe.decode(request, latents, on_progress=meter):
+            writer.write(frames)
         writer.record = record
 
 

@@ -266,6 +266,55 @@ def test_the_ending_of_the_output_decides_what_is_written(tmp_path, name):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "recorded"),
+    [
+        ([], "decoding whole frames", {"tiling": "none"}),
+        (["--tiling", "seamless"], "decoding seamless: in bands", {"tiling": "seamless"}),
+        (["--tiling", "tiled"], "one tile covers the frame", {"tiling": "tiled"}),
+        (
+            ["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.25],
+            "decoding tiled: tiles of 32x16",
+            {"tiling": "tiled", "tile_size": [16, 32], "tile_overlap": [0.5, 0.25]},
+        ),
+    ],
+    ids=["auto", "seamless", "one tile", "tiles"],
+)
+def test_the_way_of_decoding_is_said_and_recorded(output, capsys, options, said, recorded):
+    assert generate(output, *options) == 0
+    assert said in capsys.readouterr().err
+    settings = read_record(output)["settings"]
+    assert {name: settings[name] for name in recorded} == recorded
+    replayed = output.with_name("again.mp4")
+    assert run("--replay", output, "--output", replayed) == 0
+    assert (read_video(output)[0] == read_video(replayed)[0]).all()
+
+
+def test_little_memory_is_decoded_in_tiles_and_said_so(output, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_cogvideo.memory.available_memory", lambda: 2**20)
+    assert generate(output, "--height", 96, "--width", 96, "--dry-run") == 0
+    assert "tiles of 48x48, which may show at their edges" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile-size", 20, 32], "tile_size must be multiples of 8; got 20x32"),
+        (["--tile-size", 16, 32, "--tile-overlap", 1, 0.5], "from 0 to below 1"),
+        (["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.3], "the nearest"),
+        (["--tiling", "none", "--tile-size", 16, 32], "has no tiles"),
+        (["--tiling", "rows"], "--tiling: invalid choice"),
+        (["--height", 4096, "--width", 4096, "--tiling", "none"], "auto, seamless or tiled"),
+    ],
+    ids=["size", "overlap", "fraction", "none", "word", "large"],
+)
+def test_a_way_of_decoding_that_cant_be_is_refused(output, capsys, options, message):
+    assert generate(output, *options) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error
+    assert not output.exists()
+
+
 def old_python() -> str | None:
     """An interpreter of 3.8 to 3.10, if this machine has one."""
     known = [shutil.which(f"python3.{minor}") for minor in (9, 10, 8)]

@@ -88,6 +88,11 @@ def test_a_run_goes_on_however_it_is_named(stopped, folder, arguments):
     assert same_video("video.mp4", uninterrupted(*fps))
 
 
+def test_a_run_goes_on_to_be_decoded_in_another_way(stopped, folder):
+    assert run("--resume", "video.mp4", "--tiling", "tiled", "--tile-size", 16, 32) == 0
+    assert read_record("video.mp4")["settings"]["tile_size"] == [16, 32]
+
+
 def test_a_run_goes_on_to_another_output(stopped, folder):
     assert run("--resume", "video.mp4.resume", "--output", "other.gif") == 0
     assert names(folder) == {"other.gif"}

@@ -5,6 +5,8 @@ import pytest
 
 from mlx_cogvideo import CogVideoXPipeline, memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.nn.autoencoder import bands
+from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.record import Meter
 
 
@@ -36,6 +38,40 @@ def test_the_forecast_is_near_what_a_run_takes(pipe, size):
 
 def test_latents_need_no_decoder(pipe):
     assert set(memory.forecast(pipe, pipe.request("a"), decode=False)) == {"encode", "denoise"}
+
+
+@pytest.mark.parametrize("size", [{}, {"height": 256, "width": 384}], ids=["own", "large"])
+def test_each_way_of_decoding_is_foretold(pipe, size, monkeypatch):
+    if mx.default_device().type != mx.DeviceType.cpu:
+        pytest.skip("the demo is too small for the allocators of GPUs, which round up")
+    for module in (memory, autoencoder_module):
+        monkeypatch.setattr(module, "BAND_ELEMENTS", 2**17)
+        monkeypatch.setattr(module, "TILE_BAND_ELEMENTS", 2**17)
+    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 2**18)
+    for way in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (48, 48)}):
+        request = pipe.request("a red circle", num_frames=9, seed=1, **size, **way)
+        latents = mx.random.normal(request.geometry.latent_shape, key=mx.random.key(1))
+        mx.eval(latents)
+        mx.reset_peak_memory()
+        list(pipe.decode(request, latents))
+        ratio = memory.forecast(pipe, request)["decode"] / mx.get_peak_memory()
+        assert 0.7 < ratio < 2.5, f"{way}: {ratio:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("there_is", "mode"), [(2**40, "none"), (250e6, "seamless"), (10e6, "tiled")]
+)
+def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, there_is, mode):
+    monkeypatch.setattr(memory, "available_memory", lambda: there_is)
+    monkeypatch.setattr(memory, "BAND_ELEMENTS", 2**14)
+    assert pipe.request("a", height=192, width=192).tiling.mode == mode
+    assert pipe.request("a", height=192, width=192, tiling="none").tiling.mode == "none"
+    assert pipe.request("a", tile_size=(48, 48)).tiling.mode == "tiled"
+
+
+def test_frames_too_large_to_be_whole_are_cut_where_there_is_all_the_memory(pipe, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**60)
+    assert pipe.request("a", height=4096, width=4096).tiling.mode == "seamless"
 
 
 def test_there_is_some_memory():

@@ -165,6 +165,11 @@ def test_a_long_prompt_warns_of_what_is_lost_and_makes_the_video(pipe, caplog):
         ({"scheduler": "euler"}, "ddim or dpm"),
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
         ({"output_type": "pil"}, "np, float or latent"),
+        ({"tiling": "rows"}, "auto, none, seamless, tiled"),
+        ({"tile_size": (20, 32)}, "multiples of 8; got 20x32: 16x32 is the nearest"),
+        ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 isn't: 2/6 is the nearest"),
+        ({"tile_overlap": (1.5, 0.5)}, "from 0 to below 1 of a tile's height; got 1.5"),
+        ({"tile_size": (8, 8), "tiling": "none"}, "'none' has no tiles"),
         ({"latents": mx.zeros((1, 3, 4, 4, 16))}, r"\(1, 3, 4, 6, 16\)"),
         ({"prompt": None}, "give a prompt"),
     ],
@@ -182,6 +187,19 @@ def test_nan_in_the_denoising_is_an_error_at_once(pipe):
         pipe(PROMPT, **SMALL)
 
 
+def test_latents_that_are_nan_are_an_error_before_decoding(pipe):
+    request = pipe.request(PROMPT, **SMALL)
+    with pytest.raises(GenerationError, match="the latents have NaN or infinity"):
+        next(pipe.decode(request, mx.full(request.geometry.latent_shape, float("nan"))))
+
+
+@pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
+def test_pixels_that_are_nan_are_an_error(pipe, tiling):
+    pipe.vae.decoder.conv_out.conv.bias = mx.full(3, float("nan"))
+    with pytest.raises(GenerationError, match="decoding gave NaN"):
+        pipe(PROMPT, **SMALL, tiling=tiling)
+
+
 def test_a_constant_picture_is_an_error(pipe):
     convolution = pipe.vae.decoder.conv_out.conv
     convolution.weight = mx.zeros_like(convolution.weight)
@@ -191,7 +209,7 @@ def test_a_constant_picture_is_an_error(pipe):
 
 def test_an_array_over_two_to_the_31_elements_is_refused_before_the_run(pipe):
     with pytest.raises(InvalidInputError, match=r"2\*\*31"):
-        pipe(PROMPT, **{**SMALL, "height": 4096, "width": 4096})
+        pipe(PROMPT, **{**SMALL, "height": 4096, "width": 4096}, tiling="none")
 
 
 def test_generate_video_writes_the_file_and_returns_its_frames(tmp_path):

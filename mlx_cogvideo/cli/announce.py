@@ -4,8 +4,11 @@ import logging
 import sys
 
 from ..checkpoints import DEMO_PATH
+from ..coding import Tiling
 from ..memory import available_memory, forecast
+from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
+from ..request import Geometry
 from ..video.paths import LATENTS, output_form
 from .common import say, size
 from .plan import Plan
@@ -59,6 +62,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("output", target),
         ("sampling", sampling),
     ]
+    if any(output_form(job.output) != LATENTS for job in plan.jobs):
+        lines.append(("decoding", _decoding(request.tiling, plan.pipe.configs["vae"], geometry)))
     if len(plan.begun) == 1:
         lines.append(("resumed", f"after {next(iter(plan.begun.values()))}"))
     elif plan.begun:
@@ -66,6 +71,18 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     if sys.platform == "darwin":
         lines.append(("awake", "'caffeinate -i' in front of the command keeps a Mac from sleeping"))
     return lines
+
+
+def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> str:
+    if tiling.mode == "none":
+        return "whole frames"
+    if tiling.mode == "seamless":
+        return "seamless: in bands of rows, as whole frames in less memory"
+    tiles = tiling.tiles(config, *geometry.latent_shape[2:4])
+    if tiles is None:
+        return "tiled: one tile covers the frame"
+    height, width = (side * tiles.ratio for side in tiles.size)
+    return f"tiled: tiles of {width}x{height}, which may show at their edges"
 
 
 def _memory(plan: Plan) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES
 from ..memory import keep_resident
+from ..nn.autoencoder import TILINGS
 from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import read_record
@@ -86,6 +87,26 @@ def make_parser() -> Parser:
         type=int,
         nargs="+",
         help="repeats a video; several make one of each (default: another one each time)",
+    )
+    add(
+        "--tiling",
+        choices=("auto", *TILINGS),
+        help="how the VAE takes a frame: whole, in bands with the same result and less memory, or "
+        "in tiles with another result and the least (default: the first for which there is memory)",
+    )
+    add(
+        "--tile-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of a tile, in pixels (default: half the model's own size)",
+    )
+    add(
+        "--tile-overlap",
+        type=float,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="share of a tile that the next one covers, too (default: about 1/6 and 1/5)",
     )
     add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
     add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")

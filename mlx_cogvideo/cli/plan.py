@@ -39,9 +39,16 @@ SETTINGS = {
     "guidance": "guidance_scale",
     "guidance_schedule": "dynamic_cfg",
     "scheduler": "scheduler",
+    "tiling": "tiling",
+    "tile_size": "tile_size",
+    "tile_overlap": "tile_overlap",
     "fps": "fps",
 }
 """From options to the names of a record's settings."""
+
+DECODING = ("tiling", "tile_size", "tile_overlap")
+AFTER_DENOISING = (*DECODING, "fps")
+"""Settings that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ class _Planner:
             check_output_path(job.output, args.overwrite)
         else:
             open_writer(job.output, job.record["settings"]["fps"], overwrite=args.overwrite)
-            plan.pipe.check_decodable(job.request.geometry)
+            plan.pipe.check_decodable(job.request)
         if saved is not None:
             plan.begun[job.path] = saved.progress
         plan.jobs.append(job)
@@ -233,7 +240,7 @@ class _Planner:
         }
         request, record = self._request(settings)
         differences = model_differences(saved.record, record)
-        differences += setting_differences(saved.record, record, but=("fps",))
+        differences += setting_differences(saved.record, record, but=AFTER_DENOISING)
         if differences:
             raise InvalidInputError(
                 f"{job.path} was begun otherwise: {'; '.join(differences)}: go on with the same "
@@ -260,6 +267,8 @@ class _Planner:
         except InvalidInputError:
             then = None
         but = () if seed_matters else ("seed",)
+        if not self.given.keys() & set(DECODING):
+            but += DECODING  # they are chosen by the memory there is
         if then is None:
             problem = "isn't the result of such a run"
         elif differences := model_differences(then, job.record) + setting_differences(

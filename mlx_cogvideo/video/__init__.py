@@ -5,7 +5,7 @@ from .mp4 import VideoWriter
 from .outputs import open_writer, write_latents, write_video
 from .paths import check_output_path
 from .png import PngWriter
-from .reader import read_video
+from .reader import read_frames, read_video
 from .record import read_record
 from .writer import FrameWriter
 
@@ -16,6 +16,7 @@ __all__ = [
     "VideoWriter",
     "check_output_path",
     "open_writer",
+    "read_frames",
     "read_record",
     "read_video",
     "write_latents",

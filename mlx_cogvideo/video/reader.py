@@ -1,5 +1,7 @@
 """Clips back into memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,30 +20,54 @@ def open_input(path: str | Path) -> av.container.InputContainer:
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
-    """Reads all frames of a clip's first video stream.
+    """Reads all frames of a clip; see ``read_frames``.
+
+    Returns:
+        uint8 [F, H, W, 3] and the average frames a second.
+    """
+    with _first_video(path) as (container, stream):
+        frames = np.stack(list(_decoded(path, container, stream)))
+        fps = stream.average_rate
+        if container.format.name == "gif":  # its delays, whole hundredths, blur the average
+            fps = stream.base_rate or fps
+    return frames, fps
+
+
+def read_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Reads the frames of a clip's first video stream one by one.
 
     Args:
         path: an mp4, a gif, or any other file that FFmpeg knows.
 
-    Returns:
-        uint8 [F, H, W, 3] and the average frames a second.
+    Yields:
+        uint8 [H, W, 3].
 
     Raises:
         InvalidInputError: there is no such file, or no video in it.
     """
+    with _first_video(path) as (container, stream):
+        yield from _decoded(path, container, stream)
+
+
+@contextmanager
+def _first_video(path: str | Path) -> Iterator[tuple]:
     try:
         with open_input(path) as container:
             if not container.streams.video:
                 raise InvalidInputError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            fps = stream.average_rate
-            if container.format.name == "gif":  # its delays, whole hundredths, blur the average
-                fps = stream.base_rate or fps
+            yield container, container.streams.video[0]
     except FileNotFoundError as error:
         raise InvalidInputError(f"{path} doesn't exist") from error
     except av.FFmpegError as error:
         raise InvalidInputError(f"{path} can't be read as a video: {error.strerror}") from error
-    if not frames:
+
+
+def _decoded(
+    path: str | Path, container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[np.ndarray]:
+    empty = True
+    for frame in container.decode(stream):
+        empty = False
+        yield frame.to_ndarray(format="rgb24")
+    if empty:
         raise InvalidInputError(f"{path} has no frames")
-    return np.stack(frames), fps

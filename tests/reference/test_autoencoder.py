@@ -1,5 +1,6 @@
-"""The VAE equals diffusers' AutoencoderKLCogVideoX, whole clips in the official chunks."""
+"""The VAE equals diffusers' AutoencoderKLCogVideoX: whole frames, bands of them, and tiles."""
 
+import diffusers
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ from torch_reference import (
 )
 
 from mlx_cogvideo.checkpoints import load_component
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
+from mlx_cogvideo.nn.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    Tiles,
+    bands,
+)
+from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +93,105 @@ def test_chunks_of_a_lazy_pass_equal_the_evaluated_ones(models):
     latents = ours(channels_first(random(1, 16, 5, 4, 6)))
     lazy = mx.concatenate(list(vae.decode_chunks(latents)), axis=1)
     assert mx.allclose(lazy, vae.decode(latents), atol=1e-5)
+
+
+@pytest.fixture
+def many_bands(monkeypatch):
+    """Small bands and portions, so that little frames are cut and computed as large ones are."""
+    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 3000)
+    monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 5000)
+    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 20_000)
+
+
+CLIPS = [(1, 1), (5, 1), (9, 1), (13, 1), (17, 1), (49, 1), (9, 2), (17, 2)]
+"""Frames of a clip, and how many clips."""
+
+
+@pytest.mark.parametrize(("frames", "batch"), CLIPS)
+@pytest.mark.parametrize("size", [(6, 4), (7, 5)], ids=str)
+def test_seamless_decoding_equals_diffusers_untiled(models, many_bands, frames, batch, size):
+    reference, vae = models
+    latents = random(batch, 16, (frames - 1) // 4 + 1, *size)
+    with torch.no_grad():
+        expected = reference.decode(latents).sample
+    result = vae.decode(ours(channels_first(latents)), tiling="seamless")
+    assert relative_error(result, channels_first(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("frames", "batch"), CLIPS)
+@pytest.mark.parametrize("size", [(48, 32), (56, 40)], ids=str)
+def test_seamless_encoding_equals_diffusers_untiled(models, many_bands, frames, batch, size):
+    reference, vae = models
+    pixels = random(batch, 3, frames, *size).clamp(-1, 1)
+    with torch.no_grad():
+        expected = reference.encode(pixels).latent_dist
+    posterior = vae.encode(ours(channels_first(pixels)), tiling="seamless")
+    assert relative_error(posterior.mean, channels_first(expected.mean)) < TOLERANCE
+    assert relative_error(posterior.logvar, channels_first(expected.logvar)) < TOLERANCE
+
+
+@pytest.fixture
+def tiled(models):
+    """Gives diffusers these tiles, and ours the same."""
+    reference, vae = models
+
+    def lay(size, overlap):
+        reference.enable_tiling(*size)
+        # Its own method takes an overlap of 0 for none given.
+        reference.tile_overlap_factor_height, reference.tile_overlap_factor_width = overlap
+        return {"tiling": "tiled", "tile_size": size, "tile_overlap": overlap}
+
+    yield reference, vae, lay
+    reference.disable_tiling()
+
+
+TILES = [
+    ((32, 24), (1 / 4, 1 / 3)),
+    ((24, 32), (2 / 3, 1 / 2)),
+    ((32, 16), (0.0, 1 / 2)),
+]
+"""Size in pixels, and overlap."""
+
+
+@pytest.mark.parametrize(("frames", "batch"), CLIPS)
+def test_tiled_decoding_equals_diffusers_tiled(tiled, many_bands, frames, batch):
+    reference, vae, lay = tiled
+    tiles = lay(*TILES[0])
+    latents = random(batch, 16, (frames - 1) // 4 + 1, 7, 6)
+    with torch.no_grad():
+        expected = reference.decode(latents).sample
+    result = vae.decode(ours(channels_first(latents)), **tiles)
+    assert relative_error(result, channels_first(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("frames", "batch"), CLIPS)
+def test_tiled_encoding_equals_diffusers_tiled(tiled, many_bands, frames, batch):
+    reference, vae, lay = tiled
+    tiles = lay(*TILES[0])
+    pixels = random(batch, 3, frames, 56, 48).clamp(-1, 1)
+    with torch.no_grad():
+        expected = reference.encode(pixels).latent_dist
+    posterior = vae.encode(ours(channels_first(pixels)), **tiles)
+    assert relative_error(posterior.mean, channels_first(expected.mean)) < TOLERANCE
+    assert relative_error(posterior.logvar, channels_first(expected.logvar)) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", TILES, ids=str)
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (4, 9), (10, 3), (3, 3)], ids=str)
+def test_tiles_of_any_size_are_laid_and_blended_as_diffusers_does(tiled, layout, size):
+    reference, vae, lay = tiled
+    tiles = lay(*layout)
+    latents = random(1, 16, 3, *size)
+    with torch.no_grad():
+        expected = reference.decode(latents).sample
+    result = vae.decode(ours(channels_first(latents)), **tiles)
+    assert relative_error(result, channels_first(expected)) < TOLERANCE
+
+
+def test_the_official_tiles_are_diffusers_defaults():
+    with torch.device("meta"):
+        official = diffusers.AutoencoderKLCogVideoX(sample_height=480, sample_width=720)
+    tiles = Tiles.choose(AutoencoderConfig())
+    assert tiles.size == (official.tile_latent_min_height, official.tile_latent_min_width)
+    shares = official.tile_overlap_factor_height, official.tile_overlap_factor_width
+    assert tiles.overlap == tuple(round(s * f) for s, f in zip(tiles.size, shares, strict=True))

@@ -24,7 +24,13 @@ from torch_reference import (
 from mlx_cogvideo.checkpoints import load_component
 from mlx_cogvideo.nn import t5 as t5_module
 from mlx_cogvideo.nn import transformer as transformer_module
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, layers
+from mlx_cogvideo.nn.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    bands,
+    coders,
+    layers,
+)
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
@@ -167,22 +173,22 @@ def test_without_a_mistake_the_autoencoders_agree(vae_case):
 
 
 def test_a_dropped_cache_is_noticed(vae_case, monkeypatch):
-    def forget(self, convolution, x, count):
+    def forget(self, key, x, count):
         return mx.concatenate([mx.repeat(x[:, :1], count, axis=1), x], axis=1)
 
-    monkeypatch.setattr(layers.TemporalCache, "prepend", forget)
+    monkeypatch.setattr(bands.Pass, "prepend", forget)
     assert min(vae_case()) > NOTICED
 
 
 def test_zeros_before_the_first_frame_are_noticed(vae_case, monkeypatch):
-    prepend = layers.TemporalCache.prepend
+    prepend = bands.Pass.prepend
 
-    def zeros_first(self, convolution, x, count):
+    def zeros_first(self, key, x, count):
         zeros = mx.repeat(mx.zeros_like(x[:, :1]), count, axis=1)
-        self._frames.setdefault(id(convolution), zeros)
-        return prepend(self, convolution, x, count)
+        self._frames.setdefault(key, zeros)
+        return prepend(self, key, x, count)
 
-    monkeypatch.setattr(layers.TemporalCache, "prepend", zeros_first)
+    monkeypatch.setattr(bands.Pass, "prepend", zeros_first)
     assert min(vae_case()) > NOTICED
 
 
@@ -205,7 +211,7 @@ def test_a_first_frame_like_any_other_is_noticed(vae_case, monkeypatch):
         index = mx.array([i * x.shape[1] // frames for i in range(frames)])
         return x[:, index]
 
-    monkeypatch.setattr(layers, "repeat_frames", nearest)
+    monkeypatch.setattr(coders, "repeat_frames", nearest)
     decoded, _ = vae_case()
     assert decoded > NOTICED
 

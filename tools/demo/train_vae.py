@@ -9,7 +9,12 @@ from captions import combinations
 from learner import Losses
 from world import SIZE, UNSEEN_SHAPES, render, wild_scene, world_scene
 
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
+from mlx_cogvideo.nn.autoencoder import (
+    ENCODE_CHUNK,
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    in_chunks,
+)
 
 CONFIG = {
     "_class_name": "AutoencoderKLCogVideoX",
@@ -67,7 +72,8 @@ def objective(
         clips: ``[B, F, H, W, 3]`` in [-1, 1].
     """
     dtype = vae.encoder.conv_in.conv.weight.dtype
-    moments = mx.concatenate(list(vae.encode_chunks(clips.astype(dtype))), axis=1)
+    chunks = in_chunks(clips.astype(dtype), ENCODE_CHUNK)
+    moments = mx.concatenate(list(vae.encode_chunks(chunks)), axis=1)
     mean, logvar = mx.split(moments.astype(mx.float32), 2, axis=-1)
     logvar = mx.clip(logvar, -30, 20)
     latents = mean + mx.exp(0.5 * logvar) * mx.random.normal(mean.shape)
@@ -138,7 +144,8 @@ def decoder_batches(
     yield
     while True:
         pixels, _ = clips.send(1.0)
-        moments = mx.concatenate(list(vae.encode_chunks(pixels.astype(dtype))), axis=1)
+        chunks = in_chunks(pixels.astype(dtype), ENCODE_CHUNK)
+        moments = mx.concatenate(list(vae.encode_chunks(chunks)), axis=1)
         yield vae.posterior(moments).mean.astype(mx.float32), pixels
 
 

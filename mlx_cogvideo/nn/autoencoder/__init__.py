@@ -1,23 +1,31 @@
 """The 3-D causal VAE: pixels to latents and back, chunk by chunk."""
 
 from .coders import AutoencoderConfig
+from .footprint import footprint
 from .model import (
+    BAND_ELEMENTS,
     ENCODE_CHUNK,
+    TILE_BAND_ELEMENTS,
     TILINGS,
     AutoencoderKLCogVideoX,
     Posterior,
+    chunk_plan,
     in_chunks,
     largest_decode_tensor,
 )
 from .tiles import Tiles
 
 __all__ = [
+    "BAND_ELEMENTS",
     "ENCODE_CHUNK",
+    "TILE_BAND_ELEMENTS",
     "TILINGS",
     "AutoencoderConfig",
     "AutoencoderKLCogVideoX",
     "Posterior",
     "Tiles",
+    "chunk_plan",
+    "footprint",
     "in_chunks",
     "largest_decode_tensor",
 ]

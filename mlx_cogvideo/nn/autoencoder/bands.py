@@ -18,6 +18,7 @@ MAX_ELEMENTS = 2**31
 PORTION_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""
 
+
 class Pass:
     """One pass of the encoder or the decoder over one clip.
 

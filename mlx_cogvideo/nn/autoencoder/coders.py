@@ -78,7 +78,10 @@ class Block3D(nn.Module):
 
 
 class Encoder3D(nn.Module):
-    """``[B, F, H, W, 3] -> [B, f, h, w, 2·latent_channels]``: mean and log-variance."""
+    """``[B, F, H, W, 3] -> [B, f, h, w, 2·latent_channels]``: mean and log-variance.
+
+    Pixels are in [-1, 1], or uint8.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -96,6 +99,9 @@ class Encoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
 
     def __call__(self, pixels: mx.array, work: Pass) -> mx.array:
+        if pixels.dtype == mx.uint8:
+            pixels = pixels.astype(mx.float32) / 127.5 - 1
+            pixels = pixels.astype(self.conv_in.conv.weight.dtype)
         growth = self.config.block_out_channels[0] / self.config.in_channels
         x = list(self.conv_in(work.cut([pixels], growth), work))
         for block in (*self.down_blocks, self.mid_block):

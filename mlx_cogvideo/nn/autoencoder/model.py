@@ -1,10 +1,12 @@
 """AutoencoderKLCogVideoX: whole clips, in the official chunks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .bands import Pass
 from .coders import AutoencoderConfig, Decoder3D, Encoder3D
@@ -15,8 +17,11 @@ DECODE_CHUNK = 2
 
 TILINGS = ("none", "seamless", "tiled")
 
-BAND_ELEMENTS = 12_000_000
-"""Of a frame's band: large enough that a GPU is busy, small beside the frame of a large video."""
+BAND_ELEMENTS = 4_000_000
+"""Of a band in one frame: enough to keep a GPU busy, little beside the frame of a large video."""
+
+TILE_BAND_ELEMENTS = 3 * BAND_ELEMENTS
+"""The same within a tile, which is small beside a frame."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         """Pixels to the posterior of their latents.
 
         Args:
-            pixels: ``[B, F, H, W, 3]`` in [-1, 1], height and width divisible by 8. 8N+1 frames
-                give 2N+1 latent frames.
+            pixels: ``[B, F, H, W, 3]`` in [-1, 1], or uint8; height and width divisible by 8.
+                8N+1 frames give 2N+1 latent frames.
             tiling: ``"none"``, ``"seamless"`` or ``"tiled"``; see the class.
             tile_size: height and width in pixels; None is half the model's native size.
             tile_overlap: share of a tile's height and width that the next tile covers, too; None
@@ -85,7 +90,8 @@ class AutoencoderKLCogVideoX(nn.Module):
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(height // ratio, width // ratio):
             return self.posterior(mx.concatenate(list(self.encode_tiles(pixels, tiles)), axis=2))
-        return self.posterior(self._encode_whole(pixels, seamless=tiling != "none"))
+        bands = None if tiling == "none" else BAND_ELEMENTS
+        return self.posterior(self._encode_whole(pixels, bands))
 
     def decode(
         self,
@@ -107,7 +113,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(*latents.shape[2:4]):
             return mx.concatenate(list(self.decode_tiles(latents, tiles)), axis=2)
-        return self._decode_whole(latents, seamless=tiling != "none")
+        return self._decode_whole(latents, None if tiling == "none" else BAND_ELEMENTS)
 
     def encode_chunks(
         self, chunks: Iterable[mx.array], *, evaluate: bool = False, seamless: bool = False
@@ -123,34 +129,37 @@ class AutoencoderKLCogVideoX(nn.Module):
         Yields:
             Moments ``[B, f, h, w, 2c]`` of each chunk, for ``posterior``.
         """
-        return _run(self.encoder, chunks, self.config.spatial_compression_ratio, evaluate, seamless)
+        ratio = self.config.spatial_compression_ratio
+        return _run(self.encoder, chunks, ratio, evaluate, BAND_ELEMENTS if seamless else None)
 
     def decode_chunks(
         self, latents: mx.array, *, evaluate: bool = False, seamless: bool = False
     ) -> Iterator[mx.array]:
         """Yields the pixels chunk by chunk; arguments as in ``decode`` and ``encode_chunks``."""
-        return _run(self.decoder, in_chunks(latents, DECODE_CHUNK), 1, evaluate, seamless)
+        chunks = in_chunks(latents, DECODE_CHUNK)
+        return _run(self.decoder, chunks, 1, evaluate, BAND_ELEMENTS if seamless else None)
 
-    def encode_tiles(self, pixels: mx.array, tiles: Tiles) -> Iterator[mx.array]:
-        """Yields the moments of whole rows of tiles, ``[B, f, rows, w, 2c]``, top to bottom."""
-        return tiles.run(self._encode_whole, pixels, tiles.ratio, 1)
+    def encode_tiles(self, pixels: mx.array | np.ndarray, tiles: Tiles) -> Iterator[mx.array]:
+        """Yields the moments of whole rows of tiles, ``[B, f, rows, w, 2c]``, top to bottom.
+
+        Args:
+            pixels: as in ``encode``; a NumPy array is moved to the device tile by tile.
+        """
+        code = partial(self._encode_whole, band_elements=TILE_BAND_ELEMENTS)
+        return tiles.run(code, pixels, tiles.ratio, 1)
 
     def decode_tiles(self, latents: mx.array, tiles: Tiles) -> Iterator[mx.array]:
         """Yields the pixels of whole rows of tiles, ``[B, F, rows, W, 3]``, top to bottom."""
-        return tiles.run(self._decode_whole, latents, 1, tiles.ratio)
+        code = partial(self._decode_whole, band_elements=TILE_BAND_ELEMENTS)
+        return tiles.run(code, latents, 1, tiles.ratio)
 
-    def _encode_whole(self, pixels: mx.array, seamless: bool = True) -> mx.array:
-        return _one_by_one(
-            lambda clip: self.encode_chunks(
-                in_chunks(clip, ENCODE_CHUNK), evaluate=True, seamless=seamless
-            ),
-            pixels,
-        )
+    def _encode_whole(self, pixels: mx.array, band_elements: int | None) -> mx.array:
+        ratio = self.config.spatial_compression_ratio
+        pixels = mx.array(pixels)
+        return _one_by_one(self.encoder, pixels, ENCODE_CHUNK, ratio, band_elements)
 
-    def _decode_whole(self, latents: mx.array, seamless: bool = True) -> mx.array:
-        return _one_by_one(
-            lambda clip: self.decode_chunks(clip, evaluate=True, seamless=seamless), latents
-        )
+    def _decode_whole(self, latents: mx.array, band_elements: int | None) -> mx.array:
+        return _one_by_one(self.decoder, latents, DECODE_CHUNK, 1, band_elements)
 
     def _tiles(
         self,
@@ -170,19 +179,29 @@ class AutoencoderKLCogVideoX(nn.Module):
 
 
 def _run(
-    coder: nn.Module, chunks: Iterable[mx.array], ratio: int, evaluate: bool, seamless: bool
+    coder: nn.Module,
+    chunks: Iterable[mx.array],
+    ratio: int,
+    evaluate: bool,
+    band_elements: int | None,
 ) -> Iterator[mx.array]:
+    """`ratio`: rows of a chunk to one of the latents."""
     work = None
     for chunk in chunks:
         if work is None:
-            elements = BAND_ELEMENTS if seamless else None
-            work = Pass(chunk.shape[2] // ratio, evaluate=evaluate, band_elements=elements)
+            rows = chunk.shape[2] // ratio
+            work = Pass(rows, evaluate=evaluate, band_elements=band_elements)
         yield work.finish(coder(chunk, work))
 
 
-def _one_by_one(code: Callable[[mx.array], Iterator[mx.array]], batch: mx.array) -> mx.array:
-    """Whole clips of a batch: one after another takes no longer and needs less memory."""
-    clips = [mx.concatenate(list(code(clip)), axis=1) for clip in mx.split(batch, len(batch))]
+def _one_by_one(
+    coder: nn.Module, batch: mx.array, size: int, ratio: int, band_elements: int | None
+) -> mx.array:
+    """The clips of a batch, one after another: it takes no longer and needs less memory."""
+    clips = []
+    for clip in mx.split(batch, len(batch)):
+        chunks = _run(coder, in_chunks(clip, size), ratio, True, band_elements)
+        clips.append(mx.concatenate(list(chunks), axis=1))
     return mx.concatenate(clips)
 
 

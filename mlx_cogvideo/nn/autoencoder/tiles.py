@@ -1,6 +1,6 @@
-"""Frames in overlapping tiles that are coded apart from each other and blended, as diffusers does."""
+"""Frames in overlapping tiles, coded apart from each other and blended, as diffusers does it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Self
@@ -48,7 +48,7 @@ class Tiles:
         if any(side < ratio or side % ratio for side in size):
             raise ValueError(
                 f"tile_size must be multiples of {ratio}; got {_pair(size)}: "
-                f"{_pair(tuple(max(1, round(side / ratio)) * ratio for side in size))} is the nearest"
+                f"{_pair(ratio * max(1, round(side / ratio)) for side in size)} is the nearest"
             )
         latent = tuple(side // ratio for side in size)
         shares = tile_overlap or DEFAULT_OVERLAP
@@ -95,13 +95,13 @@ class Tiles:
         overlap = [scale_out * side for side in self.overlap]
         above: list[mx.array] = []
         for top in range(0, x.shape[2], scale_in * stride[0]):
-            bottoms, finished = [], []
+            bottoms, finished, right = [], [], None
             for i, left in enumerate(range(0, x.shape[3], scale_in * stride[1])):
                 tile = code(x[:, :, top : top + height, left : left + width])
                 # A neighbour is what it has become by being blended itself.
                 if top:
                     tile = _blend(above[i], tile, overlap[0], axis=2)
-                if left:
+                if right is not None:
                     tile = _blend(right, tile, overlap[1], axis=3)
                 bottoms.append(_end(tile, overlap[0], axis=2))
                 right = _end(tile, overlap[1], axis=3)
@@ -130,5 +130,5 @@ def _blend(before: mx.array, x: mx.array, overlap: int, axis: int) -> mx.array:
     return mx.concatenate([start.astype(x.dtype), rest], axis)
 
 
-def _pair(values: tuple[int, ...]) -> str:
+def _pair(values: Iterable[int]) -> str:
     return "x".join(map(str, values))

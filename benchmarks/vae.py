@@ -1,0 +1,227 @@
+"""Times the full-size VAE and measures its memory, ours in each mode beside diffusers'.
+
+    python benchmarks/vae.py --frames 49 --height 480 --width 720
+    python benchmarks/vae.py --clip clip.mp4 --model demo
+
+Random weights in the official shapes, or those of `--model`; the same noise or clip for all. Each
+case runs in a process of its own: once to compile and warm up, then once for the numbers. Memory
+is the device's peak (what MLX or PyTorch allocated, weights and input included) plus the growth
+of the process's own memory during the run. Differences are from our untiled result in float32, or
+where that isn't asked for, from the first case. diffusers wants the `test` extra.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "checks"))
+
+CASES = ["ours none", "ours seamless", "ours tiled", "diffusers untiled", "diffusers tiled"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("--model", help="folder, alias or hub id (default: random weights)")
+    add("--frames", type=int, default=49)
+    add("--height", type=int, default=480)
+    add("--width", type=int, default=720)
+    add("--clip", type=Path, help="encodes this file and decodes what comes of it")
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--only", nargs="+", default=["decode", "encode"], choices=["decode", "encode"])
+    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
+    add("--float32", action="store_true", help="our untiled result in float32, to compare with")
+    add("--case", help=argparse.SUPPRESS)
+    add("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(args)))
+        return
+
+    import mlx.core as mx
+
+    with tempfile.TemporaryDirectory() as name:
+        args.folder = Path(name)
+        prepare(args)
+        print(
+            f"{args.frames}x{args.height}x{args.width}, {args.dtype}, {mx.default_device()}, "
+            f"MLX {mx.__version__}, {platform.platform()}"
+        )
+        print(f"{'':28}{'seconds':>9}{'peak GiB':>10}{'of it host':>12}{'difference':>12}")
+        for direction in args.only:
+            compare(args, direction)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Writes the weights and the inputs that all cases share."""
+    import mlx.core as mx
+    from random_checkpoint import write_component
+
+    from mlx_cogvideo.checkpoints import resolve_model
+    from mlx_cogvideo.video import read_frames
+
+    vae = args.folder / "vae"
+    if args.model:
+        vae.symlink_to(resolve_model(args.model).resolve() / "vae")
+    else:
+        write_component(vae, "vae", {"scaling_factor": 0.7}, mx.bfloat16)
+    shape = (1, (args.frames + 3) // 4, args.height // 8, args.width // 8, 16)
+    np.save(args.folder / "latents.npy", np.array(mx.random.normal(shape, key=mx.random.key(1))))
+    if args.clip:
+        clip = np.stack(list(islice(read_frames(args.clip), args.frames)))
+        clip = clip[:, : args.height, : args.width]
+    else:
+        shape = (args.frames, args.height // 8, args.width // 8, 3)
+        blocks = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+        clip = blocks.repeat(8, axis=1).repeat(8, axis=2)
+    np.save(args.folder / "clip.npy", clip[None])
+
+
+def compare(args: argparse.Namespace, direction: str) -> None:
+    cases = [(case, args.dtype) for case in args.cases]
+    if args.float32:
+        cases.insert(0, ("ours none", "float32"))
+    expected = None
+    for case, dtype in cases:
+        command = [sys.executable, __file__, "--case", f"{direction} {case}", "--dtype", dtype]
+        command += ["--folder", str(args.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        title = f"{direction} {case}" + (f" {dtype}" if dtype != args.dtype else "")
+        if done.returncode:
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            print(f"{title:28} failed: {reason[:150]}", flush=True)
+            continue
+        numbers = json.loads(done.stdout.splitlines()[-1])
+        result = np.load(args.folder / "result.npy")
+        line = f"{title:28}{numbers['seconds']:9.2f}{numbers['peak']:10.2f}{numbers['host']:12.2f}"
+        if expected is None:
+            expected = result
+        elif result.shape != expected.shape:
+            line += f"  made {result.shape[2]}x{result.shape[1]} pixels"
+        else:
+            # Frame by frame: a large clip is more than a small machine holds twice.
+            largest = max(np.abs(a - b).max() for a, b in zip(expected, result, strict=True))
+            line += f"{largest:12.4f}"
+        if direction == "decode" and args.clip and result.shape == expected.shape:
+            clip = np.load(args.folder / "clip.npy")[0] / 127.5 - 1
+            line += f"  PSNR {10 * np.log10(4 / np.square(result - clip).mean()):.1f} dB"
+        print(line, flush=True)
+    if direction == "encode" and args.clip and expected is not None:
+        np.save(args.folder / "latents.npy", expected[None])
+
+
+def run_case(args: argparse.Namespace) -> dict[str, float]:
+    direction, side, mode = args.case.split()
+    load = {"ours": load_ours, "diffusers": load_diffusers}[side]
+    code, peak, start = load(args, direction, mode)
+    code()
+    start()
+    before = resident()
+    began = time.perf_counter()
+    result = code()
+    seconds = time.perf_counter() - began
+    host = max(resident(peak=True) - before, 0) / 2**30
+    numbers = {"seconds": seconds, "host": host, "peak": peak() / 2**30 + host}
+    np.save(args.folder / "result.npy", result())
+    return numbers
+
+
+def load_ours(args: argparse.Namespace, direction: str, mode: str):
+    import mlx.core as mx
+
+    from mlx_cogvideo.checkpoints import load_component, read_config
+    from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
+
+    config = AutoencoderConfig.from_dict(read_config(args.folder / "vae" / "config.json"))
+    dtype = getattr(mx, args.dtype)
+    vae = load_component(AutoencoderKLCogVideoX(config), args.folder / "vae", dtype)
+    if direction == "decode":
+        latents = mx.array(np.load(args.folder / "latents.npy")).astype(dtype)
+    else:
+        clip = mx.array(np.load(args.folder / "clip.npy"))
+    mx.eval(vae.parameters())
+
+    def code():
+        if direction == "decode":
+            result = vae.decode(latents, tiling=mode)
+        else:
+            result = vae.encode(clip, tiling=mode).mean
+        mx.eval(result)
+        return lambda: np.array(result[0].astype(mx.float32))
+
+    def start():
+        mx.clear_cache()
+        mx.reset_peak_memory()
+
+    mx.set_cache_limit(2**30)
+    return code, mx.get_peak_memory, start
+
+
+def load_diffusers(args: argparse.Namespace, direction: str, mode: str):
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, args.dtype)
+    vae = AutoencoderKLCogVideoX.from_pretrained(args.folder / "vae", torch_dtype=dtype).to(device)
+    if mode == "tiled":
+        vae.enable_tiling()
+    if direction == "decode":
+        latents = torch.tensor(np.load(args.folder / "latents.npy")).permute(0, 4, 1, 2, 3)
+        latents = latents.to(device, dtype)
+    else:
+        clip = torch.tensor(np.load(args.folder / "clip.npy"), device=device)
+        clip = (clip.to(dtype) / 127.5 - 1).permute(0, 4, 1, 2, 3)
+
+    @torch.no_grad()
+    def code():
+        if direction == "decode":
+            result = vae.decode(latents).sample
+        else:
+            result = vae.encode(clip).latent_dist.mean
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return lambda: result[0].permute(1, 2, 3, 0).float().cpu().numpy()
+
+    def start():
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    if device == "cuda":
+        return code, torch.cuda.max_memory_allocated, start
+    unit = 1 if sys.platform == "darwin" else 1024
+    return code, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, start
+
+
+def resident(peak: bool = False) -> int:
+    """Bytes of memory this process has, or has had at most since it was asked before.
+
+    0 where the device's memory is the process's own, and counted already.
+    """
+    status = Path("/proc/self/status")
+    if not is_cuda() or not status.exists():
+        return 0
+    if not peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
+
+
+def is_cuda() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu and not mx.metal.is_available()
+
+
+if __name__ == "__main__":
+    main()

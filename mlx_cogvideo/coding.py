@@ -1,0 +1,214 @@
+"""The VAE's stage: latents to frames and back, piece by piece.
+
+Memory beside the VAE's own: with "none" and "seamless" a chunk of 8 frames, with "tiled" the whole
+clip in the type it is asked for, or decoded from.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import GenerationError, InvalidInputError
+from .nn.autoencoder import (
+    ENCODE_CHUNK,
+    TILINGS,
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    Posterior,
+    Tiles,
+    chunk_plan,
+    largest_decode_tensor,
+)
+
+MAX_ELEMENTS = 2**31
+"""Arrays of this size and over come out wrong on Metal (ml-explore/mlx#3248)."""
+
+OUTPUT_TYPES = {"np": mx.uint8, "float": mx.float32}
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the VAE takes a frame: ``AutoencoderKLCogVideoX`` tells of the ways.
+
+    Attributes:
+        mode: ``"none"``, ``"seamless"`` or ``"tiled"``.
+        tile_size: height and width in pixels; None is half the model's native size.
+        tile_overlap: shares of a tile's height and width; None is about a sixth and a fifth.
+    """
+
+    mode: str = "none"
+    tile_size: tuple[int, int] | None = None
+    tile_overlap: tuple[float, float] | None = None
+
+    @classmethod
+    def choose(
+        cls,
+        config: AutoencoderConfig,
+        mode: str,
+        tile_size: tuple[int, int] | None,
+        tile_overlap: tuple[float, float] | None,
+        automatic: Callable[[], str],
+    ) -> Self:
+        """The way that is asked for; `automatic` is asked where that is ``"auto"``.
+
+        Raises:
+            InvalidInputError: there is no such way, or such tiles can't be laid.
+        """
+        if mode not in ("auto", *TILINGS):
+            raise InvalidInputError(f"tiling must be auto, {', '.join(TILINGS)}; got {mode!r}")
+        if tile_size is not None or tile_overlap is not None:
+            if mode not in ("auto", "tiled"):
+                raise InvalidInputError(f"tiling={mode!r} has no tiles: leave out their size")
+            mode = "tiled"
+        sides = tuple(tile_size) if tile_size is not None else None
+        shares = tuple(tile_overlap) if tile_overlap is not None else None
+        try:
+            Tiles.choose(config, sides, shares)
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from None
+        return cls(automatic() if mode == "auto" else mode, sides, shares)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that give this again, fit for JSON."""
+        return {
+            "tiling": self.mode,
+            "tile_size": self.tile_size and list(self.tile_size),
+            "tile_overlap": self.tile_overlap and list(self.tile_overlap),
+        }
+
+    def tiles(self, config: AutoencoderConfig, height: int, width: int) -> Tiles | None:
+        """The tiles for latents of this size, or None where frames aren't cut into any."""
+        tiles = Tiles.choose(config, self.tile_size, self.tile_overlap)
+        return None if self.mode != "tiled" or tiles.cover(height, width) else tiles
+
+
+def check_decodable(config: AutoencoderConfig, shape: tuple[int, ...], tiling: Tiling) -> None:
+    """Raises InvalidInputError where decoding latents would make an array MLX can't hold."""
+    if tiling.mode == "none" and largest_decode_tensor(config, shape) >= MAX_ELEMENTS:
+        raise InvalidInputError(
+            "decoding whole frames of this size needs arrays of over 2**31 elements, which MLX "
+            "computes wrongly: use tiling auto, seamless or tiled"
+        )
+
+
+def decode_frames(
+    vae: AutoencoderKLCogVideoX,
+    latents: mx.array,
+    tiling: Tiling,
+    output_type: str = "np",
+    on_progress: Callable[[int], None] = lambda frames: None,
+) -> Iterator[np.ndarray]:
+    """Latents to frames.
+
+    Args:
+        latents: ``[1, f, h, w, c]``, unscaled, of the VAE's dtype.
+        output_type: ``"np"`` for uint8, ``"float"`` for float32 in [0, 1].
+        on_progress: called with the number of frames that are done; of tiles, as many as their
+            share of the picture makes up.
+
+    Yields:
+        The frames in order, chunk by chunk: ``[F, H, W, 3]``.
+
+    Raises:
+        GenerationError: NaN or infinity, or after the last chunk: one constant colour.
+    """
+    check = _Check()
+    check.finite(latents, "the latents have")
+    tiles = tiling.tiles(vae.config, *latents.shape[2:4])
+    if tiles is None:
+        done = 0
+        seamless = tiling.mode != "none"
+        for pixels in vae.decode_chunks(latents, evaluate=True, seamless=seamless):
+            frames = check.output(pixels[0], output_type)
+            done += len(frames)
+            yield frames
+            on_progress(done)
+    else:
+        clip = None
+        height = latents.shape[2] * tiles.ratio
+        top = 0
+        for pixels in vae.decode_tiles(latents, tiles):
+            rows = check.output(pixels[0], output_type)
+            if clip is None:
+                clip = np.empty((len(rows), height, *rows.shape[2:]), rows.dtype)
+            clip[:, top : top + rows.shape[1]] = rows
+            top += rows.shape[1]
+            on_progress(len(clip) * top // height)
+        for chunk in chunk_plan(len(clip), ENCODE_CHUNK):
+            yield clip[chunk]
+    check.varied()
+
+
+class _Check:
+    """Looks over what is decoded, and turns it into what is asked for."""
+
+    def __init__(self):
+        self._darkest, self._brightest = mx.ones(3), mx.zeros(3)
+
+    def output(self, pixels: mx.array, output_type: str) -> np.ndarray:
+        self.finite(pixels, "decoding gave")
+        pixels = mx.clip(pixels.astype(mx.float32) / 2 + 0.5, 0, 1)
+        self._darkest = mx.minimum(self._darkest, pixels.min((0, 1, 2)))
+        self._brightest = mx.maximum(self._brightest, pixels.max((0, 1, 2)))
+        if output_type == "np":
+            pixels = mx.round(pixels * 255).astype(mx.uint8)
+        mx.eval(pixels, self._darkest, self._brightest)
+        return np.array(pixels)
+
+    def finite(self, x: mx.array, what: str) -> None:
+        if not mx.isfinite(x).all().item():
+            dtype = str(x.dtype).split(".")[-1]
+            raise GenerationError(f"{what} NaN or infinity in {dtype}: try --dtype float32")
+
+    def varied(self) -> None:
+        if (self._brightest - self._darkest).max().item() < 1 / 255:
+            raise GenerationError("the video is one constant colour: the model's weights are bad")
+
+
+def encode_frames(
+    vae: AutoencoderKLCogVideoX,
+    frames: Iterable[np.ndarray],
+    num_frames: int,
+    tiling: Tiling,
+) -> Posterior:
+    """Frames to the posterior of their latents, as they come.
+
+    Args:
+        frames: uint8 ``[H, W, 3]`` each; those after the first `num_frames` aren't asked for.
+
+    Raises:
+        InvalidInputError: there are fewer frames, or their size can't be encoded.
+    """
+    ratio = vae.config.spatial_compression_ratio
+    pieces = _pieces(iter(frames), num_frames, ratio)
+    if tiling.mode == "tiled":
+        clip = np.concatenate(list(pieces))
+        tiles = tiling.tiles(vae.config, *(side // ratio for side in clip.shape[1:3]))
+        if tiles is not None:
+            rows = vae.encode_tiles(clip[None], tiles)
+            return vae.posterior(mx.concatenate(list(rows), axis=2))
+        pieces = (clip[chunk] for chunk in chunk_plan(num_frames, ENCODE_CHUNK))
+    chunks = (mx.array(piece)[None] for piece in pieces)
+    moments = vae.encode_chunks(chunks, evaluate=True, seamless=tiling.mode != "none")
+    return vae.posterior(mx.concatenate(list(moments), axis=1))
+
+
+def _pieces(frames: Iterator[np.ndarray], num_frames: int, ratio: int) -> Iterator[np.ndarray]:
+    """The chunks that the encoder takes, ``[F, H, W, 3]``."""
+    for chunk in chunk_plan(num_frames, ENCODE_CHUNK):
+        piece = list(islice(frames, chunk.stop - chunk.start))
+        if chunk.start + len(piece) < chunk.stop:
+            raise InvalidInputError(
+                f"the clip has {chunk.start + len(piece)} frames and {num_frames} are wanted"
+            )
+        height, width = piece[0].shape[:2]
+        if height % ratio or width % ratio:
+            raise InvalidInputError(
+                f"height and width must be multiples of {ratio}; got {height}x{width}: crop to "
+                f"{height // ratio * ratio}x{width // ratio * ratio}"
+            )
+        yield np.stack(piece)

@@ -1,0 +1,186 @@
+"""What the VAE's three ways of taking a frame promise, on the bundled demo and on bare shapes."""
+
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support import relative_error
+
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.nn.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    Tiles,
+    bands,
+    footprint,
+)
+from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
+from mlx_cogvideo.video import read_frames, write_video
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "demo"))
+
+from captions import Combination
+from world import render, to_uint8, world_scene
+
+SMALL = AutoencoderConfig(block_out_channels=(8, 16, 16, 24), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture(scope="module")
+def clips() -> np.ndarray:
+    """Clips of the world that the demo was trained on, uint8 [N, F, H, W, 3]."""
+    shown = [
+        Combination("red", "circle", "right", "white"),
+        Combination("blue", "square", "grows", "black"),
+    ]
+    return to_uint8(render(world_scene(np.random.default_rng(7), shown)))
+
+
+@pytest.fixture
+def pipe() -> CogVideoXPipeline:
+    return CogVideoXPipeline.from_pretrained(DEMO_PATH)
+
+
+@pytest.fixture
+def many_bands(monkeypatch):
+    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 20_000)
+    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 200_000)
+
+
+def test_seamless_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_bands):
+    latents = pipe.vae.encode(mx.array(clips)).mean
+    in_bands = pipe.vae.encode(mx.array(clips), tiling="seamless").mean
+    # Measured 3e-5. Plain backgrounds have next to no variance, which magnifies rounding: PyTorch's
+    # own result is 2e-4 from that in float64.
+    assert relative_error(in_bands, latents) < 2e-4
+    whole, seamless = (
+        to_uint8(pipe.vae.decode(latents, tiling=tiling)) for tiling in ("none", "seamless")
+    )
+    assert np.abs(whole.astype(int) - seamless).max() <= 1
+    assert 10 * np.log10(255**2 / np.square(clips.astype(float) - whole).mean()) > 25
+
+
+def test_a_clip_from_a_file_is_encoded_chunk_by_chunk(pipe, clips, tmp_path):
+    write_video(tmp_path / "clip.mp4", clips[0], 8)
+    taken = []
+
+    def frames():
+        for frame in read_frames(tmp_path / "clip.mp4"):
+            taken.append(mx.get_active_memory())
+            yield frame
+
+    whole = mx.array(np.stack(list(read_frames(tmp_path / "clip.mp4"))))[None]
+    expected = pipe.vae.encode(whole).mean
+    for tiling in ("none", "seamless"):
+        taken.clear()
+        posterior = pipe.encode_video(frames(), 17, tiling=tiling)
+        assert mx.allclose(posterior.mean, expected, atol=1e-4)
+        # The second chunk is read when the first has been through the encoder.
+        assert len(taken) == 17 and taken[8] < taken[9]
+    assert "vae" not in pipe._networks
+
+
+def test_a_clip_from_a_file_is_encoded_in_tiles(pipe, clips):
+    tiles = {"tiling": "tiled", "tile_size": (48, 64), "tile_overlap": (1 / 3, 1 / 4)}
+    expected = pipe.vae.encode(mx.array(clips[:1]), **tiles).mean
+    assert mx.array_equal(pipe.encode_video(clips[0], 17, **tiles).mean, expected)
+    small = {**tiles, "tile_size": (96, 96)}
+    assert mx.allclose(
+        pipe.encode_video(clips[0], 17, **small).mean,
+        pipe.vae.encode(mx.array(clips[:1])).mean,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((9, 96, 100, 3), np.uint8), "multiples of 8; got 96x100: crop to 96x96"),
+        (np.zeros((5, 96, 96, 3), np.uint8), "the clip has 5 frames and 9 are wanted"),
+        (np.zeros((0, 96, 96, 3), np.uint8), "the clip has no frames and 9 are wanted"),
+    ],
+    ids=["size", "short", "empty"],
+)
+@pytest.mark.parametrize("tiling", ["auto", "tiled"])
+def test_a_clip_that_cant_be_encoded_is_an_error(pipe, frames, message, tiling):
+    with pytest.raises(InvalidInputError, match=message):
+        pipe.encode_video(frames, 9, tiling=tiling)
+
+
+def test_pixels_that_cant_be_encoded_are_an_error(pipe):
+    with pytest.raises(ValueError, match="multiples of 8; got 96x100: crop to 96x96"):
+        pipe.vae.encode(mx.zeros((1, 1, 96, 100, 3)))
+    with pytest.raises(ValueError, match="tiling must be none, seamless, tiled; got 'auto'"):
+        pipe.vae.encode(mx.zeros((1, 1, 96, 96, 3)), tiling="auto")
+
+
+@pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_frame_and_a_clip_shorter_than_a_chunk_pass(pipe, clips, tiling, frames):
+    posterior = pipe.vae.encode(mx.array(clips[:1, :frames]), tiling=tiling)
+    assert posterior.mean.shape == (1, (frames + 3) // 4, 12, 12, 16)
+    pixels = pipe.vae.decode(posterior.mean[:, :1], tiling=tiling)
+    assert pixels.shape == (1, 1, 96, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap", "message"),
+    [
+        ((32, 44), None, "multiples of 8; got 32x44: 32x48 is the nearest"),
+        ((4, 48), None, "multiples of 8; got 4x48: 8x48 is the nearest"),
+        ((32, 48), (0.25, 0.25), "0.25 of a width of 48 isn't: 2/6 is the nearest"),
+        ((32, 48), (1.0, 0.5), "from 0 to below 1 of a tile's height; got 1"),
+        ((32, 48), (0.5, -0.5), "from 0 to below 1 of a tile's width; got -0.5"),
+    ],
+)
+def test_tiles_that_cant_be_laid_are_an_error(size, overlap, message):
+    with pytest.raises(ValueError, match=message):
+        Tiles.choose(AutoencoderConfig(), size, overlap)
+
+
+def test_tiles_without_an_overlap_given_always_have_a_fitting_one():
+    for rows in range(1, 40):
+        tiles = Tiles.choose(AutoencoderConfig(), (8 * rows, 8 * rows))
+        assert all(0 <= overlap < rows for overlap in tiles.overlap)
+
+
+def test_arrays_too_large_for_mlx_are_refused():
+    class Huge:
+        shape, size = (1, 11, 768, 1360, 256), 11 * 768 * 1360 * 256
+
+    with pytest.raises(ValueError, match=r'2\*\*31 elements.*tiling="seamless" or "tiled"'):
+        bands.check_size(Huge())
+
+
+@pytest.mark.parametrize("config", [AutoencoderConfig(), SMALL], ids=["official", "small"])
+@pytest.mark.parametrize("seamless", [False, True])
+def test_what_convolutions_remember_is_counted_exactly(config, seamless):
+    vae, limit = AutoencoderKLCogVideoX(config), 1000 if seamless else None
+    work = bands.Pass(4, band_elements=limit)
+    vae.decoder(mx.zeros((1, 3, 4, 6, 16)), work)
+    assert sum(x.size for x in work._frames.values()) == footprint(config, 4, 6).remembered
+    work = bands.Pass(4, band_elements=limit)
+    vae.encoder(mx.zeros((1, 9, 32, 48, 3)), work)
+    count = footprint(config, 4, 6, decode=False).remembered
+    assert sum(x.size for x in work._frames.values()) == count
+
+
+@pytest.mark.parametrize("code", ["encode", "decode"])
+def test_bands_hold_less_memory_than_whole_frames(code, monkeypatch):
+    vae = AutoencoderKLCogVideoX(SMALL)
+    mx.eval(vae.parameters())
+    x = mx.zeros((1, 9, 192, 192, 3) if code == "encode" else (1, 3, 24, 24, 16))
+    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 2**15)
+    monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 2**17)
+    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 2**17)
+    peaks = []
+    for tiling in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (64, 64)}):
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        result = getattr(vae, code)(x, **{"tiling": "tiled", **tiling})
+        mx.eval(result if code == "decode" else result.mean)
+        peaks.append(mx.get_peak_memory() - before)
+    whole, seamless, tiled = peaks
+    assert seamless < whole / 3 and tiled < whole / 3, peaks
