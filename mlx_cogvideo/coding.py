@@ -15,6 +15,7 @@ import numpy as np
 from .errors import GenerationError, InvalidInputError
 from .nn.autoencoder import (
     ENCODE_CHUNK,
+    MAX_ELEMENTS,
     TILINGS,
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
@@ -23,11 +24,6 @@ from .nn.autoencoder import (
     chunk_plan,
     largest_decode_tensor,
 )
-
-MAX_ELEMENTS = 2**31
-"""Arrays of this size and over come out wrong on Metal (ml-explore/mlx#3248)."""
-
-OUTPUT_TYPES = {"np": mx.uint8, "float": mx.float32}
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,7 @@ def decode_frames(
     tiles = tiling.tiles(vae.config, *latents.shape[2:4])
     if tiles is None:
         done = 0
-        seamless = tiling.mode != "none"
-        for pixels in vae.decode_chunks(latents, evaluate=True, seamless=seamless):
+        for pixels in vae.decode_chunks(latents, tiling.mode):
             frames = check.output(pixels[0], output_type)
             done += len(frames)
             yield frames
@@ -193,7 +188,7 @@ def encode_frames(
             return vae.posterior(mx.concatenate(list(rows), axis=2))
         pieces = (clip[chunk] for chunk in chunk_plan(num_frames, ENCODE_CHUNK))
     chunks = (mx.array(piece)[None] for piece in pieces)
-    moments = vae.encode_chunks(chunks, evaluate=True, seamless=tiling.mode != "none")
+    moments = vae.encode_chunks(chunks, tiling.mode)
     return vae.posterior(mx.concatenate(list(moments), axis=1))
 
 

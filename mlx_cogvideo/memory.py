@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .coding import MAX_ELEMENTS, Tiling
+from .coding import Tiling
 from .nn.autoencoder import (
     BAND_ELEMENTS,
+    MAX_ELEMENTS,
     TILE_BAND_ELEMENTS,
     footprint,
     largest_decode_tensor,
@@ -19,12 +20,14 @@ from .request import Request
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline
 
-# Peak activations of a stage in units of one array that it is made of: for the transformer, its
-# tokens times their width; for the VAE, the band of a feature map that it works on, beside the
-# maps themselves. On the CPU, MLX unfolds the windows of a convolution (27 for the VAE's) and
-# holds a head's whole table of attention scores. Those of Metal are guesses by CUDA's.
+# Peak activations of the transformer in units of its tokens times their width. On the CPU, MLX
+# holds a head's whole table of attention scores. Metal's are guesses by CUDA's.
 TRANSFORMER_ARRAYS = {"cpu": 26, "cuda": 14, "metal": 14}
-VAE_BANDS = {"cpu": 37, "cuda": 6, "metal": 6}
+
+# What the VAE holds beside whole maps, in bands of the size that it works on. Small ones it takes
+# several at a time. On the CPU, MLX unfolds the windows of a convolution, 27 for the VAE's.
+VAE_BANDS = {"none": 3, "seamless": 16, "tiled": 7}
+VAE_BANDS_ON_CPU = 37
 
 # CUDA's backend lets go of a block's arrays only when the graph they belong to is submitted: of
 # eight arrays a block, it was seen to hold up to this much.
@@ -89,7 +92,8 @@ def vae_memory(
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
     parts = footprint(config, height, width, decode=decode, band_elements=elements)
-    count = parts.remembered + parts.maps + VAE_BANDS[_device()] * parts.band
+    bands = VAE_BANDS_ON_CPU if _device() == "cpu" else VAE_BANDS[tiling.mode]
+    count = parts.remembered + parts.maps + bands * parts.band
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
 

@@ -18,6 +18,7 @@ from mlx_cogvideo.nn.autoencoder import (
     footprint,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
+from mlx_cogvideo.nn.autoencoder.layers import GroupNorm
 from mlx_cogvideo.video import read_frames, write_video
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "demo"))
@@ -152,6 +153,20 @@ def test_arrays_too_large_for_mlx_are_refused():
 
     with pytest.raises(ValueError, match=r'2\*\*31 elements.*tiling="seamless" or "tiled"'):
         bands.check_size(Huge())
+
+
+@pytest.mark.parametrize("outlier", [(0, 0, 0), (0, 4, 3), (1, 7, 7)], ids=str)
+@pytest.mark.parametrize("level", [0.0, 30.0, -3000.0])
+def test_group_statistics_survive_flat_maps_with_an_outlier(outlier, level):
+    x = np.full((1, 2, 8, 8, 4), level) + np.arange(4)
+    x[0, *outlier] = 1000.0
+    norm = GroupNorm(2, 4)
+    maps = [mx.array(x.astype(np.float32)[:, :, rows]) for rows in (slice(4), slice(4, 8))]
+    scale, shift = (np.array(a, np.float64) for a in norm.affine(maps, bands.Pass(2)))
+    groups = x.reshape(-1, 2, 2).transpose(1, 0, 2).reshape(2, -1)
+    deviation = np.sqrt(groups.var(1) + 1e-6).repeat(2)
+    assert relative_error(scale.ravel(), 1 / deviation) < 1e-5
+    assert relative_error(shift.ravel(), -groups.mean(1).repeat(2) / deviation) < 1e-5
 
 
 @pytest.mark.parametrize("config", [AutoencoderConfig(), SMALL], ids=["official", "small"])

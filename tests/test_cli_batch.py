@@ -89,10 +89,10 @@ def test_all_texts_are_encoded_before_the_first_transformer_is_loaded(folder, mo
 def test_one_video_that_fails_does_not_stop_the_rest(folder, monkeypatch, capsys):
     decode = CogVideoXPipeline.decode
 
-    def fail_once(pipe, request, latents):
+    def fail_once(pipe, request, latents, **options):
         if "green" in request.prompt and request.seed == 1:
             raise RuntimeError("[metal::malloc] Unable to allocate\nmore about it")
-        return decode(pipe, request, latents)
+        return decode(pipe, request, latents, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(CogVideoXPipeline, "decode", fail_once)
@@ -178,7 +178,7 @@ def test_drawn_seeds_in_names_are_refused(folder, capsys):
 def test_what_failed_is_not_kept_in_memory(folder, monkeypatch):
     networks = []
 
-    def fail(pipe, request, latents):
+    def fail(pipe, request, latents, **options):
         networks.append(weakref.ref(pipe.vae))
         raise RuntimeError("out of memory")
         yield

@@ -29,6 +29,9 @@ ARGUMENTS = {
     "dynamic_cfg": "wave",
     "scheduler": "dpm",
     "seed": 2**62,
+    "tiling": "tiled",
+    "tile_size": [16, 32],
+    "tile_overlap": [0.5, 0.25],
 }
 
 

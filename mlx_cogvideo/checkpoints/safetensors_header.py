@@ -32,24 +32,46 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the file isn't a whole safetensors file.
     """
+    header, expected = _read(file)
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            file_size = file.stat().st_size
-            if length > file_size:
-                raise ValueError("header longer than the file")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         tensors = {
             name: TensorInfo(file, entry["dtype"], tuple(entry["shape"]))
             for name, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
-        raise CheckpointError(f"{file} is not a safetensors file: fetch it again") from None
-    expected = 8 + length + end
-    if file_size != expected:
+    except (KeyError, TypeError, AttributeError):
+        raise _not_safetensors(file) from None
+    expected += end
+    if (size := file.stat().st_size) != expected:
         raise CheckpointError(
-            f"{file} is cut off: {file_size:,} of {expected:,} bytes are there; fetch it again"
+            f"{file} is cut off: {size:,} of {expected:,} bytes are there; fetch it again"
         )
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What `file` says of itself besides its tensors.
+
+    Raises:
+        CheckpointError: the file isn't a safetensors file.
+    """
+    return _read(file, only_tensors=False)[0].get("__metadata__") or {}
+
+
+def _read(file: Path, only_tensors: bool = True) -> tuple[dict, int]:
+    """The header, and the bytes before the tensors."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("header longer than the file")
+            header = json.loads(stream.read(length))
+        if only_tensors:
+            header.pop("__metadata__", None)
+        return header, 8 + length
+    except (ValueError, TypeError, AttributeError, struct.error):
+        raise _not_safetensors(file) from None
+
+
+def _not_safetensors(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file} is not a safetensors file: fetch it again")

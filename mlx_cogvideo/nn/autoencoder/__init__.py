@@ -1,5 +1,6 @@
 """The 3-D causal VAE: pixels to latents and back, chunk by chunk."""
 
+from .bands import MAX_ELEMENTS
 from .coders import AutoencoderConfig
 from .footprint import footprint
 from .model import (
@@ -18,6 +19,7 @@ from .tiles import Tiles
 __all__ = [
     "BAND_ELEMENTS",
     "ENCODE_CHUNK",
+    "MAX_ELEMENTS",
     "TILE_BAND_ELEMENTS",
     "TILINGS",
     "AutoencoderConfig",

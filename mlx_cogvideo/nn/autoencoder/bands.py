@@ -14,7 +14,6 @@ Bands = list[mx.array]
 MAX_ELEMENTS = 2**31
 """Convolutions of arrays of this size and over come out wrong (ml-explore/mlx#3248)."""
 
-
 PORTION_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""
 

@@ -29,7 +29,7 @@ class CausalConv3d(nn.Module):
             x, weight = _padded(check_size(band)), _padded(self.conv.weight)
             y = mx.conv3d(x, weight, padding=(0, padding, 1))
             y = y + self.conv.bias if residual is None else _sum(residual[i], y, self.conv.bias)
-            yield work.done(y)
+            yield work.done(check_size(y))
 
 
 @fused
@@ -67,8 +67,10 @@ class GroupNorm(nn.Module):
 
     def affine(self, bands: Bands, work: Pass) -> tuple[mx.array, mx.array]:
         """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize the chunk."""
-        # Squares of differences from a value that occurs lose little to rounding.
-        about = bands[0][:, 0, 0, 0]
+        # Squares of differences from about the mean lose little to rounding. A row from the middle
+        # has it: at the edge, values are others.
+        middle = bands[len(bands) // 2]
+        about = middle[:, 0, middle.shape[2] // 2].mean(1)
         sums = [_sums_of_powers(band, about, work) for band in bands]
         share = mx.array(1 / sum(prod(band.shape[1:4]) for band in bands))
         first, second = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
@@ -155,6 +157,7 @@ def _affine(first, second, share, about, weight, bias, groups):
     means = about + differences
     mean = means.mean(-1, keepdims=True)
     variance = (variances + mx.square(means - mean)).mean(-1, keepdims=True)
+    variance = mx.maximum(variance, 0)
     scale = weight.reshape(groups, -1) * mx.rsqrt(variance + GROUP_NORM_EPS)
     shift = bias.reshape(groups, -1) - mean * scale
     return tuple(a.reshape(len(about), 1, 1, 1, -1) for a in (scale, shift))

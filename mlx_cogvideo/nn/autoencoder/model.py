@@ -90,8 +90,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(height // ratio, width // ratio):
             return self.posterior(mx.concatenate(list(self.encode_tiles(pixels, tiles)), axis=2))
-        bands = None if tiling == "none" else BAND_ELEMENTS
-        return self.posterior(self._encode_whole(pixels, bands))
+        return self.posterior(self._encode_whole(pixels, tiling))
 
     def decode(
         self,
@@ -113,31 +112,26 @@ class AutoencoderKLCogVideoX(nn.Module):
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(*latents.shape[2:4]):
             return mx.concatenate(list(self.decode_tiles(latents, tiles)), axis=2)
-        return self._decode_whole(latents, None if tiling == "none" else BAND_ELEMENTS)
+        return self._decode_whole(latents, tiling)
 
     def encode_chunks(
-        self, chunks: Iterable[mx.array], *, evaluate: bool = False, seamless: bool = False
+        self, chunks: Iterable[mx.array], tiling: str | None = None
     ) -> Iterator[mx.array]:
         """Encodes a clip that comes piece by piece, of which one is held at a time.
 
         Args:
             chunks: pixels as in ``encode``, cut as by ``in_chunks``.
-            evaluate: compute layer by layer. Without, the moments are lazy, as gradients need
+            tiling: ``"none"`` or ``"seamless"``. With None the moments are lazy, as gradients need
                 them, and nothing bounds the memory.
-            seamless: take frames in bands.
 
         Yields:
             Moments ``[B, f, h, w, 2c]`` of each chunk, for ``posterior``.
         """
-        ratio = self.config.spatial_compression_ratio
-        return _run(self.encoder, chunks, ratio, evaluate, BAND_ELEMENTS if seamless else None)
+        return _run(self.encoder, chunks, self.config.spatial_compression_ratio, tiling)
 
-    def decode_chunks(
-        self, latents: mx.array, *, evaluate: bool = False, seamless: bool = False
-    ) -> Iterator[mx.array]:
+    def decode_chunks(self, latents: mx.array, tiling: str | None = None) -> Iterator[mx.array]:
         """Yields the pixels chunk by chunk; arguments as in ``decode`` and ``encode_chunks``."""
-        chunks = in_chunks(latents, DECODE_CHUNK)
-        return _run(self.decoder, chunks, 1, evaluate, BAND_ELEMENTS if seamless else None)
+        return _run(self.decoder, in_chunks(latents, DECODE_CHUNK), 1, tiling)
 
     def encode_tiles(self, pixels: mx.array | np.ndarray, tiles: Tiles) -> Iterator[mx.array]:
         """Yields the moments of whole rows of tiles, ``[B, f, rows, w, 2c]``, top to bottom.
@@ -145,21 +139,18 @@ class AutoencoderKLCogVideoX(nn.Module):
         Args:
             pixels: as in ``encode``; a NumPy array is moved to the device tile by tile.
         """
-        code = partial(self._encode_whole, band_elements=TILE_BAND_ELEMENTS)
-        return tiles.run(code, pixels, tiles.ratio, 1)
+        return tiles.run(partial(self._encode_whole, tiling="tiled"), pixels, tiles.ratio, 1)
 
     def decode_tiles(self, latents: mx.array, tiles: Tiles) -> Iterator[mx.array]:
         """Yields the pixels of whole rows of tiles, ``[B, F, rows, W, 3]``, top to bottom."""
-        code = partial(self._decode_whole, band_elements=TILE_BAND_ELEMENTS)
-        return tiles.run(code, latents, 1, tiles.ratio)
+        return tiles.run(partial(self._decode_whole, tiling="tiled"), latents, 1, tiles.ratio)
 
-    def _encode_whole(self, pixels: mx.array, band_elements: int | None) -> mx.array:
+    def _encode_whole(self, pixels: mx.array, tiling: str) -> mx.array:
         ratio = self.config.spatial_compression_ratio
-        pixels = mx.array(pixels)
-        return _one_by_one(self.encoder, pixels, ENCODE_CHUNK, ratio, band_elements)
+        return _one_by_one(self.encoder, mx.array(pixels), ENCODE_CHUNK, ratio, tiling)
 
-    def _decode_whole(self, latents: mx.array, band_elements: int | None) -> mx.array:
-        return _one_by_one(self.decoder, latents, DECODE_CHUNK, 1, band_elements)
+    def _decode_whole(self, latents: mx.array, tiling: str) -> mx.array:
+        return _one_by_one(self.decoder, latents, DECODE_CHUNK, 1, tiling)
 
     def _tiles(
         self,
@@ -179,28 +170,28 @@ class AutoencoderKLCogVideoX(nn.Module):
 
 
 def _run(
-    coder: nn.Module,
-    chunks: Iterable[mx.array],
-    ratio: int,
-    evaluate: bool,
-    band_elements: int | None,
+    coder: nn.Module, chunks: Iterable[mx.array], ratio: int, tiling: str | None
 ) -> Iterator[mx.array]:
     """`ratio`: rows of a chunk to one of the latents."""
     work = None
     for chunk in chunks:
         if work is None:
-            rows = chunk.shape[2] // ratio
-            work = Pass(rows, evaluate=evaluate, band_elements=band_elements)
+            work = _make_pass(chunk.shape[2] // ratio, tiling)
         yield work.finish(coder(chunk, work))
 
 
-def _one_by_one(
-    coder: nn.Module, batch: mx.array, size: int, ratio: int, band_elements: int | None
-) -> mx.array:
+def _make_pass(latent_rows: int, tiling: str | None) -> Pass:
+    if tiling is None:
+        return Pass(latent_rows)
+    elements = {"seamless": BAND_ELEMENTS, "tiled": TILE_BAND_ELEMENTS}.get(tiling)
+    return Pass(latent_rows, evaluate=True, band_elements=elements)
+
+
+def _one_by_one(coder: nn.Module, batch: mx.array, size: int, ratio: int, tiling: str) -> mx.array:
     """The clips of a batch, one after another: it takes no longer and needs less memory."""
     clips = []
     for clip in mx.split(batch, len(batch)):
-        chunks = _run(coder, in_chunks(clip, size), ratio, True, band_elements)
+        chunks = _run(coder, in_chunks(clip, size), ratio, tiling)
         clips.append(mx.concatenate(list(chunks), axis=1))
     return mx.concatenate(clips)
 

@@ -1,0 +1,62 @@
+"""Low-rank adaptation of linear layers (arXiv:2106.09685)."""
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from .quantization import QuantizedLinear
+
+
+class LowRank(nn.Module):
+    """What an adapter adds to a layer: ``scale · B A x``."""
+
+    def __init__(self, a: mx.array, b: mx.array, scale: float):
+        """`a` is ``[rank, inputs]``, `b` ``[outputs, rank]``; any dtype, float32 to train them."""
+        super().__init__()
+        self.lora_A = a
+        self.lora_B = b
+        self.scale = scale
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """``[..., inputs] -> [..., outputs]``, in the dtype of `x`."""
+        a, b = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
+        return (self.scale * (x @ a.T)) @ b.T
+
+    def product(self) -> mx.array:
+        """The addition as a matrix ``[outputs, inputs]`` in float32."""
+        return self.scale * (self.lora_B.astype(mx.float32) @ self.lora_A.astype(mx.float32))
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, packed or not, and what adapters add to it. The layer itself is frozen."""
+
+    def __init__(self, linear: nn.Linear | QuantizedLinear):
+        super().__init__()
+        self.linear = linear.freeze()
+        self.adapters: list[LowRank] = []
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        for adapter in self.adapters:
+            y = y + adapter(x)
+        return y
+
+
+def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
+    """Adds an adapter to the linear layers of `module` that it has something for.
+
+    Raises:
+        KeyError: `module` has no linear layer of a name in `layers`.
+    """
+    modules = dict(module.named_modules())
+    wrapped = {}
+    for path, addition in layers.items():
+        layer = modules.get(path)
+        if isinstance(layer, nn.Linear | QuantizedLinear):
+            layer = wrapped[path] = LoRALinear(layer)
+        elif not isinstance(layer, LoRALinear):
+            raise KeyError(f"no linear layer {path}")
+        layer.adapters.append(addition)
+    module.update_modules(tree_unflatten(list(wrapped.items())))
