@@ -16,13 +16,22 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .checkpoints import check_component, load_component, read_config, resolve_model
+from .checkpoints import (
+    Adapter,
+    check_component,
+    load_component,
+    open_adapter,
+    read_config,
+    resolve_model,
+)
 from .coding import Tiling, check_decodable, decode_frames, encode_frames
 from .errors import GenerationError, InvalidInputError
 from .guidance import guidance_schedule, schedule_name
 from .memory import choose_tiling
 from .networks import NETWORKS
 from .nn.autoencoder import AutoencoderKLCogVideoX, Posterior
+from .nn.lora import add_adapter
+from .nn.quantization import linear_layers
 from .nn.t5 import T5EncoderModel
 from .nn.transformer import CogVideoXTransformer3DModel
 from .request import Geometry, Request
@@ -76,6 +85,7 @@ class CogVideoXPipeline:
             for name, (_, config_class) in NETWORKS.items()
         }
         self._networks: dict[str, nn.Module] = {}
+        self._adapters: list[tuple[Adapter, float]] = []
         self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.folder / "tokenizer")
         self.scheduler_config = read_config(self.folder / "scheduler" / "scheduler_config.json")
@@ -111,6 +121,7 @@ class CogVideoXPipeline:
 
     @property
     def transformer(self) -> CogVideoXTransformer3DModel:
+        """With the adapters that were loaded."""
         return self._network("transformer")
 
     @property
@@ -125,7 +136,35 @@ class CogVideoXPipeline:
         if name not in self._networks:
             network = NETWORKS[name][0](self.configs[name])
             self._networks[name] = load_component(network, self.folder / name, self.dtype)
+            if name == "transformer":
+                for adapter, scale in self._adapters:
+                    add_adapter(network, adapter.load(scale))
         return self._networks[name]
+
+    def load_lora(self, source: str | Path, scale: float = 1.0) -> None:
+        """Adds a LoRA adapter to the transformer, beside those that it has.
+
+        Args:
+            source: a safetensors file of diffusers or PEFT, a folder with one, or a hub id.
+            scale: weight of the adapter, on top of its own alpha / rank.
+
+        Raises:
+            InvalidInputError: `scale` is no finite number.
+            ModelNotFoundError: there is no such adapter.
+            CheckpointError: it is damaged, or for another model.
+        """
+        if not math.isfinite(scale):
+            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
+        network = CogVideoXTransformer3DModel(self.configs["transformer"])
+        adapter = open_adapter(source, linear_layers(network))
+        self._adapters.append((adapter, scale))
+        if "transformer" in self._networks:
+            add_adapter(self._networks["transformer"], adapter.load(scale))
+
+    def unload_lora(self) -> None:
+        """Takes all adapters off again."""
+        self._adapters.clear()
+        self.free("transformer")
 
     def weight_bytes(self, name: str) -> int:
         """Memory that a network's weights take when it is loaded."""

@@ -1,5 +1,6 @@
 """Where weights come from and go to: model folders in the official layout, and the hub."""
 
+from .adapters import Adapter, open_adapter, save_adapter
 from .components import (
     COMPONENT_STEMS,
     check_component,
@@ -23,6 +24,7 @@ from .resolve import (
 __all__ = [
     "COMPONENT_STEMS",
     "DEMO_PATH",
+    "Adapter",
     "check_component",
     "default_model",
     "download_bytes",
@@ -30,10 +32,12 @@ __all__ = [
     "hub_id",
     "load_component",
     "model_identity",
+    "open_adapter",
     "read_config",
     "resolve_configuration",
     "resolve_model",
     "resolve_text_encoder",
+    "save_adapter",
     "save_component",
     "write_config",
 ]

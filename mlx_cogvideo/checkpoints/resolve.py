@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
     patterns = ["text_encoder/*.json", "tokenizer/*"]
     patterns += ["text_encoder/*.safetensors"] * weights
     return Path(_fetch(repo, None, patterns)) if repo else resolve_model(model)
+
+
+def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Path:
+    """Downloads the first of `names` that a hub repository has, and `also` what lies beside it.
+
+    Raises:
+        ModelNotFoundError: it has none of them, or the hub doesn't give it.
+    """
+    folder = Path(_fetch(repo, None, [*names, *also]))
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelNotFoundError(f"{repo!r} holds neither {' nor '.join(names)}")
 
 
 def hub_id(model: str | Path) -> str | None:

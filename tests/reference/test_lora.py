@@ -1,0 +1,168 @@
+"""Adapters have the same effect here as in diffusers, whoever wrote them."""
+
+import diffusers
+import mlx.core as mx
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import relative_error
+from torch_reference import (
+    TEXT_LENGTH,
+    TOLERANCE,
+    frames_first,
+    ours,
+    random,
+    rotary_embedding,
+    save_model,
+)
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import save_adapter
+from mlx_cogvideo.nn.lora import LowRank
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "norm1.linear"]
+RANK, ALPHA = 4, 10
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), "5b")
+
+
+def adapted(folder, **config):
+    """The reference transformer with a random adapter from peft."""
+    reference = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, **config}
+    reference.add_adapter(peft.LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return reference.eval()
+
+
+def outputs(reference, pipe) -> tuple[torch.Tensor, mx.array]:
+    latents, text = random(1, 5, 16, 8, 12, seed=1), random(1, TEXT_LENGTH, 24, seed=2)
+    timestep = torch.tensor([700])
+    with torch.no_grad():
+        rotation = rotary_embedding(reference, 5, 8, 12)
+        expected = reference(latents, text, timestep, image_rotary_emb=rotation).sample
+    result = pipe.transformer(ours(frames_first(latents)), ours(text), ours(timestep))
+    return frames_first(expected), result
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"to_q": 3}, "rank_pattern": {"ff.net.0.proj": 2}},
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_an_adapter_that_diffusers_saved_has_the_same_effect(folder, tmp_path, config):
+    reference = adapted(folder, **config)
+    reference.save_lora_adapter(tmp_path)  # without a prefix
+    layers = peft.get_peft_model_state_dict(reference)
+    diffusers.CogVideoXPipeline.save_lora_weights(
+        tmp_path / "pipeline",
+        transformer_lora_layers=layers,
+        transformer_lora_adapter_metadata=reference.peft_config["default"].to_dict(),
+    )
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora(tmp_path / "pipeline")
+    expected, result = outputs(reference, pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+
+def test_without_metadata_alpha_is_the_rank_as_in_diffusers(folder, tmp_path):
+    layers = peft.get_peft_model_state_dict(adapted(folder))
+    diffusers.CogVideoXPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora(tmp_path)
+    expected, result = outputs(adapted(folder, lora_alpha=RANK), pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+
+def test_an_adapter_that_peft_saved_has_the_same_effect(folder, tmp_path):
+    base = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+    model = peft.get_peft_model(base, settings)
+    state = {
+        name: 0.3 * random(*tensor.shape, seed=i)
+        for i, (name, tensor) in enumerate(peft.get_peft_model_state_dict(model).items())
+    }
+    peft.set_peft_model_state_dict(model, state)
+    model.save_pretrained(tmp_path)
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora(tmp_path)
+    expected, result = outputs(model.base_model.model.eval(), pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+
+def test_two_adapters_with_scales_add_up_as_in_diffusers(folder, tmp_path):
+    reference = adapted(folder)
+    layers = peft.get_peft_model_state_dict(reference)
+    metadata = {"transformer_lora_adapter_metadata": reference.peft_config["default"].to_dict()}
+    save = diffusers.CogVideoXPipeline.save_lora_weights
+    save(tmp_path / "one", transformer_lora_layers=layers, **metadata)
+    halved = {name: tensor / 2 for name, tensor in layers.items()}
+    save(tmp_path / "two", transformer_lora_layers=halved, **metadata)
+
+    theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    for name in ("one", "two"):
+        theirs.load_lora_adapter(tmp_path / name, weight_name=FILE, adapter_name=name)
+    theirs.set_adapters(["one", "two"], [0.5, -0.75])
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    assert pipe.transformer  # the first one is added to what is loaded already
+    pipe.load_lora(tmp_path / "one", 0.5)
+    pipe.free("transformer")
+    pipe.load_lora(tmp_path / "two", -0.75)
+    expected, result = outputs(theirs.eval(), pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+
+def test_our_adapter_has_the_same_effect_in_diffusers_and_in_peft(folder, tmp_path):
+    layers = {
+        f"transformer_blocks.{block}.{name}": LowRank(
+            ours(0.3 * random(RANK, inputs, seed=block)),
+            ours(0.3 * random(outputs_, RANK, seed=9 + block)),
+            ALPHA / RANK,
+        )
+        for block in range(3)
+        for name, outputs_, inputs in [("attn1.to_q", 48, 48), ("ff.net.2", 48, 192)]
+    }
+    save_adapter(tmp_path, layers, rank=RANK, alpha=ALPHA, base_model="tiny")
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora(tmp_path)
+
+    theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    theirs.load_lora_adapter(tmp_path, weight_name=FILE)
+    expected, result = outputs(theirs.eval(), pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+    config = peft.LoraConfig.from_pretrained(tmp_path)
+    assert (config.r, config.lora_alpha) == (RANK, ALPHA)
+    base = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    model = peft.get_peft_model(base, config)
+    state = load_file(tmp_path / FILE)
+    state = {f"base_model.model.{k.removeprefix('transformer.')}": v for k, v in state.items()}
+    missing = peft.set_peft_model_state_dict(model, state)
+    assert not missing.unexpected_keys
+    expected, result = outputs(model.base_model.model.eval(), pipe)
+    assert relative_error(result, expected) < TOLERANCE
+
+
+def test_an_adapter_changes_the_video_and_goes_off_again(folder, tmp_path):
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    reference = adapted(folder)
+    reference.save_lora_adapter(tmp_path)
+    plain = np.array(outputs(reference, pipe)[1])
+    pipe.load_lora(tmp_path)
+    assert np.abs(np.array(outputs(reference, pipe)[1]) - plain).max() > 0.1
+    pipe.unload_lora()
+    assert (np.array(outputs(reference, pipe)[1]) == plain).all()
