@@ -48,6 +48,8 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         kinds = ", ".join(f"{k['kind']} {k['bits']}" for k in told["kinds"]) or "none"
         size = f"{told['bytes_after'] / 1e9:.2f}"
         lines.append(f"| {part} | {size} | {told['bits_per_weight']:.2f} | {kinds} |")
+    for told in report.get("lora", ()):
+        lines += ["", f"The LoRA adapter `{told['source']}` is fused in, at {told['scale']:g}."]
     if "revision" in source:
         command = f"hf cache rm model/{source['name']}"
         lines += ["", f"The download that this was made from isn't needed any more: `{command}`."]

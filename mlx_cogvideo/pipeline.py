@@ -76,6 +76,7 @@ class CogVideoXPipeline:
         variant: the official variant that the transformer's configuration matches, or None.
         dtype: of the weights and activations.
         tokenizer: text to token ids.
+        adapters: what ``load_lora`` has added, with its scales.
     """
 
     def __init__(self, folder: Path, dtype: mx.Dtype | None = None):
@@ -85,7 +86,7 @@ class CogVideoXPipeline:
             for name, (_, config_class) in NETWORKS.items()
         }
         self._networks: dict[str, nn.Module] = {}
-        self._adapters: list[tuple[Adapter, float]] = []
+        self.adapters: list[tuple[Adapter, float]] = []
         self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.folder / "tokenizer")
         self.scheduler_config = read_config(self.folder / "scheduler" / "scheduler_config.json")
@@ -137,7 +138,7 @@ class CogVideoXPipeline:
             network = NETWORKS[name][0](self.configs[name])
             self._networks[name] = load_component(network, self.folder / name, self.dtype)
             if name == "transformer":
-                for adapter, scale in self._adapters:
+                for adapter, scale in self.adapters:
                     add_adapter(network, adapter.load(scale))
         return self._networks[name]
 
@@ -157,13 +158,13 @@ class CogVideoXPipeline:
             raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
-        self._adapters.append((adapter, scale))
+        self.adapters.append((adapter, scale))
         if "transformer" in self._networks:
             add_adapter(self._networks["transformer"], adapter.load(scale))
 
     def unload_lora(self) -> None:
         """Takes all adapters off again."""
-        self._adapters.clear()
+        self.adapters.clear()
         self.free("transformer")
 
     def weight_bytes(self, name: str) -> int:

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
 seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
 
-OF_THE_RUN = ("dtype", "compile", "fps")
+OF_THE_RUN = ("lora", "dtype", "compile", "fps")
 """The settings that are not arguments of ``CogVideoXPipeline.request``."""
 
 
@@ -40,6 +40,7 @@ def make_record(
         "model": model,
         "settings": {
             **request.settings(),
+            "lora": [adapter.identity(scale) for adapter, scale in pipe.adapters],
             "dtype": pipe.dtype_name,
             "compile": compile,
             "fps": float(fps),
@@ -95,7 +96,8 @@ class Meter:
 
 def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:
     """What two runs were told otherwise, a phrase each; `but` names settings to pass over."""
-    before, after = then.get("settings", {}), now["settings"]
+    # Records of before there were adapters don't speak of any.
+    before, after = {"lora": [], **then.get("settings", {})}, now["settings"]
     return [
         f"{name} was {before.get(name)!r} and is now {after[name]!r}"
         for name in after

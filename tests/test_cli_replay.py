@@ -42,6 +42,7 @@ def test_a_video_shows_how_it_was_made(folder, capsys):
         "tiling": "none",
         "tile_size": None,
         "tile_overlap": None,
+        "lora": [],
         "dtype": "float32",
         "compile": True,
         "fps": 8.0,

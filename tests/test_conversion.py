@@ -320,7 +320,7 @@ tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for nam
 origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
 plan = ComponentPlan("transformer", origin, {{}}, tensors)
 mx.reset_peak_memory()
-_convert(plan, folder, None)
+_convert(plan, folder, {{}}, None)
 print(mx.get_peak_memory())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -47,7 +47,7 @@ def record(pipe, model=None, **changes):
 
 def test_a_record_holds_all_that_a_request_was_told_and_gives_it_again(pipe):
     made = json.loads(json.dumps(record(pipe)))
-    expected = {**ARGUMENTS, "dtype": "float32", "compile": True, "fps": 8.0}
+    expected = {**ARGUMENTS, "lora": [], "dtype": "float32", "compile": True, "fps": 8.0}
     assert made["settings"] == expected
     assert request_again(pipe, made["settings"]) == pipe.request(**ARGUMENTS)
     assert made["mlx_cogvideo"] == __version__

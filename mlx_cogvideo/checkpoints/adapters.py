@@ -5,6 +5,7 @@ alpha / rank. diffusers keeps alpha in the file's metadata, PEFT in ``adapter_co
 it; where neither is, diffusers takes alpha for equal to the rank, and so do we.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -39,14 +40,22 @@ class Adapter:
     """An adapter whose header has been checked against a network.
 
     Attributes:
+        source: what the user calls it.
         file: where its tensors are.
         names: of the tensors A and B of each layer.
         scales: alpha / rank of each layer.
     """
 
+    source: str
     file: Path
     names: dict[str, tuple[str, str]]
     scales: dict[str, float]
+
+    def identity(self, scale: float) -> dict[str, Any]:
+        """What it is, beyond where it lies on this disk; for a record."""
+        with self.file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"source": self.source, "scale": scale, "sha256": digest}
 
     def load(self, scale: float = 1.0) -> dict[str, LowRank]:
         """Reads the tensors; `scale` comes on top of the adapter's own."""
@@ -102,7 +111,8 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
             )
     config = _config(file)
     ranks = {layer: shapes[a][0] for layer, (a, _) in names.items()}
-    return Adapter(file, names, {layer: _scale(config, layer, r) for layer, r in ranks.items()})
+    scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
+    return Adapter(str(source), file, names, scales)
 
 
 def save_adapter(
@@ -149,12 +159,8 @@ def _find(source: str | Path) -> Path:
         others = sorted(path.glob("*.safetensors"))
         if len(others) == 1:
             return others[0]
-        found = (
-            f"several files, {_listed([o.name for o in others])}: name one" if others else "none"
-        )
-        raise ModelNotFoundError(
-            f"{path} should hold {DIFFUSERS_FILE} or {PEFT_FILE}; it has {found}"
-        )
+        listed = f" but {_listed([o.name for o in others])}: name one" if others else ""
+        raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{listed}")
     try:
         repo = hub_id(source)
     except ModelNotFoundError:
@@ -171,9 +177,7 @@ def _config(file: Path) -> dict[str, Any]:
         try:
             config = {name.removeprefix(PREFIX): v for name, v in json.loads(told).items()}
         except (ValueError, AttributeError):
-            raise CheckpointError(
-                f"{file} has metadata that can't be read: {METADATA_KEY}"
-            ) from None
+            raise CheckpointError(f"the metadata of {file}, {METADATA_KEY}, isn't JSON") from None
     elif (beside := file.with_name(CONFIG_FILE)).is_file():
         config = read_config(beside)
     else:

@@ -62,6 +62,9 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("output", target),
         ("sampling", sampling),
     ]
+    if plan.pipe.adapters:
+        adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
+        lines.append(("lora", ", ".join(adapters)))
     if any(output_form(job.output) != LATENTS for job in plan.jobs):
         lines.append(("decoding", _decoding(request.tiling, plan.pipe.configs["vae"], geometry)))
     if len(plan.begun) == 1:

@@ -26,6 +26,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
 
 
+class WithScale(argparse.Action):
+    """``--lora ADAPTER [SCALE]``, which collects pairs."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            source, scale = values if len(values) > 1 else (*values, 1.0)
+            pair = source, float(scale)
+        except ValueError:
+            parser.error(f"{option_string} takes an adapter and at most one number, its scale")
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), pair])
+
+
 def run(
     command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
 ) -> int:

@@ -31,7 +31,7 @@ from ..model_card import model_card
 from ..networks import NETWORKS
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from ..variants import ALIASES
-from .common import DTYPES, Bars, Parser, be_quiet, run, size
+from .common import DTYPES, Bars, Parser, WithScale, be_quiet, run, size
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         components=args.components,
         text_encoder=_text_encoder(args) if sat else None,
         assumed_dtype="BF16" if only_configuration else None,
+        lora=args.lora or (),
     )
     announce(plan, args.mlx_path, to_download)
     if args.dry_run:
@@ -157,6 +158,8 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
     if to_download:
         logger.info("%-9s %s into %s", "download", size(to_download), hub_cache())
     logger.info("%-9s %s", "into", destination)
+    for adapter, scale in plan.adapters:
+        logger.info("%-9s %s at %g", "lora", adapter.source, scale)
     for component in plan.components:
         logger.info("%-14s %9s -> %9s%s", component.name, *_sizes(component))
     parent = destination.absolute().parent
@@ -239,6 +242,14 @@ def make_parser() -> Parser:
         choices=NETWORKS,
         default=tuple(NETWORKS),
         help="what to quantize, dequantize or cast; the rest is copied (default: all)",
+    )
+    add(
+        "--lora",
+        nargs="+",
+        action=WithScale,
+        metavar=("ADAPTER", "SCALE"),
+        help="fuse a LoRA adapter into the transformer: a file, a folder or a hub id, and its "
+        "weight (default: 1); may be given several times",
     )
     add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
     add("--dry-run", action="store_true", help="say what would happen and stop there")

@@ -13,7 +13,7 @@ from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import read_record
 from .announce import announce
-from .common import DTYPES, FAILED, Parser, be_quiet, run
+from .common import DTYPES, FAILED, Parser, WithScale, be_quiet, run
 from .plan import make_plan
 from .session import Session
 
@@ -69,6 +69,14 @@ def make_parser() -> Parser:
         "--model",
         help=f"folder, hub id, demo or {', '.join(ALIASES)} "
         "(default: the folder mlx_model if there is one, else the bundled demo)",
+    )
+    add(
+        "--lora",
+        nargs="+",
+        action=WithScale,
+        metavar=("ADAPTER", "SCALE"),
+        help="a LoRA adapter: a file, a folder or a hub id, and its weight (default: 1); may be "
+        "given several times",
     )
     add("--frames", "--num_frames", type=int, help="8N+1 (default: the model's own)")
     add("--height", type=int, help="in pixels (default: the model's own)")

@@ -160,6 +160,9 @@ class _Planner:
             revision=None if args.model else then.get("revision"),
             download=not args.dry_run,
         )
+        before = [(told["source"], told["scale"]) for told in self.settings.get("lora", [])]
+        for source, scale in before if args.lora is None else args.lora:
+            pipe.load_lora(source, scale)
         if not self.compile:
             mx.disable_compile()
         return pipe, model_identity(name, pipe.folder)

@@ -8,7 +8,7 @@ a gigabyte (the largest tensor is T5's token embedding with 263 MB).
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
 from ..model_card import model_card
+from ..nn.lora import LowRank
 from ..video.paths import output_errors, remove_temporary, temporary_path
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
@@ -53,7 +54,9 @@ def convert(
         part.mkdir()
         try:
             with mlx_errors():
-                components = [_convert(c, part, on_progress) for c in plan.components]
+                components = [
+                    _convert(c, part, _additions(plan, c), on_progress) for c in plan.components
+                ]
             report = _report(plan, components)
             for name, contents in plan.extra.items():
                 copy = part / name
@@ -87,8 +90,21 @@ def check_destination(destination: Path, size: int) -> None:
         )
 
 
+Additions = Mapping[str, Sequence[LowRank]]
+
+
+def _additions(plan: ConversionPlan, component: ComponentPlan) -> Additions:
+    """What adapters add to each layer of a component."""
+    additions: dict[str, list[LowRank]] = defaultdict(list)
+    if component.name == "transformer":
+        for adapter, scale in plan.adapters:
+            for layer, addition in adapter.load(scale).items():
+                additions[layer].append(addition)
+    return additions
+
+
 def _convert(
-    plan: ComponentPlan, destination: Path, on_progress: Progress | None
+    plan: ComponentPlan, destination: Path, additions: Additions, on_progress: Progress | None
 ) -> dict[str, Any]:
     """Writes a component and returns its part of the report."""
     folder = destination / plan.name
@@ -99,6 +115,9 @@ def _convert(
     report(plan.name, done, total)
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
+            if tensor.name.endswith(".weight"):
+                for addition in additions.get(tensor.layer, ()):
+                    weight = weight.astype(mx.float32) + addition.product()
             for name, array in _written(tensor, weight, quality).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())
@@ -174,6 +193,7 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         else model_identity(plan.model, plan.folder),
         "quantization": plan.asked.arguments() if plan.asked else None,
         "recipe": plan.recipe,
+        "lora": [adapter.identity(scale) for adapter, scale in plan.adapters],
         "components": {
             component.name: told
             for component, told in zip(plan.components, components, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import read_config
+from ..checkpoints import Adapter, open_adapter, read_config
 from ..checkpoints.components import FLOATING
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
@@ -16,8 +16,8 @@ from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
 from ..checkpoints.sources import ComponentSource, folder_source, sat_sources
 from ..errors import CheckpointError, InvalidInputError
 from ..networks import NETWORKS
-from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind
-from ..nn.transformer import TransformerConfig
+from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, linear_layers
+from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..variants import Variant, match_variant
 
 COPIED = ("model_index.json", "tokenizer/*.json", "tokenizer/spiece.model", "scheduler/*.json")
@@ -103,6 +103,7 @@ class ConversionPlan:
         model: what the user calls it.
         variant: the official model it is, or None.
         asked: the quantization asked for, or None.
+        adapters: LoRA adapters to be fused into the transformer, with their scales.
         extra: what is written besides the networks, by names relative to the model folder: files
             to copy, or the contents of JSON files.
     """
@@ -114,6 +115,7 @@ class ConversionPlan:
     recipe: str
     components: list[ComponentPlan]
     extra: dict[str, Path | dict[str, Any]]
+    adapters: list[tuple[Adapter, float]] = field(default_factory=list)
 
     @property
     def bytes_after(self) -> int:
@@ -131,6 +133,7 @@ def plan_conversion(
     components: Collection[str] = tuple(NETWORKS),
     text_encoder: Path | None = None,
     assumed_dtype: str | None = None,
+    lora: Collection[tuple[str | Path, float]] = (),
 ) -> ConversionPlan:
     """Works out what a conversion would write; reads configurations and file headers only.
 
@@ -145,6 +148,7 @@ def plan_conversion(
         components: the networks to quantize, dequantize or cast; others are copied.
         text_encoder: a model folder with the tokenizer, and the text encoder unless the source has
             one; for SAT checkpoints.
+        lora: adapters to fuse into the transformer, and their scales.
         assumed_dtype: of a checkpoint that isn't downloaded yet but for its configurations.
 
     Raises:
@@ -173,7 +177,17 @@ def plan_conversion(
             "don't divide by it"
         )
     variant = variant_of(plans)
-    return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra)
+    adapters = _adapters(plans, lora) if lora else []
+    return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
+
+
+def _adapters(
+    plans: Collection[ComponentPlan], lora: Collection[tuple[str | Path, float]]
+) -> list[tuple[Adapter, float]]:
+    config = next(plan.config for plan in plans if plan.name == "transformer")
+    network = CogVideoXTransformer3DModel(TransformerConfig.from_dict(config))
+    layers = linear_layers(network)
+    return [(open_adapter(source, layers), scale) for source, scale in lora]
 
 
 def _sources(

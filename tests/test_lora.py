@@ -1,0 +1,224 @@
+"""Adapters at work: ``load_lora``, ``generate.py --lora`` and ``convert --lora``."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from commands import errors, generate, run
+from support import relative_error
+
+from mlx_cogvideo import CheckpointError, CogVideoXPipeline, ModelNotFoundError
+from mlx_cogvideo.checkpoints import DEMO_PATH, read_config, save_adapter
+from mlx_cogvideo.cli.convert import main as convert
+from mlx_cogvideo.nn.lora import LoRALinear, LowRank
+from mlx_cogvideo.nn.quantization import QuantizedLinear, linear_layers
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.video import read_record, read_video
+
+RANK, ALPHA = 4, 8
+INPUTS = mx.random.normal((1, 3, 4, 6, 16), key=mx.random.key(1))
+
+
+def layers() -> dict[str, tuple[int, int]]:
+    config = TransformerConfig.from_dict(read_config(DEMO_PATH / "transformer" / "config.json"))
+    return linear_layers(CogVideoXTransformer3DModel(config))
+
+
+def make_adapter(folder, seed=0, targets=("attn1.to_q", "attn1.to_out.0", "ff.net.2")):
+    """A random adapter for the demo, of a size that shows."""
+    folder.mkdir()
+    keys = iter(mx.random.split(mx.random.key(seed), 2 * len(layers())))
+    additions = {
+        path: LowRank(
+            0.1 * mx.random.normal((RANK, inputs), key=next(keys)),
+            0.1 * mx.random.normal((outputs, RANK), key=next(keys)),
+            ALPHA / RANK,
+        )
+        for path, (outputs, inputs) in layers().items()
+        if path.endswith(targets)
+    }
+    save_adapter(folder, additions, rank=RANK, alpha=ALPHA, base_model="demo")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    return make_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "video.mp4"
+
+
+def forward(pipe) -> mx.array:
+    text = mx.random.normal(
+        (1, 32, pipe.configs["transformer"].text_embed_dim), key=mx.random.key(2)
+    )
+    return pipe.transformer(INPUTS, text, mx.array([500]))
+
+
+def test_a_quantized_model_keeps_its_packed_weights_under_an_adapter(adapter, tmp_path):
+    assert convert(["--model", "demo", "-q", "4", "--mlx-path", str(tmp_path / "q4")]) == 0
+    pipe = CogVideoXPipeline.from_pretrained(tmp_path / "q4")
+    plain = forward(pipe)
+    pipe.load_lora(adapter)
+    layer = pipe.transformer.transformer_blocks[0].attn1.to_q
+    assert isinstance(layer, LoRALinear) and isinstance(layer.linear, QuantizedLinear)
+    x = mx.random.normal((7, layer.linear.scales.shape[1] * 64))
+    (addition,) = layer.adapters
+    expected = layer.linear(x) + x @ addition.product().T
+    assert relative_error(layer(x), expected) < 1e-5
+    assert relative_error(forward(pipe), plain) > 0.05
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_fused_folder_does_what_the_adapter_does(adapter, tmp_path, bits):
+    other = make_adapter(tmp_path / "other", seed=7)
+    options = ["--lora", str(adapter), "--lora", str(other), "0.5"]
+    options += ["-q", str(bits)] if bits else []
+    assert convert(["--model", "demo", "--mlx-path", str(tmp_path / "fused"), *options]) == 0
+    fused = CogVideoXPipeline.from_pretrained(tmp_path / "fused", mx.float32)
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, mx.float32)
+    pipe.load_lora(adapter)
+    pipe.load_lora(other, 0.5)
+    # The demo is stored in 16 bits, and so is what was fused.
+    assert relative_error(forward(fused), forward(pipe)) < (0.1 if bits else 0.02)
+    report = read_config(tmp_path / "fused" / "conversion.json")
+    assert [told["scale"] for told in report["lora"]] == [1.0, 0.5]
+    card = (tmp_path / "fused" / "README.md").read_text()
+    assert f"`{other}` is fused in, at 0.5" in card
+
+
+def test_adapters_are_in_the_record_and_a_replay_has_them(adapter, output, capsys):
+    other = make_adapter(output.parent / "other", seed=7)
+    assert generate(output, "--lora", adapter, "--lora", other, 0.5) == 0
+    assert f"lora     {adapter} at 1, {other} at 0.5" in capsys.readouterr().err
+    told = read_record(output)["settings"]["lora"]
+    assert [(t["source"], t["scale"]) for t in told] == [(str(adapter), 1.0), (str(other), 0.5)]
+    assert run("--replay", output, "--output", output.with_name("again.mp4")) == 0
+    again = read_video(output.with_name("again.mp4"))[0]
+    assert (read_video(output)[0] == again).all()
+    assert generate(output.with_name("plain.mp4")) == 0
+    plain = read_video(output.with_name("plain.mp4"))[0].astype(int)
+    assert np.abs(plain - again).max() > 20
+
+
+def test_a_scale_of_nothing_is_no_adapter(adapter, output):
+    assert generate(output, "--lora", adapter, 0) == 0
+    assert generate(output.with_name("plain.mp4")) == 0
+    assert (read_video(output)[0] == read_video(output.with_name("plain.mp4"))[0]).all()
+
+
+def test_a_run_begun_with_an_adapter_doesnt_go_on_without(adapter, output, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._finish", stop)
+        assert generate(output, "--lora", adapter) == 130
+    assert generate(output, "--resume") == 2
+    assert "was begun otherwise: lora was" in capsys.readouterr().err
+    assert run("--resume", output) == 0
+    assert read_record(output)["settings"]["lora"][0]["source"] == str(adapter)
+
+
+def stop(session, job):
+    raise KeyboardInterrupt
+
+
+def altered(folder, change, metadata=None, config=None):
+    """The adapter in `folder` with other tensors or settings, without ours."""
+    (file,) = folder.glob("*.safetensors")
+    tensors = change(mx.load(str(file)))
+    (folder / "adapter_config.json").unlink()
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    file.unlink()
+    mx.save_safetensors(str(file), tensors, metadata or {})
+    return folder
+
+
+FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        (lambda t: {**t, "lora_unet_x.alpha": mx.ones(1)}, None, "that aren't LoRA as diffusers"),
+        (
+            lambda t: {k: v for k, v in t.items() if k != FIRST},
+            None,
+            "only one half of",
+        ),
+        (lambda t: {**t, FIRST: t[FIRST][:, :-8]}, None, "is for another model: .* don't fit"),
+        (
+            lambda t: {k.replace("blocks.0", "blocks.99"): v for k, v in t.items()},
+            None,
+            "is for another model: this one has no linear layers transformer_blocks.99",
+        ),
+        (lambda t: {"x": mx.ones(1)}, None, "that aren't LoRA"),
+        (lambda t: t, {"use_dora": True}, "DoRA"),
+    ],
+    ids=["foreign", "half", "shape", "layer", "none", "dora"],
+)
+def test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read(
+    adapter, change, config, message
+):
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+    with pytest.raises(CheckpointError, match=message):
+        pipe.load_lora(altered(adapter, change, config=config))
+    assert not pipe._networks and not pipe.adapters
+
+
+def test_metadata_that_isnt_json_is_an_error(adapter):
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+    with pytest.raises(CheckpointError, match="isn't JSON"):
+        pipe.load_lora(altered(adapter, lambda t: t, {"lora_adapter_metadata": "{"}))
+
+
+def test_alpha_beside_the_file_counts_and_in_the_file_counts_more(adapter, tmp_path):
+    def scale(folder):
+        pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+        pipe.load_lora(folder)
+        return set(pipe.adapters[0][0].scales.values())
+
+    assert scale(adapter) == {ALPHA / RANK}
+    (adapter / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 1}')
+    assert scale(adapter) == {ALPHA / RANK}
+    altered(adapter, lambda t: t, config={"r": RANK, "lora_alpha": 1})
+    assert scale(adapter) == {1 / RANK}
+    (adapter / "adapter_config.json").unlink()
+    assert scale(adapter) == {1.0}
+
+
+def test_an_adapter_that_isnt_there_is_an_error(tmp_path):
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+    with pytest.raises(ModelNotFoundError, match="give a file, a folder or a hub id"):
+        pipe.load_lora("no/such/adapter")
+    with pytest.raises(
+        ModelNotFoundError, match=r"holds neither pytorch_lora_weights\.safetensors"
+    ):
+        pipe.load_lora(tmp_path)
+    for name in "ab":
+        mx.save_safetensors(str(tmp_path / f"{name}.safetensors"), {"x": mx.ones(1)})
+    with pytest.raises(ModelNotFoundError, match=r"but a.safetensors, b.safetensors: name one"):
+        pipe.load_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-file"], 1, "no adapter 'no-such-file'"),
+        (["a", "b"], 2, "takes an adapter and at most one number"),
+        (["a", "1", "2"], 2, "takes an adapter and at most one number"),
+    ],
+)
+def test_a_wrong_adapter_is_one_line(output, capsys, arguments, code, message):
+    assert generate(output, "--lora", *arguments) == code
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error
+
+
+def test_a_scale_must_be_finite(adapter, output, capsys):
+    assert generate(output, "--lora", adapter, "nan") == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert "finite" in error
