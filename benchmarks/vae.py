@@ -57,7 +57,8 @@ def main() -> None:
             f"MLX {mx.__version__}, {platform.platform()}"
         )
         print(f"{'':28}{'seconds':>9}{'peak GiB':>10}{'of it host':>12}{'difference':>12}")
-        for direction in args.only:
+        # What a clip is decoded from is what it was encoded to.
+        for direction in sorted(args.only, reverse=args.clip is not None):
             compare(args, direction)
 
 
@@ -79,6 +80,10 @@ def prepare(args: argparse.Namespace) -> None:
     if args.clip:
         clip = np.stack(list(islice(read_frames(args.clip), args.frames)))
         clip = clip[:, : args.height, : args.width]
+        if clip.shape[:3] != (args.frames, args.height, args.width):
+            sys.exit(
+                f"{args.clip} has only {clip.shape[0]} frames of {clip.shape[2]}x{clip.shape[1]}"
+            )
     else:
         shape = (args.frames, args.height // 8, args.width // 8, 3)
         blocks = np.random.default_rng(1).integers(0, 256, shape, np.uint8)

@@ -58,7 +58,9 @@ class Tiling:
             raise InvalidInputError(f"tiling must be auto, {', '.join(TILINGS)}; got {mode!r}")
         if tile_size is not None or tile_overlap is not None:
             if mode not in ("auto", "tiled"):
-                raise InvalidInputError(f"tiling={mode!r} has no tiles: leave out their size")
+                raise InvalidInputError(
+                    f"tiling={mode!r} has no tiles: leave out their size and overlap"
+                )
             mode = "tiled"
         sides = tuple(tile_size) if tile_size is not None else None
         shares = tuple(tile_overlap) if tile_overlap is not None else None
@@ -178,32 +180,67 @@ def encode_frames(
     Raises:
         InvalidInputError: there are fewer frames, or their size can't be encoded.
     """
-    ratio = vae.config.spatial_compression_ratio
-    pieces = _pieces(iter(frames), num_frames, ratio)
-    if tiling.mode == "tiled":
-        clip = np.concatenate(list(pieces))
-        tiles = tiling.tiles(vae.config, *(side // ratio for side in clip.shape[1:3]))
-        if tiles is not None:
-            rows = vae.encode_tiles(clip[None], tiles)
-            return vae.posterior(mx.concatenate(list(rows), axis=2))
-        pieces = (clip[chunk] for chunk in chunk_plan(num_frames, ENCODE_CHUNK))
+    pieces = _pieces(iter(frames), num_frames, vae.config.spatial_compression_ratio)
+    try:
+        if tiling.mode == "tiled":
+            return _encode_tiled(vae, pieces, num_frames, tiling)
+        return _encode_in_turn(vae, pieces, tiling.mode)
+    except ValueError as error:
+        raise InvalidInputError(str(error)) from None
+
+
+def check_frame(frame: np.ndarray, ratio: int) -> None:
+    """Raises InvalidInputError for what isn't a picture that the VAE can encode."""
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise InvalidInputError(
+            f"frames must be uint8 [H, W, 3]; got {frame.dtype} {list(frame.shape)}"
+        )
+    height, width = frame.shape[:2]
+    if height < ratio or width < ratio or height % ratio or width % ratio:
+        raise InvalidInputError(
+            f"height and width must be multiples of {ratio}; got {height} and {width}"
+        )
+
+
+def _encode_in_turn(
+    vae: AutoencoderKLCogVideoX, pieces: Iterable[np.ndarray], mode: str
+) -> Posterior:
     chunks = (mx.array(piece)[None] for piece in pieces)
-    moments = vae.encode_chunks(chunks, tiling.mode)
-    return vae.posterior(mx.concatenate(list(moments), axis=1))
+    return vae.posterior(mx.concatenate(list(vae.encode_chunks(chunks, mode)), axis=1))
+
+
+def _encode_tiled(
+    vae: AutoencoderKLCogVideoX, pieces: Iterator[np.ndarray], num_frames: int, tiling: Tiling
+) -> Posterior:
+    clip, done = None, 0
+    for piece in pieces:
+        if clip is None:
+            clip = np.empty((num_frames, *piece.shape[1:]), np.uint8)
+        clip[done : done + len(piece)] = piece
+        done += len(piece)
+    ratio = vae.config.spatial_compression_ratio
+    tiles = tiling.tiles(vae.config, *(side // ratio for side in clip.shape[1:3]))
+    if tiles is None:
+        whole = (clip[chunk] for chunk in chunk_plan(num_frames, ENCODE_CHUNK))
+        return _encode_in_turn(vae, whole, "seamless")
+    rows = vae.encode_tiles(clip[None], tiles)
+    return vae.posterior(mx.concatenate(list(rows), axis=2))
 
 
 def _pieces(frames: Iterator[np.ndarray], num_frames: int, ratio: int) -> Iterator[np.ndarray]:
     """The chunks that the encoder takes, ``[F, H, W, 3]``."""
+    shape = None
     for chunk in chunk_plan(num_frames, ENCODE_CHUNK):
         piece = list(islice(frames, chunk.stop - chunk.start))
         if chunk.start + len(piece) < chunk.stop:
             raise InvalidInputError(
                 f"the clip has {chunk.start + len(piece)} frames and {num_frames} are wanted"
             )
-        height, width = piece[0].shape[:2]
-        if height % ratio or width % ratio:
-            raise InvalidInputError(
-                f"height and width must be multiples of {ratio}; got {height}x{width}: crop to "
-                f"{height // ratio * ratio}x{width // ratio * ratio}"
-            )
+        for frame in piece:
+            check_frame(frame, ratio)
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise InvalidInputError(
+                    f"the frames of a clip must have one size; got {shape} and {frame.shape}"
+                )
         yield np.stack(piece)

@@ -29,15 +29,18 @@ class GenerationError(CogVideoXError, RuntimeError):
 
 
 @contextmanager
-def mlx_errors() -> Iterator[None]:
-    """Tells of MLX's own errors, most of which are about memory, as a GenerationError."""
+def mlx_errors(
+    advice: str = "close other programs or ask for a smaller size or fewer frames",
+) -> Iterator[None]:
+    """Tells of MLX's own errors, most of which are about memory, as a GenerationError.
+
+    Args:
+        advice: what to do if memory ran out.
+    """
     try:
         yield
     except CogVideoXError:
         raise
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise GenerationError(
-            f"MLX failed ({reason}): if memory ran out, close other programs or ask for a smaller "
-            "size or fewer frames"
-        ) from error
+        raise GenerationError(f"MLX failed ({reason}): if memory ran out, {advice}") from error

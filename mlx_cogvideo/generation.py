@@ -1,14 +1,17 @@
 """One call from a prompt to a video file."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from .checkpoints import default_model, model_identity
 from .errors import mlx_errors
-from .pipeline import CogVideoXPipeline
+from .pipeline import TILED, CogVideoXPipeline
 from .record import Meter, make_record
 from .video import check_output_path, write_video
+
+logger = logging.getLogger(__name__)
 
 
 def generate_video(
@@ -60,6 +63,8 @@ def generate_video(
         seed=seed,
         tiling=tiling,
     )
+    if tiling == "auto" and request.tiling.mode == "tiled":
+        logger.warning(TILED)
     identity = {} if output_path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, request, identity, fps=pipe.fps)
     with mlx_errors():

@@ -102,10 +102,10 @@ def choose_tiling(
 ) -> str:
     """The VAE's fastest way for which there is memory; of the exact ones if there is for any."""
     there_is = available_memory()
-    for mode in ("none", "seamless"):
-        largest = largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width))
-        if mode == "none" and largest >= MAX_ELEMENTS:
-            continue
+    modes = ["none", "seamless"]
+    if decode and largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width)) >= MAX_ELEMENTS:
+        modes.remove("none")
+    for mode in modes:
         if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= there_is:
             return mode
     return "tiled"

@@ -24,7 +24,7 @@ from .checkpoints import (
     read_config,
     resolve_model,
 )
-from .coding import Tiling, check_decodable, decode_frames, encode_frames
+from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
 from .errors import GenerationError, InvalidInputError
 from .guidance import guidance_schedule, schedule_name
 from .memory import choose_tiling
@@ -40,6 +40,8 @@ from .tokenizer import T5Tokenizer
 from .variants import match_variant
 
 logger = logging.getLogger(__name__)
+
+TILED = "frames are cut into tiles, for want of memory: their edges may show"
 
 StepCallback = Callable[[int, int, mx.array], bool | None]
 Progress = Callable[[str, int, int], None]
@@ -327,6 +329,8 @@ class CogVideoXPipeline:
             tile_size=tile_size,
             tile_overlap=tile_overlap,
         )
+        if tiling == "auto" and request.tiling.mode == "tiled":
+            logger.warning(TILED)
         geometry = request.geometry
         if latents is not None and tuple(latents.shape) != geometry.latent_shape:
             raise InvalidInputError(
@@ -498,13 +502,18 @@ class CogVideoXPipeline:
         Raises:
             InvalidInputError: there are fewer frames, or their size can't be encoded.
         """
+        if num_frames < 1:
+            raise InvalidInputError(f"num_frames must be at least 1; got {num_frames}")
         frames = iter(frames)
         first = next(frames, None)
         if first is None:
             raise InvalidInputError(f"the clip has no frames and {num_frames} are wanted")
         ratio = self.configs["vae"].spatial_compression_ratio
+        check_frame(first, ratio)
         size = (side // ratio for side in first.shape[:2])
         chosen = self._tiling(tiling, tile_size, tile_overlap, *size, decode=False)
+        if tiling == "auto" and chosen.mode == "tiled":
+            logger.warning(TILED)
         try:
             posterior = encode_frames(self.vae, chain([first], frames), num_frames, chosen)
             mx.eval(posterior.mean, posterior.logvar)

@@ -20,6 +20,11 @@ OF_THE_RUN = ("lora", "dtype", "compile", "fps")
 """The settings that are not arguments of ``CogVideoXPipeline.request``."""
 
 
+DECODING = ("tiling", "tile_size", "tile_overlap")
+AFTER_DENOISING = (*DECODING, "fps")
+"""Settings that may change when a run goes on."""
+
+
 def make_record(
     pipe: CogVideoXPipeline,
     request: Request,

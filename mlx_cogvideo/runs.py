@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import InvalidInputError, mlx_errors
 from .pipeline import CogVideoXPipeline, Progress
-from .record import Meter, Record, request_again
+from .record import AFTER_DENOISING, Meter, Record, request_again, setting_differences
 from .request import Request
 from .saved_run import SavedRun, remove_saved, saved_path
 from .video import open_writer, write_latents
@@ -130,8 +130,13 @@ def _write(
         write_latents(saved.output, np.array(latents), overwrite=overwrite, record=record)
         return
     with open_writer(saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
-        for frames in pipe.decode(request, latents, on_progress=meter):
-            writer.write(frames)
+        if request.tiling.mode == "tiled":
+            advice = "close other programs"
+        else:
+            advice = "go on with --tiling tiled, which decodes in the least"
+        with mlx_errors(advice):
+            for frames in pipe.decode(request, latents, on_progress=meter):
+                writer.write(frames)
         writer.record = record
 
 
@@ -206,8 +211,8 @@ class _Keeper:
         beside = saved_path(self.saved.output)
         if beside not in self._written and beside.exists():
             with suppress(InvalidInputError):
-                settings = SavedRun.load(beside).record["settings"]
-                if settings == self.saved.record["settings"]:
+                record = SavedRun.load(beside).record
+                if not setting_differences(record, self.saved.record, but=AFTER_DENOISING):
                     self._written.append(beside)
         for path in self._written:
             remove_saved(path)

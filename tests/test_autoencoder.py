@@ -83,6 +83,15 @@ def test_a_clip_from_a_file_is_encoded_chunk_by_chunk(pipe, clips, tmp_path):
     assert "vae" not in pipe._networks
 
 
+@pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
+@pytest.mark.parametrize("frames", [1, 5, 9])
+def test_the_first_frames_of_a_longer_clip_are_encoded(pipe, clips, tiling, frames):
+    posterior = pipe.encode_video(iter(clips[0]), frames, tiling=tiling)
+    expected = pipe.vae.encode(mx.array(clips[:1, :frames]), tiling=tiling).mean
+    assert posterior.mean.shape == (1, (frames + 3) // 4, 12, 12, 16)
+    assert mx.allclose(posterior.mean, expected, atol=1e-4)
+
+
 def test_a_clip_from_a_file_is_encoded_in_tiles(pipe, clips):
     tiles = {"tiling": "tiled", "tile_size": (48, 64), "tile_overlap": (1 / 3, 1 / 4)}
     expected = pipe.vae.encode(mx.array(clips[:1]), **tiles).mean
@@ -98,11 +107,15 @@ def test_a_clip_from_a_file_is_encoded_in_tiles(pipe, clips):
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (np.zeros((9, 96, 100, 3), np.uint8), "multiples of 8; got 96x100: crop to 96x96"),
+        (np.zeros((9, 96, 100, 3), np.uint8), "multiples of 8; got 96 and 100"),
         (np.zeros((5, 96, 96, 3), np.uint8), "the clip has 5 frames and 9 are wanted"),
         (np.zeros((0, 96, 96, 3), np.uint8), "the clip has no frames and 9 are wanted"),
+        (np.zeros((9, 4, 96, 3), np.uint8), "multiples of 8; got 4 and 96"),
+        (np.zeros((9, 96, 96, 3), np.float32), r"must be uint8 \[H, W, 3\]; got float32"),
+        (np.zeros((9, 96, 96), np.uint8), r"must be uint8 \[H, W, 3\]; got uint8 \[96, 96\]"),
+        ([np.zeros((96, s, 3), np.uint8) for s in 8 * [96] + [88]], "must have one size"),
     ],
-    ids=["size", "short", "empty"],
+    ids=["size", "short", "empty", "tiny", "floats", "gray", "sizes"],
 )
 @pytest.mark.parametrize("tiling", ["auto", "tiled"])
 def test_a_clip_that_cant_be_encoded_is_an_error(pipe, frames, message, tiling):
@@ -110,8 +123,15 @@ def test_a_clip_that_cant_be_encoded_is_an_error(pipe, frames, message, tiling):
         pipe.encode_video(frames, 9, tiling=tiling)
 
 
+def test_no_frames_are_not_to_be_encoded(pipe, clips):
+    with pytest.raises(InvalidInputError, match="at least 1; got 0"):
+        pipe.encode_video(clips[0], 0)
+
+
 def test_pixels_that_cant_be_encoded_are_an_error(pipe):
-    with pytest.raises(ValueError, match="multiples of 8; got 96x100: crop to 96x96"):
+    with pytest.raises(ValueError, match="'none' has no tiles"):
+        pipe.vae.encode(mx.zeros((1, 1, 96, 96, 3)), tile_size=(32, 32))
+    with pytest.raises(ValueError, match="multiples of 8; got 96 and 100"):
         pipe.vae.encode(mx.zeros((1, 1, 96, 100, 3)))
     with pytest.raises(ValueError, match="tiling must be none, seamless, tiled; got 'auto'"):
         pipe.vae.encode(mx.zeros((1, 1, 96, 96, 3)), tiling="auto")
@@ -129,11 +149,16 @@ def test_a_frame_and_a_clip_shorter_than_a_chunk_pass(pipe, clips, tiling, frame
 @pytest.mark.parametrize(
     ("size", "overlap", "message"),
     [
-        ((32, 44), None, "multiples of 8; got 32x44: 32x48 is the nearest"),
-        ((4, 48), None, "multiples of 8; got 4x48: 8x48 is the nearest"),
+        ((32, 44), None, "multiples of 8; got 32 and 44: 32 and 48 are the nearest"),
+        ((4, 48), None, "multiples of 8; got 4 and 48: 8 and 48 are the nearest"),
         ((32, 48), (0.25, 0.25), "0.25 of a width of 48 isn't: 2/6 is the nearest"),
         ((32, 48), (1.0, 0.5), "from 0 to below 1 of a tile's height; got 1"),
         ((32, 48), (0.5, -0.5), "from 0 to below 1 of a tile's width; got -0.5"),
+        ((32, 48), (float("inf"), 0.5), "from 0 to below 1 of a tile's height; got inf"),
+        ((32, 48), (0.5, float("nan")), "from 0 to below 1 of a tile's width; got nan"),
+        ((32,), None, "tile_size is a pair, for height and width"),
+        (32, None, "tile_size is a pair"),
+        ((-32, 48), None, "multiples of 8; got -32 and 48: 8 and 48"),
     ],
 )
 def test_tiles_that_cant_be_laid_are_an_error(size, overlap, message):
@@ -167,6 +192,15 @@ def test_group_statistics_survive_flat_maps_with_an_outlier(outlier, level):
     deviation = np.sqrt(groups.var(1) + 1e-6).repeat(2)
     assert relative_error(scale.ravel(), 1 / deviation) < 1e-5
     assert relative_error(shift.ravel(), -groups.mean(1).repeat(2) / deviation) < 1e-5
+
+
+def test_group_statistics_of_wide_maps_dont_overflow_in_16_bits():
+    x = 120 + mx.random.normal((1, 1, 8, 720, 4), key=mx.random.key(1))
+    norm = GroupNorm(2, 4)
+    rounded = x.astype(mx.float16)
+    exact = norm.affine([rounded.astype(mx.float32)], bands.Pass(1))
+    for a, b in zip(norm.affine([rounded], bands.Pass(1)), exact, strict=True):
+        assert relative_error(a, b) < 1e-5
 
 
 @pytest.mark.parametrize("config", [AutoencoderConfig(), SMALL], ids=["official", "small"])

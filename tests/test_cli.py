@@ -274,7 +274,7 @@ def test_the_ending_of_the_output_decides_what_is_written(tmp_path, name):
         (["--tiling", "tiled"], "one tile covers the frame", {"tiling": "tiled"}),
         (
             ["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.25],
-            "decoding tiled: tiles of 32x16",
+            "decoding tiled: tiles 16 high and 32 wide",
             {"tiling": "tiled", "tile_size": [16, 32], "tile_overlap": [0.5, 0.25]},
         ),
     ],
@@ -288,18 +288,24 @@ def test_the_way_of_decoding_is_said_and_recorded(output, capsys, options, said,
     replayed = output.with_name("again.mp4")
     assert run("--replay", output, "--output", replayed) == 0
     assert (read_video(output)[0] == read_video(replayed)[0]).all()
+    # Asked for, another way takes the place of the recorded one with all that belongs to it.
+    for other in ("none", "tiled"):
+        again = run("--replay", output, "--output", replayed, "--tiling", other, "--overwrite")
+        assert again == 0
+        settings = read_record(replayed)["settings"]
+        assert (settings["tiling"], settings["tile_size"]) == (other, None)
 
 
 def test_little_memory_is_decoded_in_tiles_and_said_so(output, capsys, monkeypatch):
     monkeypatch.setattr("mlx_cogvideo.memory.available_memory", lambda: 2**20)
     assert generate(output, "--height", 96, "--width", 96, "--dry-run") == 0
-    assert "tiles of 48x48, which may show at their edges" in capsys.readouterr().err
+    assert "tiles 48 high and 48 wide, which may show at their edges" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tile-size", 20, 32], "tile_size must be multiples of 8; got 20x32"),
+        (["--tile-size", 20, 32], "tile_size must be multiples of 8; got 20 and 32"),
         (["--tile-size", 16, 32, "--tile-overlap", 1, 0.5], "from 0 to below 1"),
         (["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.3], "the nearest"),
         (["--tiling", "none", "--tile-size", 16, 32], "has no tiles"),

@@ -88,9 +88,22 @@ def test_a_run_goes_on_however_it_is_named(stopped, folder, arguments):
     assert same_video("video.mp4", uninterrupted(*fps))
 
 
-def test_a_run_goes_on_to_be_decoded_in_another_way(stopped, folder):
-    assert run("--resume", "video.mp4", "--tiling", "tiled", "--tile-size", 16, 32) == 0
-    assert read_record("video.mp4")["settings"]["tile_size"] == [16, 32]
+@pytest.mark.parametrize(
+    "options",
+    [["--tile-size", 16, 32], ["--tiling", "tiled", "--tile-size", 16, 32], ["--tiling", "tiled"]],
+    ids=str,
+)
+@pytest.mark.parametrize("old", [False, True], ids=["saved now", "before there was a choice"])
+def test_a_run_goes_on_to_be_decoded_in_another_way(stopped, folder, options, old):
+    if old:
+        saved = SavedRun.load(folder / "video.mp4.resume")
+        for name in ("tiling", "tile_size", "tile_overlap", "lora"):
+            del saved.record["settings"][name]
+        saved.save(folder / "video.mp4.resume")
+    assert run("--resume", "video.mp4", *options) == 0
+    settings = read_record("video.mp4")["settings"]
+    assert settings["tiling"] == "tiled"
+    assert settings["tile_size"] == ([16, 32] if "--tile-size" in options else None)
 
 
 def test_a_run_goes_on_to_another_output(stopped, folder):

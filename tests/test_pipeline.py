@@ -166,7 +166,7 @@ def test_a_long_prompt_warns_of_what_is_lost_and_makes_the_video(pipe, caplog):
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
         ({"output_type": "pil"}, "np, float or latent"),
         ({"tiling": "rows"}, "auto, none, seamless, tiled"),
-        ({"tile_size": (20, 32)}, "multiples of 8; got 20x32: 16x32 is the nearest"),
+        ({"tile_size": (20, 32)}, "multiples of 8; got 20 and 32: 16 and 32 are the nearest"),
         ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 isn't: 2/6 is the nearest"),
         ({"tile_overlap": (1.5, 0.5)}, "from 0 to below 1 of a tile's height; got 1.5"),
         ({"tile_size": (8, 8), "tiling": "none"}, "'none' has no tiles"),

@@ -31,12 +31,13 @@ def announce(plan: Plan) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        memory, too_much = _memory(plan)
+        memory, too_much, too_much_to_decode = _memory(plan)
         for title, text in [*_lines(plan), ("memory", memory)]:
             logger.info("%-8s %s", title, text)
         if too_much:
             logger.warning(
                 "this may need more memory than there is: a smaller size or fewer frames need less"
+                + ", and to decode, --tiling tiled" * too_much_to_decode
             )
 
 
@@ -85,13 +86,15 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
     if tiles is None:
         return "tiled: one tile covers the frame"
     height, width = (side * tiles.ratio for side in tiles.size)
-    return f"tiled: tiles of {width}x{height}, which may show at their edges"
+    return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
 
 
-def _memory(plan: Plan) -> tuple[str, bool]:
-    """The forecast in words, and whether it is more than there is."""
+def _memory(plan: Plan) -> tuple[str, bool, bool]:
+    """The forecast in words, and whether it, and decoding, is more than there is."""
     decode = any(output_form(job.output) != LATENTS for job in plan.jobs)
     needs = forecast(plan.pipe, plan.jobs[0].request, decode=decode)
     there_is = available_memory()
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    return f"about {told}; {size(there_is)} can be had", max(needs.values()) > there_is
+    too_much_to_decode = needs.get("decode", 0) > there_is
+    text = f"about {told}; {size(there_is)} can be had"
+    return text, max(needs.values()) > there_is, too_much_to_decode

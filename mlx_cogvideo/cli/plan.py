@@ -15,6 +15,8 @@ from ..checkpoints import default_model, model_identity
 from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..pipeline import CogVideoXPipeline
 from ..record import (
+    AFTER_DENOISING,
+    DECODING,
     Record,
     make_record,
     model_differences,
@@ -45,10 +47,6 @@ SETTINGS = {
     "fps": "fps",
 }
 """From options to the names of a record's settings."""
-
-DECODING = ("tiling", "tile_size", "tile_overlap")
-AFTER_DENOISING = (*DECODING, "fps")
-"""Settings that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,11 @@ class _Planner:
             for option, name in SETTINGS.items()
             if getattr(args, option) is not None
         }
+        # A way of decoding that was recorded gives way to one that is asked for, as a whole.
+        if "tiling" in self.given:
+            self.given = dict.fromkeys(DECODING) | self.given
+        elif self.given.keys() & set(DECODING):
+            self.given["tiling"] = "tiled"
         from_text = args.prompt is not None or args.prompt_file is not None
         if args.resume not in (False, True) and (from_text or args.replay is not None):
             raise InvalidInputError(
@@ -237,10 +240,8 @@ class _Planner:
         # What wasn't asked for this time is as it was.
         named = self.given.keys() | self.settings.keys() | {"prompt"}
         named |= {"seed"} if self.args.seed else set()
-        settings = {
-            name: job.record["settings"][name] if name in named else value
-            for name, value in saved.record["settings"].items()
-        }
+        asked = job.record["settings"]
+        settings = saved.record["settings"] | {n: asked[n] for n in named & asked.keys()}
         request, record = self._request(settings)
         differences = model_differences(saved.record, record)
         differences += setting_differences(saved.record, record, but=AFTER_DENOISING)
@@ -270,7 +271,7 @@ class _Planner:
         except InvalidInputError:
             then = None
         but = () if seed_matters else ("seed",)
-        if not self.given.keys() & set(DECODING):
+        if self.given.get("tiling", "auto") == "auto":
             but += DECODING  # they are chosen by the memory there is
         if then is None:
             problem = "isn't the result of such a run"
@@ -328,6 +329,8 @@ def _replayed(file: Path) -> Record:
         raise InvalidInputError(
             f"{file} holds no record of how it was made: only outputs of this program do"
         )
+    # Records of before there was a choice.
+    parts[1].setdefault("tiling", "none")
     return record
 
 

@@ -101,7 +101,7 @@ class Encoder3D(nn.Module):
     def __call__(self, pixels: mx.array, work: Pass) -> mx.array:
         if pixels.dtype == mx.uint8:
             pixels = pixels.astype(mx.float32) / 127.5 - 1
-            pixels = pixels.astype(self.conv_in.conv.weight.dtype)
+        pixels = pixels.astype(self.conv_in.conv.weight.dtype)
         growth = self.config.block_out_channels[0] / self.config.in_channels
         x = list(self.conv_in(work.cut([pixels], growth), work))
         for block in (*self.down_blocks, self.mid_block):
@@ -128,6 +128,7 @@ class Decoder3D(nn.Module):
         self.conv_out = CausalConv3d(channels[-1], config.out_channels)
 
     def __call__(self, latents: mx.array, work: Pass) -> mx.array:
+        latents = latents.astype(self.conv_in.conv.weight.dtype)
         x = list(self.conv_in([latents], work))
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, latents, work)

@@ -70,7 +70,7 @@ class GroupNorm(nn.Module):
         # Squares of differences from about the mean lose little to rounding. A row from the middle
         # has it: at the edge, values are others.
         middle = bands[len(bands) // 2]
-        about = middle[:, 0, middle.shape[2] // 2].mean(1)
+        about = middle[:, 0, middle.shape[2] // 2].astype(mx.float32).mean(1)
         sums = [_sums_of_powers(band, about, work) for band in bands]
         share = mx.array(1 / sum(prod(band.shape[1:4]) for band in bands))
         first, second = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))

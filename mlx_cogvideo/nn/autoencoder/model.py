@@ -84,8 +84,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         height, width = pixels.shape[2:4]
         if height % ratio or width % ratio:
             raise ValueError(
-                f"height and width must be multiples of {ratio}; got {height}x{width}: "
-                f"crop to {height // ratio * ratio}x{width // ratio * ratio}"
+                f"height and width must be multiples of {ratio}; got {height} and {width}"
             )
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(height // ratio, width // ratio):
@@ -160,6 +159,8 @@ class AutoencoderKLCogVideoX(nn.Module):
     ) -> Tiles | None:
         if tiling not in TILINGS:
             raise ValueError(f"tiling must be {', '.join(TILINGS)}; got {tiling!r}")
+        if tiling != "tiled" and (tile_size is not None or tile_overlap is not None):
+            raise ValueError(f"tiling={tiling!r} has no tiles: leave out their size and overlap")
         tiles = Tiles.choose(self.config, tile_size, tile_overlap)
         return tiles if tiling == "tiled" else None
 
@@ -204,7 +205,7 @@ def in_chunks(clip: mx.array, size: int) -> Iterator[mx.array]:
 
 def chunk_plan(frames: int, size: int) -> list[slice]:
     """Chunks of `size` frames; the first also takes the remainder."""
-    first = size + frames % size
+    first = min(size + frames % size, frames)
     return [slice(0, first), *(slice(i, i + size) for i in range(first, frames, size))]
 
 
@@ -215,7 +216,7 @@ def largest_decode_tensor(config: AutoencoderConfig, shape: tuple[int, ...]) -> 
     before it, and the channels of the level below.
     """
     batch, frames, height, width = shape[:4]
-    first = len(range(frames)[chunk_plan(frames, DECODE_CHUNK)[0]])
+    first = chunk_plan(frames, DECODE_CHUNK)[0].stop
     ratio = config.temporal_compression_ratio
     decoded = ratio * first - (ratio - 1) * (first % 2)
     area = height * width * config.spatial_compression_ratio**2

@@ -1,6 +1,6 @@
 """Frames in overlapping tiles, coded apart from each other and blended, as diffusers does it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Self
@@ -45,25 +45,28 @@ class Tiles:
         ratio = config.spatial_compression_ratio
         native = config.sample_height, config.sample_width
         size = tile_size or tuple(ratio * max(side // 2 // ratio, 2) for side in native)
+        shares = tile_overlap or DEFAULT_OVERLAP
+        for name, pair in (("tile_size", size), ("tile_overlap", shares)):
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValueError(f"{name} is a pair, for height and width; got {pair}")
         if any(side < ratio or side % ratio for side in size):
+            nearest = [ratio * max(1, round(side / ratio)) for side in size]
             raise ValueError(
-                f"tile_size must be multiples of {ratio}; got {_pair(size)}: "
-                f"{_pair(ratio * max(1, round(side / ratio)) for side in size)} is the nearest"
+                f"tile_size must be multiples of {ratio}; got {size[0]} and {size[1]}: "
+                f"{nearest[0]} and {nearest[1]} are the nearest"
             )
         latent = tuple(side // ratio for side in size)
-        shares = tile_overlap or DEFAULT_OVERLAP
         overlap = []
         for name, side, share in zip(("height", "width"), latent, shares, strict=True):
-            whole = round(side * share)
-            if tile_overlap is None:
-                whole = min(ceil(side * share - 1e-6), side - 1)
-            elif not 0 <= share < 1:
+            if not 0 <= share < 1:
                 raise ValueError(
                     f"tile_overlap must be from 0 to below 1 of a tile's {name}; got {share:g}"
                 )
-            elif abs(side * share - whole) > 1e-6 or whole == side:
+            whole = min(round(side * share), side - 1)
+            if tile_overlap is None:
+                whole = min(ceil(side * share - 1e-6), side - 1)
+            elif abs(side * share - whole) > 1e-6:
                 # Anything else would make an output of another size.
-                whole = min(whole, side - 1)
                 raise ValueError(
                     f"a tile's overlap must be a multiple of {ratio} pixels; {share:g} of a "
                     f"{name} of {side * ratio} isn't: {whole}/{side} is the nearest"
@@ -128,7 +131,3 @@ def _blend(before: mx.array, x: mx.array, overlap: int, axis: int) -> mx.array:
     weight = (mx.arange(overlap) / overlap).reshape(shape)
     start = _end(before, overlap, axis) * (1 - weight) + start * weight
     return mx.concatenate([start.astype(x.dtype), rest], axis)
-
-
-def _pair(values: Iterable[int]) -> str:
-    return "x".join(map(str, values))
