@@ -1,6 +1,11 @@
 """Scaled dot-product attention, the one place where every caller computes it."""
 
+from collections.abc import Iterator
+
 import mlx.core as mx
+
+SCORES_AT_A_TIME = 2**26
+"""Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
 
 
 def attention(
@@ -10,6 +15,7 @@ def attention(
     *,
     scale: float | None = None,
     bias: mx.array | None = None,
+    bounded_backward: bool = False,
 ) -> mx.array:
     """softmax(scale · q kᵀ + bias) v.
 
@@ -18,13 +24,76 @@ def attention(
         scale: ``head_dim ** -0.5`` by default.
         bias: added to the scores, broadcast to ``[batch, heads, tokens, tokens]``. None keeps the
             fused kernels' memory linear in the number of tokens.
+        bounded_backward: where gradients are taken, keep their memory linear, too: some heads and
+            queries at a time. Metal's own backward does so by itself; those of CUDA and the CPU
+            hold the tables of all scores. Without `bias` only.
 
     Returns:
         ``[batch, heads, tokens, head_dim]``, in the dtype of `queries`.
     """
     if scale is None:
         scale = queries.shape[-1] ** -0.5
+    if bounded_backward and not mx.metal.is_available():
+        # The scale belongs to the queries, so that the function below has arrays only.
+        return _in_parts(queries * scale, keys, values)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
+
+
+@mx.custom_function
+def _in_parts(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """softmax(q kᵀ) v, part by part: while gradients are taken, MLX makes the scores even here."""
+    heads, before = [], []
+    for group, parts in _parts(queries.shape, keys.shape[2]):
+        rows = []
+        for part in parts:
+            (q,) = mx.depends([queries[:, group, part]], before)
+            before = [
+                mx.fast.scaled_dot_product_attention(q, keys[:, group], values[:, group], scale=1.0)
+            ]
+            rows += before
+        heads.append(mx.concatenate(rows, axis=2))
+    return mx.concatenate(heads, axis=1)
+
+
+@_in_parts.vjp
+def _in_parts_vjp(primals, cotangent, output):
+    queries, keys, values = primals
+    gradients, before = [], []
+    for group, parts in _parts(queries.shape, keys.shape[2]):
+        k, v = keys[:, group], values[:, group]
+        k_gradient, v_gradient = (mx.zeros(x.shape, mx.float32) for x in (k, v))
+        rows = []
+        for part in parts:
+            # In a lazy graph nothing else would keep all parts from being computed at once.
+            q, g = mx.depends([queries[:, group, part], cotangent[:, group, part]], before)
+            weights = mx.softmax(q @ k.swapaxes(2, 3), axis=-1, precise=True)
+            v_gradient = v_gradient + (weights.swapaxes(2, 3) @ g)
+            # The sum over keys of weights · (g vᵀ) is that over features of g · output.
+            mean = (g * output[:, group, part]).sum(-1, keepdims=True)
+            scores = weights * (g @ v.swapaxes(2, 3) - mean)
+            k_gradient = k_gradient + (scores.swapaxes(2, 3) @ q)
+            rows.append(scores @ k)
+            before = [rows[-1], k_gradient, v_gradient]
+        gradients.append((mx.concatenate(rows, axis=2), k_gradient, v_gradient))
+    return tuple(
+        mx.concatenate(parts, axis=1).astype(x.dtype)
+        for parts, x in zip(zip(*gradients, strict=True), primals, strict=True)
+    )
+
+
+def _parts(shape: tuple[int, ...], keys: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Groups of heads, and for each the stretches of queries, with no more scores at a time."""
+    batch, heads, tokens, _ = shape
+    per_head = batch * tokens * keys
+    group = max(1, min(heads, SCORES_AT_A_TIME // per_head))
+    stretch = tokens
+    if group == 1:
+        stretch = max(1, min(tokens, SCORES_AT_A_TIME // (batch * keys)))
+    for first in range(0, heads, group):
+        yield (
+            slice(first, first + group),
+            [slice(i, i + stretch) for i in range(0, tokens, stretch)],
+        )
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

@@ -7,6 +7,7 @@ patch of 1.5, the image channels and the ``ofs`` embedding of image-to-video.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,6 +60,20 @@ class TransformerConfig(Config):
         return (self.sample_frames - 1) // self.temporal_compression_ratio + 1
 
 
+class BlockContext(NamedTuple):
+    """What each block is given besides its tokens.
+
+    Attributes:
+        temb: ``[batch, time_embed_dim]``.
+        is_text: ``[tokens, 1]``.
+        rotation: cosines and sines, ``[tokens, head_dim]`` each, or None.
+    """
+
+    temb: mx.array
+    is_text: mx.array
+    rotation: tuple[mx.array, mx.array] | None
+
+
 class CogVideoXTransformer3DModel(nn.Module):
     """Predicts the velocity of noisy latents."""
 
@@ -98,6 +113,20 @@ class CogVideoXTransformer3DModel(nn.Module):
         Raises:
             ValueError: frames, height or width that the patches or the position table don't fit.
         """
+        x, context = self.embed(hidden_states, encoder_hidden_states, timestep, ofs)
+        for block in self.transformer_blocks:
+            x = block(x, *context)
+        return self.project(x, context, hidden_states.shape)
+
+    def embed(
+        self,
+        hidden_states: mx.array,
+        encoder_hidden_states: mx.array,
+        timestep: mx.array,
+        ofs: mx.array | None = None,
+    ) -> tuple[mx.array, "BlockContext"]:
+        """What the blocks begin with: tokens ``[batch, text_length + patches, dim]``, and what
+        each of them is given besides. Arguments as in ``__call__``."""
         config, dtype = self.config, hidden_states.dtype
         grid = self._patch_grid(hidden_states.shape)
         text_length = encoder_hidden_states.shape[1]
@@ -111,12 +140,13 @@ class CogVideoXTransformer3DModel(nn.Module):
 
         x = self.patch_embed(hidden_states, encoder_hidden_states, grid)
         is_text = (mx.arange(x.shape[1]) < text_length)[:, None]
-        rotation = self._rotation(text_length, grid)
-        for block in self.transformer_blocks:
-            x = block(x, temb, is_text, rotation)
+        return x, BlockContext(temb, is_text, self._rotation(text_length, grid))
 
-        x = self.norm_final(x[:, text_length:])
-        x = self.proj_out(self.norm_out(x, temb))
+    def project(self, x: mx.array, context: "BlockContext", shape: tuple[int, ...]) -> mx.array:
+        """The last block's tokens to a velocity for latents of `shape`."""
+        grid = self._patch_grid(shape)
+        x = self.norm_final(x[:, -math.prod(grid) :])
+        x = self.proj_out(self.norm_out(x, context.temb))
         return self._unpatchify(x, grid)
 
     def _patch_grid(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -234,12 +264,17 @@ class CogVideoXBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the joint sequence, queries and keys normalized per head."""
+    """Self-attention over the joint sequence, queries and keys normalized per head.
+
+    Attributes:
+        bounded_backward: see ``attention``; for training.
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         dim, bias = config.dim, config.attention_bias
         self.heads = config.num_attention_heads
+        self.bounded_backward = False
         self.norm_q = nn.LayerNorm(config.attention_head_dim, eps=QK_NORM_EPS)
         self.norm_k = nn.LayerNorm(config.attention_head_dim, eps=QK_NORM_EPS)
         self.to_q = nn.Linear(dim, dim, bias=bias)
@@ -254,7 +289,8 @@ class Attention(nn.Module):
         values = split_heads(self.to_v(x), self.heads)
         if rotation is not None:
             queries, keys = _rotate(queries, *rotation), _rotate(keys, *rotation)
-        return self.to_out[0](merge_heads(attention(queries, keys, values)))
+        mixed = attention(queries, keys, values, bounded_backward=self.bounded_backward)
+        return self.to_out[0](merge_heads(mixed))
 
 
 _rotate = fused(rotate)

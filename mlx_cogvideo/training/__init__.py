@@ -1,0 +1,1 @@
+"""LoRA training: clips, their latents, the objective and the trainer."""

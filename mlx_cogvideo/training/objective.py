@@ -1,0 +1,109 @@
+"""What is learned, and its gradient, block by block."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..nn.transformer import CogVideoXTransformer3DModel
+from ..schedulers import Scheduler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as the transformer learns from them.
+
+    Attributes:
+        latents: ``[B, f, h, w, c]``, scaled, with 1.5's leading frame; without noise.
+        text: ``[B, L, D]``, the embeddings of their captions.
+        noise: like `latents`.
+        timestep: ``[B]``, 0 to 999.
+        image_latents: for image to video, ``[B, f, h, w, c]``; zeros but for the first frame.
+    """
+
+    latents: mx.array
+    text: mx.array
+    noise: mx.array
+    timestep: mx.array
+    image_latents: mx.array | None = None
+
+
+def mean_squared_error(velocity: mx.array, target: mx.array) -> mx.array:
+    """In float32. The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same number."""
+    return mx.square(velocity.astype(mx.float32) - target).mean()
+
+
+def loss_and_gradients(
+    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """The loss of a batch, and the gradients of what can be trained in the blocks.
+
+    The blocks run forwards one by one, of which only their inputs are kept; then backwards, each
+    computed anew and finished before the one before it. Memory: the inputs of all blocks and what
+    the backward of one holds.
+
+    Args:
+        dtype: of the activations.
+
+    Returns:
+        The loss in float32, and gradients by the paths of the parameters.
+    """
+    noisy, target = _noisy(scheduler, batch)
+    x, context = transformer.embed(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
+    mx.eval(x, context)
+    inputs = []
+    for block in transformer.transformer_blocks:
+        inputs.append(x)
+        x = block(x, *context)
+        mx.eval(x)
+
+    def loss_of(x: mx.array) -> mx.array:
+        return mean_squared_error(transformer.project(x, context, noisy.shape), target)
+
+    loss, cotangent = mx.value_and_grad(loss_of)(x)
+    mx.eval(loss, cotangent)
+    del x
+    gradients: dict[str, mx.array] = {}
+    for i in reversed(range(len(inputs))):
+        block = transformer.transformer_blocks[i]
+        of_block, cotangent = _block_gradients(block, inputs.pop(), context, cotangent)
+        mx.eval(of_block, cotangent)
+        gradients |= {f"transformer_blocks.{i}.{path}": g for path, g in of_block.items()}
+    return loss, gradients
+
+
+def loss_only(
+    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
+) -> mx.array:
+    """The loss of a batch, for validation."""
+    noisy, target = _noisy(scheduler, batch)
+    velocity = transformer(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
+    return mean_squared_error(velocity, target)
+
+
+def _noisy(scheduler: Scheduler, batch: Batch) -> tuple[mx.array, mx.array]:
+    """The transformer's input, image latents included, and the velocity it should answer."""
+    latents = batch.latents.astype(mx.float32)
+    noisy = scheduler.add_noise(latents, batch.noise, batch.timestep)
+    target = scheduler.get_velocity(latents, batch.noise, batch.timestep)
+    if batch.image_latents is not None:
+        noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
+    return noisy, target
+
+
+def _block_gradients(
+    block: nn.Module, x: mx.array, context: tuple, cotangent: mx.array
+) -> tuple[dict[str, mx.array], mx.array]:
+    paths, parameters = zip(*tree_flatten(block.trainable_parameters()), strict=True)
+
+    def run(*arrays: mx.array) -> list[mx.array]:
+        *values, x = arrays
+        block.update(tree_unflatten(list(zip(paths, values, strict=True))))
+        return [block(x, *context)]
+
+    _, results = mx.vjp(run, [*parameters, x], [cotangent])
+    # Tracing has left its own arrays in the block.
+    block.update(tree_unflatten(list(zip(paths, parameters, strict=True))))
+    *gradients, cotangent = results
+    return dict(zip(paths, gradients, strict=True)), cotangent

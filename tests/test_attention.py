@@ -1,0 +1,46 @@
+"""Attention whose gradients are taken part by part."""
+
+import mlx.core as mx
+import pytest
+from support import relative_error
+
+from mlx_cogvideo.nn import attention as module
+from mlx_cogvideo.nn.attention import attention
+
+
+def inputs(tokens=37, heads=5):
+    keys = mx.random.split(mx.random.key(0), 4)
+    return [mx.random.normal((2, heads, tokens, 16), key=key) for key in keys]
+
+
+@pytest.mark.parametrize("at_a_time", [2**26, 2 * 2 * 37 * 37, 2 * 37 * 10, 1], ids=str)
+def test_the_bounded_backward_equals_the_plain_one(monkeypatch, at_a_time):
+    monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
+    *arguments, cotangent = inputs()
+    plain, expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
+    bounded, gradients = mx.vjp(
+        lambda *a: [attention(*a, bounded_backward=True)], arguments, [cotangent]
+    )
+    assert relative_error(bounded[0], plain[0]) < 1e-5
+    for a, b in zip(gradients, expected, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+def peak(monkeypatch, tokens, heads, at_a_time, bounded=True) -> int:
+    monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
+    *arguments, cotangent = inputs(tokens, heads)
+    mx.eval(arguments, cotangent)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    _, gradients = mx.vjp(
+        lambda *a: [attention(*a, bounded_backward=bounded)], arguments, [cotangent]
+    )
+    mx.eval(gradients)
+    return mx.get_peak_memory() - before
+
+
+def test_the_memory_of_the_bounded_backward_doesnt_grow_with_the_number_of_parts(monkeypatch):
+    few, many = (peak(monkeypatch, 512, heads, 2 * 64 * 512) for heads in (2, 8))
+    # What grows is the arrays themselves: of 8 heads one is 1 MiB, of 2 a quarter of that.
+    assert many - few < 12 * 2**20
+    assert many < peak(monkeypatch, 512, 8, 2**30, bounded=False) / 3
