@@ -8,6 +8,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -89,6 +90,7 @@ class CogVideoXPipeline:
         }
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
+        self._kept: set[str] = set()
         self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.folder / "tokenizer")
         self.scheduler_config = read_config(self.folder / "scheduler" / "scheduler_config.json")
@@ -178,9 +180,20 @@ class CogVideoXPipeline:
         )
 
     def free(self, name: str) -> None:
-        """Lets go of a network's memory; it loads again when it is next asked for."""
-        self._networks.pop(name, None)
+        """Lets go of a network's memory, unless it is kept; it loads again when it is asked for."""
+        if name not in self._kept:
+            self._networks.pop(name, None)
         mx.clear_cache()
+
+    @contextmanager
+    def keeping(self, name: str) -> Iterator[None]:
+        """Holds a network in memory over several stages, and frees it in the end."""
+        self._kept.add(name)
+        try:
+            yield
+        finally:
+            self._kept.discard(name)
+            self.free(name)
 
     def geometry(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None

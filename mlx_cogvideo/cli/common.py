@@ -105,6 +105,11 @@ class Bars:
             )
         self._bar.update(done - self._bar.n)
 
+    def note(self, text: str) -> None:
+        """Puts a few words behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

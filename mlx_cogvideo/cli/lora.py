@@ -1,0 +1,169 @@
+"""``lora.py``: clips and captions in, an adapter out."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints import default_model, model_identity
+from ..errors import InvalidInputError, OutputError, mlx_errors
+from ..pipeline import CogVideoXPipeline
+from ..training.cache import Cache
+from ..training.clips import Shape, find_clips
+from ..training.prepare import prepare
+from ..training.trainer import TARGETS, Settings, Trainer, saved_checkpoints
+from .common import DTYPES, INTERRUPTED, Bars, Parser, be_quiet, run, say, size
+from .signals import Interrupts
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(train, arguments)
+
+
+def train(arguments: Sequence[str] | None) -> int | None:
+    args = make_parser().parse_args(arguments)
+    if args.quiet:
+        be_quiet()
+    settings = Settings(
+        iters=args.iters,
+        learning_rate=args.learning_rate,
+        rank=args.rank,
+        alpha=args.alpha,
+        targets=tuple(args.target),
+        batch_size=args.batch_size,
+        accumulate=args.grad_accumulation_steps,
+        warmup=args.warmup,
+        schedule=args.lr_schedule,
+        seed=args.seed,
+    )
+    clips = find_clips(args.data)
+    check_adapter_path(args.adapter_path, args.resume)
+    name = args.model or default_model()
+    pipe = CogVideoXPipeline.from_pretrained(
+        name, DTYPES.get(args.dtype), download=not args.dry_run
+    )
+    if pipe.configs["transformer"].in_channels != pipe.configs["vae"].latent_channels:
+        raise InvalidInputError("image-to-video models can't be trained yet: name another --model")
+    geometry = pipe.geometry(args.frames, args.height, args.width)
+    skip = (args.skip_frames[0], args.skip_frames[-1])
+    shape = Shape(geometry.num_frames, geometry.height, geometry.width, args.fps or pipe.fps, skip)
+    without = sum(not clip.caption for clip in clips)
+    for title, text in [
+        ("model", f"{name}, {pipe.dtype_name}"),
+        (
+            "clips",
+            f"{len(clips)} from {args.data}" + f", {without} without a caption" * (without > 0),
+        ),
+        ("as", f"{shape.frames} frames of {shape.width}x{shape.height}, {shape.fps:g} a second"),
+        ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
+        ("training", f"{settings.iters} steps of {settings.batch_size}"),
+    ]:
+        logger.info("%-8s %s", title, text)
+    if args.dry_run:
+        for clip in clips:
+            print(f"{clip.path}: {clip.caption}")
+        return None
+    args.adapter_path.mkdir(parents=True, exist_ok=True)
+    interrupts = Interrupts()
+    interrupts.patient = True
+    with mlx_errors(), interrupts:
+        return _train(pipe, name, clips, shape, settings, args, interrupts)
+
+
+def _train(pipe, name, clips, shape, settings, args, interrupts) -> int | None:
+    cache = Cache(args.cache or args.data / ".mlx_cogvideo")
+    bars = Bars(quiet=args.quiet, dynamic_ncols=True)
+    try:
+        samples, unconditional = prepare(
+            pipe, model_identity(name, pipe.folder), clips, shape, cache, bars
+        )
+        bars.close()
+        with pipe.keeping("transformer"):
+            trainer = Trainer(pipe, samples, unconditional, settings, args.adapter_path)
+            if args.resume:
+                trainer.resume()
+                logger.info("%-8s after %d steps", "resumed", trainer.step)
+
+            def show(told: dict) -> None:
+                bars("train", told["step"], settings.iters)
+                bars.note(f"loss {told['loss']:.4f}, {size(told['peak_memory'])}")
+                if "validation" in told:
+                    say(f"step {told['step']}: validation loss {told['validation']:.4f}")
+
+            done = trainer.train(
+                save_every=args.save_every,
+                validate_every=args.val_every,
+                on_step=show,
+                should_stop=lambda: interrupts.wanted,
+            )
+    finally:
+        bars.close()
+    if not done:
+        say(
+            f"interrupted: {trainer.step} of {settings.iters} steps are kept in "
+            f"{args.adapter_path}; the same command with --resume goes on"
+        )
+        return INTERRUPTED
+    print(args.adapter_path)
+    return None
+
+
+def check_adapter_path(path: Path, resume: bool) -> None:
+    """Raises OutputError where an adapter can't be written, or another one is already."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file: choose another --adapter-path")
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    probe = parent / ".mlx_cogvideo-probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{parent} can't be written: {error.strerror}") from None
+    if not resume and (path / "adapter_config.json").exists():
+        more = ", or go on with --resume" if saved_checkpoints(path) else ""
+        raise OutputError(f"{path} holds an adapter: choose another --adapter-path{more}")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="lora.py", description="Fine-tune CogVideoX on clips, with LoRA, in MLX.")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="clips and their captions")
+    add("--model", help="folder, hub id or short name, as in generate.py")
+    add("--adapter-path", type=Path, default=Path("adapters"), help="default: adapters")
+    add("--iters", type=int, default=1000, help="steps (default: 1000)")
+    add("--learning-rate", type=float, default=1e-4, help="default: 1e-4")
+    add("--lr-schedule", choices=("constant", "cosine"), default="constant")
+    add("--warmup", type=int, default=50, metavar="STEPS", help="default: 50")
+    add("--rank", type=int, default=64, help="default: 64")
+    add("--alpha", type=float, help="scale of the adapter, times its rank (default: the rank)")
+    add(
+        "--target",
+        nargs="+",
+        default=TARGETS,
+        metavar="LAYER",
+        help=f"layers to adapt (default: {' '.join(TARGETS)}; ff.net.0.proj and ff.net.2 too)",
+    )
+    add("--batch-size", type=int, default=1, help="default: 1")
+    add("--grad-accumulation-steps", type=int, default=1, metavar="N", help="default: 1")
+    add("--frames", type=int, help="8N+1 (default: the model's own)")
+    add("--height", type=int, help="in pixels (default: the model's own)")
+    add("--width", type=int, help="in pixels (default: the model's own)")
+    add("--fps", type=float, help="frames a second to learn (default: the model's own)")
+    add(
+        "--skip-frames",
+        type=int,
+        nargs="+",
+        default=(0,),
+        metavar="N",
+        help="frames of each clip to leave out at its beginning and its end",
+    )
+    add("--seed", type=int, default=0)
+    add("--save-every", type=int, default=250, metavar="STEPS", help="default: 250")
+    add("--val-every", type=int, default=0, metavar="STEPS", help="default: never")
+    add("--cache", type=Path, metavar="DIR", help="default: .mlx_cogvideo in --data")
+    add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
+    add("--resume", action="store_true", help="go on with an unfinished training")
+    add("--dry-run", action="store_true", help="say what would be learned and stop there")
+    add("--quiet", "-q", action="store_true", help="say only what is wrong")
+    return parser

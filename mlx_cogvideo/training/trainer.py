@@ -1,0 +1,327 @@
+"""Trains an adapter on prepared clips, and goes on where it stopped.
+
+Noise, timesteps and the order of the clips are drawn by seed and step, so that a checkpoint is the
+adapter, the optimizer's state and the number of steps: what follows is the same bit for bit.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..checkpoints import read_config, save_adapter, write_config
+from ..errors import CheckpointError, GenerationError, InvalidInputError
+from ..nn.lora import LowRank, add_adapter
+from ..nn.quantization import linear_layers
+from ..nn.transformer import CogVideoXTransformer3DModel
+from ..pipeline import CogVideoXPipeline
+from ..schedulers import make_scheduler
+from .objective import Batch, loss_and_gradients, loss_only
+from .prepare import Sample, load_text
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+CHECKPOINTS = "checkpoints"
+VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a training; changing one of them makes it another training.
+
+    Attributes:
+        alpha: None is the rank. The adapter is scaled by alpha / rank.
+        targets: ends of the names of the layers that are adapted.
+        batch_size: clips a step.
+        accumulate: steps whose gradients make one update.
+        warmup: updates in which the learning rate rises.
+        schedule: ``"constant"`` or ``"cosine"``, falling to nothing.
+        clip_norm: of the gradient, at most.
+        caption_dropout: share of the clips that are learned without their caption.
+    """
+
+    iters: int = 1000
+    learning_rate: float = 1e-4
+    rank: int = 64
+    alpha: float | None = None
+    targets: tuple[str, ...] = TARGETS
+    batch_size: int = 1
+    accumulate: int = 1
+    warmup: int = 50
+    schedule: str = "constant"
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    caption_dropout: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("iters", "rank", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise InvalidInputError(f"learning_rate must be above 0; got {self.learning_rate}")
+        if not 0 <= self.caption_dropout <= 1:
+            raise InvalidInputError(
+                f"caption_dropout must be from 0 to 1; got {self.caption_dropout}"
+            )
+
+
+class Trainer:
+    """A transformer with a new adapter, and the optimizer that trains it."""
+
+    def __init__(
+        self,
+        pipe: CogVideoXPipeline,
+        samples: Sequence[Sample],
+        unconditional: Path,
+        settings: Settings,
+        folder: Path,
+        keep: int = 3,
+    ):
+        """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
+
+        Args:
+            unconditional: file of the empty caption's embeddings.
+            folder: where the adapter, its checkpoints and the log go.
+            keep: checkpoints to keep.
+        """
+        self.pipe, self.samples, self.settings = pipe, samples, settings
+        self.folder, self.keep, self.step = folder, keep, 0
+        self._unconditional = load_text(unconditional)
+        self._scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        self.transformer = pipe.transformer
+        self.transformer.freeze()
+        self.layers = new_adapter(self.transformer, settings)
+        add_adapter(self.transformer, self.layers)
+        for block in self.transformer.transformer_blocks:
+            block.attn1.bounded_backward = True
+        self.optimizer = optim.AdamW(
+            learning_rate=_learning_rate(settings),
+            betas=[0.9, 0.95],
+            weight_decay=settings.weight_decay,
+        )
+        self.optimizer.init(self._parameters())
+
+    def _parameters(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self.transformer.trainable_parameters()))
+
+    def train(
+        self,
+        *,
+        save_every: int = 250,
+        validate_every: int = 0,
+        on_step: Callable[[dict[str, Any]], None] = lambda told: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Trains to the last step, or until it should stop, which saves.
+
+        Returns:
+            Whether it is done.
+
+        Raises:
+            GenerationError: the loss became NaN or infinite.
+        """
+        log = self.folder / "log.jsonl"
+        while self.step < self.settings.iters:
+            began = time.perf_counter()
+            loss, norm = self._update()
+            told = {
+                "step": self.step,
+                "loss": loss,
+                "gradient": norm,
+                "learning_rate": self.optimizer.learning_rate.item(),
+                "seconds": round(time.perf_counter() - began, 3),
+                "peak_memory": mx.get_peak_memory(),
+            }
+            last = self.step == self.settings.iters
+            if validate_every and (self.step % validate_every == 0 or last):
+                told["validation"] = self.validate()
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+            on_step(told)
+            stop = should_stop()
+            if last or stop or self.step % save_every == 0:
+                self.save()
+            if stop and not last:
+                return False
+        return True
+
+    def _update(self) -> tuple[float, float]:
+        """One update of the adapter; returns the loss and the norm of the gradient."""
+        total, losses = {}, []
+        for part in range(self.settings.accumulate):
+            batch = self.batch(self.step * self.settings.accumulate + part)
+            loss, gradients = loss_and_gradients(
+                self.transformer, self._scheduler, batch, self.pipe.dtype
+            )
+            losses.append(loss.item())
+            share = 1 / self.settings.accumulate
+            total = {
+                path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
+            }
+        if not np.isfinite(losses).all():
+            raise GenerationError(
+                f"the loss of step {self.step + 1} is {losses[-1]}: try a lower learning rate, or "
+                "another dtype"
+            )
+        total, norm = optim.clip_grad_norm(total, self.settings.clip_norm)
+        new = self.optimizer.apply_gradients(total, self._parameters())
+        self.transformer.update(tree_unflatten(list(new.items())))
+        mx.eval(new, self.optimizer.state, norm)
+        self.step += 1
+        return float(np.mean(losses)), norm.item()
+
+    def batch(self, number: int) -> Batch:
+        """The batch of a step: clips in an order that is new each time they have all been seen."""
+        size, count = self.settings.batch_size, len(self.samples)
+        random = np.random.default_rng([self.settings.seed, 1, number])
+        parts = []
+        for position in range(number * size, (number + 1) * size):
+            epoch, place = divmod(position, count)
+            order = np.random.default_rng([self.settings.seed, 0, epoch]).permutation(count)
+            sample = self.samples[order[place]]
+            drop = random.random() < self.settings.caption_dropout
+            parts.append(
+                self._part(
+                    sample,
+                    timestep=int(random.integers(1000)),
+                    key=mx.random.key(int(random.integers(2**63))),
+                    text=self._unconditional if drop else load_text(sample.text),
+                )
+            )
+        return _joined(parts)
+
+    def validate(self) -> float:
+        """The loss at fixed timesteps and noise, over at most eight clips: it tells of learning
+        what the loss of a step, at whatever timestep, can't."""
+        losses = [
+            loss_only(
+                self.transformer,
+                self._scheduler,
+                self._part(sample, t, mx.random.key(i), load_text(sample.text)),
+                self.pipe.dtype,
+            ).item()
+            for i, sample in enumerate(self.samples[:8])
+            for t in VALIDATION_TIMESTEPS
+        ]
+        return float(np.mean(losses))
+
+    def _part(self, sample: Sample, timestep: int, key: mx.array, text: mx.array) -> Batch:
+        keys = mx.random.split(key)
+        latents = sample.posterior().sample(keys[0]).astype(mx.float32)
+        latents = latents * self.pipe.configs["vae"].scaling_factor
+        leading = -latents.shape[1] % (self.pipe.configs["transformer"].patch_size_t or 1)
+        latents = mx.concatenate([*[latents[:, :1]] * leading, latents], axis=1)
+        noise = mx.random.normal(latents.shape, key=keys[1])
+        return Batch(latents, text, noise, mx.array([timestep]))
+
+    def save(self) -> None:
+        """Writes the adapter, and a checkpoint to go on from; an older one than `keep` goes."""
+        self.save_adapter(self.folder)
+        checkpoints = self.folder / CHECKPOINTS
+        checkpoints.mkdir(exist_ok=True)
+        final = checkpoints / f"{self.step:07}"
+        partial = checkpoints / f".{self.step:07}.{os.getpid()}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        mx.save_safetensors(str(partial / "adapter.safetensors"), self._parameters())
+        state = dict(tree_flatten(self.optimizer.state))
+        mx.save_safetensors(str(partial / "optimizer.safetensors"), state)
+        write_config(
+            partial / "training.json", {"step": self.step, "settings": asdict(self.settings)}
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in saved_checkpoints(self.folder)[: -self.keep]:
+            shutil.rmtree(old)
+
+    def save_adapter(self, folder: Path) -> None:
+        settings = self.settings
+        alpha = settings.rank if settings.alpha is None else settings.alpha
+        name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
+        save_adapter(folder, self.layers, rank=settings.rank, alpha=alpha, base_model=name)
+
+    def resume(self) -> None:
+        """Goes on from the last checkpoint.
+
+        Raises:
+            CheckpointError: there is none.
+            InvalidInputError: it was begun with other settings.
+        """
+        found = saved_checkpoints(self.folder)
+        if not found:
+            raise CheckpointError(f"{self.folder} has no checkpoint to resume from")
+        told = read_config(found[-1] / "training.json")
+        now = json.loads(json.dumps(asdict(self.settings)))
+        other = [
+            f"{name} was {value} and is now {now.get(name)}"
+            for name, value in told["settings"].items()
+            if name != "iters" and now.get(name) != value
+        ]
+        if other:
+            raise InvalidInputError(f"{found[-1]} was begun otherwise: {'; '.join(other)}")
+        self.step = told["step"]
+        adapter = mx.load(str(found[-1] / "adapter.safetensors"))
+        self.transformer.update(tree_unflatten(list(adapter.items())))
+        state = mx.load(str(found[-1] / "optimizer.safetensors"))
+        self.optimizer.state = tree_unflatten(list(state.items()))
+
+
+def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) -> dict[str, LowRank]:
+    """A for each target as peft begins with it, uniform to ±1/√inputs, and B of zeros.
+
+    Raises:
+        InvalidInputError: no layer of the blocks has such a name.
+    """
+    whole = CogVideoXTransformer3DModel(transformer.config)
+    shapes = {
+        path: shape
+        for path, shape in linear_layers(whole).items()
+        if path.startswith("transformer_blocks.")
+        and any(path.endswith(f".{target}") for target in settings.targets)
+    }
+    if not shapes:
+        raise InvalidInputError(f"the model has no layers {', '.join(settings.targets)}")
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    keys = mx.random.split(mx.random.key(settings.seed), len(shapes))
+    layers = {}
+    for key, (path, (outputs, inputs)) in zip(keys, shapes.items(), strict=True):
+        limit = inputs**-0.5
+        a = mx.random.uniform(-limit, limit, (settings.rank, inputs), key=key)
+        layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), alpha / settings.rank)
+    return layers
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(path for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+
+
+def _learning_rate(settings: Settings) -> Callable[[mx.array], mx.array] | float:
+    rate, warmup = settings.learning_rate, min(settings.warmup, settings.iters // 2)
+    if settings.schedule == "cosine":
+        after = optim.cosine_decay(rate, max(settings.iters - warmup, 1))
+    else:
+        after = optim.linear_schedule(rate, rate, 1)
+    if warmup == 0:
+        return after
+    return optim.join_schedules(
+        [optim.linear_schedule(rate / warmup, rate, warmup), after], [warmup]
+    )
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return Batch(
+        *(
+            mx.concatenate([getattr(part, name) for part in parts])
+            for name in ("latents", "text", "noise", "timestep")
+        )
+    )
