@@ -46,7 +46,7 @@ class Shape:
     Attributes:
         frames: 8N+1.
         height, width: in pixels; a clip is scaled until it covers them and cropped at the middle.
-        fps: frames a second; those are taken that are shown at these times.
+        fps: frames a second; those are taken that are nearest to these times.
         skip: frames of the clip to leave out at its beginning, and at its end.
     """
 
@@ -149,14 +149,13 @@ def read_clip(path: Path, shape: Shape) -> np.ndarray:
 
 
 def _pick(times: list[float], shape: Shape, path: Path) -> list[int]:
-    """Which of a clip's frames are shown at the times that are wanted."""
+    """Which of a clip's frames are nearest to the times that are wanted."""
     head, tail = shape.skip
     times = times[head : len(times) - tail]
     picked, i = [], 0
     for count in range(shape.frames):
-        # A hundredth of a frame makes up for rounding in the file's clock.
-        time = times[0] + (count + 0.01) / shape.fps if times else 0.0
-        while i + 1 < len(times) and times[i + 1] <= time:
+        time = times[0] + count / shape.fps if times else 0.0
+        while i + 1 < len(times) and times[i + 1] - time < time - times[i] - 1e-6:
             i += 1
         last = times[-1] + (times[-1] - times[0]) / max(len(times) - 1, 1) if times else 0.0
         if not times or (time >= last and count > 0):
