@@ -108,7 +108,7 @@ class Trainer:
             betas=[0.9, 0.95],
             weight_decay=settings.weight_decay,
         )
-        self.optimizer.init(self._parameters())
+        self.optimizer.init(_tree(self._parameters()))
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.transformer.trainable_parameters()))
@@ -172,9 +172,9 @@ class Trainer:
                 f"the loss of step {self.step + 1} is {losses[-1]}: try a lower learning rate, or "
                 "another dtype"
             )
-        total, norm = optim.clip_grad_norm(total, self.settings.clip_norm)
-        new = self.optimizer.apply_gradients(total, self._parameters())
-        self.transformer.update(tree_unflatten(list(new.items())))
+        total, norm = optim.clip_grad_norm(_tree(total), self.settings.clip_norm)
+        new = self.optimizer.apply_gradients(total, _tree(self._parameters()))
+        self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
         return float(np.mean(losses)), norm.item()
@@ -270,9 +270,8 @@ class Trainer:
             raise InvalidInputError(f"{found[-1]} was begun otherwise: {'; '.join(other)}")
         self.step = told["step"]
         adapter = mx.load(str(found[-1] / "adapter.safetensors"))
-        self.transformer.update(tree_unflatten(list(adapter.items())))
-        state = mx.load(str(found[-1] / "optimizer.safetensors"))
-        self.optimizer.state = tree_unflatten(list(state.items()))
+        self.transformer.update(_tree(adapter))
+        self.optimizer.state = _tree(mx.load(str(found[-1] / "optimizer.safetensors")))
 
 
 def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) -> dict[str, LowRank]:
@@ -316,6 +315,11 @@ def _learning_rate(settings: Settings) -> Callable[[mx.array], mx.array] | float
     return optim.join_schedules(
         [optim.linear_schedule(rate / warmup, rate, warmup), after], [warmup]
     )
+
+
+def _tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
+    """Arrays by their paths as the nested dictionaries and lists that MLX's functions take."""
+    return tree_unflatten(list(arrays.items()))
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
