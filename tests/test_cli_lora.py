@@ -73,7 +73,21 @@ def test_clips_become_an_adapter_that_changes_videos(clips, adapter, capsys, tmp
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 4)
     assert config["target_modules"] == ["attn1.to_k", "attn1.to_out.0", "attn1.to_q", "attn1.to_v"]
+    assert (adapter / "loss.svg").read_text().count("<polyline") == 2
     assert generate(tmp_path / "video.mp4", "--lora", adapter) == 0
+
+
+def test_samples_are_made_on_the_way(clips, adapter, capsys):
+    samples = ["--sample-every", 2, "--sample-steps", 2]
+    samples += ["--sample-prompt", "a red circle", "--sample-prompt", "a blue square"]
+    assert lora(clips, adapter, "--iters", 4, *samples) == 0
+    made = sorted(path.name for path in (adapter / "samples").iterdir())
+    assert made == [f"000000{step}-{number}.mp4" for step in (2, 4) for number in (0, 1)]
+    assert lora(clips, adapter.with_name("other"), "--sample-every", 2) == 2
+    assert "go together" in capsys.readouterr().err
+    # Sampling leaves the training as it is.
+    assert lora(clips, adapter.with_name("other"), "--iters", 4) == 0
+    assert same(adapter, adapter.with_name("other"))
 
 
 def test_training_lowers_the_loss_at_fixed_noise(clips, adapter):

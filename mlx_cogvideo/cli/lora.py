@@ -1,5 +1,6 @@
 """``lora.py``: clips and captions in, an adapter out."""
 
+import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,10 @@ from ..checkpoints import default_model, model_identity
 from ..errors import InvalidInputError, OutputError, mlx_errors
 from ..pipeline import CogVideoXPipeline
 from ..training.cache import Cache
-from ..training.clips import Shape, find_clips
-from ..training.prepare import prepare
+from ..training.clips import Clip, Shape, find_clips
+from ..training.prepare import load_text, prepare
 from ..training.trainer import TARGETS, Settings, Trainer, saved_checkpoints
+from ..video import write_video
 from .common import DTYPES, INTERRUPTED, Bars, Parser, be_quiet, run, say, size
 from .signals import Interrupts
 
@@ -37,6 +39,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
         schedule=args.lr_schedule,
         seed=args.seed,
     )
+    if bool(args.sample_every) != bool(args.sample_prompt):
+        raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data)
     check_adapter_path(args.adapter_path, args.resume)
     name = args.model or default_model()
@@ -49,12 +53,10 @@ def train(arguments: Sequence[str] | None) -> int | None:
     skip = (args.skip_frames[0], args.skip_frames[-1])
     shape = Shape(geometry.num_frames, geometry.height, geometry.width, args.fps or pipe.fps, skip)
     without = sum(not clip.caption for clip in clips)
+    captions = f", {without} without a caption" * (without > 0)
     for title, text in [
         ("model", f"{name}, {pipe.dtype_name}"),
-        (
-            "clips",
-            f"{len(clips)} from {args.data}" + f", {without} without a caption" * (without > 0),
-        ),
+        ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{shape.frames} frames of {shape.width}x{shape.height}, {shape.fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
         ("training", f"{settings.iters} steps of {settings.batch_size}"),
@@ -71,16 +73,23 @@ def train(arguments: Sequence[str] | None) -> int | None:
         return _train(pipe, name, clips, shape, settings, args, interrupts)
 
 
-def _train(pipe, name, clips, shape, settings, args, interrupts) -> int | None:
+def _train(
+    pipe: CogVideoXPipeline,
+    name: str | Path,
+    clips: Sequence[Clip],
+    shape: Shape,
+    settings: Settings,
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+) -> int | None:
     cache = Cache(args.cache or args.data / ".mlx_cogvideo")
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
-        samples, unconditional = prepare(
-            pipe, model_identity(name, pipe.folder), clips, shape, cache, bars
-        )
+        identity = model_identity(name, pipe.folder)
+        samples, texts = prepare(pipe, identity, clips, shape, cache, bars, args.sample_prompt)
         bars.close()
         with pipe.keeping("transformer"):
-            trainer = Trainer(pipe, samples, unconditional, settings, args.adapter_path)
+            trainer = Trainer(pipe, samples, texts[""], settings, args.adapter_path)
             if args.resume:
                 trainer.resume()
                 logger.info("%-8s after %d steps", "resumed", trainer.step)
@@ -90,6 +99,8 @@ def _train(pipe, name, clips, shape, settings, args, interrupts) -> int | None:
                 bars.note(f"loss {told['loss']:.4f}, {size(told['peak_memory'])}")
                 if "validation" in told:
                     say(f"step {told['step']}: validation loss {told['validation']:.4f}")
+                if args.sample_every and told["step"] % args.sample_every == 0:
+                    make_samples(pipe, shape, texts, args, told["step"])
 
             done = trainer.train(
                 save_every=args.save_every,
@@ -107,6 +118,31 @@ def _train(pipe, name, clips, shape, settings, args, interrupts) -> int | None:
         return INTERRUPTED
     print(args.adapter_path)
     return None
+
+
+def make_samples(
+    pipe: CogVideoXPipeline,
+    shape: Shape,
+    texts: dict[str, Path],
+    args: argparse.Namespace,
+    step: int,
+) -> None:
+    """Writes a clip of each sample prompt, with the same noise each time."""
+    folder = args.adapter_path / "samples"
+    folder.mkdir(exist_ok=True)
+    for number, prompt in enumerate(args.sample_prompt):
+        frames = pipe(
+            prompt_embeds=load_text(texts[prompt]),
+            negative_prompt_embeds=load_text(texts[""]),
+            num_frames=shape.frames,
+            height=shape.height,
+            width=shape.width,
+            num_inference_steps=args.sample_steps,
+            seed=args.seed,
+        )
+        output = folder / f"{step:07}-{number}.mp4"
+        write_video(output, frames, shape.fps, overwrite=True)
+        logger.info("%-8s %s", "sample", output)
 
 
 def check_adapter_path(path: Path, resume: bool) -> None:
@@ -161,6 +197,15 @@ def make_parser() -> Parser:
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=250, metavar="STEPS", help="default: 250")
     add("--val-every", type=int, default=0, metavar="STEPS", help="default: never")
+    add("--sample-every", type=int, default=0, metavar="STEPS", help="default: never")
+    add(
+        "--sample-prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="make a clip of this on the way; may be given several times",
+    )
+    add("--sample-steps", type=int, default=25, metavar="STEPS", help="of a sample (default: 25)")
     add("--cache", type=Path, metavar="DIR", help="default: .mlx_cogvideo in --data")
     add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
     add("--resume", action="store_true", help="go on with an unfinished training")

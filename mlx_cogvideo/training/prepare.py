@@ -49,20 +49,23 @@ def prepare(
     shape: Shape,
     cache: Cache,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> tuple[list[Sample], Path]:
+    also: Sequence[str] = (),
+) -> tuple[list[Sample], dict[str, Path]]:
     """Encodes what the cache doesn't have yet. A clip that can't be read is reported and left out.
 
     Args:
         model: a ``checkpoints.model_identity``.
+        also: texts to encode besides the captions and "".
 
     Returns:
-        The samples, and the file of the empty caption's embeddings.
+        The samples, and the file of each text's embeddings.
 
     Raises:
         InvalidInputError: none of the clips can be read.
     """
     digests = model.get("sha256", model)
-    texts = _texts(pipe, digests, ["", *(clip.caption for clip in clips)], cache, on_progress)
+    captions = ["", *also, *(clip.caption for clip in clips)]
+    texts = _texts(pipe, digests, captions, cache, on_progress)
     samples, problems = [], []
     with pipe.keeping("vae"):
         on_progress("clips", 0, len(clips))
@@ -77,7 +80,7 @@ def prepare(
     if not samples:
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
         raise InvalidInputError(f"no clip can be used: {problems[0]}{more}")
-    return samples, texts[""]
+    return samples, texts
 
 
 def _texts(

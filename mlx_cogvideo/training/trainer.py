@@ -25,11 +25,13 @@ from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
+from .curve import write_curve
 from .objective import Batch, loss_and_gradients, loss_only
 from .prepare import Sample, load_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 
 
@@ -129,7 +131,7 @@ class Trainer:
         Raises:
             GenerationError: the loss became NaN or infinite.
         """
-        log = self.folder / "log.jsonl"
+        log = self.folder / LOG
         while self.step < self.settings.iters:
             began = time.perf_counter()
             loss, norm = self._update()
@@ -224,8 +226,12 @@ class Trainer:
         return Batch(latents, text, noise, mx.array([timestep]))
 
     def save(self) -> None:
-        """Writes the adapter, and a checkpoint to go on from; an older one than `keep` goes."""
+        """Writes the adapter, a checkpoint to go on from, and the picture of the loss.
+
+        Of the checkpoints, the last `keep` stay.
+        """
         self.save_adapter(self.folder)
+        write_curve(self.folder / LOG, self.folder / "loss.svg")
         checkpoints = self.folder / CHECKPOINTS
         checkpoints.mkdir(exist_ok=True)
         final = checkpoints / f"{self.step:07}"
