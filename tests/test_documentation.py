@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from mlx_cogvideo.cli import convert, generate
+from mlx_cogvideo.cli import convert, generate, lora
 from mlx_cogvideo.cli.batch import read_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,7 @@ def test_the_pages_have_examples():
 
 PARSERS = {
     "generate.py": generate.make_parser(),
+    "lora.py": lora.make_parser(),
     "mlx_cogvideo.generate": generate.make_parser(),
     "mlx_cogvideo.convert": convert.make_parser(),
 }
@@ -46,7 +47,7 @@ def commands() -> list[str]:
     """Lines of the pages that call one of the commands."""
     codes = [code for page in PAGES for code in blocks(page, "(?:bash)?")]
     call = re.compile(
-        r"^(?:caffeinate -i )?python (?:generate\.py|-m mlx_cogvideo\.generate) .*$", re.M
+        r"^(?:caffeinate -i )?python (?:(?:generate|lora)\.py|-m mlx_cogvideo\.generate) .*$", re.M
     )
     return [line for code in codes for line in call.findall(code)]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from adapters import make_adapter
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
 from torch_reference import TEXT_LENGTH, frames_first, ours, random, save_model
@@ -54,7 +55,9 @@ class Noise:
         return Injected.from_config(OFFICIAL_SCHEDULER_CONFIG)
 
 
-def run_diffusers(folder, scheduler, latents, tokenizer=None, text_length=TEXT_LENGTH, **arguments):
+def run_diffusers(
+    folder, scheduler, latents, tokenizer=None, text_length=TEXT_LENGTH, lora=None, **arguments
+):
     """The frames, ``[F, H, W, 3]`` in [0, 1], of diffusers' own pipeline."""
     pipe = diffusers.CogVideoXPipeline(
         tokenizer=tokenizer,
@@ -70,6 +73,8 @@ def run_diffusers(folder, scheduler, latents, tokenizer=None, text_length=TEXT_L
         scheduler=scheduler,
     )
     pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
     return pipe(
         num_inference_steps=STEPS,
         latents=latents,
@@ -170,3 +175,30 @@ def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler
         output_type="float",
     )
     assert relative_error(video, expected) < TOLERANCE
+
+
+def test_an_adapter_makes_the_same_video_in_diffusers_without_a_scale_argument(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter")
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)
+    latents = random(1, 5, 16, 12, 12)
+    scheduler = diffusers.CogVideoXDDIMScheduler.from_config(pipe.scheduler_config)
+    arguments = {
+        "tokenizer": diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH).tokenizer,
+        "text_length": pipe.configs["transformer"].max_text_seq_length,
+        "prompt": PROMPT,
+        "num_frames": 17,
+        "height": 96,
+        "width": 96,
+    }
+    expected = run_diffusers(DEMO_PATH, scheduler, latents, lora=adapter, **arguments)
+    plain = run_diffusers(DEMO_PATH, scheduler, latents, **arguments)
+    pipe.load_lora(adapter)
+    video = pipe(
+        PROMPT,
+        num_inference_steps=STEPS,
+        scheduler="ddim",
+        latents=ours(frames_first(latents)),
+        output_type="float",
+    )
+    assert relative_error(video, expected) < TOLERANCE
+    assert relative_error(plain, expected) > 0.1
