@@ -68,7 +68,6 @@ def train(arguments: Sequence[str] | None) -> int | None:
         return None
     args.adapter_path.mkdir(parents=True, exist_ok=True)
     interrupts = Interrupts()
-    interrupts.patient = True
     with mlx_errors(), interrupts:
         return _train(pipe, name, clips, shape, settings, args, interrupts)
 
@@ -102,6 +101,8 @@ def _train(
                 if args.sample_every and told["step"] % args.sample_every == 0:
                     make_samples(pipe, shape, texts, args, told["step"])
 
+            # What was prepared is on disk; only a step is worth waiting for.
+            interrupts.patient = True
             done = trainer.train(
                 save_every=args.save_every,
                 validate_every=args.val_every,
