@@ -9,7 +9,7 @@ from .components import (
     save_component,
     write_config,
 )
-from .identity import model_identity
+from .identity import file_digest, model_identity
 from .resolve import (
     DEMO_PATH,
     default_model,
@@ -28,6 +28,7 @@ __all__ = [
     "check_component",
     "default_model",
     "download_bytes",
+    "file_digest",
     "hub_cache",
     "hub_id",
     "load_component",

@@ -5,7 +5,6 @@ alpha / rank. diffusers keeps alpha in the file's metadata, PEFT in ``adapter_co
 it; where neither is, diffusers takes alpha for equal to the rank, and so do we.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import mlx.core as mx
 from ..errors import CheckpointError, ModelNotFoundError
 from ..nn.lora import LowRank
 from .components import read_config, write_config
+from .identity import file_digest
 from .resolve import fetch_file, hub_id
 from .safetensors_header import read_header, read_metadata
 
@@ -53,9 +53,7 @@ class Adapter:
 
     def identity(self, scale: float) -> dict[str, Any]:
         """What it is, beyond where it lies on this disk; for a record."""
-        with self.file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"source": self.source, "scale": scale, "sha256": digest}
+        return {"source": self.source, "scale": scale, "sha256": file_digest(self.file)}
 
     def load(self, scale: float = 1.0) -> dict[str, LowRank]:
         """Reads the tensors; `scale` comes on top of the adapter's own."""

@@ -46,5 +46,10 @@ def _files(component: Path) -> list[Path]:
 
 def _digest(file: Path) -> str:
     """A line like sha256sum's."""
+    return f"{file_digest(file)}  {file.name}\n"
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
-        return f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {file.name}\n"
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,8 +26,3 @@ class Cache:
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
         mx.save_safetensors(str(partial), arrays)
         partial.replace(path)
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

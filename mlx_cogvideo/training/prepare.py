@@ -11,10 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoints import file_digest
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
-from .cache import Cache, file_digest
+from .cache import Cache
 from .clips import Clip, Shape, read_clip
 
 logger = logging.getLogger(__name__)

@@ -75,6 +75,10 @@ class Settings:
                 f"caption_dropout must be from 0 to 1; got {self.caption_dropout}"
             )
 
+    @property
+    def effective_alpha(self) -> float:
+        return self.rank if self.alpha is None else self.alpha
+
 
 class Trainer:
     """A transformer with a new adapter, and the optimizer that trains it."""
@@ -251,7 +255,7 @@ class Trainer:
 
     def save_adapter(self, folder: Path) -> None:
         settings = self.settings
-        alpha = settings.rank if settings.alpha is None else settings.alpha
+        alpha = settings.effective_alpha
         name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
         save_adapter(folder, self.layers, rank=settings.rank, alpha=alpha, base_model=name)
 
@@ -295,13 +299,13 @@ def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) ->
     }
     if not shapes:
         raise InvalidInputError(f"the model has no layers {', '.join(settings.targets)}")
-    alpha = settings.rank if settings.alpha is None else settings.alpha
+    scale = settings.effective_alpha / settings.rank
     keys = mx.random.split(mx.random.key(settings.seed), len(shapes))
     layers = {}
     for key, (path, (outputs, inputs)) in zip(keys, shapes.items(), strict=True):
         limit = inputs**-0.5
         a = mx.random.uniform(-limit, limit, (settings.rank, inputs), key=key)
-        layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), alpha / settings.rank)
+        layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), scale)
     return layers
 
 
