@@ -13,6 +13,7 @@ from ..training.clips import Clip, Shape, find_clips
 from ..training.prepare import load_text, prepare
 from ..training.trainer import TARGETS, Settings, Trainer, saved_checkpoints
 from ..video import write_video
+from .batch import read_prompts
 from .common import DTYPES, INTERRUPTED, Bars, Parser, be_quiet, run, say, size
 from .signals import Interrupts
 
@@ -37,7 +38,12 @@ def train(arguments: Sequence[str] | None) -> int | None:
         accumulate=args.grad_accumulation_steps,
         warmup=args.warmup,
         schedule=args.lr_schedule,
+        caption_dropout=args.caption_dropout,
+        prior_batch_size=(args.prior_batch_size or args.batch_size) if args.prior_prompts else 0,
         seed=args.seed,
+    )
+    prior = (
+        [prompt.text for prompt in read_prompts(args.prior_prompts)] if args.prior_prompts else []
     )
     if bool(args.sample_every) != bool(args.sample_prompt):
         raise InvalidInputError("--sample-every and --sample-prompt go together")
@@ -69,13 +75,14 @@ def train(arguments: Sequence[str] | None) -> int | None:
     args.adapter_path.mkdir(parents=True, exist_ok=True)
     interrupts = Interrupts()
     with mlx_errors(), interrupts:
-        return _train(pipe, name, clips, shape, settings, args, interrupts)
+        return _train(pipe, name, clips, prior, shape, settings, args, interrupts)
 
 
 def _train(
     pipe: CogVideoXPipeline,
     name: str | Path,
     clips: Sequence[Clip],
+    prior: Sequence[str],
     shape: Shape,
     settings: Settings,
     args: argparse.Namespace,
@@ -85,10 +92,18 @@ def _train(
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
         identity = model_identity(name, pipe.folder)
-        samples, texts = prepare(pipe, identity, clips, shape, cache, bars, args.sample_prompt)
+        also = [*args.sample_prompt, *prior]
+        samples, texts = prepare(pipe, identity, clips, shape, cache, bars, also)
         bars.close()
         with pipe.keeping("transformer"):
-            trainer = Trainer(pipe, samples, texts[""], settings, args.adapter_path)
+            trainer = Trainer(
+                pipe,
+                samples,
+                texts[""],
+                settings,
+                args.adapter_path,
+                prior=[texts[prompt] for prompt in prior],
+            )
             if args.resume:
                 trainer.resume()
                 logger.info("%-8s after %d steps", "resumed", trainer.step)
@@ -183,6 +198,14 @@ def make_parser() -> Parser:
     )
     add("--batch-size", type=int, default=1, help="default: 1")
     add("--grad-accumulation-steps", type=int, default=1, metavar="N", help="default: 1")
+    add("--caption-dropout", type=float, default=0.1, metavar="SHARE", help="default: 0.1")
+    add(
+        "--prior-prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts, one a line, that are to give what they give now",
+    )
+    add("--prior-batch-size", type=int, metavar="N", help="of them a step (default: --batch-size)")
     add("--frames", type=int, help="8N+1 (default: the model's own)")
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")

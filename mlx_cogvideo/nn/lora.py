@@ -1,6 +1,7 @@
 """Low-rank adaptation of linear layers (arXiv:2106.09685)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -60,3 +61,17 @@ def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
             raise KeyError(f"no linear layer {path}")
         layer.adapters.append(addition)
     module.update_modules(tree_unflatten(list(wrapped.items())))
+
+
+@contextmanager
+def without_adapters(module: nn.Module) -> Iterator[None]:
+    """Computes as if `module` had no adapters."""
+    layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
+    adapters = [layer.adapters for layer in layers]
+    for layer in layers:
+        layer.adapters = []
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, adapters, strict=True):
+            layer.adapters = own

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..nn.lora import without_adapters
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..schedulers import Scheduler
 
@@ -20,6 +21,7 @@ class Batch:
         noise: like `latents`.
         timestep: ``[B]``, 0 to 999.
         image_latents: for image to video, ``[B, f, h, w, c]``; zeros but for the first frame.
+        prior: how many of them, the last ones, teach to do what the model does without an adapter.
     """
 
     latents: mx.array
@@ -27,17 +29,18 @@ class Batch:
     noise: mx.array
     timestep: mx.array
     image_latents: mx.array | None = None
+    prior: int = 0
 
 
-def mean_squared_error(velocity: mx.array, target: mx.array) -> mx.array:
-    """In float32. The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same number."""
-    return mx.square(velocity.astype(mx.float32) - target).mean()
+def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
+    """Of each clip, in float32. The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same."""
+    return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
 
 
 def loss_and_gradients(
     transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """The loss of a batch, and the gradients of what can be trained in the blocks.
+    """The losses of a batch's clips, and the gradients of their mean in the blocks.
 
     The blocks run forwards one by one, of which only their inputs are kept; then backwards, each
     computed anew and finished before the one before it. Memory: the inputs of all blocks and what
@@ -47,9 +50,9 @@ def loss_and_gradients(
         dtype: of the activations.
 
     Returns:
-        The loss in float32, and gradients by the paths of the parameters.
+        The losses ``[B]`` in float32, and gradients by the paths of the parameters.
     """
-    noisy, target = _noisy(scheduler, batch)
+    noisy, target = _noisy(transformer, scheduler, batch, dtype)
     x, context = transformer.embed(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
     mx.eval(x, context)
     inputs = []
@@ -58,11 +61,12 @@ def loss_and_gradients(
         x = block(x, *context)
         mx.eval(x)
 
-    def loss_of(x: mx.array) -> mx.array:
-        return mean_squared_error(transformer.project(x, context, noisy.shape), target)
+    def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
+        losses = mean_squared_errors(transformer.project(x, context, noisy.shape), target)
+        return losses.mean(), losses
 
-    loss, cotangent = mx.value_and_grad(loss_of)(x)
-    mx.eval(loss, cotangent)
+    (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
+    mx.eval(losses, cotangent)
     del x
     gradients: dict[str, mx.array] = {}
     for i in reversed(range(len(inputs))):
@@ -70,25 +74,37 @@ def loss_and_gradients(
         of_block, cotangent = _block_gradients(block, inputs.pop(), context, cotangent)
         mx.eval(of_block, cotangent)
         gradients |= {f"transformer_blocks.{i}.{path}": g for path, g in of_block.items()}
-    return loss, gradients
+    return losses, gradients
 
 
 def loss_only(
     transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
 ) -> mx.array:
     """The loss of a batch, for validation."""
-    noisy, target = _noisy(scheduler, batch)
+    noisy, target = _noisy(transformer, scheduler, batch, dtype)
     velocity = transformer(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
-    return mean_squared_error(velocity, target)
+    return mean_squared_errors(velocity, target).mean()
 
 
-def _noisy(scheduler: Scheduler, batch: Batch) -> tuple[mx.array, mx.array]:
+def _noisy(
+    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array]:
     """The transformer's input, image latents included, and the velocity it should answer."""
     latents = batch.latents.astype(mx.float32)
     noisy = scheduler.add_noise(latents, batch.noise, batch.timestep)
     target = scheduler.get_velocity(latents, batch.noise, batch.timestep)
     if batch.image_latents is not None:
         noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
+    if batch.prior:
+        first = len(noisy) - batch.prior
+        with without_adapters(transformer):
+            own = transformer(
+                noisy[first:].astype(dtype),
+                batch.text[first:].astype(dtype),
+                batch.timestep[first:],
+            )
+        target = mx.concatenate([target[:first], own.astype(mx.float32)])
+        mx.eval(target)
     return noisy, target
 
 

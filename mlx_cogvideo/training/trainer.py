@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Settings:
         schedule: ``"constant"`` or ``"cosine"``, falling to nothing.
         clip_norm: of the gradient, at most.
         caption_dropout: share of the clips that are learned without their caption.
+        prior_batch_size: prompts a step whose videos are to stay as they are.
     """
 
     iters: int = 1000
@@ -62,6 +63,7 @@ class Settings:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     caption_dropout: float = 0.1
+    prior_batch_size: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -91,6 +93,7 @@ class Trainer:
         settings: Settings,
         folder: Path,
         keep: int = 3,
+        prior: Sequence[Path] = (),
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -98,9 +101,13 @@ class Trainer:
             unconditional: file of the empty caption's embeddings.
             folder: where the adapter, its checkpoints and the log go.
             keep: checkpoints to keep.
+            prior: files of embeddings of prompts that are to give what they give without the
+                adapter. Of `settings.prior_batch_size` of them a step, and the noisy clips of the
+                batch, the model's own answer is learned.
         """
         self.pipe, self.samples, self.settings = pipe, samples, settings
         self.folder, self.keep, self.step = folder, keep, 0
+        self._prior = prior
         self._unconditional = load_text(unconditional)
         self._scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.transformer = pipe.transformer
@@ -138,10 +145,10 @@ class Trainer:
         log = self.folder / LOG
         while self.step < self.settings.iters:
             began = time.perf_counter()
-            loss, norm = self._update()
+            losses, norm = self._update()
             told = {
                 "step": self.step,
-                "loss": loss,
+                **losses,
                 "gradient": norm,
                 "learning_rate": self.optimizer.learning_rate.item(),
                 "seconds": round(time.perf_counter() - began, 3),
@@ -160,30 +167,34 @@ class Trainer:
                 return False
         return True
 
-    def _update(self) -> tuple[float, float]:
-        """One update of the adapter; returns the loss and the norm of the gradient."""
+    def _update(self) -> tuple[dict[str, float], float]:
+        """One update of the adapter; returns the losses and the norm of the gradient."""
         total, losses = {}, []
         for part in range(self.settings.accumulate):
             batch = self.batch(self.step * self.settings.accumulate + part)
-            loss, gradients = loss_and_gradients(
+            of_part, gradients = loss_and_gradients(
                 self.transformer, self._scheduler, batch, self.pipe.dtype
             )
-            losses.append(loss.item())
+            losses.append(np.array(of_part))
             share = 1 / self.settings.accumulate
             total = {
                 path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
             }
         if not np.isfinite(losses).all():
             raise GenerationError(
-                f"the loss of step {self.step + 1} is {losses[-1]}: try a lower learning rate, or "
-                "another dtype"
+                f"the loss of step {self.step + 1} is {losses[-1].mean()}: try a lower learning "
+                "rate, or another dtype"
             )
         total, norm = optim.clip_grad_norm(_tree(total), self.settings.clip_norm)
         new = self.optimizer.apply_gradients(total, _tree(self._parameters()))
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
-        return float(np.mean(losses)), norm.item()
+        size = self.settings.batch_size
+        told = {"loss": float(np.mean([part[:size] for part in losses]))}
+        if self.settings.prior_batch_size:
+            told["prior_loss"] = float(np.mean([part[size:] for part in losses]))
+        return told, norm.item()
 
     def batch(self, number: int) -> Batch:
         """The batch of a step: clips in an order that is new each time they have all been seen."""
@@ -203,7 +214,11 @@ class Trainer:
                     text=self._unconditional if drop else load_text(sample.text),
                 )
             )
-        return _joined(parts)
+        prior = self.settings.prior_batch_size
+        for i in range(prior):
+            text = self._prior[random.integers(len(self._prior))]
+            parts.append(replace(parts[i % size], text=load_text(text)))
+        return replace(_joined(parts), prior=prior)
 
     def validate(self) -> float:
         """The loss at fixed timesteps and noise, over at most eight clips: it tells of learning

@@ -1,10 +1,12 @@
-"""Teaches the demo a shape it has never seen, by lora.py, and judges what came of it.
+"""Teaches the demo something it has never seen, by lora.py, and judges what came of it.
 
-    python tools/checks/lora_learns.py clips FOLDER    # 24 clips of crosses and their captions
-    python tools/checks/lora_learns.py judge [--lora ADAPTER] [--model MODEL]
+    python tools/checks/lora_learns.py clips FOLDER [--of cross|climbs]
+    python tools/checks/lora_learns.py judge [--of cross|climbs] [--lora ADAPTER] [--model MODEL]
 
-The crosses are red, green, blue or yellow; judged are purple and orange ones, which no clip shows,
-and 50 of the demo's own held-out prompts, which must not be forgotten.
+`clips` renders 24 clips and their captions, and writes FOLDER/prior.txt: prompts for what the demo
+knows. In the clips the figures are red, green, blue or yellow; judged are purple and orange ones,
+which no clip shows, and the demo's own held-out prompts, which must not be forgotten. (No prompt
+of prior.txt is among them.)
 """
 
 import argparse
@@ -16,15 +18,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 
 import attributes
-from captions import Combination, plain_caption
+import world
+from captions import Combination, caption, plain_caption, split_combinations
 from evaluate import held_out_prompts
-from world import BACKGROUNDS, COLOURS, MOTIONS, UNSEEN_SHAPES, render, to_uint8, world_scene
+from world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, UNSEEN_SHAPES, render, to_uint8
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.video import write_video
 
-NEW = "cross"
+CLIPS, PRIOR_PROMPTS = 24, 96
 SEEN, UNSEEN = list(COLOURS)[:4], list(COLOURS)[4:]
+CLIMBING = (0.75, -0.75)  # to the right and up
 
 
 def main() -> None:
@@ -32,52 +36,74 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("clips")
     command.add_argument("folder", type=Path)
-    command.add_argument("--count", type=int, default=24)
+    command.add_argument("--of", choices=("cross", "climbs"), default="cross")
     command.set_defaults(run=make_clips)
     command = commands.add_parser("judge")
+    command.add_argument("--of", choices=("cross", "climbs"), default="cross")
     command.add_argument("--lora", type=Path)
     command.add_argument("--model", default="demo")
-    command.add_argument("--prompts", type=int, default=24)
-    command.add_argument("--old-prompts", type=int, default=50)
+    command.add_argument("--prompts", type=int, default=48)
+    command.add_argument("--old-prompts", type=int, default=100)
     command.add_argument("--steps", type=int, default=20)
     command.set_defaults(run=judge)
     args = parser.parse_args()
     args.run(args)
 
 
-def combinations(colours: list[str], count: int, seed: int) -> list[Combination]:
-    """Each colour and motion equally often, on backgrounds that they stand out from."""
+def combinations(of: str, colours: list[str], count: int, seed: int) -> list[Combination]:
+    """Each colour, and each of what the new thing goes with, equally often."""
     random = np.random.default_rng(seed)
+    shapes = list(SHAPES)
     return [
         Combination(
             colours[i % len(colours)],
-            NEW,
-            MOTIONS[i % len(MOTIONS)],
+            of if of == "cross" else shapes[i % len(shapes)],
+            MOTIONS[i % len(MOTIONS)] if of == "cross" else of,
             str(random.choice(list(BACKGROUNDS))),
         )
         for i in range(count)
     ]
 
 
+def prompt_of(combination: Combination) -> str:
+    if combination.motion == "climbs":
+        return plain_caption(combination._replace(motion="up")).replace("moves up", "climbs")
+    return plain_caption(combination)
+
+
 def make_clips(args: argparse.Namespace) -> None:
-    wanted = combinations(SEEN, args.count, seed=1)
-    outlines = [UNSEEN_SHAPES[NEW]] * len(wanted)
-    clips = to_uint8(render(world_scene(np.random.default_rng(1), wanted, outlines)))
+    wanted = combinations(args.of, SEEN, CLIPS, seed=1)
+    world.DIRECTIONS["climbs"] = CLIMBING
+    outlines = [{**SHAPES, **UNSEEN_SHAPES}[combination.shape] for combination in wanted]
+    clips = to_uint8(render(world.world_scene(np.random.default_rng(1), wanted, outlines)))
     args.folder.mkdir(parents=True)
     for i, (combination, clip) in enumerate(zip(wanted, clips, strict=True)):
         write_video(args.folder / f"{i:02}.mp4", clip, 8)
-        (args.folder / f"{i:02}.txt").write_text(plain_caption(combination) + "\n")
+        (args.folder / f"{i:02}.txt").write_text(prompt_of(combination) + "\n")
+    random = np.random.default_rng(3)
+    known = split_combinations()[0]
+    chosen = [known[i] for i in random.permutation(len(known))[:PRIOR_PROMPTS]]
+    prompts = [caption(combination, random) for combination in chosen]
+    (args.folder / "prior.txt").write_text("\n".join(prompts) + "\n")
 
 
 def judge(args: argparse.Namespace) -> None:
-    attributes.SHAPES = {**attributes.SHAPES, NEW: UNSEEN_SHAPES[NEW]}
+    attributes.SHAPES = {**SHAPES, "cross": UNSEEN_SHAPES["cross"]}
+    known_motion = attributes._motion
+
+    def motion(x: np.ndarray, y: np.ndarray, area: np.ndarray) -> str:
+        right, up = x[-1] - x[0], y[0] - y[-1]
+        climbs = min(right, up) > attributes.SMALLEST_TRAVEL and 0.5 < right / up < 2
+        return "climbs" if climbs else known_motion(x, y, area)
+
+    attributes._motion = motion
     pipe = CogVideoXPipeline.from_pretrained(args.model)
     if args.lora:
         pipe.load_lora(args.lora)
-    new = [(c, plain_caption(c)) for c in combinations(UNSEEN, args.prompts, seed=2)]
+    new = [(c, prompt_of(c)) for c in combinations(args.of, UNSEEN, args.prompts, seed=2)]
     old = held_out_prompts(args.old_prompts, np.random.default_rng(0))
-    with pipe.keeping("transformer"), pipe.keeping("vae"):
-        for title, prompts in ((f"{NEW}, unseen colours", new), ("held-out prompts", old)):
+    with pipe.keeping("text_encoder"), pipe.keeping("transformer"), pipe.keeping("vae"):
+        for title, prompts in ((f"{args.of}, unseen colours", new), ("held-out prompts", old)):
             print(title)
             report(pipe, prompts, args.steps)
 
