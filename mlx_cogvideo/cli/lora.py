@@ -39,7 +39,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
         warmup=args.warmup,
         schedule=args.lr_schedule,
         caption_dropout=args.caption_dropout,
-        prior_batch_size=(args.prior_batch_size or args.batch_size) if args.prior_prompts else 0,
+        prior_batch_size=args.prior_batch_size if args.prior_prompts else 0,
+        prior_weight=args.prior_weight,
         seed=args.seed,
     )
     prior = (
@@ -205,7 +206,10 @@ def make_parser() -> Parser:
         metavar="FILE",
         help="prompts, one a line, that are to give what they give now",
     )
-    add("--prior-batch-size", type=int, metavar="N", help="of them a step (default: --batch-size)")
+    add("--prior-batch-size", type=int, default=1, metavar="N", help="a step (default: 1)")
+    add(
+        "--prior-weight", type=float, default=0.05, metavar="W", help="of theirs in the loss (0.05)"
+    )
     add("--frames", type=int, help="8N+1 (default: the model's own)")
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")

@@ -34,7 +34,7 @@ SENSITIVE = ("AdaLN", "T5 wo")
 # H100 the two ways meet at 16 to 230 rows with 4 bits. On the CPU the packed one is never faster.
 # CUDA compiles its packed products of many rows at first use (ml-explore/mlx#3576), which takes
 # longer than all of T5.
-PACKED_ROWS = {mx.DeviceType.gpu: 128, mx.DeviceType.cpu: 0}
+PACKED_ROWS = {mx.DeviceType.gpu: 16, mx.DeviceType.cpu: 0}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ class Batch:
     timestep: mx.array
     image_latents: mx.array | None = None
     prior: int = 0
+    prior_weight: float = 1.0
+
+    def total(self, losses: mx.array) -> mx.array:
+        """What is made small: the mean of the clips' losses, and that of the priors by weight."""
+        if not self.prior:
+            return losses.mean()
+        own, prior = losses[: -self.prior], losses[-self.prior :]
+        return own.mean() + self.prior_weight * prior.mean()
 
 
 def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
@@ -40,7 +48,7 @@ def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
 def loss_and_gradients(
     transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """The losses of a batch's clips, and the gradients of their mean in the blocks.
+    """The losses of a batch's clips, and the gradients of their total in the blocks.
 
     The blocks run forwards one by one, of which only their inputs are kept; then backwards, each
     computed anew and finished before the one before it. Memory: the inputs of all blocks and what
@@ -63,7 +71,7 @@ def loss_and_gradients(
 
     def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
         losses = mean_squared_errors(transformer.project(x, context, noisy.shape), target)
-        return losses.mean(), losses
+        return batch.total(losses), losses
 
     (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
     mx.eval(losses, cotangent)

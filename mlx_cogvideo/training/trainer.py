@@ -49,6 +49,7 @@ class Settings:
         clip_norm: of the gradient, at most.
         caption_dropout: share of the clips that are learned without their caption.
         prior_batch_size: prompts a step whose videos are to stay as they are.
+        prior_weight: of their loss against that of the clips.
     """
 
     iters: int = 1000
@@ -64,6 +65,7 @@ class Settings:
     clip_norm: float = 1.0
     caption_dropout: float = 0.1
     prior_batch_size: int = 0
+    prior_weight: float = 0.05
     seed: int = 0
 
     def __post_init__(self):
@@ -218,7 +220,8 @@ class Trainer:
         for i in range(prior):
             text = self._prior[random.integers(len(self._prior))]
             parts.append(replace(parts[i % size], text=load_text(text)))
-        return replace(_joined(parts), prior=prior)
+        weight = self.settings.prior_weight
+        return replace(_joined(parts), prior=prior, prior_weight=weight)
 
     def validate(self) -> float:
         """The loss at fixed timesteps and noise, over at most eight clips: it tells of learning

@@ -11,6 +11,7 @@ of prior.txt is among them.)
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -109,15 +110,17 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def report(pipe: CogVideoXPipeline, prompts: list, steps: int) -> None:
-    right = []
+    right, mistakes = [], Counter()
     for number, (wanted, prompt) in enumerate(prompts):
         clip = pipe(prompt, num_inference_steps=steps, guidance_scale=2.0, seed=number)
         found = attributes.read_attributes(clip)
         right.append([f == w for f, w in zip(found, wanted, strict=True)])
+        mistakes.update(f"{f} for {w}" for f, w in zip(found, wanted, strict=True) if f != w)
     right = np.array(right)
     for name, share in zip(Combination._fields, right.mean(0), strict=True):
         print(f"  {name:12}{share:6.0%}")
     print(f"  {'all four':12}{right.all(1).mean():6.0%}", flush=True)
+    print("  " + (", ".join(f"{n} {what}" for what, n in mistakes.most_common()) or "all right"))
 
 
 if __name__ == "__main__":
