@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from .coding import Tiling
+from .nn.attention import SCORES_AT_A_TIME
 from .nn.autoencoder import (
     BAND_ELEMENTS,
     MAX_ELEMENTS,
@@ -15,7 +16,7 @@ from .nn.autoencoder import (
     footprint,
     largest_decode_tensor,
 )
-from .request import Request
+from .request import Geometry, Request
 
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # Peak activations of the transformer in units of its tokens times their width. On the CPU, MLX
 # holds a head's whole table of attention scores. Metal's are guesses by CUDA's.
 TRANSFORMER_ARRAYS = {"cpu": 26, "cuda": 14, "metal": 14}
+
+# Peak of one block's backward in the same units, and tables of scores beside them.
+BACKWARD_ARRAYS = 62
+SCORE_TABLES = 3
 
 # What the VAE holds beside whole maps, in bands of the size that it works on. Small ones it takes
 # several at a time. On the CPU, MLX unfolds the windows of a convolution, 27 for the VAE's.
@@ -64,6 +69,27 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
     if decode:
         needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
     return needs
+
+
+def training_forecast(
+    pipe: "CogVideoXPipeline", geometry: Geometry, batch_size: int, adapter_parameters: int
+) -> int:
+    """Bytes that training an adapter needs at its peak. An estimate, fitted on the CPU."""
+    config = pipe.configs["transformer"]
+    _, frames, height, width, _ = geometry.latent_shape
+    area = height * width // config.patch_size**2
+    tokens = config.max_text_seq_length + frames // (config.patch_size_t or 1) * area
+    hidden = tokens * config.num_attention_heads * config.attention_head_dim
+    arrays = config.num_layers + BACKWARD_ARRAYS
+    # The adapter, its gradients, and two moments, in float32.
+    return (
+        pipe.weight_bytes("transformer")
+        + arrays * batch_size * hidden * pipe.dtype.size
+        + SCORE_TABLES
+        * 4
+        * min(SCORES_AT_A_TIME, batch_size * config.num_attention_heads * tokens**2)
+        + 4 * 4 * adapter_parameters
+    )
 
 
 def vae_memory(

@@ -213,6 +213,11 @@ class CogVideoXPipeline:
         )
 
     @property
+    def takes_image(self) -> bool:
+        """Whether it is an image-to-video model."""
+        return self.configs["transformer"].in_channels > self.configs["vae"].latent_channels
+
+    @property
     def dtype_name(self) -> str:
         """``"float16"``, ``"bfloat16"`` or ``"float32"``."""
         return str(self.dtype).split(".")[-1]
@@ -244,7 +249,7 @@ class CogVideoXPipeline:
         Raises:
             InvalidInputError: an argument the model can't follow.
         """
-        if self.configs["transformer"].in_channels != self.configs["vae"].latent_channels:
+        if self.takes_image:
             raise InvalidInputError("this is an image-to-video model: it can't start from text")
         if not math.isfinite(guidance_scale):
             raise InvalidInputError(f"guidance_scale must be a finite number; got {guidance_scale}")

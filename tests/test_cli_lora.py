@@ -20,8 +20,10 @@ from commands import errors, generate
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.lora import main
+from mlx_cogvideo.training.clips import Clip
+from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.trainer import Settings, Trainer, saved_checkpoints
-from mlx_cogvideo.video import write_video
+from mlx_cogvideo.video import Shape, write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"
 SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--rank", 4, "--warmup", 2]
@@ -202,7 +204,11 @@ def test_a_corrupt_clip_is_left_out_and_said(clips, adapter, tmp_path, capsys):
 
 def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
     assert lora(clips, adapter, "--dry-run") == 0
-    assert f"{clips / 'a.mp4'}: a yellow square moves right, take a" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "memory   about " in told.err
+    taken = "9 frames of 48x32 of its 12 of 64x48"
+    expected = f"{clips / 'a.mp4'}: {taken}: a yellow square moves right, take a"
+    assert told.out.splitlines()[0] == expected
     assert not adapter.exists()
 
 
@@ -248,22 +254,99 @@ def test_a_path_that_cant_be_written_is_one_line(clips, tmp_path, capsys):
         assert "can't be written" in capsys.readouterr().err
 
 
-def test_the_order_of_the_clips_is_new_in_each_epoch_and_misses_none(monkeypatch):
-    seen = []
+def samples(*counts) -> list[Sample]:
+    """So many of each of several shapes."""
+    return [
+        Sample(Clip(Path(f"{frames}-{i}"), ""), Shape(frames, 32, 48, 8), Path(), Path())
+        for frames, count in zip((9, 17), counts, strict=False)
+        for i in range(count)
+    ]
+
+
+def batches(trainer, count) -> list[list[Sample]]:
+    return [trainer._order(number) for number in range(count)]
+
+
+def test_the_order_of_the_clips_is_new_in_each_epoch_and_misses_none():
     trainer = object.__new__(Trainer)
-    trainer.settings, trainer.samples, trainer._unconditional = Settings(), list(range(5)), None
-    monkeypatch.setattr("mlx_cogvideo.training.trainer.load_text", lambda path: None)
-    monkeypatch.setattr("mlx_cogvideo.training.trainer._joined", lambda parts: None)
-    monkeypatch.setattr(Sampled, "text", None, raising=False)
-    trainer.samples = [Sampled(i) for i in range(5)]
-    trainer._part = lambda sample, **_: seen.append(sample.number)
-    for step in range(15):
-        trainer.batch(step)
+    trainer.settings, trainer.samples = Settings(), samples(5)
+    seen = [batch[0].clip.path.name for batch in batches(trainer, 15)]
     epochs = [seen[i : i + 5] for i in (0, 5, 10)]
-    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert all(sorted(epoch) == [f"9-{i}" for i in range(5)] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-class Sampled:
-    def __init__(self, number):
-        self.number = number
+def test_the_clips_of_a_batch_have_one_shape_and_all_are_seen():
+    trainer = object.__new__(Trainer)
+    trainer.settings, trainer.samples = Settings(batch_size=2), samples(5, 3)
+    for epoch in range(3):
+        seen = [trainer._order(epoch * 5 + i) for i in range(5)]
+        assert all(len(batch) == 2 and batch[0].shape == batch[1].shape for batch in seen)
+        assert len({sample.clip.path for batch in seen for sample in batch}) == 8
+
+
+def test_options_come_from_a_file_and_the_command_line_goes_first(clips, adapter, tmp_path, capsys):
+    config = tmp_path / "training.toml"
+    config.write_text('iters = 7\nbatch-size = 3\ntarget = ["to_q", "to_v"]\ndry-run = true\n')
+    assert lora(clips, adapter, "--config", config, "--iters", 5) == 0
+    assert "5 steps of 3" in capsys.readouterr().err
+    assert not adapter.exists()
+    (tmp_path / "training.json").write_text('{"iters": 6, "dry_run": true}')
+    assert lora(clips, adapter, "--config", tmp_path / "training.json") == 0
+    assert "6 steps of 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "itrs = 7", "has 'itrs', which is no option"),
+        ("a.toml", "iters =", "a.toml can't be read"),
+        ("a.json", "[", "a.json can't be read"),
+        ("a.yaml", "iters: 7", "must end in .toml or .json"),
+    ],
+)
+def test_a_wrong_file_of_options_is_one_line(clips, adapter, tmp_path, capsys, name, text, message):
+    (tmp_path / name).write_text(text)
+    assert lora(clips, adapter, "--config", tmp_path / name) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error
+
+
+def test_clips_are_sorted_into_buckets(clips, adapter, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".*"))
+    write_video(data / "tall.mp4", make_clip(20, 64, 48), 8)
+    (data / "tall.txt").write_text("a tall one")
+    command = ["--data", data, "--adapter-path", adapter, "--model", "demo", "--rank", 4]
+    command += ["--bucket", "9x32x48", "17x48x32", "--iters", 4, "--warmup", 0]
+    command = [str(part) for part in command]
+    assert main([*command, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "9 frames of 48x32 of its 12 of 64x48",
+        "9 frames of 48x32 of its 12 of 80x40",
+        "9 frames of 48x32 of its 12 of 50x34",
+        "17 frames of 32x48 of its 20 of 48x64",
+    ]
+    assert main(command) == 0
+    assert len((adapter / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_prior_keeps_what_the_model_does(clips, adapter, tmp_path):
+    prompts = tmp_path / "prior.txt"
+    prompts.write_text("a red circle moves left on a white background\n# no prompt\n")
+    options = ["--iters", 12, "--learning-rate", 3e-3, "--batch-size", 2, "--seed", 1]
+
+    def drift(path, *more) -> float:
+        assert lora(clips, path, *options, *more) == 0
+        pipe = CogVideoXPipeline.from_pretrained("demo")
+        embeds = pipe.encode_prompt("a red circle moves left on a white background")
+        noise = mx.random.normal((1, 3, 4, 6, 16), key=mx.random.key(0))
+        before = pipe.transformer(noise, embeds, mx.array([900]))
+        pipe.load_lora(path)
+        return mx.abs(pipe.transformer(noise, embeds, mx.array([900])) - before).mean().item()
+
+    prior = ["--prior-prompts", prompts, "--prior-weight", 3, "--prior-batch-size", 2]
+    assert drift(adapter, *prior) < 0.6 * drift(tmp_path / "without")
+    told = json.loads((adapter / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 < told["prior_loss"] < told["loss"]

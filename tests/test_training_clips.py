@@ -4,15 +4,18 @@ import json
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError
-from mlx_cogvideo.training.clips import Clip, Shape, find_clips, read_clip
-from mlx_cogvideo.video import write_video
+from mlx_cogvideo.training.clips import Clip, choose_shape, clip_digest, find_clips
+from mlx_cogvideo.training.prepare import Reading
+from mlx_cogvideo.video import Measured, Shape, measure, read_clip, write_video
 
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="makes its clips with ffmpeg")
@@ -202,3 +205,146 @@ def test_a_damaged_clip_is_one_line(tmp_path, content):
         read_clip(tmp_path / "a.mp4", SHAPE)
     with pytest.raises(InvalidInputError, match="doesn't exist"):
         read_clip(tmp_path / "b.mp4", SHAPE)
+
+
+# What the original tools get wrong about clips, one test each.
+
+
+@needs_ffmpeg
+def test_quirk_skipped_frames_at_the_end_are_not_read_past(tmp_path):
+    # There, as many frames as are wanted and no more at the end were an IndexError.
+    clip = numbered(tmp_path / "a.mp4", 47, 8, *X264)
+    taken = numbers(read_clip(clip, Shape(41, 48, 64, 8, skip=(3, 3))))
+    assert taken == list(range(3, 44))
+    with pytest.raises(InvalidInputError, match="has 41 frames at 8 a second, and 49 are wanted"):
+        read_clip(clip, Shape(49, 48, 64, 8, skip=(3, 3)))
+
+
+@needs_ffmpeg
+def test_quirk_the_tail_that_is_skipped_is_skipped_in_long_clips_too(tmp_path):
+    clip = numbered(tmp_path / "a.mp4", 40, 8, *X264)
+    with pytest.raises(InvalidInputError, match="has 15 frames"):
+        read_clip(clip, Shape(17, 48, 64, 8, skip=(0, 25)))
+
+
+@needs_ffmpeg
+def test_quirk_many_frames_of_a_short_time_are_not_taken_one_after_another(tmp_path):
+    clip = numbered(tmp_path / "a.mp4", 45, 30, *X264)  # a second and a half
+    with pytest.raises(InvalidInputError, match="has 12 frames at 8 a second, and 17 are wanted"):
+        read_clip(clip, Shape(17, 48, 64, 8))
+    assert numbers(read_clip(clip, SHAPE)) == [0, 4, 7, 11, 15, 19, 22, 26, 30]
+
+
+@needs_ffmpeg
+def test_quirk_a_short_clip_is_padded_only_if_asked_and_to_the_length_that_is_told(tmp_path):
+    clip = numbered(tmp_path / "a.mp4", 6, 8, *X264)
+    with pytest.raises(InvalidInputError, match="has 6 frames at 8 a second, and 9 are wanted"):
+        read_clip(clip, SHAPE)
+    taken = numbers(read_clip(clip, replace(SHAPE, repeat_last=True)))
+    assert taken == [0, 1, 2, 3, 4, 5, 5, 5, 5]
+
+
+def test_quirk_a_clip_with_nothing_left_is_an_error_not_minus_three_frames(tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", 5)
+    for repeat in (False, True):
+        with pytest.raises(InvalidInputError, match="has 0 frames"):
+            read_clip(clip, Shape(9, 48, 64, 8, skip=(3, 3), repeat_last=repeat))
+
+
+def test_quirk_a_clip_of_one_frame_keeps_its_axes(tmp_path):
+    clip = write_clip(tmp_path / "a.png", 1)
+    assert read_clip(clip / "0001.png", Shape(1, 24, 32, 8)).shape == (1, 24, 32, 3)
+
+
+def test_quirk_an_empty_caption_is_no_caption_and_not_an_error(tmp_path):
+    touch(tmp_path / "a.mp4"), touch(tmp_path / "a.txt"), touch(tmp_path / "b.mp4")
+    touch(tmp_path / "b.txt", "one")
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["", "one"]
+
+
+def test_quirk_clips_come_in_the_order_of_their_names(tmp_path):
+    for name in ("c", "a", "d/b", "B"):
+        touch(tmp_path / f"{name}.mp4"), touch(tmp_path / f"{name}.txt", name)
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["B", "a", "c", "d/b"]
+
+
+def test_quirk_a_file_that_hangs_ends_by_a_timeout_of_its_own(tmp_path, monkeypatch):
+    clip, asked = write_clip(tmp_path / "a.mp4", 9), []
+    open_file = av.open
+
+    def opening(*args, timeout, **options):
+        asked.append(timeout)
+        return open_file(*args, timeout=timeout, **options)
+
+    monkeypatch.setattr(av, "open", opening)
+    read_clip(clip, SHAPE, timeout=7)
+    assert asked == [7, 7]
+
+
+def write_clip(path, frames, height=48, width=64) -> Path:
+    form = path.with_suffix("") if path.suffix == ".png" else path
+    write_video(form, make_clip(frames, height, width), 8)
+    return form
+
+
+def test_a_folder_of_frames_is_a_clip(tmp_path):
+    write_video(tmp_path / "walk", make_clip(12), 8)
+    touch(tmp_path / "walk.txt", "a square moves")
+    touch(tmp_path / "still.png"), touch(tmp_path / "still.txt", "a picture")
+    clips = find_clips(tmp_path)
+    assert [(c.path.name, c.caption) for c in clips] == [
+        ("still.png", "a picture"),
+        ("walk", "a square moves"),
+    ]
+    frames = read_clip(tmp_path / "walk", Shape(9, 48, 64, 16, skip=(2, 0)))
+    assert (frames == make_clip(12)[2:11]).all()
+    assert measure(tmp_path / "walk", 16) == Measured(48, 64, 12)
+    with pytest.raises(InvalidInputError, match="has 12 frames"):
+        read_clip(tmp_path / "walk", Shape(17, 48, 64, 8))
+
+
+def test_a_metadata_file_can_name_a_folder_of_frames(tmp_path):
+    write_video(tmp_path / "walk", make_clip(9), 8)
+    touch(tmp_path / "metadata.jsonl", '{"file_name": "walk", "text": "x"}\n')
+    assert find_clips(tmp_path) == [Clip(tmp_path / "walk", "x")]
+    assert clip_digest(tmp_path / "walk") != clip_digest(tmp_path / "metadata.jsonl")
+
+
+def test_a_line_of_metadata_that_isnt_json_is_named(tmp_path):
+    touch(tmp_path / "metadata.jsonl", '{"file_name": "a.mp4", "text": "x"}\n\n{oh\n')
+    with pytest.raises(InvalidInputError, match=r"line 3 of .*metadata.jsonl isn't JSON"):
+        find_clips(tmp_path)
+
+
+def test_a_clip_is_measured_as_it_is_shown(tmp_path):
+    assert measure(write_clip(tmp_path / "a.mp4", 12), 8) == Measured(48, 64, 12)
+    assert measure(tmp_path / "a.mp4", 4, (2, 2)) == Measured(48, 64, 4)
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (Measured(480, 720, 60), (49, 480, 720)),
+        (Measured(480, 720, 30), (17, 480, 720)),
+        (Measured(1920, 1080, 60), (49, 720, 480)),
+        (Measured(1920, 1080, 20), (17, 480, 720)),
+        (Measured(480, 720, 5), (17, 480, 720)),
+    ],
+)
+def test_a_clip_goes_to_the_bucket_that_suits_it(clip, expected):
+    sizes = [(49, 480, 720), (49, 720, 480), (17, 480, 720)]
+    for repeat in (False, True):
+        chosen = choose_shape(clip, [Shape(*size, 8, repeat_last=repeat) for size in sizes])
+        assert (chosen.frames, chosen.height, chosen.width) == expected
+
+
+def test_a_random_crop_is_of_the_clip_and_the_seed(tmp_path):
+    center, random = Reading((SHAPE,)), Reading((SHAPE,), "random", 1)
+    first, second = "a" * 64, "b" * 64
+    assert center.position(first) == (0.5, 0.5)
+    assert random.position(first) == random.position(first) != random.position(second)
+    assert random.position(first) != Reading((SHAPE,), "random", 2).position(first)
+    clip = write_clip(tmp_path / "a.mp4", 9)
+    whole = read_clip(clip, Shape(9, 48, 64, 8))
+    for position, part in (((0, 0), whole[:, :, :32]), ((1, 1), whole[:, :, -32:])):
+        assert (read_clip(clip, Shape(9, 48, 32, 8), position) == part).all()

@@ -94,7 +94,8 @@ def make_t5(vocab_size: int = 400, d_model: int = 24) -> transformers.T5EncoderM
 def save_model(folder: Path, variant: str) -> Path:
     """A whole tiny model folder in the official layout, with the demo's tokenizer."""
     make_transformer(variant).save_pretrained(folder / "transformer")
-    make_vae().save_pretrained(folder / "vae")
+    changes = {"invert_scale_latents": True} if variant.startswith("1.5") else {}
+    make_vae(**changes).save_pretrained(folder / "vae")
     make_t5(load_config(DEMO_PATH / "text_encoder")["vocab_size"]).save_pretrained(
         folder / "text_encoder"
     )

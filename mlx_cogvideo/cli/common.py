@@ -38,6 +38,13 @@ class WithScale(argparse.Action):
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), pair])
 
 
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
 def run(
     command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
 ) -> int:

@@ -13,7 +13,7 @@ from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import read_record
 from .announce import announce
-from .common import DTYPES, FAILED, Parser, WithScale, be_quiet, run
+from .common import DTYPES, FAILED, Parser, WithScale, at_least_one, be_quiet, run
 from .plan import make_plan
 from .session import Session
 
@@ -154,11 +154,4 @@ def positive(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return value

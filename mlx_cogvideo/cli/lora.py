@@ -1,20 +1,45 @@
 """``lora.py``: clips and captions in, an adapter out."""
 
 import argparse
+import json
 import logging
+import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlx.core as mx
+
 from ..checkpoints import default_model, model_identity
+from ..conditioning import IMAGE_LATENT_SCALES
 from ..errors import InvalidInputError, OutputError, mlx_errors
+from ..memory import available_memory, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..training.cache import Cache
-from ..training.clips import Clip, Shape, find_clips
-from ..training.prepare import load_text, prepare
-from ..training.trainer import TARGETS, Settings, Trainer, saved_checkpoints
-from ..video import write_video
+from ..training.clips import Clip, find_clips
+from ..training.prepare import Reading, load_text, prepare
+from ..training.trainer import (
+    TARGETS,
+    Settings,
+    Trainer,
+    adapter_parameters,
+    saved_checkpoints,
+)
+from ..video import Shape, measure, write_video
+from ..video.clip import TIMEOUT
 from .batch import read_prompts
-from .common import DTYPES, INTERRUPTED, Bars, Parser, be_quiet, run, say, size
+from .common import (
+    DTYPES,
+    FAILED,
+    INTERRUPTED,
+    Bars,
+    Parser,
+    at_least_one,
+    be_quiet,
+    run,
+    say,
+    size,
+)
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -25,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Sequence[str] | None) -> int | None:
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(with_config_file(parser, arguments))
     if args.quiet:
         be_quiet()
     settings = Settings(
@@ -39,6 +65,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
         warmup=args.warmup,
         schedule=args.lr_schedule,
         caption_dropout=args.caption_dropout,
+        image_dropout=args.image_dropout,
+        image_latent_scale=args.image_latent_scale,
         prior_batch_size=args.prior_batch_size if args.prior_prompts else 0,
         prior_weight=args.prior_weight,
         seed=args.seed,
@@ -54,29 +82,91 @@ def train(arguments: Sequence[str] | None) -> int | None:
     pipe = CogVideoXPipeline.from_pretrained(
         name, DTYPES.get(args.dtype), download=not args.dry_run
     )
-    if pipe.configs["transformer"].in_channels != pipe.configs["vae"].latent_channels:
-        raise InvalidInputError("image-to-video models can't be trained yet: name another --model")
-    geometry = pipe.geometry(args.frames, args.height, args.width)
-    skip = (args.skip_frames[0], args.skip_frames[-1])
-    shape = Shape(geometry.num_frames, geometry.height, geometry.width, args.fps or pipe.fps, skip)
-    without = sum(not clip.caption for clip in clips)
-    captions = f", {without} without a caption" * (without > 0)
-    for title, text in [
-        ("model", f"{name}, {pipe.dtype_name}"),
-        ("clips", f"{len(clips)} from {args.data}{captions}"),
-        ("as", f"{shape.frames} frames of {shape.width}x{shape.height}, {shape.fps:g} a second"),
-        ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
-        ("training", f"{settings.iters} steps of {settings.batch_size}"),
-    ]:
-        logger.info("%-8s %s", title, text)
+    reading = _reading(pipe, args)
+    _announce(pipe, name, clips, reading, settings, args)
     if args.dry_run:
-        for clip in clips:
-            print(f"{clip.path}: {clip.caption}")
-        return None
+        return _list(clips, reading)
     args.adapter_path.mkdir(parents=True, exist_ok=True)
     interrupts = Interrupts()
     with mlx_errors(), interrupts:
-        return _train(pipe, name, clips, prior, shape, settings, args, interrupts)
+        return _train(pipe, name, clips, prior, reading, settings, args, interrupts)
+
+
+def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
+    """How the clips are to be read, after checking that the model can make such videos."""
+    fps, skip = args.fps or pipe.fps, (args.skip_frames[0], args.skip_frames[-1])
+    if args.bucket and (args.frames or args.height or args.width):
+        raise InvalidInputError("--bucket has frames, height and width inside: leave those out")
+    sizes = args.bucket or [(args.frames, args.height, args.width)]
+    made = [pipe.geometry(*wanted) for wanted in sizes]
+    repeat = args.short == "repeat"
+    shapes = [
+        Shape(g.num_frames, g.height, g.width, fps, skip, repeat_last=repeat)
+        for g in dict.fromkeys(made)
+    ]
+    return Reading(tuple(shapes), args.crop, args.seed, args.timeout)
+
+
+def _announce(
+    pipe: CogVideoXPipeline,
+    name: str | Path,
+    clips: Sequence[Clip],
+    reading: Reading,
+    settings: Settings,
+    args: argparse.Namespace,
+) -> None:
+    """Says on stderr what will be learned, and what it needs."""
+    without = sum(not clip.caption for clip in clips)
+    captions = f", {without} without a caption" * (without > 0)
+    needed = max(
+        training_forecast(
+            pipe,
+            pipe.geometry(shape.frames, shape.height, shape.width),
+            settings.batch_size + settings.prior_batch_size,
+            adapter_parameters(pipe.configs["transformer"], settings),
+        )
+        for shape in reading.shapes
+    )
+    fps = reading.shapes[0].fps
+    there_is = available_memory()
+    for title, text in [
+        ("model", f"{name}, {pipe.dtype_name}"),
+        ("clips", f"{len(clips)} from {args.data}{captions}"),
+        ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
+        ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
+        ("training", f"{settings.iters} steps of {settings.batch_size}"),
+        ("memory", f"about {size(needed)} to train, of {size(there_is)}"),
+    ]:
+        logger.info("%-8s %s", title, text)
+    if needed > there_is:
+        logger.warning(
+            "this may need more memory than there is: a smaller size, fewer frames or a quantized "
+            "--model need less"
+        )
+
+
+def _described(shape: Shape) -> str:
+    return f"{shape.frames} frames of {shape.width}x{shape.height}"
+
+
+def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
+    """Prints what each clip would be learned as; returns the exit code."""
+    usable = 0
+    for clip in clips:
+        try:
+            first = reading.shapes[0]
+            measured = measure(clip.path, first.fps, first.skip, reading.timeout)
+            shape = reading.shape(clip)
+            what = f"{_described(shape)} of its {measured.frames} of "
+            what += f"{measured.width}x{measured.height}"
+            if measured.frames < shape.frames and not shape.repeat_last:
+                what = f"left out, {measured.frames} frames at {shape.fps:g} a second"
+            else:
+                usable += 1
+        except InvalidInputError as error:
+            what = f"left out, {error}"
+        print(f"{clip.path}: {what}: {clip.caption}")
+    return None if usable else FAILED
 
 
 def _train(
@@ -84,7 +174,7 @@ def _train(
     name: str | Path,
     clips: Sequence[Clip],
     prior: Sequence[str],
-    shape: Shape,
+    reading: Reading,
     settings: Settings,
     args: argparse.Namespace,
     interrupts: Interrupts,
@@ -94,8 +184,9 @@ def _train(
     try:
         identity = model_identity(name, pipe.folder)
         also = [*args.sample_prompt, *prior]
-        samples, texts = prepare(pipe, identity, clips, shape, cache, bars, also)
+        samples, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
         bars.close()
+        mx.reset_peak_memory()
         with pipe.keeping("transformer"):
             trainer = Trainer(
                 pipe,
@@ -103,6 +194,7 @@ def _train(
                 texts[""],
                 settings,
                 args.adapter_path,
+                keep=args.keep_checkpoints,
                 prior=[texts[prompt] for prompt in prior],
             )
             if args.resume:
@@ -115,7 +207,7 @@ def _train(
                 if "validation" in told:
                     say(f"step {told['step']}: validation loss {told['validation']:.4f}")
                 if args.sample_every and told["step"] % args.sample_every == 0:
-                    make_samples(pipe, shape, texts, args, told["step"])
+                    make_samples(pipe, reading.shapes[0], texts, args, told["step"])
 
             # What was prepared is on disk; only a step is worth waiting for.
             interrupts.patient = True
@@ -181,6 +273,7 @@ def check_adapter_path(path: Path, resume: bool) -> None:
 def make_parser() -> Parser:
     parser = Parser(prog="lora.py", description="Fine-tune CogVideoX on clips, with LoRA, in MLX.")
     add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="options in TOML or JSON; these here go first")
     add("--data", type=Path, required=True, metavar="DIR", help="clips and their captions")
     add("--model", help="folder, hub id or short name, as in generate.py")
     add("--adapter-path", type=Path, default=Path("adapters"), help="default: adapters")
@@ -210,9 +303,31 @@ def make_parser() -> Parser:
     add(
         "--prior-weight", type=float, default=0.05, metavar="W", help="of theirs in the loss (0.05)"
     )
+    add("--image-dropout", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
+    add(
+        "--image-latent-scale",
+        choices=IMAGE_LATENT_SCALES,
+        default="official",
+        help="of image-to-video models of version 1.5, as it will be used (default: official)",
+    )
     add("--frames", type=int, help="8N+1 (default: the model's own)")
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")
+    add(
+        "--bucket",
+        type=_bucket,
+        nargs="+",
+        metavar="FxHxW",
+        help="frames, height and width; of several, each clip is learned in what suits it best",
+    )
+    add("--crop", choices=("center", "random"), default="center", help="default: center")
+    add(
+        "--short",
+        choices=("drop", "repeat"),
+        default="drop",
+        help="clips with too few frames are left out, or go on with their last one (default: drop)",
+    )
+    add("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="to read a clip (20)")
     add("--fps", type=float, help="frames a second to learn (default: the model's own)")
     add(
         "--skip-frames",
@@ -224,6 +339,7 @@ def make_parser() -> Parser:
     )
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=250, metavar="STEPS", help="default: 250")
+    add("--keep-checkpoints", type=at_least_one, default=3, metavar="N", help="default: 3")
     add("--val-every", type=int, default=0, metavar="STEPS", help="default: never")
     add("--sample-every", type=int, default=0, metavar="STEPS", help="default: never")
     add(
@@ -240,3 +356,43 @@ def make_parser() -> Parser:
     add("--dry-run", action="store_true", help="say what would be learned and stop there")
     add("--quiet", "-q", action="store_true", help="say only what is wrong")
     return parser
+
+
+def _bucket(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be FRAMESxHEIGHTxWIDTH, got {text}")
+    return tuple(map(int, parts))
+
+
+def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
+    """The command line with what its ``--config`` says put in front, where it gives way.
+
+    Raises:
+        InvalidInputError: there is no such file, or it holds something else.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    finder = Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(arguments)[0].config
+    if path is None:
+        return arguments
+    read = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
+    if read is None:
+        raise InvalidInputError(f"{path} must end in .toml or .json")
+    try:
+        options = read(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidInputError(f"{path} can't be read: {error}") from None
+    known = {option for action in parser._actions for option in action.option_strings}
+    first = []
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        if option not in known or option == "--config":
+            raise InvalidInputError(f"{path} has {name!r}, which is no option (--help lists them)")
+        if value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            first += [option, *map(str, values)]
+    return first + arguments

@@ -10,15 +10,60 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from ..checkpoints import file_digest
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
+from ..video import Shape, measure, read_clip
+from ..video.clip import TIMEOUT
 from .cache import Cache
-from .clips import Clip, Shape, read_clip
+from .clips import Clip, choose_shape, clip_digest
 
 logger = logging.getLogger(__name__)
+
+
+IMAGE_NOISE = -3.0, 0.5
+"""Mean and deviation of the logarithm of the noise on a picture, of pixels from -1 to 1."""
+
+IMAGE_DRAWS = 8
+"""Noisy pictures a clip that an image-to-video model learns from. The official trainer draws new
+noise each step, for which the VAE would have to stay."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the clips of a training are read.
+
+    Attributes:
+        shapes: of these, each clip gets the one that suits it best.
+        crop: ``"center"``, or ``"random"``: another place for each clip, the same each time.
+        seed: of random places.
+        timeout: seconds that a file may take to be opened, or read from.
+    """
+
+    shapes: tuple[Shape, ...]
+    crop: str = "center"
+    seed: int = 0
+    timeout: float = TIMEOUT
+
+    def shape(self, clip: Clip) -> Shape:
+        """That which a clip is learned in.
+
+        Raises:
+            InvalidInputError: the clip can't be read.
+        """
+        if len(self.shapes) == 1:
+            return self.shapes[0]
+        first = self.shapes[0]
+        return choose_shape(measure(clip.path, first.fps, first.skip, self.timeout), self.shapes)
+
+    def position(self, digest: str) -> tuple[float, float]:
+        """Where a clip is cropped, by what is in its file."""
+        if self.crop == "center":
+            return 0.5, 0.5
+        random = np.random.default_rng([self.seed, int(digest[:15], 16)])
+        return tuple(random.random(2).tolist())
 
 
 @dataclass(frozen=True)
@@ -26,16 +71,27 @@ class Sample:
     """A clip ready to be learned.
 
     Attributes:
-        latents, text: files of the cache.
+        shape: what it was read as.
+        latents, text, image: files of the cache; the last one for image-to-video models.
     """
 
     clip: Clip
+    shape: Shape
     latents: Path
     text: Path
+    image: Path | None = None
 
     def posterior(self) -> Posterior:
-        arrays = mx.load(str(self.latents))
-        return Posterior(arrays["mean"], arrays["logvar"])
+        return _posterior(self.latents)
+
+    def image_posteriors(self) -> Posterior:
+        """Those of `IMAGE_DRAWS` noisy first frames, ``[IMAGE_DRAWS, 1, h, w, c]``."""
+        return _posterior(self.image)
+
+
+def _posterior(path: Path) -> Posterior:
+    arrays = mx.load(str(path))
+    return Posterior(arrays["mean"], arrays["logvar"])
 
 
 def load_text(path: Path) -> mx.array:
@@ -47,7 +103,7 @@ def prepare(
     pipe: CogVideoXPipeline,
     model: dict[str, Any],
     clips: Sequence[Clip],
-    shape: Shape,
+    reading: Reading,
     cache: Cache,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     also: Sequence[str] = (),
@@ -72,8 +128,9 @@ def prepare(
         on_progress("clips", 0, len(clips))
         for number, clip in enumerate(clips, start=1):
             try:
-                latents = _latents(pipe, digests, clip, shape, cache)
-                samples.append(Sample(clip, latents, texts[clip.caption]))
+                shape = reading.shape(clip)
+                files = _latents(pipe, digests, clip, shape, reading, cache)
+                samples.append(Sample(clip, shape, files[0], texts[clip.caption], *files[1:]))
             except InvalidInputError as error:
                 problems.append(str(error))
                 logger.warning("left out: %s", error)
@@ -108,17 +165,51 @@ def _texts(
 
 
 def _latents(
-    pipe: CogVideoXPipeline, digests: dict[str, Any], clip: Clip, shape: Shape, cache: Cache
-) -> Path:
-    path = cache.path(
-        {
-            "clip": file_digest(clip.path),
-            "vae": digests.get("vae", digests),
-            "shape": asdict(shape),
-            "dtype": pipe.dtype_name,
-        }
-    )
-    if not path.is_file():
-        posterior = pipe.encode_video(read_clip(clip.path, shape), shape.frames)
-        cache.write(path, {"mean": posterior.mean, "logvar": posterior.logvar})
-    return path
+    pipe: CogVideoXPipeline,
+    digests: dict[str, Any],
+    clip: Clip,
+    shape: Shape,
+    reading: Reading,
+    cache: Cache,
+) -> list[Path]:
+    """The file of a clip's latents and, for image-to-video models, that of its noisy pictures."""
+    digest = clip_digest(clip.path)
+    position = reading.position(digest)
+    about = {
+        "clip": digest,
+        "vae": digests.get("vae", digests),
+        "shape": asdict(shape),
+        "position": position,
+        "dtype": pipe.dtype_name,
+    }
+    paths = [cache.path(about)]
+    if pipe.takes_image:
+        paths.append(cache.path({**about, "image noise": [*IMAGE_NOISE, IMAGE_DRAWS]}))
+    if all(path.is_file() for path in paths):
+        return paths
+    frames = read_clip(clip.path, shape, position, reading.timeout)
+    _write(cache, paths[0], pipe.encode_video(frames, shape.frames))
+    if pipe.takes_image:
+        noisy = noisy_images(frames[0], mx.random.key(int(digest[:15], 16)))
+        _write(cache, paths[1], pipe.vae.encode(noisy.astype(pipe.dtype), "seamless"))
+    return paths
+
+
+def _write(cache: Cache, path: Path, posterior: Posterior) -> None:
+    cache.write(path, {"mean": posterior.mean, "logvar": posterior.logvar})
+
+
+def noisy_images(image: np.ndarray, key: mx.array) -> mx.array:
+    """A first frame, uint8 ``[H, W, 3]``, as models learn to start from it.
+
+    Its noise is of another strength in each, exp of a normal distribution of `IMAGE_NOISE`.
+
+    Returns:
+        ``[IMAGE_DRAWS, 1, H, W, 3]``, about -1 to 1, in float32.
+    """
+    mean, deviation = IMAGE_NOISE
+    keys = mx.random.split(key)
+    sigma = mx.exp(mean + deviation * mx.random.normal((IMAGE_DRAWS, 1, 1, 1, 1), key=keys[0]))
+    pixels = mx.array(image).astype(mx.float32) / 127.5 - 1
+    noise = mx.random.normal((IMAGE_DRAWS, 1, *image.shape), key=keys[1])
+    return pixels + sigma * noise

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import read_config, save_adapter, write_config
+from ..conditioning import image_latent_scale, place_image
 from ..errors import CheckpointError, GenerationError, InvalidInputError
 from ..nn.lora import LowRank, add_adapter
 from ..nn.quantization import linear_layers
-from ..nn.transformer import CogVideoXTransformer3DModel
+from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
+from ..video import Shape
 from .curve import write_curve
 from .objective import Batch, loss_and_gradients, loss_only
 from .prepare import Sample, load_text
@@ -48,6 +51,8 @@ class Settings:
         schedule: ``"constant"`` or ``"cosine"``, falling to nothing.
         clip_norm: of the gradient, at most.
         caption_dropout: share of the clips that are learned without their caption.
+        image_dropout: share of the clips that an image-to-video model learns without their picture.
+        image_latent_scale: see ``conditioning.image_latent_scale``.
         prior_batch_size: prompts a step whose videos are to stay as they are.
         prior_weight: of their loss against that of the clips.
     """
@@ -64,6 +69,8 @@ class Settings:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     caption_dropout: float = 0.1
+    image_dropout: float = 0.05
+    image_latent_scale: str = "official"
     prior_batch_size: int = 0
     prior_weight: float = 0.05
     seed: int = 0
@@ -74,10 +81,9 @@ class Settings:
                 raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise InvalidInputError(f"learning_rate must be above 0; got {self.learning_rate}")
-        if not 0 <= self.caption_dropout <= 1:
-            raise InvalidInputError(
-                f"caption_dropout must be from 0 to 1; got {self.caption_dropout}"
-            )
+        for name in ("caption_dropout", "image_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
 
     @property
     def effective_alpha(self) -> float:
@@ -200,28 +206,44 @@ class Trainer:
 
     def batch(self, number: int) -> Batch:
         """The batch of a step: clips in an order that is new each time they have all been seen."""
-        size, count = self.settings.batch_size, len(self.samples)
-        random = np.random.default_rng([self.settings.seed, 1, number])
+        settings = self.settings
+        random = np.random.default_rng([settings.seed, 1, number])
         parts = []
-        for position in range(number * size, (number + 1) * size):
-            epoch, place = divmod(position, count)
-            order = np.random.default_rng([self.settings.seed, 0, epoch]).permutation(count)
-            sample = self.samples[order[place]]
-            drop = random.random() < self.settings.caption_dropout
+        for sample in self._order(number):
+            drop = random.random() < settings.caption_dropout
             parts.append(
                 self._part(
                     sample,
                     timestep=int(random.integers(1000)),
                     key=mx.random.key(int(random.integers(2**63))),
                     text=self._unconditional if drop else load_text(sample.text),
+                    with_image=random.random() >= settings.image_dropout,
                 )
             )
-        prior = self.settings.prior_batch_size
+        prior = settings.prior_batch_size
         for i in range(prior):
             text = self._prior[random.integers(len(self._prior))]
-            parts.append(replace(parts[i % size], text=load_text(text)))
-        weight = self.settings.prior_weight
-        return replace(_joined(parts), prior=prior, prior_weight=weight)
+            parts.append(replace(parts[i % settings.batch_size], text=load_text(text)))
+        return replace(_joined(parts), prior=prior, prior_weight=settings.prior_weight)
+
+    def _order(self, number: int) -> list[Sample]:
+        """The clips of a batch, all of one shape. The last one of a shape in an epoch is filled up
+        with clips from its beginning."""
+        size = self.settings.batch_size
+        by_shape: dict[Shape, list[Sample]] = {}
+        for sample in self.samples:
+            by_shape.setdefault(sample.shape, []).append(sample)
+        count = sum(ceil(len(samples) / size) for samples in by_shape.values())
+        epoch, place = divmod(number, count)
+        random = np.random.default_rng([self.settings.seed, 0, epoch])
+        batches = []
+        for samples in by_shape.values():
+            order = [samples[i] for i in random.permutation(len(samples))]
+            batches += [
+                [order[i % len(order)] for i in range(first, first + size)]
+                for first in range(0, len(order), size)
+            ]
+        return batches[random.permutation(count)[place]]
 
     def validate(self) -> float:
         """The loss at fixed timesteps and noise, over at most eight clips: it tells of learning
@@ -238,14 +260,22 @@ class Trainer:
         ]
         return float(np.mean(losses))
 
-    def _part(self, sample: Sample, timestep: int, key: mx.array, text: mx.array) -> Batch:
-        keys = mx.random.split(key)
-        latents = sample.posterior().sample(keys[0]).astype(mx.float32)
-        latents = latents * self.pipe.configs["vae"].scaling_factor
-        leading = -latents.shape[1] % (self.pipe.configs["transformer"].patch_size_t or 1)
+    def _part(
+        self, sample: Sample, timestep: int, key: mx.array, text: mx.array, with_image: bool = True
+    ) -> Batch:
+        keys = mx.random.split(key, 3)
+        vae, transformer = self.pipe.configs["vae"], self.pipe.configs["transformer"]
+        latents = sample.posterior().sample(keys[0]).astype(mx.float32) * vae.scaling_factor
+        leading = -latents.shape[1] % (transformer.patch_size_t or 1)
         latents = mx.concatenate([*[latents[:, :1]] * leading, latents], axis=1)
         noise = mx.random.normal(latents.shape, key=keys[1])
-        return Batch(latents, text, noise, mx.array([timestep]))
+        image = None
+        if self.pipe.takes_image:
+            images = sample.image_posteriors().sample(keys[2]).astype(mx.float32)
+            chosen = mx.random.randint(0, len(images), (1,), key=keys[2])
+            scale = image_latent_scale(vae, self.settings.image_latent_scale) * with_image
+            image = place_image(images[chosen] * scale, latents.shape[1])
+        return Batch(latents, text, noise, mx.array([timestep]), image)
 
     def save(self) -> None:
         """Writes the adapter, a checkpoint to go on from, and the picture of the loss.
@@ -308,15 +338,7 @@ def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) ->
     Raises:
         InvalidInputError: no layer of the blocks has such a name.
     """
-    whole = CogVideoXTransformer3DModel(transformer.config)
-    shapes = {
-        path: shape
-        for path, shape in linear_layers(whole).items()
-        if path.startswith("transformer_blocks.")
-        and any(path.endswith(f".{target}") for target in settings.targets)
-    }
-    if not shapes:
-        raise InvalidInputError(f"the model has no layers {', '.join(settings.targets)}")
+    shapes = _adapted(transformer.config, settings)
     scale = settings.effective_alpha / settings.rank
     keys = mx.random.split(mx.random.key(settings.seed), len(shapes))
     layers = {}
@@ -325,6 +347,25 @@ def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) ->
         a = mx.random.uniform(-limit, limit, (settings.rank, inputs), key=key)
         layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), scale)
     return layers
+
+
+def adapter_parameters(config: TransformerConfig, settings: Settings) -> int:
+    """Numbers in the adapter of a training."""
+    shapes = _adapted(config, settings).values()
+    return sum(settings.rank * (outputs + inputs) for outputs, inputs in shapes)
+
+
+def _adapted(config: TransformerConfig, settings: Settings) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the layers that are adapted, by path."""
+    shapes = {
+        path: shape
+        for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items()
+        if path.startswith("transformer_blocks.")
+        and any(path.endswith(f".{target}") for target in settings.targets)
+    }
+    if not shapes:
+        raise InvalidInputError(f"the model has no layers {', '.join(settings.targets)}")
+    return shapes
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
@@ -351,9 +392,6 @@ def _tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
-    return Batch(
-        *(
-            mx.concatenate([getattr(part, name) for part in parts])
-            for name in ("latents", "text", "noise", "timestep")
-        )
-    )
+    names = ["latents", "text", "noise", "timestep"]
+    names += ["image_latents"] * (parts[0].image_latents is not None)
+    return Batch(**{n: mx.concatenate([getattr(part, n) for part in parts]) for n in names})

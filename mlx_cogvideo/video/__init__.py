@@ -1,5 +1,6 @@
 """Clips on disk: an mp4, a gif, a folder of PNG frames or latents, each with how it was made."""
 
+from .clip import FITS, Measured, Shape, measure, read_clip, read_image
 from .gif import GifWriter
 from .mp4 import VideoWriter
 from .outputs import open_writer, write_latents, write_video
@@ -10,13 +11,19 @@ from .record import read_record
 from .writer import FrameWriter
 
 __all__ = [
+    "FITS",
     "FrameWriter",
     "GifWriter",
+    "Measured",
     "PngWriter",
+    "Shape",
     "VideoWriter",
     "check_output_path",
+    "measure",
     "open_writer",
+    "read_clip",
     "read_frames",
+    "read_image",
     "read_record",
     "read_video",
     "write_latents",

@@ -14,9 +14,9 @@ from ..errors import InvalidInputError
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def open_input(path: str | Path) -> av.container.InputContainer:
-    """Opens a file to be read, whatever its tags hold."""
-    return av.open(str(path), **_OPTIONS)
+def open_input(path: str | Path, timeout: float | None = None) -> av.container.InputContainer:
+    """Opens a file to be read, whatever its tags hold; `timeout` seconds for that, and a read."""
+    return av.open(str(path), timeout=timeout, **_OPTIONS)
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:

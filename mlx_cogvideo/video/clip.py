@@ -1,0 +1,274 @@
+"""Clips and pictures as a model wants them: so many frames, at its rate, of its size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ..errors import InvalidInputError
+from .reader import open_input
+
+FITS = ("crop", "pad", "stretch")
+"""How a picture comes to another shape: covering it and cut, inside it on black, or distorted."""
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+TIMEOUT = 20.0
+"""Seconds that opening a file, or one reading from it, may take."""
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How clips are to be read.
+
+    Attributes:
+        frames: how many, for the models 8N+1.
+        height, width: in pixels.
+        fps: frames a second; those are taken that are nearest to these times.
+        skip: frames of the clip to leave out at its beginning, and at its end.
+        fit: one of `FITS`.
+        repeat_last: whether a clip that is too short goes on with its last frame.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    skip: tuple[int, int] = (0, 0)
+    fit: str = "crop"
+    repeat_last: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A clip as it is shown: height and width in pixels, and frames at the rate asked for."""
+
+    height: int
+    width: int
+    frames: int
+
+
+def read_clip(
+    path: Path,
+    shape: Shape,
+    position: tuple[float, float] = (0.5, 0.5),
+    timeout: float = TIMEOUT,
+) -> np.ndarray:
+    """The frames of a clip, uint8 ``[F, H, W, 3]``.
+
+    Memory: the frames that are taken, and one more.
+
+    Args:
+        path: any file that FFmpeg reads, or a folder of pictures, which are frames in the order of
+            their names, at the rate of `shape`.
+        position: where what is cut off is cut, down and across: 0 keeps the upper or left edge.
+        timeout: in seconds; see `TIMEOUT`.
+
+    Raises:
+        InvalidInputError: it can't be read, or is too short.
+    """
+    if path.is_dir():
+        files = frame_files(path)
+        wanted = _pick([i / shape.fps for i in range(len(files))], shape, path)
+        frames = {i: _read_frame(files[i], shape, position, timeout) for i in sorted({*wanted})}
+        return np.stack([frames[i] for i in wanted])
+    with _readable(path):
+        with _opened(path, timeout) as container:
+            times, shown = _timestamps(container)
+        wanted = [shown[i] for i in _pick(times, shape, path)]
+        with _opened(path, timeout) as container:
+            return _read(container, wanted, shape, position, path)
+
+
+def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> np.ndarray:
+    """A picture, uint8 ``[H, W, 3]``: turned as its EXIF data say, on white where transparent.
+
+    Args:
+        fit: one of `FITS`.
+
+    Raises:
+        InvalidInputError: it can't be read.
+    """
+    if fit not in FITS:
+        raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+    return _read_frame(Path(path), Shape(1, height, width, 1, fit=fit), (0.5, 0.5), TIMEOUT)
+
+
+def measure(
+    path: Path, fps: float, skip: tuple[int, int] = (0, 0), timeout: float = TIMEOUT
+) -> Measured:
+    """What `read_clip` could take from a clip.
+
+    Raises:
+        InvalidInputError: it can't be read.
+    """
+    files = frame_files(path) if path.is_dir() else []
+    first = files[0] if files else path
+    with _readable(first):
+        with _opened(first, timeout) as container:
+            times, _ = _timestamps(container)
+        with _opened(first, timeout) as container:
+            frame = _first_frame(container, first)
+    if files:
+        times = [i / fps for i in range(len(files))]
+    _, start, end = _usable(times, skip)
+    height, width = frame.height, frame.width
+    if _quarter_turns(frame) % 2:
+        height, width = width, height
+    return Measured(height, width, max(0, ceil((end - start) * fps - 1e-6)))
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, in the order of their names.
+
+    Raises:
+        InvalidInputError: there are none.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    if not files:
+        raise InvalidInputError(f"{folder} holds no frames ({', '.join(sorted(IMAGES))})")
+    return files
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise InvalidInputError(f"{path} doesn't exist") from None
+    except IsADirectoryError:
+        raise InvalidInputError(f"{path} is a folder") from None
+    except av.FFmpegError as error:
+        raise InvalidInputError(f"{path} can't be read as a video: {error.strerror}") from error
+
+
+@contextmanager
+def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
+    with open_input(path, timeout) as container:
+        if not container.streams.video:
+            raise InvalidInputError(f"{path} has no video stream")
+        yield container
+
+
+def _timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
+    """When each frame is shown, in seconds and as the file counts them."""
+    stream = container.streams.video[0]
+    shown = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    return [float(pts * stream.time_base) for pts in shown], shown
+
+
+def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
+    """The times without those to skip, and when they begin and end; the last frame lasts as long
+    as the others do on average."""
+    head, tail = skip
+    times = times[head : len(times) - tail]
+    if not times:
+        return [], 0.0, 0.0
+    each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    return times, times[0], times[-1] + each
+
+
+def _pick(times: list[float], shape: Shape, path: Path) -> list[int]:
+    """Which of a clip's frames are nearest to the times that are wanted."""
+    times, start, end = _usable(times, shape.skip)
+    picked, i = [], 0
+    for count in range(shape.frames):
+        time = start + count / shape.fps
+        while i + 1 < len(times) and times[i + 1] - time < time - times[i] - 1e-6:
+            i += 1
+        if not times or (time >= end - 1e-6 and count > 0 and not shape.repeat_last):
+            raise InvalidInputError(
+                f"{path} has {count} frames at {shape.fps:g} a second, and {shape.frames} are "
+                "wanted"
+            )
+        picked.append(shape.skip[0] + i)
+    return picked
+
+
+def _read(
+    container: av.container.InputContainer,
+    wanted: list[int],
+    shape: Shape,
+    position: tuple[float, float],
+    path: Path,
+) -> np.ndarray:
+    frames: dict[int, np.ndarray] = {}
+    for frame in container.decode(video=0):
+        pts = frame.pts if frame.pts is not None or frames else wanted[0]
+        if pts in wanted:
+            frames[pts] = _fitted(frame, shape, position)
+        if pts is not None and pts >= wanted[-1]:
+            break
+    if missing := [pts for pts in wanted if pts not in frames]:
+        raise InvalidInputError(f"{path} is damaged: {len(missing)} of its frames can't be decoded")
+    return np.stack([frames[pts] for pts in wanted])
+
+
+def _read_frame(
+    path: Path, shape: Shape, position: tuple[float, float], timeout: float
+) -> np.ndarray:
+    with _readable(path), _opened(path, timeout) as container:
+        return _fitted(_first_frame(container, path), shape, position)
+
+
+def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
+    frame = next(container.decode(video=0), None)
+    if frame is None:
+        raise InvalidInputError(f"{path} has no frames")
+    return frame
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Against the clock, from how a frame is stored to how it is shown."""
+    return round(frame.rotation / 90) % 4
+
+
+def _fitted(frame: av.VideoFrame, shape: Shape, position: tuple[float, float]) -> np.ndarray:
+    """A frame as it is shown, in the height and width of the shape."""
+    turns = _quarter_turns(frame)
+    height, width = (shape.width, shape.height) if turns % 2 else (shape.height, shape.width)
+    if shape.fit == "stretch":
+        rows, columns = height, width
+    else:
+        nearer = max if shape.fit == "crop" else min
+        scale = nearer(height / frame.height, width / frame.width)
+        rows, columns = (max(round(side * scale), 1) for side in (frame.height, frame.width))
+        if shape.fit == "crop":
+            rows, columns = (
+                max(ceil(side * scale - 1e-6), least)
+                for side, least in ((frame.height, height), (frame.width, width))
+            )
+    pixels = np.rot90(_scaled(frame, rows, columns), turns)
+    return _placed(pixels, shape.height, shape.width, position)
+
+
+def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    transparent = any(component.is_alpha for component in frame.format.components)
+    form = "rgba" if transparent or frame.format.has_palette else "rgb24"
+    pixels = frame.reformat(
+        width=width, height=height, format=form, interpolation="BICUBIC"
+    ).to_ndarray()
+    if form == "rgb24":
+        return pixels
+    share = pixels[..., 3:] / 255
+    return np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
+
+
+def _placed(
+    pixels: np.ndarray, height: int, width: int, position: tuple[float, float]
+) -> np.ndarray:
+    """Cut, or set on black, to the size."""
+    top, left = (
+        round((side - wanted) * share)
+        for side, wanted, share in zip(pixels.shape, (height, width), position, strict=False)
+    )
+    if top >= 0 and left >= 0:
+        return pixels[top : top + height, left : left + width]
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[-top : pixels.shape[0] - top, -left : pixels.shape[1] - left] = pixels
+    return canvas
