@@ -1,0 +1,192 @@
+"""Makes the image-to-video demo from the text-to-video one.
+
+    python tools/demo/train_image.py --out runs/demo-i2v --minutes 6
+
+As the official image-to-video model was made: the patch embedding is widened by the channels of
+the picture's latents, which begin with weights of zero, and the whole transformer goes on
+learning, with the first frame of each clip as its picture. The picture has some noise on it, of
+another strength each time, and is left out now and then. The result is OUT/transformer; the other
+parts of the model are the text-to-video demo's own.
+"""
+
+import argparse
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import train_transformer
+from attributes import read_attributes
+from captions import ATTRIBUTES, plain_caption, split_combinations
+from learner import Learner, Log, Losses, Plan, on_gpu, train
+from train_transformer import CONFIG, EMPTY_SHARE, SCHEDULER_CONFIG, WORDINGS
+from world import FRAMES, render, to_uint8, world_scene
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.checkpoints import DEMO_PATH, save_component
+from mlx_cogvideo.conditioning import place_image
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.schedulers import CogVideoXDDIMScheduler
+from mlx_cogvideo.training.prepare import IMAGE_NOISE
+
+IMAGE_CONFIG = CONFIG | {"in_channels": 2 * CONFIG["in_channels"]}
+PEAK_RATE, HOLD = 5e-4, 0.5
+NO_IMAGE_SHARE = 0.05
+DRAWS = 2  # noisy pictures of each clip
+SIZES = {
+    True: {"bank": 12_000, "batch": 128, "checked": 44},
+    False: {"bank": 32, "batch": 4, "checked": 2},
+}
+
+
+def widened(transformer: CogVideoXTransformer3DModel) -> CogVideoXTransformer3DModel:
+    """The same network with room for a picture, which it doesn't look at yet."""
+    wider = CogVideoXTransformer3DModel(TransformerConfig.from_dict(IMAGE_CONFIG))
+    patches = transformer.patch_embed.proj.weight
+    weight = mx.concatenate([patches, mx.zeros_like(patches)], axis=-1)
+    transformer.patch_embed.proj.weight = weight
+    wider.update(transformer.parameters())
+    return wider
+
+
+def encode(vae, combinations, rng: np.random.Generator) -> tuple[mx.array, mx.array, mx.array]:
+    """New clips as pixels, their latents, and latents of their noisy first frames
+    ``[N, DRAWS, h, w, c]``; unscaled."""
+    pixels = render(world_scene(rng, combinations))
+    dtype = vae.encoder.conv_in.conv.weight.dtype
+    first = mx.repeat(pixels[:, :1], DRAWS, axis=0)
+    mean, deviation = IMAGE_NOISE
+    sigma = mx.exp(mean + deviation * mx.random.normal((len(first), 1, 1, 1, 1)))
+    noisy = first + sigma * mx.random.normal(first.shape)
+    images = vae.encode(noisy.astype(dtype)).mean
+    images = images.reshape(len(pixels), DRAWS, *images.shape[2:])
+    return pixels, vae.encode(pixels.astype(dtype)).mean, images
+
+
+def fill_bank(vae, seen, count: int, rng: np.random.Generator) -> tuple[mx.array, ...]:
+    latents, images, owners = [], [], []
+    while len(owners) < count:
+        chosen = rng.integers(len(seen), size=32)
+        _, clips, pictures = encode(vae, [seen[i] for i in chosen], rng)
+        mx.eval(clips, pictures)
+        latents.append(clips.astype(mx.bfloat16))
+        images.append(pictures.astype(mx.bfloat16))
+        owners += chosen.tolist()
+    return mx.concatenate(latents), mx.concatenate(images), np.array(owners)
+
+
+def batches(rng, latents, images, owners, rows, size) -> Generator:
+    yield
+    while True:
+        chosen = rng.integers(len(owners), size=size)
+        wording = 1 + owners[chosen] * WORDINGS + rng.integers(WORDINGS, size=size)
+        wording = np.where(rng.random(size) < EMPTY_SHARE, 0, wording)
+        picture = images[mx.array(chosen), mx.array(rng.integers(DRAWS, size=size))]
+        there = mx.array(rng.random((size, 1, 1, 1)) >= NO_IMAGE_SHARE)
+        yield latents[mx.array(chosen)], mx.where(there, picture, 0), rows[mx.array(wording)]
+
+
+def make_objective():
+    """Mean squared error of the velocity; timesteps as for the text-to-video demo."""
+    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
+
+    def objective(
+        transformer: CogVideoXTransformer3DModel,
+        latents: mx.array,
+        images: mx.array,
+        text: mx.array,
+    ) -> tuple[mx.array, Losses]:
+        dtype = transformer.proj_out.weight.dtype
+        count, frames = latents.shape[:2]
+        even, leaning = (
+            mx.random.uniform(shape=(count,)),
+            mx.sqrt(mx.random.uniform(shape=(count,))),
+        )
+        timestep = mx.where(mx.arange(count) % 2 == 0, even, leaning) * 1000
+        timestep = mx.minimum(timestep.astype(mx.int32), 999)
+        latents = latents.astype(mx.float32)
+        noise = mx.random.normal(latents.shape)
+        noisy = scheduler.add_noise(latents, noise, timestep)
+        given = mx.concatenate([noisy, place_image(images[:, None], frames)], axis=-1)
+        velocity = transformer(given.astype(dtype), text.astype(dtype), timestep)
+        error = velocity.astype(mx.float32) - scheduler.get_velocity(latents, noise, timestep)
+        by_frame = mx.square(error).mean((0, 2, 3, 4))
+        return by_frame.mean(), {"velocity": by_frame.mean(), "first": by_frame[0]}
+
+    return objective
+
+
+def sample(transformer, images: mx.array, text: mx.array, empty: mx.array) -> mx.array:
+    """Scaled latents of a batch of pictures and captions, by DDIM."""
+    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler.set_timesteps(25)
+    dtype, count = transformer.proj_out.weight.dtype, len(text)
+    given = place_image(images[:, None], (FRAMES - 1) // 4 + 1)
+    latents = mx.random.normal(given.shape, key=mx.random.key(0))
+    rows = mx.concatenate([mx.repeat(empty, count, axis=0), text]).astype(dtype)
+    for t in scheduler.timesteps:
+        one = mx.concatenate([latents, given], axis=-1).astype(dtype)
+        velocity = transformer(mx.concatenate([one, one]), rows, mx.full(2 * count, int(t)))
+        without, with_text = mx.split(velocity.astype(mx.float32), 2)
+        latents, _ = scheduler.step(without + 2.0 * (with_text - without), t, latents)
+        mx.eval(latents)
+    return latents
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    mx.disable_compile()
+    sizes, dtype = SIZES[on_gpu()], mx.bfloat16 if on_gpu() else mx.float32
+    log = Log(options.out)
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype)
+    vae, encoder, scaling = pipe.vae, pipe.text_encoder, pipe.configs["vae"].scaling_factor
+    seen, held_out = split_combinations()
+    rng = np.random.default_rng(options.seed)
+    mx.random.seed(options.seed)
+
+    start = time.monotonic()
+    latents, images, owners = fill_bank(vae, seen, sizes["bank"], rng)
+    latents, images = latents * scaling, images * scaling
+    log.write("bank", clips=len(owners), seconds=time.monotonic() - start)
+    texts = train_transformer.wordings(seen, np.random.default_rng([options.seed, 2]))
+    rows = train_transformer.encode_captions(encoder, pipe.tokenizer, texts).astype(dtype)
+    mx.eval(latents, images, rows)
+
+    wanted = [held_out[i] for i in rng.permutation(len(held_out))[: sizes["checked"]]]
+    real, _, _ = encode(vae, wanted, rng)
+    pictures = vae.encode(real[:, :1].astype(dtype)).mean[:, 0] * scaling
+    captions = ["", *map(plain_caption, wanted)]
+    held_rows = train_transformer.encode_captions(encoder, pipe.tokenizer, captions).astype(dtype)
+    mx.eval(real, pictures, held_rows)
+    learner = Learner(widened(pipe.transformer), make_objective(), dtype, decay=0.999)
+
+    def check() -> None:
+        made = sample(learner.averaged(dtype), pictures, held_rows[1:], held_rows[:1]) / scaling
+        clips = [vae.decode(made[i : i + 8].astype(dtype)) for i in range(0, len(made), 8)]
+        clips = mx.concatenate(clips)
+        found = [read_attributes(clip) for clip in to_uint8(clips)]
+        right = np.array([np.equal(f, w) for f, w in zip(found, wanted, strict=True)])
+        error = mx.square((mx.clip(clips[:, 0], -1, 1) - real[:, 0]).astype(mx.float32) / 2)
+        psnr = -10 * mx.log10(error.mean((1, 2, 3)))
+        scores = dict(zip(ATTRIBUTES, right.mean(axis=0).tolist(), strict=True))
+        log.write("held out", **scores, psnr=psnr.mean().item(), worst=psnr.min().item())
+
+    seconds = 60 * options.minutes
+    plan = Plan(seconds, time.monotonic() + 2 * seconds, PEAK_RATE, HOLD, 300, 30, checks=3)
+    stream = batches(rng, latents, images, owners, rows, sizes["batch"])
+    train(learner, stream, plan, log, "image", check)
+    save_component(
+        options.out / "transformer", learner.averaged(mx.float32), IMAGE_CONFIG, dtype=mx.float16
+    )
+    log.write("saved", steps=learner.steps, seconds=learner.seconds)
+
+
+if __name__ == "__main__":
+    main()
