@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -199,3 +200,20 @@ def test_a_scale_must_be_finite(adapter, output, capsys):
     assert generate(output, "--lora", adapter, "nan") == 2
     (error,) = errors(capsys.readouterr().err)
     assert "finite" in error
+
+
+def test_an_adapter_comes_from_the_hub(adapter, monkeypatch):
+    asked = []
+
+    def answer(repo, *, allow_patterns, **options):
+        asked.append((repo, sorted(allow_patterns)))
+        return str(adapter)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    pipe.load_lora("someone/adapter", 0.5)
+    assert asked[0][0] == "someone/adapter"
+    assert "pytorch_lora_weights.safetensors" in asked[0][1]
+    here = CogVideoXPipeline.from_pretrained("demo")
+    here.load_lora(adapter, 0.5)
+    assert mx.array_equal(forward(pipe), forward(here))

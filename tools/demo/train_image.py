@@ -21,6 +21,7 @@ from attributes import read_attributes
 from captions import ATTRIBUTES, plain_caption, split_combinations
 from learner import Learner, Log, Losses, Plan, on_gpu, train
 from train_transformer import CONFIG, EMPTY_SHARE, SCHEDULER_CONFIG, WORDINGS
+from train_vae import encode_batch
 from world import FRAMES, render, to_uint8, world_scene
 
 from mlx_cogvideo import CogVideoXPipeline
@@ -59,9 +60,9 @@ def encode(vae, combinations, rng: np.random.Generator) -> tuple[mx.array, mx.ar
     mean, deviation = IMAGE_NOISE
     sigma = mx.exp(mean + deviation * mx.random.normal((len(first), 1, 1, 1, 1)))
     noisy = first + sigma * mx.random.normal(first.shape)
-    images = vae.encode(noisy.astype(dtype)).mean
+    images = encode_batch(vae, noisy.astype(dtype))
     images = images.reshape(len(pixels), DRAWS, *images.shape[2:])
-    return pixels, vae.encode(pixels.astype(dtype)).mean, images
+    return pixels, encode_batch(vae, pixels.astype(dtype)), images
 
 
 def fill_bank(vae, seen, count: int, rng: np.random.Generator) -> tuple[mx.array, ...]:
@@ -161,7 +162,7 @@ def main() -> None:
 
     wanted = [held_out[i] for i in rng.permutation(len(held_out))[: sizes["checked"]]]
     real, _, _ = encode(vae, wanted, rng)
-    pictures = vae.encode(real[:, :1].astype(dtype)).mean[:, 0] * scaling
+    pictures = encode_batch(vae, real[:, :1].astype(dtype))[:, 0] * scaling
     captions = ["", *map(plain_caption, wanted)]
     held_rows = train_transformer.encode_captions(encoder, pipe.tokenizer, captions).astype(dtype)
     mx.eval(real, pictures, held_rows)

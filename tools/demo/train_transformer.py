@@ -7,6 +7,7 @@ import numpy as np
 from captions import MAX_LENGTH, Combination, caption
 from learner import Losses
 from mlx.utils import tree_map
+from train_vae import encode_batch
 from world import FRAMES, SIZE, render, world_scene
 
 from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
@@ -115,7 +116,7 @@ def encode_clips(
 ) -> mx.array:
     """Latent means ``[N, f, h, w, c]``, unscaled, of one new clip of each combination."""
     dtype = vae.encoder.conv_in.conv.weight.dtype
-    return vae.encode(render(world_scene(rng, combinations)).astype(dtype)).mean
+    return encode_batch(vae, render(world_scene(rng, combinations)).astype(dtype))
 
 
 def encode_captions(

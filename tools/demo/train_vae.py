@@ -144,9 +144,13 @@ def decoder_batches(
     yield
     while True:
         pixels, _ = clips.send(1.0)
-        chunks = in_chunks(pixels.astype(dtype), ENCODE_CHUNK)
-        moments = mx.concatenate(list(vae.encode_chunks(chunks)), axis=1)
-        yield vae.posterior(moments).mean.astype(mx.float32), pixels
+        yield encode_batch(vae, pixels.astype(dtype)).astype(mx.float32), pixels
+
+
+def encode_batch(vae: AutoencoderKLCogVideoX, pixels: mx.array) -> mx.array:
+    """Means of the latents of many small clips at once; ``vae.encode`` takes one after another."""
+    moments = vae.encode_chunks(in_chunks(pixels, ENCODE_CHUNK))
+    return vae.posterior(mx.concatenate(list(moments), axis=1)).mean
 
 
 def psnr(vae: AutoencoderKLCogVideoX, clips: mx.array) -> float:
