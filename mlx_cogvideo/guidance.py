@@ -6,6 +6,7 @@ from collections.abc import Callable
 from .errors import InvalidInputError
 
 GUIDANCE_SCHEDULES = ("constant", "wave", "cosine")
+UNCONDS = ("empty", "zero")
 
 
 def schedule_name(name: bool | str) -> str:
@@ -39,6 +40,14 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
         # The argument reaches 1e7 radians: these have to be Python's float64.
         return lambda step, timestep, steps: _rise(scale, (steps - timestep) / steps)
     return lambda step, timestep, steps: _rise(scale, step / steps)
+
+
+def check_uncond(name: str, negative_prompt: str) -> None:
+    """Raises InvalidInputError where there is no such unconditional, or not with that prompt."""
+    if name not in UNCONDS:
+        raise InvalidInputError(f"uncond must be one of {', '.join(UNCONDS)}; got {name!r}")
+    if name == "zero" and negative_prompt:
+        raise InvalidInputError("with uncond zero there is no negative prompt: leave one out")
 
 
 def _rise(scale: float, progress: float) -> float:

@@ -1,44 +1,37 @@
-"""Text to video, the whole story: prompt -> embeddings -> latents -> frames.
+"""From a prompt to a video: prompt -> embeddings -> latents -> frames.
 
-Stages run one after another, and each frees its network before the next begins: at any moment
-memory holds the text encoder, or the transformer, or the VAE.
+A picture or a video to start from becomes latents in between. Stages run one after another, and
+each frees its network before the next begins: at any moment memory holds the text encoder, or the
+transformer, or the VAE.
 """
 
 import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from .checkpoints import (
-    Adapter,
-    check_component,
-    load_component,
-    open_adapter,
-    read_config,
-    resolve_model,
-)
 from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
+from .conditioning import (
+    Conditioning,
+    Picture,
+    Source,
+    image_latent_scale,
+    place_image,
+    with_leading,
+)
 from .errors import GenerationError, InvalidInputError
-from .guidance import guidance_schedule, schedule_name
+from .guidance import check_uncond, guidance_schedule, schedule_name
 from .memory import choose_tiling
-from .networks import NETWORKS
-from .nn.autoencoder import AutoencoderKLCogVideoX, Posterior
-from .nn.lora import add_adapter
-from .nn.quantization import linear_layers
-from .nn.t5 import T5EncoderModel
-from .nn.transformer import CogVideoXTransformer3DModel
+from .model_folder import ModelFolder
+from .nn.autoencoder import Posterior
 from .request import Geometry, Request
 from .schedulers import Scheduler, make_scheduler, scheduler_name
-from .tokenizer import T5Tokenizer
-from .variants import match_variant
 
 logger = logging.getLogger(__name__)
 
@@ -68,132 +61,11 @@ class DenoisingState:
     x0: mx.array
 
 
-class CogVideoXPipeline:
+class CogVideoXPipeline(ModelFolder):
     """A CogVideoX model folder, ready to make videos.
 
-    ``transformer``, ``vae`` and ``text_encoder`` load when first asked for, are freed after their
-    stage of a run, and load again when asked for again.
-
-    Attributes:
-        folder: the model folder.
-        variant: the official variant that the transformer's configuration matches, or None.
-        dtype: of the weights and activations.
-        tokenizer: text to token ids.
-        adapters: what ``load_lora`` has added, with its scales.
+    The networks are freed after their stage of a run.
     """
-
-    def __init__(self, folder: Path, dtype: mx.Dtype | None = None):
-        self.folder = Path(folder)
-        self.configs = {
-            name: config_class.from_dict(read_config(self.folder / name / "config.json"))
-            for name, (_, config_class) in NETWORKS.items()
-        }
-        self._networks: dict[str, nn.Module] = {}
-        self.adapters: list[tuple[Adapter, float]] = []
-        self._kept: set[str] = set()
-        self.variant = match_variant(self.configs["transformer"])
-        self.tokenizer = T5Tokenizer.from_pretrained(self.folder / "tokenizer")
-        self.scheduler_config = read_config(self.folder / "scheduler" / "scheduler_config.json")
-        self._stored = {
-            name: check_component(network(self.configs[name]), self.folder / name)
-            for name, (network, _) in NETWORKS.items()
-        }
-        self.dtype = dtype or _default_dtype(self._stored["transformer"])
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path,
-        dtype: mx.Dtype | None = None,
-        *,
-        revision: str | None = None,
-        download: bool = True,
-    ) -> "CogVideoXPipeline":
-        """Opens a model: its configurations and file headers; weights are read when needed.
-
-        Args:
-            model: a folder in the official layout, an alias (``demo``, ``2b``, ``5b``, ...) or a
-                hub id.
-            dtype: None follows the checkpoint, or is float32 on the CPU, where 16-bit is slow.
-            revision: commit, branch or tag of a hub repository.
-            download: False takes a hub repository only from the local cache.
-
-        Raises:
-            ModelNotFoundError: there is no such model.
-            CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
-        """
-        return cls(resolve_model(model, revision, download=download), dtype)
-
-    @property
-    def transformer(self) -> CogVideoXTransformer3DModel:
-        """With the adapters that were loaded."""
-        return self._network("transformer")
-
-    @property
-    def vae(self) -> AutoencoderKLCogVideoX:
-        return self._network("vae")
-
-    @property
-    def text_encoder(self) -> T5EncoderModel:
-        return self._network("text_encoder")
-
-    def _network(self, name: str) -> nn.Module:
-        if name not in self._networks:
-            network = NETWORKS[name][0](self.configs[name])
-            self._networks[name] = load_component(network, self.folder / name, self.dtype)
-            if name == "transformer":
-                for adapter, scale in self.adapters:
-                    add_adapter(network, adapter.load(scale))
-        return self._networks[name]
-
-    def load_lora(self, source: str | Path, scale: float = 1.0) -> None:
-        """Adds a LoRA adapter to the transformer, beside those that it has.
-
-        Args:
-            source: a safetensors file of diffusers or PEFT, a folder with one, or a hub id.
-            scale: weight of the adapter, on top of its own alpha / rank.
-
-        Raises:
-            InvalidInputError: `scale` is no finite number.
-            ModelNotFoundError: there is no such adapter.
-            CheckpointError: it is damaged, or for another model.
-        """
-        if not math.isfinite(scale):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
-        network = CogVideoXTransformer3DModel(self.configs["transformer"])
-        adapter = open_adapter(source, linear_layers(network))
-        self.adapters.append((adapter, scale))
-        if "transformer" in self._networks:
-            add_adapter(self._networks["transformer"], adapter.load(scale))
-
-    def unload_lora(self) -> None:
-        """Takes all adapters off again."""
-        self.adapters.clear()
-        self.free("transformer")
-
-    def weight_bytes(self, name: str) -> int:
-        """Memory that a network's weights take when it is loaded."""
-        integers = {"U32": 4, "U8": 1}
-        return sum(
-            tensor.size * integers.get(tensor.dtype, self.dtype.size)
-            for tensor in self._stored[name].values()
-        )
-
-    def free(self, name: str) -> None:
-        """Lets go of a network's memory, unless it is kept; it loads again when it is asked for."""
-        if name not in self._kept:
-            self._networks.pop(name, None)
-        mx.clear_cache()
-
-    @contextmanager
-    def keeping(self, name: str) -> Iterator[None]:
-        """Holds a network in memory over several stages, and frees it in the end."""
-        self._kept.add(name)
-        try:
-            yield
-        finally:
-            self._kept.discard(name)
-            self.free(name)
 
     def geometry(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -212,54 +84,84 @@ class CogVideoXPipeline:
             width=width,
         )
 
-    @property
-    def takes_image(self) -> bool:
-        """Whether it is an image-to-video model."""
-        return self.configs["transformer"].in_channels > self.configs["vae"].latent_channels
-
-    @property
-    def dtype_name(self) -> str:
-        """``"float16"``, ``"bfloat16"`` or ``"float32"``."""
-        return str(self.dtype).split(".")[-1]
-
-    @property
-    def fps(self) -> int:
-        """Frames per second the model was trained at."""
-        return self.variant.fps if self.variant else 8
-
     def request(
         self,
         prompt: str | None,
         negative_prompt: str = "",
         *,
+        image: Picture | None = None,
+        video: Picture | None = None,
+        strength: float = 0.8,
+        image_fit: str = "crop",
+        image_latent_scale: str = "official",
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 6.0,
         dynamic_cfg: bool | str | None = None,
+        guidance_range: tuple[int, int] | None = None,
+        uncond: str = "empty",
         scheduler: str | Scheduler | None = None,
         seed: int | None = None,
         tiling: str = "auto",
         tile_size: tuple[int, int] | None = None,
         tile_overlap: tuple[float, float] | None = None,
     ) -> Request:
-        """What this model would do when asked for a video: arguments as in ``__call__``.
+        """What this model would do when asked for a video. No weight is read.
+
+        Args:
+            prompt: what to show. The models were trained on long English descriptions.
+            negative_prompt: what to steer away from.
+            image: for image-to-video models, the picture that the video begins with: a file, or
+                uint8 ``[height, width, 3]``.
+            video: a clip to make another one of: a file, a folder of frames, or uint8
+                ``[num_frames, height, width, 3]``.
+            strength: of the noise on `video`: near 0 little of it changes, with 1 nothing stays.
+            image_fit: how a file comes to the size of the video: ``"crop"`` covers it,
+                ``"pad"`` sets it on black, ``"stretch"`` distorts it.
+            image_latent_scale: of version 1.5's picture, ``"official"``, ``"diffusers"`` or
+                ``"finetune"``: see ``conditioning.image_latent_scale``.
+            num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels.
+            num_inference_steps: denoising steps, 1 to 1000.
+            guidance_scale: weight of the prompt; 1 or less skips the unconditional pass.
+            dynamic_cfg: guidance over the steps: False constant, True or ``"wave"`` as the
+                official tools have it, ``"cosine"`` rising; None is the variant's recommendation.
+            guidance_range: first step with guidance, from 0, and the one after the last; the
+                others skip the unconditional pass.
+            uncond: what is unconditional: ``"empty"``, the embeddings of the negative prompt, or
+                ``"zero"``, embeddings of zeros as the original tools have them.
+            scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
+            seed: of the initial noise and of the DPM sampler's; None draws one.
+            tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
+                same result and less memory, ``"tiled"`` in tiles with another result and the
+                least memory; ``"auto"`` is the first of these for which there is enough.
+            tile_size: height and width of a tile in pixels; None is half the model's native size.
+            tile_overlap: share of a tile's height and width that the next one covers, too.
 
         Raises:
             InvalidInputError: an argument the model can't follow.
         """
-        if self.takes_image:
-            raise InvalidInputError("this is an image-to-video model: it can't start from text")
         if not math.isfinite(guidance_scale):
             raise InvalidInputError(f"guidance_scale must be a finite number; got {guidance_scale}")
         seed = secrets.randbelow(2**32) if seed is None else seed
         if not 0 <= seed < 2**63:
             raise InvalidInputError(f"seed must be from 0 to 2**63 - 1; got {seed}")
+        check_uncond(uncond, negative_prompt)
         scheduler = self._recommended("scheduler", scheduler)
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
         geometry = self.geometry(num_frames, height, width)
+        source = Source.choose(
+            takes_image=self.takes_image,
+            fps=self.fps,
+            geometry=geometry,
+            image=image,
+            video=video,
+            strength=strength,
+            fit=image_fit,
+            image_latent_scale=image_latent_scale,
+        )
         request = Request(
             prompt,
             negative_prompt,
@@ -270,8 +172,12 @@ class CogVideoXPipeline:
             scheduler,
             seed,
             self._tiling(tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True),
+            source,
+            uncond,
+            None if guidance_range is None else tuple(guidance_range),
         )
         self._scheduler(request)  # refuses a number of steps that it can't follow
+        request.check_steps()
         return request
 
     def __call__(
@@ -279,45 +185,23 @@ class CogVideoXPipeline:
         prompt: str | None = None,
         negative_prompt: str = "",
         *,
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 6.0,
-        dynamic_cfg: bool | str | None = None,
-        scheduler: str | Scheduler | None = None,
-        seed: int | None = None,
         prompt_embeds: mx.array | None = None,
         negative_prompt_embeds: mx.array | None = None,
         latents: mx.array | None = None,
-        tiling: str = "auto",
-        tile_size: tuple[int, int] | None = None,
-        tile_overlap: tuple[float, float] | None = None,
         output_type: str = "np",
         callback_on_step_end: StepCallback | None = None,
         on_progress: Progress | None = None,
+        **settings: Any,
     ) -> np.ndarray | mx.array:
         """Makes one video of a prompt.
 
         Args:
-            prompt: what to show. The models were trained on long English descriptions.
-            negative_prompt: what to steer away from.
-            num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels.
-            num_inference_steps: denoising steps, 1 to 1000.
-            guidance_scale: weight of the prompt; 1 or less skips the unconditional pass.
-            dynamic_cfg: guidance over the steps: False constant, True or ``"wave"`` as the
-                official tools have it, ``"cosine"`` rising; None is the variant's recommendation.
-            scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
-            seed: of the initial noise and of the DPM sampler's; None draws one.
+            prompt, negative_prompt, settings: those of ``request``: `image`, `video`, `num_frames`,
+                `height`, `width`, `num_inference_steps`, `guidance_scale`, `seed`, ...
             prompt_embeds: ``[1, text_length, text_embed_dim]`` in place of `prompt`.
             negative_prompt_embeds: the same in place of `negative_prompt`.
             latents: initial noise ``[1, frames, height, width, channels]`` in latents, 1.5's extra
                 leading frame included.
-            tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
-                same result and less memory, ``"tiled"`` in tiles with another result and the
-                least memory; ``"auto"`` is the first of these for which there is enough.
-            tile_size: height and width of a tile in pixels; None is half the model's native size.
-            tile_overlap: share of a tile's height and width that the next one covers, too.
             output_type: ``"np"`` for uint8 ``[F, H, W, 3]``, ``"float"`` for float32 in [0, 1],
                 ``"latent"`` for the final latents in float32, shaped like `latents`.
             callback_on_step_end: called with the step's index, timestep and latents; returning
@@ -332,22 +216,9 @@ class CogVideoXPipeline:
             raise InvalidInputError(f"output_type must be np, float or latent; got {output_type!r}")
         if prompt is None and prompt_embeds is None:
             raise InvalidInputError("give a prompt or prompt_embeds")
-        request = self.request(
-            prompt,
-            negative_prompt,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            dynamic_cfg=dynamic_cfg,
-            scheduler=scheduler,
-            seed=seed,
-            tiling=tiling,
-            tile_size=tile_size,
-            tile_overlap=tile_overlap,
-        )
-        if tiling == "auto" and request.tiling.mode == "tiled":
+        prompt = prompt if prompt_embeds is None else None
+        request = self.request(prompt, negative_prompt, **settings)
+        if settings.get("tiling", "auto") == "auto" and request.tiling.mode == "tiled":
             logger.warning(TILED)
         geometry = request.geometry
         if latents is not None and tuple(latents.shape) != geometry.latent_shape:
@@ -359,20 +230,16 @@ class CogVideoXPipeline:
         report = on_progress or (lambda stage, done, total: None)
 
         report("encode", 0, 1)
-        if prompt_embeds is None:
-            prompt_embeds = self.encode_prompt(prompt)
-        embeds = [prompt_embeds]
-        if request.guided:
-            if negative_prompt_embeds is None:
-                negative_prompt_embeds = self.encode_prompt(negative_prompt)
-            embeds.insert(0, negative_prompt_embeds)
-        embeds = self._joined(embeds)
+        given = {request.prompt: prompt_embeds, request.negative_prompt: negative_prompt_embeds}
+        known = {text: embeds for text, embeds in given.items() if embeds is not None}
+        embeds = self._text(request, known)
         self.free("text_encoder")
         report("encode", 1, 1)
+        conditioning = self.condition(request, on_progress=report)
 
-        report("denoise", 0, num_inference_steps)
-        for state in self.denoise(request, embeds, latents=latents):
-            report("denoise", state.step, num_inference_steps)
+        report("denoise", 0, request.steps)
+        for state in self.denoise(request, embeds, conditioning=conditioning, latents=latents):
+            report("denoise", state.step, request.steps)
             if callback_on_step_end is not None:
                 index, timestep = state.step - 1, state.timestep
                 if callback_on_step_end(index, timestep, state.latents) is False:
@@ -390,17 +257,32 @@ class CogVideoXPipeline:
             ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the
             unconditional, then the prompt's.
         """
-        last: dict[str, mx.array] = {}
+        known: dict[str | None, mx.array] = {}
         try:
             for request in requests:
-                texts = [request.negative_prompt] * request.guided + [request.prompt]
+                yield self._text(request, known)
                 # The negative prompt seldom changes, and several seeds share a prompt.
-                last = {
-                    text: last[text] if text in last else self.encode_prompt(text) for text in texts
-                }
-                yield self._joined([last[text] for text in texts])
+                texts = (request.prompt, request.negative_prompt)
+                known = {text: known[text] for text in texts if text in known}
         finally:
             self.free("text_encoder")
+
+    def _text(self, request: Request, known: dict[str | None, mx.array]) -> mx.array:
+        """A request's embeddings; `known` are those of some texts, and gets the others."""
+
+        def embeds_of(text: str) -> mx.array:
+            if text not in known:
+                known[text] = self.encode_prompt(text)
+            return known[text]
+
+        empty = request.guided and request.uncond == "empty"
+        embeds = [embeds_of(request.negative_prompt)] if empty else []
+        embeds += [embeds_of(request.prompt)]
+        if request.guided and not empty:
+            embeds.insert(0, mx.zeros_like(embeds[0]))
+        embeds = mx.concatenate(embeds).astype(self.dtype)
+        mx.eval(embeds)
+        return embeds
 
     def encode_prompt(self, prompt: str) -> mx.array:
         """Text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""
@@ -409,12 +291,42 @@ class CogVideoXPipeline:
             logger.warning("the prompt is cut at %d tokens; this is lost: %s", length, lost)
         return self.text_encoder(self.tokenizer([prompt], max_length=length))
 
+    def condition(
+        self, request: Request, *, on_progress: Progress | None = None
+    ) -> Conditioning | None:
+        """The stage of what a video starts from; frees the VAE. None with noise alone.
+
+        Raises:
+            InvalidInputError: its file can't be read (any more).
+        """
+        source, geometry, config = request.source, request.geometry, self.configs["vae"]
+        if source.image is None and source.video is None:
+            return None
+        report = on_progress or (lambda stage, done, total: None)
+        report("source", 0, 1)
+        key = _source_key(request.seed)
+        way = request.tiling.settings()
+        if source.image is not None:
+            posterior = self.encode_video(source.read_image(geometry)[None], 1, **way)
+            scale = image_latent_scale(config, source.image_latent_scale)
+            latents = posterior.sample(key).astype(mx.float32) * scale
+            made = Conditioning(image_latents=place_image(latents, geometry.latent_shape[1]))
+        else:
+            frames = source.read_video(geometry, self.fps)
+            posterior = self.encode_video(frames, geometry.num_frames, **way)
+            latents = posterior.sample(key).astype(mx.float32) * config.scaling_factor
+            made = Conditioning(start=with_leading(latents, geometry.leading_latents))
+        mx.eval(*made.arrays().values())
+        report("source", 1, 1)
+        return made
+
     def denoise(
         self,
         request: Request,
         embeds: mx.array,
         state: DenoisingState | None = None,
         *,
+        conditioning: Conditioning | None = None,
         latents: mx.array | None = None,
     ) -> Iterator[DenoisingState]:
         """The denoising stage; frees the transformer when it ends or is left.
@@ -422,6 +334,7 @@ class CogVideoXPipeline:
         Args:
             embeds: what ``encode`` gave for the request.
             state: where to go on; None begins with noise.
+            conditioning: what ``condition`` gave for it.
             latents: the noise to begin with; None draws it from the request's seed.
 
         Yields:
@@ -431,22 +344,21 @@ class CogVideoXPipeline:
             GenerationError: a step gave NaN or infinity.
         """
         embeds = embeds.astype(self.dtype)
+        conditioning = conditioning or Conditioning()
         scheduler = self._scheduler(request)
         guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
-        timesteps = [int(t) for t in scheduler.timesteps]
+        timesteps = [int(t) for t in scheduler.timesteps][-request.steps :]
         if state is not None:
             latents, x0 = state.latents, state.x0
-        elif latents is None:
-            key = _keys(request.seed)[0]
-            latents, x0 = mx.random.normal(request.geometry.latent_shape, key=key), None
         else:
-            latents, x0 = latents.astype(mx.float32), None
+            latents, x0 = self._beginning(request, scheduler, timesteps[0], conditioning, latents)
         try:
             for i, t in list(enumerate(timesteps))[state.step if state else 0 :]:
-                batch = mx.repeat(latents.astype(self.dtype), len(embeds), axis=0)
-                velocity = self.transformer(batch, embeds, mx.full(len(embeds), t))
+                texts = embeds if request.guides(i) else embeds[-1:]
+                batch = self._input(latents, conditioning, len(texts))
+                velocity = self.transformer(batch, texts, mx.full(len(texts), t))
                 velocity = velocity.astype(mx.float32)
-                if len(embeds) == 2:
+                if len(texts) == 2:
                     unconditional, conditional = mx.split(velocity, 2)
                     velocity = unconditional + guidance(i, t, len(timesteps)) * (
                         conditional - unconditional
@@ -462,6 +374,28 @@ class CogVideoXPipeline:
                 yield DenoisingState(i + 1, t, latents, x0)
         finally:
             self.free("transformer")
+
+    def _beginning(
+        self,
+        request: Request,
+        scheduler: Scheduler,
+        timestep: int,
+        conditioning: Conditioning,
+        noise: mx.array | None,
+    ) -> tuple[mx.array, None]:
+        """Noise, or the latents of a video with noise on them; and no prediction yet."""
+        if noise is None:
+            noise = mx.random.normal(request.geometry.latent_shape, key=_keys(request.seed)[0])
+        noise = noise.astype(mx.float32)
+        if conditioning.start is None:
+            return noise, None
+        return scheduler.add_noise(conditioning.start, noise, timestep), None
+
+    def _input(self, latents: mx.array, conditioning: Conditioning, count: int) -> mx.array:
+        """What the transformer gets in a step, once for each text."""
+        if conditioning.image_latents is not None:
+            latents = mx.concatenate([latents, conditioning.image_latents], axis=-1)
+        return mx.repeat(latents.astype(self.dtype), count, axis=0)
 
     def decode(
         self,
@@ -558,12 +492,6 @@ class CogVideoXPipeline:
             automatic=lambda: choose_tiling(self, height, width, decode=decode),
         )
 
-    def _joined(self, embeds: list[mx.array]) -> mx.array:
-        """A batch of texts as the transformer takes it."""
-        embeds = mx.concatenate(embeds).astype(self.dtype)
-        mx.eval(embeds)
-        return embeds
-
     def _scheduler(self, request: Request) -> Scheduler:
         key = _keys(request.seed)[1]
         scheduler = make_scheduler(request.scheduler, self.scheduler_config, key)
@@ -588,12 +516,6 @@ def _keys(seed: int) -> mx.array:
     return mx.random.split(mx.random.key(seed))
 
 
-def _default_dtype(stored: dict) -> mx.Dtype:
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return mx.float32
-    floating = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
-    # The large tensors decide: some checkpoints keep a few small ones in float32.
-    largest = max(
-        (tensor for tensor in stored.values() if tensor.dtype in floating), key=lambda t: t.size
-    )
-    return floating[largest.dtype]
+def _source_key(seed: int) -> mx.array:
+    """Of the latents of a picture or video, which are drawn, too."""
+    return mx.random.key(seed + 2**63)

@@ -16,9 +16,11 @@ Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
 seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
 
-OF_THE_RUN = ("lora", "dtype", "compile", "fps")
+OF_THE_RUN = ("lora", "dtype", "compile", "fps", "image_sha256", "video_sha256")
 """The settings that are not arguments of ``CogVideoXPipeline.request``."""
 
+NEWER = {"lora": [], "uncond": "empty"}
+"""What records of before there was a choice don't speak of."""
 
 DECODING = ("tiling", "tile_size", "tile_overlap")
 AFTER_DENOISING = (*DECODING, "fps")
@@ -45,6 +47,7 @@ def make_record(
         "model": model,
         "settings": {
             **request.settings(),
+            **request.source.digests(),
             "lora": [adapter.identity(scale) for adapter, scale in pipe.adapters],
             "dtype": pipe.dtype_name,
             "compile": compile,
@@ -101,12 +104,21 @@ class Meter:
 
 def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:
     """What two runs were told otherwise, a phrase each; `but` names settings to pass over."""
-    # Records of before there were adapters don't speak of any.
-    before, after = {"lora": [], **then.get("settings", {})}, now["settings"]
+    before, after = {**NEWER, **then.get("settings", {})}, now["settings"]
     return [
         f"{name} was {before.get(name)!r} and is now {after[name]!r}"
         for name in after
         if name not in but and before.get(name) != after[name]
+    ]
+
+
+def source_differences(then: Record, now: Record) -> list[str]:
+    """Pictures and videos to start from whose files aren't what they were, a phrase each."""
+    before, after = then.get("settings", {}), now["settings"]
+    return [
+        f"the {name} {after[name]} has changed"
+        for name in ("image", "video")
+        if before.get(f"{name}_sha256") != after.get(f"{name}_sha256")
     ]
 
 

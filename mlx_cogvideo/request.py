@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .coding import Tiling
+from .conditioning import Source
 from .errors import InvalidInputError
 from .nn.autoencoder import AutoencoderConfig
 from .nn.transformer import TransformerConfig
@@ -83,6 +84,9 @@ class Request:
     scheduler: str | Scheduler
     seed: int
     tiling: Tiling
+    source: Source
+    uncond: str
+    guidance_range: tuple[int, int] | None
 
     @property
     def guided(self) -> bool:
@@ -90,10 +94,36 @@ class Request:
         return self.guidance_scale > 1
 
     @property
+    def steps(self) -> int:
+        """Steps that are taken: with a video to start from, not the first, noisiest ones."""
+        strength = None if self.source.video is None else self.source.strength
+        return steps_taken(self.num_inference_steps, strength)
+
+    def guides(self, step: int) -> bool:
+        """Whether a step, counted from 0, is computed without the prompt, too."""
+        first, end = self.guidance_range or (0, self.steps)
+        return self.guided and first <= step < end
+
+    @property
     def decoded_shape(self) -> tuple[int, ...]:
         """Shape of the latents that are decoded: without the leading ones."""
         batch, frames, *rest = self.geometry.latent_shape
         return batch, frames - self.geometry.leading_latents, *rest
+
+    def check_steps(self) -> None:
+        """Raises InvalidInputError where no step is left, or those of the guidance aren't there."""
+        if self.steps < 1:
+            raise InvalidInputError(
+                f"strength {self.source.strength:g} leaves none of {self.num_inference_steps} "
+                "steps: raise one of them"
+            )
+        if self.guidance_range is not None:
+            first, end = self.guidance_range
+            if not 0 <= first < end <= self.steps:
+                raise InvalidInputError(
+                    f"guidance_range must be from 0 to {self.steps}, the second above the first; "
+                    f"got {first} and {end}"
+                )
 
     def settings(self) -> dict[str, Any]:
         """The arguments of ``CogVideoXPipeline.request`` that give this again, fit for JSON."""
@@ -108,8 +138,16 @@ class Request:
             "dynamic_cfg": self.dynamic_cfg,
             "scheduler": self.scheduler,
             "seed": self.seed,
+            "uncond": self.uncond,
+            "guidance_range": self.guidance_range and list(self.guidance_range),
+            **self.source.settings(),
             **self.tiling.settings(),
         }
+
+
+def steps_taken(num_inference_steps: int, strength: float | None) -> int:
+    """How many of the steps are taken with a video of that strength, or None of them."""
+    return num_inference_steps if strength is None else int(num_inference_steps * strength)
 
 
 class _Native:

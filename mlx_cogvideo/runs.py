@@ -82,6 +82,8 @@ def finish(
 ) -> Record:
     """Denoises from where a run stands, decodes and writes the output; then removes what was saved.
 
+    Before the first step, what the video starts from is encoded.
+
     Args:
         saved: the run; of the model and dtype of `pipe`.
         path: where it is saved.
@@ -110,9 +112,14 @@ def finish(
     meter = Meter(saved.record, on_progress)
     keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
     with keeper, mlx_errors():
-        total = request.num_inference_steps
+        if saved.conditioning is None:
+            saved = replace(saved, conditioning=pipe.condition(request, on_progress=meter))
+            keeper.saved = saved
+        total = request.steps
         meter("denoise", saved.steps_done, total)
-        for state in pipe.denoise(request, saved.embeds, saved.state):
+        for state in pipe.denoise(
+            request, saved.embeds, saved.state, conditioning=saved.conditioning
+        ):
             meter("denoise", state.step, total)
             keeper.update(replace(saved, state=state))
             if should_stop():

@@ -12,9 +12,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .conditioning import Conditioning
 from .errors import InvalidInputError
 from .pipeline import DenoisingState
 from .record import Record
+from .request import steps_taken
 from .video.paths import publish, write_temporary
 from .video.record import KEY, record_text
 
@@ -46,12 +48,14 @@ class SavedRun:
         output: where its video is to go; on disk, from the root of the file system on.
         embeds: the encoded text, so that no text encoder is needed again.
         state: where the denoising stands, or None before the first step.
+        conditioning: what the video starts from, once it is encoded.
     """
 
     record: Record
     output: str
     embeds: mx.array
     state: DenoisingState | None = None
+    conditioning: Conditioning | None = None
 
     @property
     def steps_done(self) -> int:
@@ -59,7 +63,9 @@ class SavedRun:
 
     @property
     def steps_in_all(self) -> int:
-        return self.record["settings"]["num_inference_steps"]
+        settings = self.record["settings"]
+        strength = settings["strength"] if settings.get("video") else None
+        return steps_taken(settings["num_inference_steps"], strength)
 
     @property
     def progress(self) -> str:
@@ -72,6 +78,8 @@ class SavedRun:
             OutputError: the disk is full, or the folder is gone or closed to writing.
         """
         arrays = {"embeds": self.embeds}
+        if self.conditioning is not None:
+            arrays |= self.conditioning.arrays()
         about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
         if self.state is not None:
             arrays |= {"latents": self.state.latents, "x0": self.state.x0}
@@ -98,7 +106,10 @@ class SavedRun:
                 state = DenoisingState(
                     about["step"], about["timestep"], arrays["latents"], arrays["x0"]
                 )
-            saved = cls(json.loads(metadata[KEY]), about["output"], arrays["embeds"], state)
+            given = {name: arrays[name] for name in ("image_latents", "start") if name in arrays}
+            conditioning = Conditioning(**given) if given else None
+            embeds = arrays["embeds"]
+            saved = cls(json.loads(metadata[KEY]), about["output"], embeds, state, conditioning)
             if not 0 <= saved.steps_done <= saved.steps_in_all:
                 raise ValueError(saved.progress)
             return saved

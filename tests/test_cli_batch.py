@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from commands import PROMPT, SMALL, errors, run
 
-from mlx_cogvideo import pipeline
+from mlx_cogvideo import model_folder
 from mlx_cogvideo.pipeline import CogVideoXPipeline
 from mlx_cogvideo.video import read_record
 
@@ -49,7 +49,7 @@ def test_ten_videos_and_one_report_and_none_on_a_rerun(folder, capsys):
     assert names(folder) == TEN
     assert captured.out.splitlines() == [f"out/{name}" for name in TEN]
     (line,) = errors(captured.err)
-    assert line.startswith("error: line 6: there is no image to video yet")
+    assert line.startswith("error: line 6: this model makes videos of text: an image needs")
     assert "10 made, 0 made before, 1 failed" in captured.err
     records = [read_record(folder / name)["settings"] for name in TEN]
     assert len({record["prompt"] for record in records}) == 5
@@ -76,9 +76,9 @@ def test_json_is_one_line_for_all(folder, capsys):
 
 def test_all_texts_are_encoded_before_the_first_transformer_is_loaded(folder, monkeypatch):
     loaded = []
-    load = pipeline.load_component
+    load = model_folder.load_component
     monkeypatch.setattr(
-        pipeline,
+        model_folder,
         "load_component",
         lambda network, folder, dtype: loaded.append(folder.name) or load(network, folder, dtype),
     )
@@ -225,7 +225,7 @@ def test_where_no_video_can_be_made_one_line_says_why(folder, capsys):
     (folder.parent / "prompts.txt").write_text("a@@b.png\nc@@d.png\n")
     assert batch("--seed", 1) == 2
     (line,) = errors(capsys.readouterr().err)
-    assert line.startswith("error: line 1: there is no image to video yet")
+    assert line.startswith("error: line 1: this model makes videos of text: an image needs")
     assert line.endswith("(and 1 more like this)")
 
 

@@ -37,6 +37,8 @@ def test_a_video_shows_how_it_was_made(folder, capsys):
         "num_inference_steps": 2,
         "guidance_scale": 6.0,
         "dynamic_cfg": "wave",
+        "guidance_range": None,
+        "uncond": "empty",
         "scheduler": "dpm",
         "seed": 1,
         "tiling": "none",

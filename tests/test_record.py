@@ -27,6 +27,8 @@ ARGUMENTS = {
     "num_inference_steps": 3,
     "guidance_scale": 2.5,
     "dynamic_cfg": "wave",
+    "guidance_range": [1, 3],
+    "uncond": "empty",
     "scheduler": "dpm",
     "seed": 2**62,
     "tiling": "tiled",

@@ -129,14 +129,14 @@ def test_decoding_that_failed_is_done_again_without_the_transformer(pipe, folder
     expected = pipe(**pipe_arguments(run))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "mlx_cogvideo.pipeline.AutoencoderKLCogVideoX.decode_chunks",
+            "mlx_cogvideo.nn.autoencoder.AutoencoderKLCogVideoX.decode_chunks",
             lambda *_, **__: (_ for _ in ()).throw(RuntimeError("[malloc] Unable to allocate")),
         )
         with pytest.raises(GenerationError, match=r"Unable to allocate.*--tiling tiled") as told:
             finish(pipe, run, path)
     assert "4 of 4 steps are kept" in told.value.__notes__[0]
     monkeypatch.setattr(
-        "mlx_cogvideo.pipeline.CogVideoXTransformer3DModel.__call__",
+        "mlx_cogvideo.nn.transformer.CogVideoXTransformer3DModel.__call__",
         lambda *_, **__: pytest.fail("the latents were there"),
     )
     finish(pipe, SavedRun.load(path), path)

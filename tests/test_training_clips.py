@@ -13,7 +13,8 @@ import pytest
 from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError
-from mlx_cogvideo.training.clips import Clip, choose_shape, clip_digest, find_clips
+from mlx_cogvideo.checkpoints import content_digest
+from mlx_cogvideo.training.clips import Clip, choose_shape, find_clips
 from mlx_cogvideo.training.prepare import Reading
 from mlx_cogvideo.video import Measured, Shape, measure, read_clip, write_video
 
@@ -307,7 +308,7 @@ def test_a_metadata_file_can_name_a_folder_of_frames(tmp_path):
     write_video(tmp_path / "walk", make_clip(9), 8)
     touch(tmp_path / "metadata.jsonl", '{"file_name": "walk", "text": "x"}\n')
     assert find_clips(tmp_path) == [Clip(tmp_path / "walk", "x")]
-    assert clip_digest(tmp_path / "walk") != clip_digest(tmp_path / "metadata.jsonl")
+    assert content_digest(tmp_path / "walk") != content_digest(tmp_path / "metadata.jsonl")
 
 
 def test_a_line_of_metadata_that_isnt_json_is_named(tmp_path):

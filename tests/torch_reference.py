@@ -11,14 +11,20 @@ import diffusers
 import mlx.core as mx
 import torch
 import transformers
+from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import OFFICIAL_SCHEDULER_CONFIG
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.schedulers import CogVideoXDPMScheduler
 
 TOLERANCE = 2e-5
 """Of networks, relative to the largest value. Measured errors are 1e-6 to 3e-6."""
 
 TEXT_LENGTH = 10
+
+STEPS = 10
+PROMPT = "a red circle moves right on a white background"
+NEGATIVE = "a blue square"
 
 _TRANSFORMER = {
     "num_attention_heads": 3,
@@ -140,3 +146,34 @@ def frames_first(tensor: torch.Tensor) -> torch.Tensor:
 def channels_first(tensor: torch.Tensor) -> torch.Tensor:
     """diffusers' VAE layout ``[B, C, F, H, W]`` to ours, channels last."""
     return tensor.permute(0, 2, 3, 4, 1).contiguous()
+
+
+class Noise:
+    """The noise of each step of a DPM run, for both sides."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.draws = [random(*shape, seed=100 + step) for step in range(STEPS)]
+        self.step = 0
+
+    def for_diffusers(self, monkeypatch, scheduler) -> None:
+        # diffusers draws twice in a second-order step and uses the second.
+        monkeypatch.setattr(
+            scheduling_dpm_cogvideox, "randn_tensor", lambda *_, **__: self.draws[self.step]
+        )
+        step = scheduler.step
+
+        def counting(*args, **kwargs):
+            result = step(*args, **kwargs)
+            self.step += 1
+            return result
+
+        monkeypatch.setattr(scheduler, "step", counting)
+
+    def for_ours(self) -> CogVideoXDPMScheduler:
+        draws = iter(self.draws)
+
+        class Injected(CogVideoXDPMScheduler):
+            def step(self, *args, **kwargs):
+                return super().step(*args, **kwargs, noise=ours(frames_first(next(draws))))
+
+        return Injected.from_config(OFFICIAL_SCHEDULER_CONFIG)

@@ -9,9 +9,11 @@ from .components import (
     save_component,
     write_config,
 )
-from .identity import file_digest, model_identity
+from .identity import content_digest, file_digest, model_identity
 from .resolve import (
     DEMO_PATH,
+    SHARED_KEY,
+    component_folder,
     default_model,
     download_bytes,
     hub_cache,
@@ -24,8 +26,11 @@ from .resolve import (
 __all__ = [
     "COMPONENT_STEMS",
     "DEMO_PATH",
+    "SHARED_KEY",
     "Adapter",
     "check_component",
+    "component_folder",
+    "content_digest",
     "default_model",
     "download_bytes",
     "file_digest",

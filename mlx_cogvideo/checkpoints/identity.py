@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..variants import ALIASES
-from .resolve import DEMO_PATH
+from .resolve import DEMO_PATH, component_folder
 
 COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 _HASHED = ("*.json", "*.safetensors", "spiece.model")
@@ -35,7 +35,7 @@ def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
     name = "demo" if Path(folder) == DEMO_PATH else ALIASES.get(str(model).lower(), str(model))
     # hashlib lets go of the interpreter's lock, so that several files are read at once.
     with ThreadPoolExecutor() as pool:
-        digests = {c: pool.map(_digest, _files(folder / c)) for c in COMPONENTS}
+        digests = {c: pool.map(_digest, _files(component_folder(folder, c))) for c in COMPONENTS}
         sha256 = {c: hashlib.sha256("".join(d).encode()).hexdigest() for c, d in digests.items()}
     return {"name": name, "sha256": sha256}
 
@@ -53,3 +53,11 @@ def file_digest(file: Path) -> str:
     """The SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """The SHA-256 of a file, or of what the files in a folder hold, in the order of their names."""
+    if not path.is_dir():
+        return file_digest(path)
+    digests = [file_digest(file) for file in sorted(path.iterdir()) if file.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """From what a user calls a model to a folder on this disk."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from ..variants import ALIASES
 
 DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
+
+SHARED_KEY = "_components_from"
+"""In ``model_index.json``: a folder, from there on, for the components that aren't inside."""
 
 CONFIGURATIONS = ["*.json", "*/*.json"]
 DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
@@ -58,6 +62,16 @@ def download_bytes(model: str | Path, revision: str | None = None) -> int:
     except hub_errors.DryRunError:
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def component_folder(folder: Path, name: str) -> Path:
+    """Where a component of a model lies: inside, or in the folder that its index shares with it."""
+    inside, index = folder / name, folder / "model_index.json"
+    if not inside.is_dir() and index.is_file():
+        shared = json.loads(index.read_text(encoding="utf-8")).get(SHARED_KEY)
+        if shared is not None and (folder / shared / name).is_dir():
+            return folder / shared / name
+    return inside
 
 
 def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:

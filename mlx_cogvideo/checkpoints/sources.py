@@ -18,6 +18,7 @@ from .components import (
     stored_quantization,
     upstream_shape,
 )
+from .resolve import component_folder
 from .safetensors_header import TensorInfo
 from .sat import SatTensor, open_sat, text_encoder_config, transformer_config, vae_config
 
@@ -48,7 +49,7 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
     Raises:
         CheckpointError: the component is missing, damaged or not what its configuration says.
     """
-    source = folder / name
+    source = component_folder(folder, name)
     config = read_config(source / "config.json")
     network = make_network(name, config)
     if assumed_dtype is not None:

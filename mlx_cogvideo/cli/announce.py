@@ -51,7 +51,10 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     target = job.output
     if len(plan.jobs) > 1:
         target = f"{job.output} and {len(plan.jobs) - 1} more"
-    sampling = f"{request.num_inference_steps} steps of {request.scheduler}, {guidance}"
+    steps = str(request.num_inference_steps)
+    if request.steps < request.num_inference_steps:
+        steps = f"the last {request.steps} of {steps}"
+    sampling = f"{steps} steps of {request.scheduler}, {guidance}"
     if len(plan.jobs) == 1:
         sampling += f", seed {request.seed}"
     lines = [
@@ -63,6 +66,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("output", target),
         ("sampling", sampling),
     ]
+    if source := request.source.image or request.source.video:
+        lines.append(("from", str(source)))
     if plan.pipe.adapters:
         adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
         lines.append(("lora", ", ".join(adapters)))

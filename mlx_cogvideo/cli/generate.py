@@ -5,13 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..conditioning import IMAGE_LATENT_SCALES
 from ..errors import InvalidInputError
-from ..guidance import GUIDANCE_SCHEDULES
+from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..memory import keep_resident
 from ..nn.autoencoder import TILINGS
 from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
-from ..video import read_record
+from ..video import FITS, read_record
 from .announce import announce
 from .common import DTYPES, FAILED, Parser, WithScale, at_least_one, be_quiet, run
 from .plan import make_plan
@@ -63,6 +64,26 @@ def make_parser() -> Parser:
     what("--replay", type=Path, metavar="FILE", help="make again what FILE, a result, shows")
     what("--show", type=Path, metavar="FILE", help="only print how FILE, a result, was made")
 
+    add = parser.add_argument_group("what to start from").add_argument
+    add("--image", metavar="FILE", help="the picture it begins with, for image-to-video models")
+    add("--video", metavar="FILE", help="a clip, or a folder of frames, to make another one of")
+    add(
+        "--strength",
+        type=float,
+        help="how much of --video is made anew, above 0 and up to 1 (default: 0.8)",
+    )
+    add(
+        "--image-fit",
+        choices=FITS,
+        help="how --image or --video comes to the size: covering it and cropped, set on black, or "
+        "distorted (default: crop)",
+    )
+    add(
+        "--image-latent-scale",
+        choices=IMAGE_LATENT_SCALES,
+        help="of the picture of version 1.5, about which the tools disagree (default: official)",
+    )
+
     add = parser.add_argument_group("how").add_argument
     add("--negative-prompt", "--negative_prompt", help="what to steer away from")
     add(
@@ -88,6 +109,19 @@ def make_parser() -> Parser:
         "--guidance-schedule",
         choices=GUIDANCE_SCHEDULES,
         help="guidance over the steps (default: what suits the model)",
+    )
+    add(
+        "--guidance-range",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "END"),
+        help="steps with guidance, from 0; the others skip the unconditional pass (default: all)",
+    )
+    add(
+        "--uncond",
+        choices=UNCONDS,
+        help="what is unconditional: the negative prompt, empty unless told, or embeddings of "
+        "zeros as in the original tools (default: empty)",
     )
     add("--scheduler", choices=SCHEDULERS, help="sampler (default: what suits the model)")
     add(

@@ -22,6 +22,7 @@ from ..record import (
     model_differences,
     request_again,
     setting_differences,
+    source_differences,
     version_differences,
 )
 from ..request import Request
@@ -40,6 +41,13 @@ SETTINGS = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "guidance_schedule": "dynamic_cfg",
+    "guidance_range": "guidance_range",
+    "uncond": "uncond",
+    "image": "image",
+    "image_latent_scale": "image_latent_scale",
+    "image_fit": "image_fit",
+    "video": "video",
+    "strength": "strength",
     "scheduler": "scheduler",
     "tiling": "tiling",
     "tile_size": "tile_size",
@@ -144,6 +152,7 @@ class _Planner:
             self.result.warnings += [
                 f"this won't be the same video: {difference}"
                 for difference in model_differences(self.base, now)
+                + source_differences(self.base, now)
                 + version_differences(self.base, now)
             ]
         for job in wishes:
@@ -180,16 +189,19 @@ class _Planner:
                 "with {seed} in --output a batch wants --seed: drawn ones would be others next time"
             )
         for index, prompt in enumerate(prompts, start=1):
-            if prompt.image is not None:
-                problem = f"there is no image to video yet, so that {prompt.image} can't be used"
-                self._fail(prompt.label, InvalidInputError(problem))
-                continue
             for seed in self.seeds:
                 label = [prompt.label] * bool(prompt.label)
                 label += [f"seed {seed}"] * (len(self.seeds) > 1)
                 asked = {"prompt": prompt.text} | ({} if seed is None else {"seed": seed})
+                asked |= {} if prompt.image is None else {"image": prompt.image}
                 settings = {**self.settings, **self.given, **asked}
-                request, record = self._request(settings)
+                try:
+                    request, record = self._request(settings)
+                except InvalidInputError as error:
+                    if prompt.image is None:
+                        raise
+                    self._fail(prompt.label, error)
+                    break  # it would be the same with every seed
                 if self.state_file is not None:
                     output, path = self.output, self.state_file
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import Adapter, open_adapter, read_config
+from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
 from ..checkpoints.components import FLOATING
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
@@ -212,8 +212,17 @@ def _sources(
 
 
 def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str, Any]]:
-    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
-    return {str(file.relative_to(folder)): file for file in files}
+    files: dict[str, Path | dict[str, Any]] = {}
+    for pattern in patterns:
+        name, inside, pattern = pattern.rpartition("/")
+        for file in sorted((component_folder(folder, name) if inside else folder).glob(pattern)):
+            files[f"{name}{inside}{file.name}"] = file
+    index = files.get("model_index.json")
+    if index is not None:  # what another folder shared with this one is copied
+        told = read_config(index)
+        if told.pop(SHARED_KEY, None) is not None:
+            files["model_index.json"] = told
+    return files
 
 
 def check_architecture(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Clips on disk and their captions: found, and sorted by the shapes they are learned in."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,9 @@ from io import StringIO
 from math import log
 from pathlib import Path
 
-from ..checkpoints import file_digest
 from ..errors import InvalidInputError
 from ..video import Measured, Shape
-from ..video.clip import IMAGES, frame_files
+from ..video.clip import IMAGES
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", *IMAGES}
 """Endings of clips, and of still images, which are clips of one frame."""
@@ -122,14 +120,6 @@ def _from_rows(data: Path, source: Path, rows: list[dict]) -> Iterator[Clip]:
             raise InvalidInputError(f"line {number} of {source} names no file ({', '.join(FILES)})")
         caption = next((row[name] for name in TEXTS if row.get(name)), "")
         yield Clip(data / file, str(caption).strip())
-
-
-def clip_digest(path: Path) -> str:
-    """What a clip holds, in hexadecimal; of a folder, what its frames hold."""
-    if not path.is_dir():
-        return file_digest(path)
-    digests = [file_digest(file) for file in frame_files(path)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def choose_shape(clip: Measured, shapes: Sequence[Shape]) -> Shape:

@@ -12,13 +12,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoints import content_digest
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
 from ..video import Shape, measure, read_clip
 from ..video.clip import TIMEOUT
 from .cache import Cache
-from .clips import Clip, choose_shape, clip_digest
+from .clips import Clip, choose_shape
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def _latents(
     cache: Cache,
 ) -> list[Path]:
     """The file of a clip's latents and, for image-to-video models, that of its noisy pictures."""
-    digest = clip_digest(clip.path)
+    digest = content_digest(clip.path)
     position = reading.position(digest)
     about = {
         "clip": digest,

@@ -20,7 +20,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import read_config, save_adapter, write_config
-from ..conditioning import image_latent_scale, place_image
+from ..conditioning import (
+    check_image_latent_scale,
+    image_latent_scale,
+    place_image,
+    with_leading,
+)
 from ..errors import CheckpointError, GenerationError, InvalidInputError
 from ..nn.lora import LowRank, add_adapter
 from ..nn.quantization import linear_layers
@@ -79,6 +84,7 @@ class Settings:
         for name in ("iters", "rank", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        check_image_latent_scale(self.image_latent_scale)
         if not self.learning_rate > 0:
             raise InvalidInputError(f"learning_rate must be above 0; got {self.learning_rate}")
         for name in ("caption_dropout", "image_dropout"):
@@ -267,7 +273,7 @@ class Trainer:
         vae, transformer = self.pipe.configs["vae"], self.pipe.configs["transformer"]
         latents = sample.posterior().sample(keys[0]).astype(mx.float32) * vae.scaling_factor
         leading = -latents.shape[1] % (transformer.patch_size_t or 1)
-        latents = mx.concatenate([*[latents[:, :1]] * leading, latents], axis=1)
+        latents = with_leading(latents, leading)
         noise = mx.random.normal(latents.shape, key=keys[1])
         image = None
         if self.pipe.takes_image:

@@ -10,49 +10,13 @@ import pytest
 import torch
 import transformers
 from adapters import make_adapter
-from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
-from torch_reference import TEXT_LENGTH, frames_first, ours, random, save_model
+from torch_reference import NEGATIVE, PROMPT, STEPS, TEXT_LENGTH, Noise, frames_first, ours, random
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.schedulers import CogVideoXDPMScheduler
 
 TOLERANCE = 1e-3
-STEPS = 10
-PROMPT = "a red circle moves right on a white background"
-NEGATIVE = "a blue square"
-
-
-class Noise:
-    """The noise of each step of a DPM run, for both sides."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.draws = [random(*shape, seed=100 + step) for step in range(STEPS)]
-        self.step = 0
-
-    def for_diffusers(self, monkeypatch, scheduler) -> None:
-        # diffusers draws twice in a second-order step and uses the second.
-        monkeypatch.setattr(
-            scheduling_dpm_cogvideox, "randn_tensor", lambda *_, **__: self.draws[self.step]
-        )
-        step = scheduler.step
-
-        def counting(*args, **kwargs):
-            result = step(*args, **kwargs)
-            self.step += 1
-            return result
-
-        monkeypatch.setattr(scheduler, "step", counting)
-
-    def for_ours(self) -> CogVideoXDPMScheduler:
-        draws = iter(self.draws)
-
-        class Injected(CogVideoXDPMScheduler):
-            def step(self, *args, **kwargs):
-                return super().step(*args, **kwargs, noise=ours(frames_first(next(draws))))
-
-        return Injected.from_config(OFFICIAL_SCHEDULER_CONFIG)
 
 
 def run_diffusers(
@@ -82,18 +46,6 @@ def run_diffusers(
         output_type="np",
         **arguments,
     ).frames[0]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def get(variant):
-        if variant not in made:
-            made[variant] = save_model(tmp_path_factory.mktemp(variant), variant)
-        return made[variant]
-
-    return get
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "wave"])
