@@ -1,0 +1,205 @@
+"""Starting from a picture or a video: how files are read, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from clips import make_clip
+from commands import errors, generate, run
+from PIL import Image
+
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo.saved_run import SavedRun
+from mlx_cogvideo.video import read_image, read_record, read_video, write_video
+
+PROMPT = "a red circle moves right on a white background"
+TINY = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 4, "seed": 1}
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "video.mp4"
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    write_video(tmp_path / "clip.mp4", make_clip(9, 32, 48), 8)
+    return tmp_path / "clip.mp4"
+
+
+def picture() -> np.ndarray:
+    """Red on the left, blue on the right, a green corner: it can't be turned unnoticed."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30], pixels[:, 30:], pixels[:12, :12] = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+    return pixels
+
+
+def close(pixels: np.ndarray, expected: np.ndarray) -> bool:
+    return np.abs(pixels.astype(int) - expected.astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tiff", "gif", "jpg"])
+def test_pictures_of_many_formats_are_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture()).save(path, **({"quality": 98} if suffix in ("jpg", "webp") else {}))
+    assert close(read_image(path, 40, 60), picture())
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "I;16"])
+def test_pictures_of_other_colour_models_are_read(tmp_path, mode):
+    gray = np.repeat(picture().max(-1, keepdims=True), 3, axis=-1)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(gray[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(gray if mode == "L" else picture()).convert(mode).save(path)
+    assert close(read_image(path, 40, 60), gray if mode in ("L", "I;16") else picture())
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_a_picture_is_turned_as_its_exif_data_say(tmp_path, orientation, turns):
+    image = Image.fromarray(picture())
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif, quality=98)
+    expected = np.rot90(picture(), turns)
+    assert close(read_image(tmp_path / "a.jpg", *expected.shape[:2]), expected)
+
+
+def test_what_is_transparent_is_on_white(tmp_path):
+    alpha = np.full((40, 60, 1), 255, np.uint8)
+    alpha[:, 30:] = 0
+    Image.fromarray(np.concatenate([picture(), alpha], axis=-1)).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png", 40, 60)
+    assert close(read[:, :30], picture()[:, :30])
+    assert (read[:, 32:] == 255).all()
+
+
+def test_a_picture_covers_the_size_or_fits_into_it_or_is_distorted(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    crop, pad, stretch = (
+        read_image(tmp_path / "a.png", 40, 40, fit) for fit in ("crop", "pad", "stretch")
+    )
+    assert close(crop, picture()[:, 10:50])
+    assert (pad[:6] == 0).all() and (pad[-6:] == 0).all() and (pad[8:32].max(-1) > 200).all()
+    assert (stretch[20, 5] > [200, -1, -1]).all() and (stretch[20, 35] > [-1, -1, 200]).all()
+
+
+def test_a_video_at_a_low_strength_stays_and_at_full_strength_does_not():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    clip = make_clip(17, 96, 96)
+    size = {"seed": 1, "num_inference_steps": 4, "output_type": "latent", "guidance_scale": 1}
+    own = pipe.encode_video(clip, 17).mean * pipe.configs["vae"].scaling_factor
+    distances = [
+        mx.abs(pipe(PROMPT, video=clip, strength=strength, **size) - own).mean().item()
+        for strength in (0.25, 0.5, 1.0)
+    ]
+    assert distances[0] < distances[1] < distances[2]
+    full = pipe(PROMPT, video=clip, strength=1.0, **size)
+    with_nothing = mx.allclose(full, pipe(PROMPT, **size), atol=1e-4)
+    assert with_nothing, "with zero signal nothing of the clip is left"
+
+
+def test_a_seed_repeats_what_is_drawn_of_a_video():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    request = pipe.request(PROMPT, video=make_clip(9, 32, 48), **TINY)
+    first, again = pipe.condition(request), pipe.condition(request)
+    assert mx.array_equal(first.start, again.start)
+    other = pipe.request(PROMPT, video=make_clip(9, 32, 48), **{**TINY, "seed": 2})
+    assert not mx.array_equal(first.start, pipe.condition(other).start)
+
+
+def test_steps_without_guidance_skip_the_unconditional_pass(monkeypatch):
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    batches = []
+    with pipe.keeping("transformer"):
+        call = type(pipe.transformer).__call__
+        monkeypatch.setattr(
+            type(pipe.transformer),
+            "__call__",
+            lambda self, x, *rest: batches.append(len(x)) or call(self, x, *rest),
+        )
+        pipe(PROMPT, guidance_range=(1, 3), output_type="latent", **TINY)
+    assert batches == [1, 2, 2, 1]
+
+
+def test_the_zero_unconditional_is_zeros_and_needs_no_second_text(monkeypatch):
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    texts = []
+    encode = pipe.encode_prompt
+    monkeypatch.setattr(pipe, "encode_prompt", lambda text: texts.append(text) or encode(text))
+    (embeds,) = pipe.encode([pipe.request(PROMPT, uncond="zero", **TINY)])
+    assert texts == [PROMPT]
+    assert embeds.shape[0] == 2 and (embeds[0] == 0).all() and mx.abs(embeds[1]).max() > 0
+    (plain,) = pipe.encode([pipe.request(PROMPT, uncond="zero", guidance_scale=1, **TINY)])
+    assert plain.shape[0] == 1
+
+
+def test_a_video_is_made_of_a_video_and_made_again_from_its_record(output, clip):
+    assert generate(output, "--video", clip.name, "--strength", 0.5) == 0
+    settings = read_record(output)["settings"]
+    assert settings["video"] == str(clip) and settings["strength"] == 0.5
+    assert len(settings["video_sha256"]) == 64
+    assert run("--replay", output, "--output", "again.mp4", "-q") == 0
+    first, again = (read_video(path)[0] for path in (output, "again.mp4"))
+    assert (first == again).all()
+
+
+def test_a_replay_says_that_the_video_has_changed(output, clip, capsys):
+    assert generate(output, "--video", clip) == 0
+    write_video(clip, make_clip(9, 48, 32), 8, overwrite=True)
+    assert run("--replay", output, "--output", "again.mp4", "--dry-run") == 0
+    assert f"the video {clip} has changed" in capsys.readouterr().err
+
+
+def stop_after_one_step(session, stage, done, total) -> None:
+    if (stage, done) == ("denoise", 1):
+        session._interrupts.wanted = True
+
+
+def test_a_run_from_a_video_goes_on_bit_for_bit(output, clip, monkeypatch):
+    whole = ["--video", clip, "--strength", 0.8, "--steps", 10, "--save-every", 1]
+    assert generate(output, *whole) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_after_one_step)
+        assert generate("again.mp4", *whole) == 130
+    saved = SavedRun.load(Path("again.mp4.resume"))
+    assert (saved.steps_done, saved.steps_in_all) == (1, 8)
+    assert saved.conditioning.start.shape == (1, 3, 4, 6, 16)
+    monkeypatch.setattr(CogVideoXPipeline, "encode_video", lambda *_, **__: pytest.fail("again"))
+    assert run("--resume", "again.mp4") == 0
+    assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "picture.png"], "needs an image-to-video model"),
+        (["--video", "missing.mp4"], "missing.mp4 doesn't exist"),
+        (["--video", "empty.mp4"], "empty.mp4 can't be read as a video"),
+        (["--video", "text.mp4"], "text.mp4 can't be read as a video"),
+        (["--video", "short.mp4"], "has 5 frames at 8 a second, and 9 are wanted"),
+        (["--video", "clip.mp4", "--strength", "0"], "strength must be above 0"),
+        (["--video", "clip.mp4", "--strength", "0.1"], "leaves none of 2 steps"),
+        (["--guidance-range", "1", "5"], "guidance_range must be from 0 to 2"),
+        (["--uncond", "zero", "--negative-prompt", "x"], "there is no negative prompt"),
+    ],
+)
+def test_what_a_video_cant_start_from_is_one_line(output, clip, capsys, options, message):
+    Path("empty.mp4").touch()
+    Path("text.mp4").write_text("no video at all\n" * 50)
+    write_video("short.mp4", make_clip(5, 32, 48), 8)
+    shutil.copy(clip, "picture.png")
+    assert generate(output, *options) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error
+    assert not output.exists()
+
+
+def test_arrays_have_the_size_of_the_video():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    with pytest.raises(InvalidInputError, match=r"video must be uint8 \[9, 32, 48, 3\]; got"):
+        pipe.request(PROMPT, video=make_clip(9, 48, 32), **TINY)
