@@ -5,7 +5,7 @@ those of a video are what noise is added to in the beginning.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +15,7 @@ import numpy as np
 from .checkpoints import content_digest
 from .errors import InvalidInputError
 from .nn.autoencoder import AutoencoderConfig
+from .schedulers import Scheduler
 from .video import FITS, Shape, measure, read_clip, read_image
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Source:
             steps that are taken.
         fit: how a file comes to the size of the video, one of ``video.FITS``.
         image_latent_scale: see ``image_latent_scale``.
+        prefix: frames that the video begins with, uint8 ``[F, H, W, 3]``, of a window that goes on.
     """
 
     image: Picture | None = None
@@ -43,6 +45,12 @@ class Source:
     strength: float = 0.8
     fit: str = "crop"
     image_latent_scale: str = "official"
+    prefix: np.ndarray | None = None
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether there is nothing to start from but noise."""
+        return self.image is None and self.video is None and self.prefix is None
 
     @classmethod
     def choose(cls, *, takes_image: bool, fps: float, geometry: "Geometry", **asked: Any) -> Self:
@@ -139,15 +147,35 @@ class Conditioning:
     Attributes:
         image_latents: ``[1, f, h, w, c]``, scaled; zeros but for the first frame.
         start: scaled latents ``[1, f, h, w, c]`` that noise is added to in the beginning.
+        prefix: scaled latents of the first frames ``[1, f, h, w, c]``, which are to stay: in each
+            step they have the noise of that step.
     """
 
     image_latents: mx.array | None = None
     start: mx.array | None = None
+    prefix: mx.array | None = None
+
+    def begin(self, scheduler: Scheduler, noise: mx.array, timestep: int) -> mx.array:
+        """The latents of the first step: noise, in a measure."""
+        if self.start is not None:
+            return scheduler.add_noise(self.start, noise, timestep)
+        return self.hold(scheduler, noise, noise, timestep)
+
+    def hold(
+        self, scheduler: Scheduler, latents: mx.array, noise: mx.array, timestep: int | None
+    ) -> mx.array:
+        """Latents of a step, or for None of the end, with the prefix in its place."""
+        if self.prefix is None:
+            return latents
+        kept, count = self.prefix, self.prefix.shape[1]
+        if timestep is not None:
+            kept = scheduler.add_noise(kept, noise[:, :count], timestep)
+        return mx.concatenate([kept, latents[:, count:]], axis=1)
 
     def arrays(self) -> dict[str, mx.array]:
         """Those that are there, by name."""
-        both = {"image_latents": self.image_latents, "start": self.start}
-        return {name: array for name, array in both.items() if array is not None}
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def check_image_latent_scale(name: str) -> None:

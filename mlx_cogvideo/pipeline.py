@@ -26,6 +26,7 @@ from .conditioning import (
     with_leading,
 )
 from .errors import GenerationError, InvalidInputError
+from .extension import Joiner, choose_overlap, window_request
 from .guidance import check_uncond, guidance_schedule, schedule_name
 from .memory import choose_tiling
 from .model_folder import ModelFolder
@@ -94,6 +95,8 @@ class CogVideoXPipeline(ModelFolder):
         strength: float = 0.8,
         image_fit: str = "crop",
         image_latent_scale: str = "official",
+        extend: int = 0,
+        overlap: int | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -122,6 +125,9 @@ class CogVideoXPipeline(ModelFolder):
                 ``"pad"`` sets it on black, ``"stretch"`` distorts it.
             image_latent_scale: of version 1.5's picture, ``"official"``, ``"diffusers"`` or
                 ``"finetune"``: see ``conditioning.image_latent_scale``.
+            extend: windows of `num_frames` that go on after the first one.
+            overlap: frames that each of them begins with and that are blended; None is 9, or the
+                last one for an image-to-video model.
             num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels.
             num_inference_steps: denoising steps, 1 to 1000.
             guidance_scale: weight of the prompt; 1 or less skips the unconditional pass.
@@ -175,6 +181,13 @@ class CogVideoXPipeline(ModelFolder):
             source,
             uncond,
             None if guidance_range is None else tuple(guidance_range),
+            extend,
+            choose_overlap(
+                overlap,
+                extend=extend,
+                takes_image=self.takes_image,
+                num_frames=geometry.num_frames,
+            ),
         )
         self._scheduler(request)  # refuses a number of steps that it can't follow
         request.check_steps()
@@ -229,26 +242,55 @@ class CogVideoXPipeline(ModelFolder):
             self.check_decodable(request)
         report = on_progress or (lambda stage, done, total: None)
 
+        if request.extend and (output_type == "latent" or latents is not None):
+            raise InvalidInputError("a video of several windows has no latents of its own")
+
         report("encode", 0, 1)
         given = {request.prompt: prompt_embeds, request.negative_prompt: negative_prompt_embeds}
         known = {text: embeds for text, embeds in given.items() if embeds is not None}
         embeds = self._text(request, known)
         self.free("text_encoder")
         report("encode", 1, 1)
-        conditioning = self.condition(request, on_progress=report)
 
-        report("denoise", 0, request.steps)
-        for state in self.denoise(request, embeds, conditioning=conditioning, latents=latents):
-            report("denoise", state.step, request.steps)
-            if callback_on_step_end is not None:
-                index, timestep = state.step - 1, state.timestep
-                if callback_on_step_end(index, timestep, state.latents) is False:
-                    break
-        if output_type == "latent":
+        def denoised(window: Request) -> mx.array:
+            conditioning = self.condition(window, on_progress=report)
+            report("denoise", 0, window.steps)
+            for state in self.denoise(window, embeds, conditioning=conditioning, latents=latents):
+                report("denoise", state.step, window.steps)
+                if callback_on_step_end is not None:
+                    index, timestep = state.step - 1, state.timestep
+                    if callback_on_step_end(index, timestep, state.latents) is False:
+                        break
             return state.latents
 
-        frames = self.decode(request, state.latents, output_type=output_type, on_progress=report)
+        if output_type == "latent":
+            return denoised(request)
+        frames = self.join(request, denoised, output_type=output_type, on_progress=report)
         return np.concatenate(list(frames))
+
+    def join(
+        self,
+        request: Request,
+        denoised: Callable[[Request], mx.array],
+        *,
+        output_type: str = "np",
+        on_progress: Progress | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The frames of all windows of a video, in order, as they are settled.
+
+        Args:
+            denoised: makes the latents of a window, given its request.
+            output_type, on_progress: as in ``decode``.
+
+        Yields:
+            Frames as ``decode`` does.
+        """
+        joiner = Joiner(request.overlap)
+        for number in range(1 + request.extend):
+            window = window_request(request, number, joiner.tail)
+            latents = denoised(window)
+            chunks = self.decode(window, latents, output_type=output_type, on_progress=on_progress)
+            yield from joiner.add(chunks, last=number == request.extend)
 
     def encode(self, requests: Iterable[Request]) -> Iterator[mx.array]:
         """The text stage of each of many requests; frees the text encoder after the last.
@@ -300,7 +342,7 @@ class CogVideoXPipeline(ModelFolder):
             InvalidInputError: its file can't be read (any more).
         """
         source, geometry, config = request.source, request.geometry, self.configs["vae"]
-        if source.image is None and source.video is None:
+        if source.is_noise:
             return None
         report = on_progress or (lambda stage, done, total: None)
         report("source", 0, 1)
@@ -312,10 +354,15 @@ class CogVideoXPipeline(ModelFolder):
             latents = posterior.sample(key).astype(mx.float32) * scale
             made = Conditioning(image_latents=place_image(latents, geometry.latent_shape[1]))
         else:
-            frames = source.read_video(geometry, self.fps)
-            posterior = self.encode_video(frames, geometry.num_frames, **way)
+            frames = source.prefix
+            if frames is None:
+                frames = source.read_video(geometry, self.fps)
+            posterior = self.encode_video(frames, len(frames), **way)
             latents = posterior.sample(key).astype(mx.float32) * config.scaling_factor
-            made = Conditioning(start=with_leading(latents, geometry.leading_latents))
+            latents = with_leading(latents, geometry.leading_latents)
+            made = Conditioning(start=latents)
+            if source.prefix is not None:
+                made = Conditioning(prefix=latents)
         mx.eval(*made.arrays().values())
         report("source", 1, 1)
         return made
@@ -348,10 +395,14 @@ class CogVideoXPipeline(ModelFolder):
         scheduler = self._scheduler(request)
         guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
         timesteps = [int(t) for t in scheduler.timesteps][-request.steps :]
+        noise = latents
+        if noise is None:
+            noise = mx.random.normal(request.geometry.latent_shape, key=_keys(request.seed)[0])
+        noise = noise.astype(mx.float32)
         if state is not None:
             latents, x0 = state.latents, state.x0
         else:
-            latents, x0 = self._beginning(request, scheduler, timesteps[0], conditioning, latents)
+            latents, x0 = conditioning.begin(scheduler, noise, timesteps[0]), None
         try:
             for i, t in list(enumerate(timesteps))[state.step if state else 0 :]:
                 texts = embeds if request.guides(i) else embeds[-1:]
@@ -364,6 +415,7 @@ class CogVideoXPipeline(ModelFolder):
                         conditional - unconditional
                     )
                 latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
+                latents = conditioning.hold(scheduler, latents, noise, [*timesteps, None][i + 1])
                 healthy = mx.isfinite(latents).all()
                 mx.eval(latents, x0, healthy)
                 if not healthy.item():
@@ -374,22 +426,6 @@ class CogVideoXPipeline(ModelFolder):
                 yield DenoisingState(i + 1, t, latents, x0)
         finally:
             self.free("transformer")
-
-    def _beginning(
-        self,
-        request: Request,
-        scheduler: Scheduler,
-        timestep: int,
-        conditioning: Conditioning,
-        noise: mx.array | None,
-    ) -> tuple[mx.array, None]:
-        """Noise, or the latents of a video with noise on them; and no prediction yet."""
-        if noise is None:
-            noise = mx.random.normal(request.geometry.latent_shape, key=_keys(request.seed)[0])
-        noise = noise.astype(mx.float32)
-        if conditioning.start is None:
-            return noise, None
-        return scheduler.add_noise(conditioning.start, noise, timestep), None
 
     def _input(self, latents: mx.array, conditioning: Conditioning, count: int) -> mx.array:
         """What the transformer gets in a step, once for each text."""

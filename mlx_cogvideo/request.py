@@ -87,6 +87,8 @@ class Request:
     source: Source
     uncond: str
     guidance_range: tuple[int, int] | None
+    extend: int
+    overlap: int
 
     @property
     def guided(self) -> bool:
@@ -103,6 +105,12 @@ class Request:
         """Whether a step, counted from 0, is computed without the prompt, too."""
         first, end = self.guidance_range or (0, self.steps)
         return self.guided and first <= step < end
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of the whole video, which may be of several windows."""
+        frames = self.geometry.num_frames
+        return frames + self.extend * (frames - self.overlap)
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
@@ -140,6 +148,7 @@ class Request:
             "seed": self.seed,
             "uncond": self.uncond,
             "guidance_range": self.guidance_range and list(self.guidance_range),
+            **({"extend": self.extend, "overlap": self.overlap} if self.extend else {}),
             **self.source.settings(),
             **self.tiling.settings(),
         }

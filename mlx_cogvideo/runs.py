@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 from .errors import InvalidInputError, mlx_errors
@@ -112,38 +113,74 @@ def finish(
     meter = Meter(saved.record, on_progress)
     keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
     with keeper, mlx_errors():
-        if saved.conditioning is None:
-            saved = replace(saved, conditioning=pipe.condition(request, on_progress=meter))
-            keeper.saved = saved
-        total = request.steps
-        meter("denoise", saved.steps_done, total)
-        for state in pipe.denoise(
-            request, saved.embeds, saved.state, conditioning=saved.conditioning
-        ):
-            meter("denoise", state.step, total)
-            keeper.update(replace(saved, state=state))
-            if should_stop():
-                raise KeyboardInterrupt
-        keeper.save()
-        _write(pipe, request, keeper.saved, overwrite, meter)
+        if output_form(saved.output) == LATENTS:
+            latents = _denoised(pipe, request, keeper, meter, should_stop)
+            write_latents(saved.output, np.array(latents), overwrite=overwrite, record=saved.record)
+        else:
+            _write(pipe, request, keeper, overwrite, meter, should_stop)
     return saved.record
 
 
+def _denoised(
+    pipe: CogVideoXPipeline,
+    window: Request,
+    keeper: "_Keeper",
+    meter: Meter,
+    should_stop: Callable[[], bool],
+) -> mx.array:
+    """The latents of a window, from where its run stands."""
+    saved = keeper.saved
+    if saved.state is None:
+        saved = replace(saved, conditioning=pipe.condition(window, on_progress=meter))
+        keeper.saved = saved
+    state, given = saved.state, saved.conditioning
+    meter("denoise", saved.steps_done, window.steps)
+    for now in pipe.denoise(window, saved.embeds, saved.state, conditioning=given):
+        state = now
+        meter("denoise", state.step, window.steps)
+        keeper.update(replace(saved, state=state))
+        if should_stop():
+            raise KeyboardInterrupt
+    keeper.save()
+    return state.latents
+
+
 def _write(
-    pipe: CogVideoXPipeline, request: Request, saved: SavedRun, overwrite: bool, meter: Meter
+    pipe: CogVideoXPipeline,
+    request: Request,
+    keeper: "_Keeper",
+    overwrite: bool,
+    meter: Meter,
+    should_stop: Callable[[], bool],
 ) -> None:
-    record, latents = saved.record, saved.state.latents
-    if output_form(saved.output) == LATENTS:
-        write_latents(saved.output, np.array(latents), overwrite=overwrite, record=record)
-        return
-    with open_writer(saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
-        if request.tiling.mode == "tiled":
-            advice = "close other programs"
-        else:
-            advice = "go on with --tiling tiled, which decodes in the least"
+    """Denoises and decodes window after window into the output; one that is denoised is kept."""
+    finished = iter(keeper.saved.windows)
+
+    def denoised(window: Request) -> mx.array:
+        done = next(finished, None)
+        if done is not None:
+            return done
+        with mlx_errors():
+            latents = _denoised(pipe, window, keeper, meter, should_stop)
+        if request.extend:
+            saved = keeper.saved
+            windows = (*saved.windows, latents)
+            keeper.saved = replace(saved, windows=windows, state=None, conditioning=None)
+            keeper.save()
+        return latents
+
+    advice = "go on with --tiling tiled, which decodes in the least"
+    if request.tiling.mode == "tiled":
+        advice = "close other programs"
+    frames = pipe.join(request, denoised, on_progress=meter)
+    with mlx_errors(advice):
+        first = next(frames)
+    record = keeper.saved.record
+    with open_writer(keeper.saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
+        writer.write(first)
         with mlx_errors(advice):
-            for frames in pipe.decode(request, latents, on_progress=meter):
-                writer.write(frames)
+            for more in frames:
+                writer.write(more)
         writer.record = record
 
 
@@ -211,6 +248,8 @@ class _Keeper:
             file = shlex.quote(str(self._path))
             go_on = f"python generate.py --resume {file}{self._more_options}"
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
+            if windows := len(self.saved.windows):
+                done = f"{windows} windows and {done}"
             error.add_note(f"{done} are kept, and this goes on: {go_on}")
 
     def _remove(self) -> None:

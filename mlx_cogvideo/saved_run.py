@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -48,7 +48,8 @@ class SavedRun:
         output: where its video is to go; on disk, from the root of the file system on.
         embeds: the encoded text, so that no text encoder is needed again.
         state: where the denoising stands, or None before the first step.
-        conditioning: what the video starts from, once it is encoded.
+        conditioning: what the video, or this window of it, starts from, once it is encoded.
+        windows: final latents of the windows that are denoised, of a video of several.
     """
 
     record: Record
@@ -56,6 +57,7 @@ class SavedRun:
     embeds: mx.array
     state: DenoisingState | None = None
     conditioning: Conditioning | None = None
+    windows: tuple[mx.array, ...] = ()
 
     @property
     def steps_done(self) -> int:
@@ -69,7 +71,9 @@ class SavedRun:
 
     @property
     def progress(self) -> str:
-        return f"{self.steps_done} of {self.steps_in_all} steps"
+        done = f"{self.steps_done} of {self.steps_in_all} steps"
+        extend = self.record["settings"].get("extend", 0)
+        return f"{len(self.windows)} of {extend + 1} windows and {done}" if extend else done
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file; what was at `path` is replaced once all of it is on disk.
@@ -80,6 +84,7 @@ class SavedRun:
         arrays = {"embeds": self.embeds}
         if self.conditioning is not None:
             arrays |= self.conditioning.arrays()
+        arrays |= {f"window {i}": latents for i, latents in enumerate(self.windows)}
         about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
         if self.state is not None:
             arrays |= {"latents": self.state.latents, "x0": self.state.x0}
@@ -106,10 +111,19 @@ class SavedRun:
                 state = DenoisingState(
                     about["step"], about["timestep"], arrays["latents"], arrays["x0"]
                 )
-            given = {name: arrays[name] for name in ("image_latents", "start") if name in arrays}
-            conditioning = Conditioning(**given) if given else None
-            embeds = arrays["embeds"]
-            saved = cls(json.loads(metadata[KEY]), about["output"], embeds, state, conditioning)
+            names = {field.name for field in fields(Conditioning)} & arrays.keys()
+            conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None
+            windows = []
+            while (name := f"window {len(windows)}") in arrays:
+                windows.append(arrays[name])
+            saved = cls(
+                json.loads(metadata[KEY]),
+                about["output"],
+                arrays["embeds"],
+                state,
+                conditioning,
+                tuple(windows),
+            )
             if not 0 <= saved.steps_done <= saved.steps_in_all:
                 raise ValueError(saved.progress)
             return saved

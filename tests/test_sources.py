@@ -11,6 +11,7 @@ from commands import errors, generate, run
 from PIL import Image
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
 
@@ -203,3 +204,80 @@ def test_arrays_have_the_size_of_the_video():
     pipe = CogVideoXPipeline.from_pretrained("demo")
     with pytest.raises(InvalidInputError, match=r"video must be uint8 \[9, 32, 48, 3\]; got"):
         pipe.request(PROMPT, video=make_clip(9, 48, 32), **TINY)
+
+
+def test_a_video_goes_on_in_windows_that_overlap():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    size = {**TINY, "num_frames": 17, "num_inference_steps": 2}
+    short = pipe(PROMPT, **size)
+    long = pipe(PROMPT, extend=2, overlap=9, **size)
+    assert long.shape == (17 + 2 * 8, 32, 48, 3)
+    assert (long[:8] == short[:8]).all(), "what isn't blended is as it was"
+    assert (pipe(PROMPT, extend=2, overlap=9, **size) == long).all()
+    assert pipe.request(PROMPT, extend=3, overlap=1, **size).total_frames == 17 + 3 * 16
+
+
+def test_the_frames_that_a_window_begins_with_stay():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    size = {"seed": 1, "num_frames": 17, "num_inference_steps": 4, "guidance_scale": 1}
+    request = pipe.request(PROMPT, extend=1, **size)
+    tail = pipe(PROMPT, **size)[-9:]
+    window = window_request(request, 1, tail)
+    given = pipe.condition(window)
+    assert given.prefix.shape == (1, 3, 12, 12, 16)
+    (embeds,) = pipe.encode([window])
+    states = list(pipe.denoise(window, embeds, conditioning=given))
+    assert mx.array_equal(states[-1].latents[:, :3], given.prefix)
+    assert not mx.allclose(states[-2].latents[:, :3], given.prefix, atol=0.1), "noisy until then"
+    # From any step on, the rest is the same.
+    (*_, last) = pipe.denoise(window, embeds, states[1], conditioning=given)
+    assert mx.array_equal(last.latents, states[-1].latents)
+
+
+def test_windows_are_blended_over_their_overlap():
+    joiner = Joiner(9)
+    first = [np.full((9, 2, 2, 3), 100, np.uint8), np.full((8, 2, 2, 3), 100, np.uint8)]
+    second = [np.full((9, 2, 2, 3), 200, np.uint8), np.full((8, 2, 2, 3), 200, np.uint8)]
+    frames = [*joiner.add(first, last=False), *joiner.add(second, last=True)]
+    levels = np.concatenate(frames)[:, 0, 0, 0].tolist()
+    assert levels == [100] * 8 + [110, 120, 130, 140, 150, 160, 170, 180, 190] + [200] * 8
+
+
+def test_an_extended_run_is_the_same_after_an_interruption(output, capsys, monkeypatch):
+    command = ["--frames", 17, "--extend", 2, "--overlap", 9, "--steps", 2, "--save-every", 1]
+    assert generate(output, *command) == 0
+    assert read_video(output)[0].shape[0] == 33
+    steps = []
+
+    def stop_in_the_second_window(session, stage, done, total) -> None:
+        if stage == "denoise" and done == 1:
+            steps.append(done)
+            session._interrupts.wanted = len(steps) == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_in_the_second_window)
+        assert generate("again.mp4", *command) == 130
+    assert "1 windows and 1 of 2 steps are kept" in capsys.readouterr().err
+    assert SavedRun.load(Path("again.mp4.resume")).progress == "1 of 3 windows and 1 of 2 steps"
+    there = sorted(path.name for path in output.parent.iterdir())
+    assert there == ["again.mp4.resume", "video.mp4"]
+    assert run("--resume", "again.mp4") == 0
+    assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
+    record = read_record("again.mp4")
+    assert (record["settings"]["extend"], record["settings"]["overlap"]) == (2, 9)
+    assert run("--replay", "again.mp4", "--output", "third.mp4", "-q") == 0
+    assert (read_video(output)[0] == read_video("third.mp4")[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--extend", "-1"], "extend must be 0 or more"),
+        (["--extend", "1", "--overlap", "8"], "overlap must be 8N+1"),
+        (["--extend", "1", "--overlap", "9"], "less than the 9 frames of a window"),
+    ],
+)
+def test_a_video_that_cant_be_extended_so_is_one_line(output, capsys, options, message):
+    assert generate(output, *options) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error

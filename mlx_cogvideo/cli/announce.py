@@ -8,7 +8,7 @@ from ..coding import Tiling
 from ..memory import available_memory, forecast
 from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
-from ..request import Geometry
+from ..request import Geometry, Request
 from ..video.paths import LATENTS, output_form
 from .common import say, size
 from .plan import Plan
@@ -61,7 +61,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{model_title(plan.model)}, {plan.pipe.dtype_name}"),
         (
             "video",
-            f"{geometry.num_frames} frames of {geometry.width}x{geometry.height}, {fps:g} a second",
+            f"{_frames(request)} of {geometry.width}x{geometry.height}, {fps:g} a second",
         ),
         ("output", target),
         ("sampling", sampling),
@@ -80,6 +80,13 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     if sys.platform == "darwin":
         lines.append(("awake", "'caffeinate -i' in front of the command keeps a Mac from sleeping"))
     return lines
+
+
+def _frames(request: Request) -> str:
+    each = request.geometry.num_frames
+    if not request.extend:
+        return f"{each} frames"
+    return f"{request.total_frames} frames, {1 + request.extend} windows of {each},"
 
 
 def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> str:

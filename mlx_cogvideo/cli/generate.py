@@ -100,6 +100,13 @@ def make_parser() -> Parser:
         "given several times",
     )
     add("--frames", "--num_frames", type=int, help="8N+1 (default: the model's own)")
+    add(
+        "--extend",
+        type=int,
+        metavar="N",
+        help="go on after the last frame, N times as long again less the overlap",
+    )
+    add("--overlap", type=int, metavar="FRAMES", help="of --extend, 8N+1 (default: 9)")
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")
     add("--fps", type=positive, help="of the file (default: the model's own)")

@@ -48,6 +48,8 @@ SETTINGS = {
     "image_fit": "image_fit",
     "video": "video",
     "strength": "strength",
+    "extend": "extend",
+    "overlap": "overlap",
     "scheduler": "scheduler",
     "tiling": "tiling",
     "tile_size": "tile_size",
