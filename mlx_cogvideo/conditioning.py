@@ -5,30 +5,33 @@ those of a video are what noise is added to in the beginning.
 """
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 import numpy as np
 
-from .checkpoints import content_digest
 from .errors import InvalidInputError
 from .nn.autoencoder import AutoencoderConfig
 from .schedulers import Scheduler
-from .video import FITS, Shape, measure, read_clip, read_image
+from .video import FITS, Shape, content_digest, measure, read_clip, read_image
 
 if TYPE_CHECKING:
     from .request import Geometry
 
 IMAGE_LATENT_SCALES = ("official", "diffusers", "finetune")
 
-Picture = str | Path | np.ndarray
+Picture = Any
+"""A file, or pixels: uint8 of NumPy or MLX, or a PIL image."""
+
+DEFAULT_STRENGTH = 0.8
+AN_ARRAY = "an array"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a video starts from.
+    """What a video starts from. (Two of them are equal if they differ in pixels alone.)
 
     Attributes:
         image: the file of a picture, or uint8 ``[H, W, 3]``; for image-to-video models.
@@ -37,15 +40,17 @@ class Source:
             steps that are taken.
         fit: how a file comes to the size of the video, one of ``video.FITS``.
         image_latent_scale: see ``image_latent_scale``.
+        tiling: how the VAE takes the clip: ``"seamless"`` or ``"tiled"``.
         prefix: frames that the video begins with, uint8 ``[F, H, W, 3]``, of a window that goes on.
     """
 
-    image: Picture | None = None
-    video: Picture | None = None
-    strength: float = 0.8
+    image: str | np.ndarray | None = field(default=None, compare=False)
+    video: str | np.ndarray | None = field(default=None, compare=False)
+    strength: float = DEFAULT_STRENGTH
     fit: str = "crop"
     image_latent_scale: str = "official"
-    prefix: np.ndarray | None = None
+    tiling: str = "seamless"
+    prefix: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def is_noise(self) -> bool:
@@ -53,89 +58,125 @@ class Source:
         return self.image is None and self.video is None and self.prefix is None
 
     @classmethod
-    def choose(cls, *, takes_image: bool, fps: float, geometry: "Geometry", **asked: Any) -> Self:
-        """The source that is asked for, read once so that it is known to be good.
+    def choose(
+        cls,
+        *,
+        takes_image: bool,
+        geometry: "Geometry",
+        image: Picture | None,
+        video: Picture | None,
+        **asked: Any,
+    ) -> Self:
+        """The source that is asked for. Files are not looked at yet: see ``check``.
 
         Args:
             takes_image: whether the model is an image-to-video one.
-            fps: frames a second that the model makes.
+            asked: the other attributes; None where nothing is asked for.
 
         Raises:
-            InvalidInputError: the model needs another one, or it can't be read.
+            InvalidInputError: the model needs another one, or something of it is out of range.
         """
-        paths = {
-            name: os.path.abspath(asked[name])
-            for name in ("image", "video")
-            if isinstance(asked[name], str | Path)
-        }
-        source = cls(**{**asked, **paths})
-        if source.fit not in FITS:
-            raise InvalidInputError(f"image_fit must be one of {', '.join(FITS)}; got {source.fit}")
-        check_image_latent_scale(source.image_latent_scale)
-        if takes_image and source.video is not None:
+        if takes_image and video is not None:
             raise InvalidInputError("an image-to-video model can't start from a video")
-        if takes_image and source.image is None:
+        if takes_image and image is None:
             raise InvalidInputError("this is an image-to-video model: give it an image")
-        if source.image is not None and not takes_image:
+        if image is not None and not takes_image:
             raise InvalidInputError(
                 "this model makes videos of text: an image needs an image-to-video model, "
                 "such as 5b-i2v"
             )
+        needs = {"strength": video, "image_latent_scale": image}
+        needs["fit"] = needs["tiling"] = image if image is not None else video
+        names = {"fit": "image_fit", "tiling": "source_tiling"}
+        for name, needed in needs.items():
+            if asked[name] is not None and needed is None:
+                what = {"strength": "a video", "image_latent_scale": "an image"}
+                raise InvalidInputError(
+                    f"{names.get(name, name)} needs {what.get(name, 'an image or a video')}"
+                )
+        given = {name: value for name, value in asked.items() if value is not None}
+        size = (geometry.height, geometry.width, 3)
+        source = cls(
+            image=_path_or_pixels("image", image, size),
+            video=_path_or_pixels("video", video, (geometry.num_frames, *size)),
+            **given,
+        )
+        if source.fit not in FITS:
+            raise InvalidInputError(
+                f"image_fit must be one of {', '.join(FITS)}; got {source.fit!r}"
+            )
+        check_image_latent_scale(source.image_latent_scale)
         if not 0 < source.strength <= 1:
             raise InvalidInputError(
                 f"strength must be above 0 and at most 1; got {source.strength}"
             )
-        source._check(geometry, fps)
+        if source.tiling not in ("seamless", "tiled"):
+            raise InvalidInputError(
+                f"source_tiling must be seamless or tiled; got {source.tiling!r}"
+            )
         return source
 
-    def _check(self, geometry: "Geometry", fps: float) -> None:
-        if self.image is not None:
+    def check(self, geometry: "Geometry", fps: float) -> None:
+        """Raises InvalidInputError where a file can't be read, or has too few frames."""
+        if isinstance(self.image, str):
             self.read_image(geometry)
-        if isinstance(self.video, np.ndarray):
-            self.read_video(geometry, fps)
-        elif self.video is not None:
+        if isinstance(self.video, str):
             has = measure(Path(self.video), fps).frames
             if has < geometry.num_frames:
+                fewer = (has - 1) // 8 * 8 + 1
+                advice = f": ask for {fewer} frames" if fewer >= 9 else ""
                 raise InvalidInputError(
                     f"{self.video} has {has} frames at {fps:g} a second, and "
-                    f"{geometry.num_frames} are wanted: ask for fewer (8N+1)"
+                    f"{geometry.num_frames} are wanted{advice}"
                 )
 
     def read_image(self, geometry: "Geometry") -> np.ndarray:
         """The picture, uint8 ``[H, W, 3]``, in the size of the video."""
-        size = geometry.height, geometry.width
-        if not isinstance(self.image, np.ndarray):
-            return read_image(self.image, *size, self.fit)
-        return _checked("image", self.image, (*size, 3))
+        if isinstance(self.image, str):
+            return read_image(self.image, geometry.height, geometry.width, self.fit)
+        return self.image
 
     def read_video(self, geometry: "Geometry", fps: float) -> np.ndarray:
         """The clip, uint8 ``[F, H, W, 3]``, in the size and length of the video."""
-        size = geometry.num_frames, geometry.height, geometry.width
-        if not isinstance(self.video, np.ndarray):
+        if isinstance(self.video, str):
+            size = geometry.num_frames, geometry.height, geometry.width
             return read_clip(Path(self.video), Shape(*size, fps, fit=self.fit))
-        return _checked("video", self.video[: size[0]], (*size, 3))
+        return self.video
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that give this again, fit for JSON; of arrays only that they were there."""
+        """The arguments that give this again, fit for JSON; of pixels only that there were some."""
         told: dict[str, Any] = {}
         if self.image is not None:
             told |= {"image": self.image, "image_latent_scale": self.image_latent_scale}
         if self.video is not None:
             told |= {"video": self.video, "strength": self.strength}
         if told:
-            told["image_fit"] = self.fit
-        return {k: "an array" if isinstance(v, np.ndarray) else v for k, v in told.items()}
+            told |= {"image_fit": self.fit, "source_tiling": self.tiling}
+        return {k: AN_ARRAY if isinstance(v, np.ndarray) else v for k, v in told.items()}
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the files, by the names of settings."""
+        """SHA-256 of the files that are there, by the names of settings."""
         paths = {"image_sha256": self.image, "video_sha256": self.video}
-        return {k: content_digest(Path(v)) for k, v in paths.items() if isinstance(v, str)}
+        files = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
+        return {name: content_digest(path) for name, path in files.items() if path.exists()}
 
 
-def _checked(name: str, pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _path_or_pixels(
+    name: str, given: Picture | None, shape: tuple[int, ...]
+) -> str | np.ndarray | None:
+    """An absolute path, or pixels of that shape; of a clip that is longer, its first frames."""
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return os.path.abspath(given)
+    try:
+        pixels = np.asarray(given)[: shape[0]] if len(shape) == 4 else np.asarray(given)
+    except (TypeError, ValueError, IndexError):
+        pixels = np.zeros(0)
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise InvalidInputError(
-            f"{name} must be uint8 {list(shape)}; got {pixels.dtype} {list(pixels.shape)}"
+            f"{name} must be a file, or uint8 {list(shape)}; got {type(given).__name__} of "
+            f"{pixels.dtype} {list(pixels.shape)}"
         )
     return pixels
 
@@ -174,7 +215,7 @@ class Conditioning:
 
     def arrays(self) -> dict[str, mx.array]:
         """Those that are there, by name."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: array for name, array in arrays.items() if array is not None}
 
 

@@ -29,6 +29,8 @@ def choose_overlap(asked: int | None, *, extend: int, takes_image: bool, num_fra
     if extend < 0:
         raise InvalidInputError(f"extend must be 0 or more; got {extend}")
     if extend == 0:
+        if asked is not None:
+            raise InvalidInputError("overlap needs extend")
         return 0
     if takes_image:
         if asked not in (None, 1):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoints import default_model, model_identity
+from .conditioning import Picture
 from .errors import mlx_errors
 from .pipeline import TILED, CogVideoXPipeline
 from .record import Meter, make_record
@@ -25,6 +26,9 @@ def generate_video(
     seed: int | None = None,
     output_path: str | Path | None = None,
     tiling: str = "auto",
+    image: Picture | None = None,
+    video: Picture | None = None,
+    strength: float | None = None,
 ) -> np.ndarray:
     """Makes a video of a prompt, and writes it where `output_path` says.
 
@@ -42,6 +46,9 @@ def generate_video(
             of PNG frames. How the video was made is stored inside.
         tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the same
             result, ``"tiled"``, or ``"auto"``, the first of these for which there is memory.
+        image: for image-to-video models, the picture that it begins with: a file or pixels.
+        video: a clip to make another one of: a file, a folder of frames, or pixels.
+        strength: how much of `video` is made anew, above 0 and up to 1; None is 0.8.
 
     Returns:
         uint8 frames ``[F, H, W, 3]``.
@@ -62,13 +69,18 @@ def generate_video(
         guidance_scale=cfg_scale,
         seed=seed,
         tiling=tiling,
+        image=image,
+        video=video,
+        strength=strength,
     )
     if tiling == "auto" and request.tiling.mode == "tiled":
         logger.warning(TILED)
     identity = {} if output_path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, request, identity, fps=pipe.fps)
     with mlx_errors():
-        frames = pipe(**request.settings(), on_progress=Meter(record))
+        given = {**request.settings(), **({} if image is None else {"image": image})}
+        given |= {} if video is None else {"video": video}
+        frames = pipe(**given, on_progress=Meter(record))
     if output_path is not None:
         write_video(output_path, frames, pipe.fps, record=record)
     return frames

@@ -42,11 +42,11 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
     return lambda step, timestep, steps: _rise(scale, step / steps)
 
 
-def check_uncond(name: str, negative_prompt: str) -> None:
+def check_uncond(name: str, negative: object) -> None:
     """Raises InvalidInputError where there is no such unconditional, or not with that prompt."""
     if name not in UNCONDS:
         raise InvalidInputError(f"uncond must be one of {', '.join(UNCONDS)}; got {name!r}")
-    if name == "zero" and negative_prompt:
+    if name == "zero" and not (negative is None or (isinstance(negative, str) and not negative)):
         raise InvalidInputError("with uncond zero there is no negative prompt: leave one out")
 
 

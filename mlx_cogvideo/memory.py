@@ -47,13 +47,9 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
     batch = 2 if request.guided else 1
     itemsize = pipe.dtype.size
 
-    text = pipe.configs["text_encoder"]
-    length = config.max_text_seq_length
-    layer = length * (2 * text.d_ff + 6 * text.d_model) * itemsize + text.num_heads * length**2 * 4
-
     _, frames, height, width, _ = request.geometry.latent_shape
     area = height * width // config.patch_size**2
-    tokens = length + frames // (config.patch_size_t or 1) * area
+    tokens = config.max_text_seq_length + frames // (config.patch_size_t or 1) * area
     heads = config.num_attention_heads
     hidden = batch * tokens * heads * config.attention_head_dim * itemsize
     activations = TRANSFORMER_ARRAYS[device] * hidden
@@ -63,9 +59,12 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
         activations += min(HELD_AT_MOST, HELD_PER_BLOCK * config.num_layers * hidden)
 
     needs = {
-        "encode": pipe.weight_bytes("text_encoder") + layer,
+        "encode": text_memory(pipe),
         "denoise": pipe.weight_bytes("transformer") + activations,
     }
+    if not request.source.is_noise:
+        way = Tiling(request.source.tiling)
+        needs["source"] = vae_memory(pipe, way, height, width, frames=frames, decode=False)
     if decode:
         needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
     return needs
@@ -73,23 +72,32 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
 
 def training_forecast(
     pipe: "CogVideoXPipeline", geometry: Geometry, batch_size: int, adapter_parameters: int
-) -> int:
-    """Bytes that training an adapter needs at its peak. An estimate, fitted on the CPU."""
+) -> dict[str, int]:
+    """Bytes that each stage of training an adapter needs at its peak. An estimate, fitted on the
+    CPU."""
     config = pipe.configs["transformer"]
     _, frames, height, width, _ = geometry.latent_shape
     area = height * width // config.patch_size**2
     tokens = config.max_text_seq_length + frames // (config.patch_size_t or 1) * area
     hidden = tokens * config.num_attention_heads * config.attention_head_dim
     arrays = config.num_layers + BACKWARD_ARRAYS
-    # The adapter, its gradients, and two moments, in float32.
-    return (
-        pipe.weight_bytes("transformer")
-        + arrays * batch_size * hidden * pipe.dtype.size
-        + SCORE_TABLES
-        * 4
-        * min(SCORES_AT_A_TIME, batch_size * config.num_attention_heads * tokens**2)
-        + 4 * 4 * adapter_parameters
-    )
+    scores = min(SCORES_AT_A_TIME, batch_size * config.num_attention_heads * tokens**2)
+    train = pipe.weight_bytes("transformer") + arrays * batch_size * hidden * pipe.dtype.size
+    train += 4 * SCORE_TABLES * scores
+    train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
+    tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
+    return {
+        "captions": text_memory(pipe),
+        "clips": vae_memory(pipe, tiling, height, width, frames=frames, decode=False),
+        "train": train,
+    }
+
+
+def text_memory(pipe: "CogVideoXPipeline") -> int:
+    """Bytes that the text encoder needs. An estimate."""
+    text, length = pipe.configs["text_encoder"], pipe.configs["transformer"].max_text_seq_length
+    layer = length * (2 * text.d_ff + 6 * text.d_model) * pipe.dtype.size
+    return pipe.weight_bytes("text_encoder") + layer + text.num_heads * length**2 * 4
 
 
 def vae_memory(

@@ -92,9 +92,10 @@ class CogVideoXPipeline(ModelFolder):
         *,
         image: Picture | None = None,
         video: Picture | None = None,
-        strength: float = 0.8,
-        image_fit: str = "crop",
-        image_latent_scale: str = "official",
+        strength: float | None = None,
+        image_fit: str | None = None,
+        image_latent_scale: str | None = None,
+        source_tiling: str | None = None,
         extend: int = 0,
         overlap: int | None = None,
         num_frames: int | None = None,
@@ -116,15 +117,18 @@ class CogVideoXPipeline(ModelFolder):
         Args:
             prompt: what to show. The models were trained on long English descriptions.
             negative_prompt: what to steer away from.
-            image: for image-to-video models, the picture that the video begins with: a file, or
-                uint8 ``[height, width, 3]``.
+            image: for image-to-video models, the picture that the video begins with: a file, a PIL
+                image, or uint8 ``[height, width, 3]``.
             video: a clip to make another one of: a file, a folder of frames, or uint8
                 ``[num_frames, height, width, 3]``.
-            strength: of the noise on `video`: near 0 little of it changes, with 1 nothing stays.
-            image_fit: how a file comes to the size of the video: ``"crop"`` covers it,
+            strength: of the noise on `video`: near 0 little of it changes, with 1 nothing stays;
+                None is 0.8.
+            image_fit: how a file comes to the size of the video: ``"crop"`` (None, too) covers it,
                 ``"pad"`` sets it on black, ``"stretch"`` distorts it.
-            image_latent_scale: of version 1.5's picture, ``"official"``, ``"diffusers"`` or
-                ``"finetune"``: see ``conditioning.image_latent_scale``.
+            image_latent_scale: of version 1.5's picture, ``"official"`` (None, too),
+                ``"diffusers"`` or ``"finetune"``: see ``conditioning.image_latent_scale``.
+            source_tiling: how the VAE takes `image` or `video`, ``"seamless"`` or ``"tiled"``;
+                None is tiled where `tiling` is.
             extend: windows of `num_frames` that go on after the first one.
             overlap: frames that each of them begins with and that are blended; None is 9, or the
                 last one for an image-to-video model.
@@ -158,15 +162,20 @@ class CogVideoXPipeline(ModelFolder):
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
         geometry = self.geometry(num_frames, height, width)
+        way = self._tiling(
+            tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True
+        )
+        if (image is not None or video is not None) and source_tiling is None:
+            source_tiling = "tiled" if way.mode == "tiled" else "seamless"
         source = Source.choose(
             takes_image=self.takes_image,
-            fps=self.fps,
             geometry=geometry,
             image=image,
             video=video,
             strength=strength,
             fit=image_fit,
             image_latent_scale=image_latent_scale,
+            tiling=source_tiling,
         )
         request = Request(
             prompt,
@@ -177,10 +186,10 @@ class CogVideoXPipeline(ModelFolder):
             schedule_name(self._recommended("dynamic_cfg", dynamic_cfg)),
             scheduler,
             seed,
-            self._tiling(tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True),
+            way,
             source,
             uncond,
-            None if guidance_range is None else tuple(guidance_range),
+            guidance_range if guidance_range is None else tuple(guidance_range),
             extend,
             choose_overlap(
                 overlap,
@@ -238,17 +247,17 @@ class CogVideoXPipeline(ModelFolder):
             raise InvalidInputError(
                 f"latents must have shape {geometry.latent_shape}; got {tuple(latents.shape)}"
             )
+        check_uncond(request.uncond, negative_prompt_embeds)
         if output_type != "latent":
             self.check_decodable(request)
+        request.source.check(geometry, self.fps)
         report = on_progress or (lambda stage, done, total: None)
 
         if request.extend and (output_type == "latent" or latents is not None):
             raise InvalidInputError("a video of several windows has no latents of its own")
 
         report("encode", 0, 1)
-        given = {request.prompt: prompt_embeds, request.negative_prompt: negative_prompt_embeds}
-        known = {text: embeds for text, embeds in given.items() if embeds is not None}
-        embeds = self._text(request, known)
+        embeds = self._text(request, {}, prompt_embeds, negative_prompt_embeds)
         self.free("text_encoder")
         report("encode", 1, 1)
 
@@ -309,7 +318,13 @@ class CogVideoXPipeline(ModelFolder):
         finally:
             self.free("text_encoder")
 
-    def _text(self, request: Request, known: dict[str | None, mx.array]) -> mx.array:
+    def _text(
+        self,
+        request: Request,
+        known: dict[str | None, mx.array],
+        prompt_embeds: mx.array | None = None,
+        negative_prompt_embeds: mx.array | None = None,
+    ) -> mx.array:
         """A request's embeddings; `known` are those of some texts, and gets the others."""
 
         def embeds_of(text: str) -> mx.array:
@@ -317,11 +332,13 @@ class CogVideoXPipeline(ModelFolder):
                 known[text] = self.encode_prompt(text)
             return known[text]
 
-        empty = request.guided and request.uncond == "empty"
-        embeds = [embeds_of(request.negative_prompt)] if empty else []
-        embeds += [embeds_of(request.prompt)]
-        if request.guided and not empty:
-            embeds.insert(0, mx.zeros_like(embeds[0]))
+        negative = negative_prompt_embeds
+        if request.guided and request.uncond == "empty" and negative is None:
+            negative = embeds_of(request.negative_prompt)
+        positive = embeds_of(request.prompt) if prompt_embeds is None else prompt_embeds
+        embeds = [positive]
+        if request.guided:
+            embeds.insert(0, mx.zeros_like(positive) if negative is None else negative)
         embeds = mx.concatenate(embeds).astype(self.dtype)
         mx.eval(embeds)
         return embeds
@@ -347,7 +364,9 @@ class CogVideoXPipeline(ModelFolder):
         report = on_progress or (lambda stage, done, total: None)
         report("source", 0, 1)
         key = _source_key(request.seed)
-        way = request.tiling.settings()
+        way: dict[str, Any] = {"tiling": source.tiling}
+        if source.tiling == "tiled":
+            way = {**request.tiling.settings(), **way}
         if source.image is not None:
             posterior = self.encode_video(source.read_image(geometry)[None], 1, **way)
             scale = image_latent_scale(config, source.image_latent_scale)
@@ -381,7 +400,7 @@ class CogVideoXPipeline(ModelFolder):
         Args:
             embeds: what ``encode`` gave for the request.
             state: where to go on; None begins with noise.
-            conditioning: what ``condition`` gave for it.
+            conditioning: what ``condition`` gave for it, which is None with noise alone.
             latents: the noise to begin with; None draws it from the request's seed.
 
         Yields:
@@ -389,9 +408,13 @@ class CogVideoXPipeline(ModelFolder):
 
         Raises:
             GenerationError: a step gave NaN or infinity.
+            InvalidInputError: the request needs a conditioning.
         """
         embeds = embeds.astype(self.dtype)
-        conditioning = conditioning or Conditioning()
+        if conditioning is None:
+            if not request.source.is_noise:
+                raise InvalidInputError("this request starts from more than noise: condition it")
+            conditioning = Conditioning()
         scheduler = self._scheduler(request)
         guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
         timesteps = [int(t) for t in scheduler.timesteps][-request.steps :]

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -105,11 +105,22 @@ class Meter:
 def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:
     """What two runs were told otherwise, a phrase each; `but` names settings to pass over."""
     before, after = {**NEWER, **then.get("settings", {})}, now["settings"]
+    passed_over = {*but, *_same_sources(before, after)}
     return [
-        f"{name} was {before.get(name)!r} and is now {after[name]!r}"
-        for name in after
-        if name not in but and before.get(name) != after[name]
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in dict.fromkeys([*after, *before])
+        if name not in passed_over and before.get(name) != after.get(name)
     ]
+
+
+def _same_sources(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Settings of pictures and videos that say the same: one may have moved, or be gone."""
+    for name in ("image", "video"):
+        digest = f"{name}_sha256"
+        if digest in before and before[digest] == after.get(digest):
+            yield name
+        if before.get(name) == after.get(name) and digest not in after:
+            yield digest
 
 
 def source_differences(then: Record, now: Record) -> list[str]:
@@ -118,7 +129,9 @@ def source_differences(then: Record, now: Record) -> list[str]:
     return [
         f"the {name} {after[name]} has changed"
         for name in ("image", "video")
-        if before.get(f"{name}_sha256") != after.get(f"{name}_sha256")
+        if name in before
+        and before[name] == after.get(name)
+        and before.get(f"{name}_sha256") != after.get(f"{name}_sha256")
     ]
 
 

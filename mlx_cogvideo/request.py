@@ -126,11 +126,14 @@ class Request:
                 "steps: raise one of them"
             )
         if self.guidance_range is not None:
-            first, end = self.guidance_range
-            if not 0 <= first < end <= self.steps:
+            if not self.guided:
+                raise InvalidInputError("guidance_range needs a guidance_scale above 1")
+            told = self.guidance_range
+            whole = len(told) == 2 and all(isinstance(step, int) for step in told)
+            if not (whole and 0 <= told[0] < told[1] <= self.steps):
                 raise InvalidInputError(
-                    f"guidance_range must be from 0 to {self.steps}, the second above the first; "
-                    f"got {first} and {end}"
+                    f"guidance_range must be two steps from 0 to {self.steps}, the second above "
+                    f"the first; got {', '.join(map(str, told))}"
                 )
 
     def settings(self) -> dict[str, Any]:

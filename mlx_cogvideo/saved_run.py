@@ -66,7 +66,8 @@ class SavedRun:
     @property
     def steps_in_all(self) -> int:
         settings = self.record["settings"]
-        strength = settings["strength"] if settings.get("video") else None
+        from_video = settings.get("video") and not self.windows
+        strength = settings["strength"] if from_video else None
         return steps_taken(settings["num_inference_steps"], strength)
 
     @property

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,12 +18,16 @@ import pytest
 from clips import make_clip
 from commands import errors, generate
 
-from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.cli.convert import main as convert
-from mlx_cogvideo.cli.lora import main
+from mlx_cogvideo.cli.lora import locked, main
+from mlx_cogvideo.nn.lora import add_adapter
+from mlx_cogvideo.schedulers import make_scheduler
+from mlx_cogvideo.training import trainer as trainer_module
 from mlx_cogvideo.training.clips import Clip
+from mlx_cogvideo.training.objective import Batch, loss_and_gradients
 from mlx_cogvideo.training.prepare import Sample
-from mlx_cogvideo.training.trainer import Settings, Trainer, saved_checkpoints
+from mlx_cogvideo.training.trainer import Settings, Trainer, new_adapter, saved_checkpoints
 from mlx_cogvideo.video import Shape, write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"
@@ -217,8 +222,16 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
     [
         (["--rank", 0], "rank must be at least 1; got 0"),
         (["--iters", 0], "iters must be at least 1; got 0"),
-        (["--learning-rate", 0], "learning_rate must be above 0"),
-        (["--target", "to_x"], "the model has no layers to_x"),
+        (["--learning-rate", 0], "learning_rate must be a number above 0"),
+        (["--target", "to_q", "to_out"], "the model's blocks have no layers to_out"),
+        (["--seed", -1], "seed must be at least 0"),
+        (["--warmup", -3], "warmup must be at least 0"),
+        (["--alpha", 0], "alpha must be a number above 0"),
+        (["--skip-frames", 1, 2, 1], "--skip-frames takes one or two numbers"),
+        (["--skip-frames", -2], "--skip-frames takes one or two numbers"),
+        (["--fps", "nan"], "must be above 0, got nan"),
+        (["--save-every", 0], "must be at least 1, got 0"),
+        (["--target", "to_x"], "the model's blocks have no layers to_x"),
         (["--frames", 8], "must be 8N+1"),
         (
             ["--frames", 17],
@@ -350,3 +363,126 @@ def test_the_prior_keeps_what_the_model_does(clips, adapter, tmp_path):
     assert drift(adapter, *prior) < 0.6 * drift(tmp_path / "without")
     told = json.loads((adapter / "log.jsonl").read_text().splitlines()[-1])
     assert 0 < told["prior_loss"] < told["loss"]
+
+
+def test_float16_gradients_of_large_clips_are_not_lost():
+    """The gradient of each number of a mean over a million is nothing in float16."""
+    pipe = CogVideoXPipeline.from_pretrained("demo", mx.float16)
+    random = [mx.random.normal((1, 5, 12, 12, 16), key=mx.random.key(i)) for i in range(2)]
+    text = 0.1 * mx.random.normal((1, 32, 64), key=mx.random.key(2))
+    batch = Batch(random[0], text, random[1], mx.array([500]))
+    gradients = {}
+    for dtype in (mx.float32, mx.float16):
+        pipe = CogVideoXPipeline.from_pretrained("demo", dtype)
+        transformer = pipe.transformer.freeze()
+        layers = new_adapter(transformer, Settings(rank=4))
+        for number, layer in enumerate(layers.values()):
+            layer.lora_B = 0.1 * mx.random.normal(layer.lora_B.shape, key=mx.random.key(number))
+        add_adapter(transformer, layers)
+        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        # As if the clip were a thousand times as large, and the loss their mean.
+        one = Tiny(*(getattr(batch, field.name) for field in fields(batch)))
+        _, of_all = loss_and_gradients(transformer, scheduler, one, dtype)
+        gradients[dtype] = mx.concatenate([g.flatten() for g in of_all.values()])
+    exact, rough = gradients[mx.float32], gradients[mx.float16].astype(mx.float32)
+    norms = mx.linalg.norm(exact) * mx.linalg.norm(rough)
+    assert (mx.inner(exact, rough) / norms).item() > 0.999
+    assert ((rough == 0) & (exact != 0)).mean().item() < 0.01
+
+
+class Tiny(Batch):
+    """A batch with a loss a thousand times smaller."""
+
+    def total(self, losses):
+        return super().total(losses) / 1000
+
+
+def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
+    clips, adapter, monkeypatch, capsys
+):
+    train_step = trainer_module.loss_and_gradients
+    calls = []
+
+    def broken(*arguments):
+        losses, gradients = train_step(*arguments)
+        calls.append(1)
+        if len(calls) == 3:
+            gradients = {name: g + float("inf") for name, g in gradients.items()}
+        return losses, gradients
+
+    monkeypatch.setattr(trainer_module, "loss_and_gradients", broken)
+    options = ["--iters", 4, "--save-every", 1]
+    assert lora(clips, adapter, *options) == 1
+    assert "the loss of step 3 is" in capsys.readouterr().err
+    assert [path.name for path in saved_checkpoints(adapter)] == ["0000001", "0000002"]
+    assert lora(clips, adapter, *options, "--resume") == 0
+    assert all(np.isfinite(tensor).all() for tensor in tensors(adapter).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        (["--fps", 4, "--short", "repeat"], "clips"),
+        (["--height", 48, "--width", 64], "clips"),
+        (["--dtype", "bfloat16"], "model's weights"),
+        (["--prior-prompts", "other.txt"], "prior prompts"),
+        (["--learning-rate", 1], "learning_rate was 0.0001 and is now 1.0"),
+    ],
+    ids=str,
+)
+def test_a_training_doesnt_go_on_with_other_data(
+    clips, adapter, tmp_path, monkeypatch, capsys, changed, part
+):
+    monkeypatch.chdir(tmp_path)
+    Path("prior.txt").write_text("a red circle\n")
+    Path("other.txt").write_text("a blue circle\n")
+    options = ["--prior-prompts", "prior.txt", "--save-every", 1]
+    assert lora(clips, adapter, *options, "--iters", 2) == 0
+    assert lora(clips, adapter, *options, "--iters", 3, "--resume", *changed) == 2
+    assert part in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_clips_added_later_are_noticed(clips, adapter, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".*"))
+    assert lora(data, adapter, "--iters", 2) == 0
+    shutil.copy(data / "a.txt", data / "b.txt")
+    assert lora(data, adapter, "--iters", 3, "--resume") == 2
+    assert "the clips were others" in capsys.readouterr().err
+
+
+def test_a_log_that_was_cut_off_does_no_harm(clips, adapter):
+    assert lora(clips, adapter, "--iters", 4, "--save-every", 2) == 0
+    log = adapter / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])
+    assert lora(clips, adapter, "--iters", 6, "--resume") == 0
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == [1, 2, 3, 5, 6]
+
+
+def test_a_second_training_keeps_out_of_a_folder(clips, adapter, capsys):
+    adapter.mkdir()
+    with locked(adapter):
+        assert lora(clips, adapter, "--iters", 1) == 1
+    assert "another training is writing to" in capsys.readouterr().err
+    assert lora(clips, adapter, "--iters", 1) == 0
+
+
+def test_a_sample_that_fails_is_said_and_the_training_goes_on(clips, adapter, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise GenerationError("one constant colour")
+
+    monkeypatch.setattr(CogVideoXPipeline, "decode", failing)
+    options = ["--iters", 2, "--sample-every", 1, "--sample-prompt", "a", "--sample-steps", 1]
+    assert lora(clips, adapter, *options) == 0
+    assert "no sample of 'a': one constant colour" in capsys.readouterr().err
+
+
+def test_accumulation_does_not_gather_gradients(clips, adapter):
+    peaks = []
+    for parts in (2, 16):
+        options = ["--rank", 128, "--iters", 1, "--grad-accumulation-steps", parts]
+        assert lora(clips, adapter.with_name(f"a{parts}"), *options) == 0
+        row = json.loads((adapter.with_name(f"a{parts}") / "log.jsonl").read_text())
+        peaks.append(row["peak_memory"])
+    assert peaks[1] < 1.1 * peaks[0]

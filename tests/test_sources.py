@@ -7,10 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from clips import make_clip
-from commands import errors, generate, run
+from commands import SMALL, errors, generate, run
 from PIL import Image
 
-from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, generate_video
+from mlx_cogvideo.cli.plan import _replayed
 from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
@@ -185,7 +186,12 @@ def test_a_run_from_a_video_goes_on_bit_for_bit(output, clip, monkeypatch):
         (["--video", "short.mp4"], "has 5 frames at 8 a second, and 9 are wanted"),
         (["--video", "clip.mp4", "--strength", "0"], "strength must be above 0"),
         (["--video", "clip.mp4", "--strength", "0.1"], "leaves none of 2 steps"),
-        (["--guidance-range", "1", "5"], "guidance_range must be from 0 to 2"),
+        (["--guidance-range", "1", "5"], "guidance_range must be two steps from 0 to 2"),
+        (["--strength", "0.3"], "strength needs a video"),
+        (["--image-fit", "pad"], "image_fit needs an image or a video"),
+        (["--overlap", "1"], "overlap needs extend"),
+        (["--guidance", "1", "--guidance-range", "0", "1"], "needs a guidance_scale above 1"),
+        (["--extend", "1", "--overlap", "1", "--output", "x.safetensors"], "no latents of its own"),
         (["--uncond", "zero", "--negative-prompt", "x"], "there is no negative prompt"),
     ],
 )
@@ -202,7 +208,9 @@ def test_what_a_video_cant_start_from_is_one_line(output, clip, capsys, options,
 
 def test_arrays_have_the_size_of_the_video():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    with pytest.raises(InvalidInputError, match=r"video must be uint8 \[9, 32, 48, 3\]; got"):
+    with pytest.raises(
+        InvalidInputError, match=r"video must be a file, or uint8 \[9, 32, 48, 3\]; got"
+    ):
         pipe.request(PROMPT, video=make_clip(9, 48, 32), **TINY)
 
 
@@ -281,3 +289,108 @@ def test_a_video_that_cant_be_extended_so_is_one_line(output, capsys, options, m
     assert generate(output, *options) == 2
     (error,) = errors(capsys.readouterr().err)
     assert message in error
+
+
+@pytest.fixture
+def stopped(output, clip, monkeypatch) -> Path:
+    """A run of a video that was interrupted after one step."""
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_after_one_step)
+        assert generate(output, "--video", clip, "--steps", 4) == 130
+    return output
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(stopped, clip):
+    clip.unlink()
+    assert run("--resume", stopped) == 0
+    assert stopped.exists()
+
+
+def test_a_run_goes_on_with_a_file_that_has_moved(stopped, clip):
+    clip.rename("moved.mp4")
+    assert run("--resume", stopped, "--video", "moved.mp4") == 0
+
+
+def test_a_run_does_not_go_on_with_another_file(stopped, clip, capsys):
+    write_video(clip, make_clip(9, 48, 32), 8, overwrite=True)
+    assert run("--resume", stopped) == 2
+    assert "video_sha256 was" in capsys.readouterr().err
+
+
+def test_a_change_of_how_to_decode_leaves_the_source_as_it_was(stopped):
+    assert run("--resume", stopped, "--tile-size", 16, 16) == 0
+    settings = read_record(stopped)["settings"]
+    assert (settings["tiling"], settings["source_tiling"]) == ("tiled", "seamless")
+    assert run("--replay", stopped, "--output", "again.mp4") == 0
+    assert (read_video(stopped)[0] == read_video("again.mp4")[0]).all()
+
+
+def test_a_video_that_was_made_of_another_is_no_finished_one_of_text(output, clip, capsys):
+    Path("prompts.txt").write_text(PROMPT + "\n")
+    batch = ["--prompt-file", "prompts.txt", "--seed", 1, "-o", "o-{index}.mp4", *SMALL]
+    assert run(*batch, "--video", clip) == 0
+    assert run(*batch) == 1
+    assert "video was" in capsys.readouterr().err
+
+
+def test_an_extended_run_of_a_video_goes_on_in_its_second_window(output, clip, monkeypatch):
+    write_video("long.mp4", make_clip(17, 32, 48), 8)
+    command = ["--video", "long.mp4", "--strength", 0.5, "--steps", 4, "--frames", 17]
+    command += ["--extend", 1, "--save-every", 1]
+    assert generate(output, *command) == 0
+    seen = []
+
+    def stop_late(session, stage, done, total) -> None:
+        seen.append((stage, done, total))
+        session._interrupts.wanted = seen[-1] == ("denoise", 3, 4)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_late)
+        assert generate("again.mp4", *command) == 130
+    assert ("denoise", 2, 2) in seen
+    assert run("--resume", "again.mp4") == 0
+    assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
+
+
+def test_pixels_come_as_pil_images_and_mlx_arrays_too():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    clip = make_clip(12, 32, 48)
+    requests = [pipe.request(PROMPT, video=v, **TINY) for v in (clip, mx.array(clip), list(clip))]
+    starts = [pipe.condition(request).start for request in requests]
+    assert mx.array_equal(starts[0], starts[1]) and mx.array_equal(starts[0], starts[2])
+    assert requests[0] == requests[1] and hash(requests[0]) == hash(requests[1])
+    with pytest.raises(InvalidInputError, match="video must be a file, or uint8"):
+        pipe.request(PROMPT, video=5, **TINY)
+
+
+def test_denoising_asks_for_what_a_request_starts_from():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    request = pipe.request(PROMPT, video=make_clip(9, 32, 48), **TINY)
+    (embeds,) = pipe.encode([request])
+    with pytest.raises(InvalidInputError, match="starts from more than noise: condition it"):
+        next(pipe.denoise(request, embeds))
+
+
+def test_one_call_makes_a_video_of_a_video(tmp_path):
+    made = generate_video(
+        PROMPT,
+        "demo",
+        9,
+        32,
+        48,
+        num_inference_steps=4,
+        seed=1,
+        video=make_clip(9, 32, 48),
+        strength=0.5,
+        output_path=tmp_path / "a.mp4",
+    )
+    assert made.shape == (9, 32, 48, 3)
+    assert read_record(tmp_path / "a.mp4")["settings"]["video"] == "an array"
+    with pytest.raises(InvalidInputError, match="made of pixels that its record doesn't hold"):
+        _replayed(tmp_path / "a.mp4")
+
+
+def test_a_prompt_of_a_batch_without_its_image_is_named(output, capsys):
+    Path("prompts.txt").write_text(f"{PROMPT}@@\n")
+    assert run("--prompt-file", "prompts.txt", *SMALL) == 2
+    assert "line 1 of prompts.txt names no image after @@" in capsys.readouterr().err

@@ -13,10 +13,9 @@ import pytest
 from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError
-from mlx_cogvideo.checkpoints import content_digest
 from mlx_cogvideo.training.clips import Clip, choose_shape, find_clips
 from mlx_cogvideo.training.prepare import Reading
-from mlx_cogvideo.video import Measured, Shape, measure, read_clip, write_video
+from mlx_cogvideo.video import Measured, Shape, content_digest, measure, read_clip, write_video
 
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="makes its clips with ffmpeg")
@@ -330,6 +329,7 @@ def test_a_clip_is_measured_as_it_is_shown(tmp_path):
         (Measured(1920, 1080, 60), (49, 720, 480)),
         (Measured(1920, 1080, 20), (17, 480, 720)),
         (Measured(480, 720, 5), (17, 480, 720)),
+        (Measured(480, 480, 1), (17, 480, 720)),
     ],
 )
 def test_a_clip_goes_to_the_bucket_that_suits_it(clip, expected):
@@ -349,3 +349,55 @@ def test_a_random_crop_is_of_the_clip_and_the_seed(tmp_path):
     whole = read_clip(clip, Shape(9, 48, 64, 8))
     for position, part in (((0, 0), whole[:, :, :32]), ((1, 1), whole[:, :, -32:])):
         assert (read_clip(clip, Shape(9, 48, 32, 8), position) == part).all()
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_a_clip_that_was_trimmed_without_encoding_it_again_is_read(tmp_path, suffix):
+    whole = numbered(tmp_path / f"whole.{suffix}", 40, 8, "-g", "40", *X264)
+    trimmed = tmp_path / f"trimmed.{suffix}"
+    command = [FFMPEG, "-v", "error", "-ss", "1", "-i", str(whole), "-c", "copy", str(trimmed)]
+    subprocess.run(command, check=True)
+    assert numbers(read_clip(trimmed, SHAPE)) == list(range(8, 17))
+    assert measure(trimmed, 8).frames == 32
+
+
+@needs_ffmpeg
+def test_a_file_whose_packets_tell_other_times_than_its_frames_is_read(tmp_path):
+    clip = numbered(tmp_path / "a.avi", 40, 8, "-c:v", "libx264", "-crf", "4", "-bf", "2")
+    assert numbers(read_clip(clip, SHAPE)) == list(range(9))
+
+
+@needs_ffmpeg
+def test_pixels_that_arent_square_are_shown_as_they_should(tmp_path):
+    square, wide = write_clip(tmp_path / "a.mp4", 9), tmp_path / "b.mp4"
+    command = [FFMPEG, "-v", "error", "-i", str(square), "-vf", "setsar=2", *X264, str(wide)]
+    subprocess.run(command, check=True)
+    assert measure(wide, 8) == Measured(48, 128, 9)
+    # Twice as wide as it is stored: the middle half of that is the middle half of the picture.
+    seen = read_clip(wide, SHAPE)[0, 40].astype(int)
+    expected = read_clip(square, SHAPE)[0, 40].astype(int)[16:48].repeat(2, axis=0)
+    assert np.abs(seen - expected).mean() < 4
+
+
+def test_a_still_picture_is_a_clip_of_one_frame(tmp_path):
+    write_video(tmp_path / "a", make_clip(1), 8)
+    for path in (tmp_path / "a" / "0001.png", tmp_path / "a"):
+        assert measure(path, 8) == Measured(48, 64, 1)
+
+
+def test_blank_lines_pair_up(tmp_path):
+    for name in "ab":
+        touch(tmp_path / f"{name}.mp4")
+    touch(tmp_path / "videos.txt", "a.mp4\n\nb.mp4\n\n")
+    touch(tmp_path / "prompts.txt", "one\u2028and more\n\ntwo\n")
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["one\u2028and more", "two"]
+
+
+def test_a_listed_clip_of_another_ending_is_kept_and_a_missing_folder_is_told(tmp_path):
+    touch(tmp_path / "a.mpg")
+    touch(tmp_path / "metadata.jsonl", '{"file_name": "a.mpg", "text": "x"}\n')
+    assert len(find_clips(tmp_path)) == 1
+    touch(tmp_path / "metadata.jsonl", '{"file_name": "wlak", "text": "x"}\n')
+    with pytest.raises(InvalidInputError, match="lists files that aren't there"):
+        find_clips(tmp_path)

@@ -9,7 +9,7 @@ from .components import (
     save_component,
     write_config,
 )
-from .identity import content_digest, file_digest, model_identity
+from .identity import file_digest, model_identity
 from .resolve import (
     DEMO_PATH,
     SHARED_KEY,
@@ -30,7 +30,6 @@ __all__ = [
     "Adapter",
     "check_component",
     "component_folder",
-    "content_digest",
     "default_model",
     "download_bytes",
     "file_digest",

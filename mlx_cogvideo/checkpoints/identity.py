@@ -53,11 +53,3 @@ def file_digest(file: Path) -> str:
     """The SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def content_digest(path: Path) -> str:
-    """The SHA-256 of a file, or of what the files in a folder hold, in the order of their names."""
-    if not path.is_dir():
-        return file_digest(path)
-    digests = [file_digest(file) for file in sorted(path.iterdir()) if file.is_file()]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

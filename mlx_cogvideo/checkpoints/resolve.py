@@ -1,6 +1,5 @@
 """From what a user calls a model to a folder on this disk."""
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from huggingface_hub import errors as hub_errors
 
 from ..errors import ModelNotFoundError
 from ..variants import ALIASES
+from .components import read_config
 
 DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
@@ -68,8 +68,8 @@ def component_folder(folder: Path, name: str) -> Path:
     """Where a component of a model lies: inside, or in the folder that its index shares with it."""
     inside, index = folder / name, folder / "model_index.json"
     if not inside.is_dir() and index.is_file():
-        shared = json.loads(index.read_text(encoding="utf-8")).get(SHARED_KEY)
-        if shared is not None and (folder / shared / name).is_dir():
+        shared = read_config(index).get(SHARED_KEY)
+        if isinstance(shared, str) and (folder / shared / name).is_dir():
             return folder / shared / name
     return inside
 

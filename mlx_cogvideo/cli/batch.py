@@ -49,6 +49,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line and not line.startswith("#"):
             text, mark, image = (part.strip() for part in line.partition(IMAGE_MARK))
+            if mark and not image:
+                raise InvalidInputError(
+                    f"line {number} of {path} names no image after {IMAGE_MARK}"
+                )
             prompts.append(Prompt(text, f"line {number}", image if mark else None))
     if not prompts:
         raise InvalidInputError(f"{path} has no prompts: write one a line")

@@ -45,6 +45,13 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
 def run(
     command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
 ) -> int:

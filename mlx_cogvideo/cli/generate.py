@@ -1,6 +1,5 @@
 """``generate.py``: prompts in, videos out."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import FITS, read_record
 from .announce import announce
-from .common import DTYPES, FAILED, Parser, WithScale, at_least_one, be_quiet, run
+from .common import DTYPES, FAILED, Parser, WithScale, at_least_one, be_quiet, positive, run
 from .plan import make_plan
 from .session import Session
 
@@ -189,10 +188,3 @@ def make_parser() -> Parser:
     add("--quiet", "-q", action="store_true", help="say only what is wrong")
     add("--json", action="store_true", help="print one line of JSON instead of the outputs' names")
     return parser
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value

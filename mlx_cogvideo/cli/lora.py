@@ -1,20 +1,22 @@
 """``lora.py``: clips and captions in, an adapter out."""
 
 import argparse
-import json
+import fcntl
 import logging
-import sys
-import tomllib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from ..checkpoints import default_model, model_identity
 from ..conditioning import IMAGE_LATENT_SCALES
-from ..errors import InvalidInputError, OutputError, mlx_errors
+from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..memory import available_memory, training_forecast
 from ..pipeline import CogVideoXPipeline
+from ..request import Request
 from ..training.cache import Cache
 from ..training.clips import Clip, find_clips
 from ..training.prepare import Reading, load_text, prepare
@@ -27,7 +29,7 @@ from ..training.trainer import (
 )
 from ..video import Shape, measure, write_video
 from ..video.clip import TIMEOUT
-from .batch import read_prompts
+from .batch import IMAGE_MARK, read_prompts
 from .common import (
     DTYPES,
     FAILED,
@@ -36,10 +38,12 @@ from .common import (
     Parser,
     at_least_one,
     be_quiet,
+    positive,
     run,
     say,
     size,
 )
+from .config_file import with_config_file
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -78,23 +82,35 @@ def train(arguments: Sequence[str] | None) -> int | None:
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data)
     check_adapter_path(args.adapter_path, args.resume)
+    cache = args.cache or args.data / ".mlx_cogvideo"
+    check_writable(cache)
     name = args.model or default_model()
     pipe = CogVideoXPipeline.from_pretrained(
         name, DTYPES.get(args.dtype), download=not args.dry_run
     )
     reading = _reading(pipe, args)
+    samples = [
+        sample_request(pipe, prompt, reading.shapes[0], args) for prompt in args.sample_prompt
+    ]
     _announce(pipe, name, clips, reading, settings, args)
     if args.dry_run:
         return _list(clips, reading)
     args.adapter_path.mkdir(parents=True, exist_ok=True)
     interrupts = Interrupts()
-    with mlx_errors(), interrupts:
-        return _train(pipe, name, clips, prior, reading, settings, args, interrupts)
+    with mlx_errors(), interrupts, locked(args.adapter_path):
+        try:
+            return _train(
+                pipe, name, clips, prior, samples, reading, settings, Cache(cache), args, interrupts
+            )
+        except OSError as error:
+            raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
 
 
 def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
     """How the clips are to be read, after checking that the model can make such videos."""
     fps, skip = args.fps or pipe.fps, (args.skip_frames[0], args.skip_frames[-1])
+    if len(args.skip_frames) > 2 or min(skip) < 0:
+        raise InvalidInputError("--skip-frames takes one or two numbers, 0 or more")
     if args.bucket and (args.frames or args.height or args.width):
         raise InvalidInputError("--bucket has frames, height and width inside: leave those out")
     sizes = args.bucket or [(args.frames, args.height, args.width)]
@@ -118,7 +134,7 @@ def _announce(
     """Says on stderr what will be learned, and what it needs."""
     without = sum(not clip.caption for clip in clips)
     captions = f", {without} without a caption" * (without > 0)
-    needed = max(
+    needs = [
         training_forecast(
             pipe,
             pipe.geometry(shape.frames, shape.height, shape.width),
@@ -126,19 +142,21 @@ def _announce(
             adapter_parameters(pipe.configs["transformer"], settings),
         )
         for shape in reading.shapes
-    )
+    ]
+    needs = {stage: max(need[stage] for need in needs) for stage in needs[0]}
     fps = reading.shapes[0].fps
     there_is = available_memory()
+    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     for title, text in [
         ("model", f"{name}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
         ("training", f"{settings.iters} steps of {settings.batch_size}"),
-        ("memory", f"about {size(needed)} to train, of {size(there_is)}"),
+        ("memory", f"about {told}; {size(there_is)} can be had"),
     ]:
         logger.info("%-8s %s", title, text)
-    if needed > there_is:
+    if max(needs.values()) > there_is:
         logger.warning(
             "this may need more memory than there is: a smaller size, fewer frames or a quantized "
             "--model need less"
@@ -159,7 +177,7 @@ def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
             shape = reading.shape(clip)
             what = f"{_described(shape)} of its {measured.frames} of "
             what += f"{measured.width}x{measured.height}"
-            if measured.frames < shape.frames and not shape.repeat_last:
+            if measured.frames < (1 if shape.repeat_last else shape.frames):
                 what = f"left out, {measured.frames} frames at {shape.fps:g} a second"
             else:
                 usable += 1
@@ -174,28 +192,30 @@ def _train(
     name: str | Path,
     clips: Sequence[Clip],
     prior: Sequence[str],
+    samples: Sequence[Request],
     reading: Reading,
     settings: Settings,
+    cache: Cache,
     args: argparse.Namespace,
     interrupts: Interrupts,
 ) -> int | None:
-    cache = Cache(args.cache or args.data / ".mlx_cogvideo")
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
         identity = model_identity(name, pipe.folder)
-        also = [*args.sample_prompt, *prior]
-        samples, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
+        also = [*(sample.prompt for sample in samples), *prior]
+        learned, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
         bars.close()
         mx.reset_peak_memory()
         with pipe.keeping("transformer"):
             trainer = Trainer(
                 pipe,
-                samples,
+                learned,
                 texts[""],
                 settings,
                 args.adapter_path,
                 keep=args.keep_checkpoints,
                 prior=[texts[prompt] for prompt in prior],
+                model=identity.get("sha256", identity),
             )
             if args.resume:
                 trainer.resume()
@@ -207,7 +227,7 @@ def _train(
                 if "validation" in told:
                     say(f"step {told['step']}: validation loss {told['validation']:.4f}")
                 if args.sample_every and told["step"] % args.sample_every == 0:
-                    make_samples(pipe, reading.shapes[0], texts, args, told["step"])
+                    make_samples(pipe, samples, texts, reading.shapes[0].fps, args, told["step"])
 
             # What was prepared is on disk; only a step is worth waiting for.
             interrupts.patient = True
@@ -229,45 +249,88 @@ def _train(
     return None
 
 
+def sample_request(
+    pipe: CogVideoXPipeline, text: str, shape: Shape, args: argparse.Namespace
+) -> Request:
+    """A clip to make on the way, of ``prompt`` or ``prompt@@image``; the noise is always the same.
+
+    Raises:
+        InvalidInputError: the model can't make it.
+    """
+    prompt, mark, image = (part.strip() for part in text.partition(IMAGE_MARK))
+    return pipe.request(
+        prompt,
+        image=image if mark else None,
+        image_latent_scale=args.image_latent_scale if mark else None,
+        num_frames=shape.frames,
+        height=shape.height,
+        width=shape.width,
+        num_inference_steps=args.sample_steps,
+        seed=args.seed,
+    )
+
+
 def make_samples(
     pipe: CogVideoXPipeline,
-    shape: Shape,
+    samples: Sequence[Request],
     texts: dict[str, Path],
+    fps: float,
     args: argparse.Namespace,
     step: int,
 ) -> None:
-    """Writes a clip of each sample prompt, with the same noise each time."""
+    """Writes the clips. One that can't be made is no reason to stop a training."""
     folder = args.adapter_path / "samples"
     folder.mkdir(exist_ok=True)
-    for number, prompt in enumerate(args.sample_prompt):
-        frames = pipe(
-            prompt_embeds=load_text(texts[prompt]),
-            negative_prompt_embeds=load_text(texts[""]),
-            num_frames=shape.frames,
-            height=shape.height,
-            width=shape.width,
-            num_inference_steps=args.sample_steps,
-            seed=args.seed,
-        )
+    for number, request in enumerate(samples):
         output = folder / f"{step:07}-{number}.mp4"
-        write_video(output, frames, shape.fps, overwrite=True)
-        logger.info("%-8s %s", "sample", output)
+        embeds = [load_text(texts[text]) for text in ("", request.prompt)]
+        embeds = mx.concatenate(embeds[-1 - request.guided :])
+        try:
+            conditioning = pipe.condition(request)
+            *_, state = pipe.denoise(request, embeds, conditioning=conditioning)
+            frames = np.concatenate(list(pipe.decode(request, state.latents)))
+            write_video(output, frames, fps, overwrite=True)
+            logger.info("%-8s %s", "sample", output)
+        except CogVideoXError as error:
+            logger.warning("no sample of %r: %s", request.prompt, error)
 
 
 def check_adapter_path(path: Path, resume: bool) -> None:
     """Raises OutputError where an adapter can't be written, or another one is already."""
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file: choose another --adapter-path")
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-    probe = parent / ".mlx_cogvideo-probe"
+    check_writable(path)
+    if not resume and (path / "adapter_config.json").exists():
+        more = ", or go on with --resume" if saved_checkpoints(path) else ""
+        raise OutputError(f"{path} holds an adapter: choose another --adapter-path{more}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OutputError where a folder can't be made, or nothing can be written into it."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{nearest} is a file: choose another folder than {folder}")
+    probe = nearest / f".mlx_cogvideo-probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"{parent} can't be written: {error.strerror}") from None
-    if not resume and (path / "adapter_config.json").exists():
-        more = ", or go on with --resume" if saved_checkpoints(path) else ""
-        raise OutputError(f"{path} holds an adapter: choose another --adapter-path{more}")
+        raise OutputError(f"{nearest} can't be written: {error.strerror}") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second training out of a folder. The system lifts the lock when the process ends.
+
+    Raises:
+        OutputError: there is one.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(
+                f"another training is writing to {folder}: choose another --adapter-path"
+            ) from None
+        yield
 
 
 def make_parser() -> Parser:
@@ -327,8 +390,8 @@ def make_parser() -> Parser:
         default="drop",
         help="clips with too few frames are left out, or go on with their last one (default: drop)",
     )
-    add("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="to read a clip (20)")
-    add("--fps", type=float, help="frames a second to learn (default: the model's own)")
+    add("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS", help="to read a clip (20)")
+    add("--fps", type=positive, help="frames a second to learn (default: the model's own)")
     add(
         "--skip-frames",
         type=int,
@@ -338,7 +401,7 @@ def make_parser() -> Parser:
         help="frames of each clip to leave out at its beginning and its end",
     )
     add("--seed", type=int, default=0)
-    add("--save-every", type=int, default=250, metavar="STEPS", help="default: 250")
+    add("--save-every", type=at_least_one, default=250, metavar="STEPS", help="default: 250")
     add("--keep-checkpoints", type=at_least_one, default=3, metavar="N", help="default: 3")
     add("--val-every", type=int, default=0, metavar="STEPS", help="default: never")
     add("--sample-every", type=int, default=0, metavar="STEPS", help="default: never")
@@ -347,7 +410,8 @@ def make_parser() -> Parser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="make a clip of this on the way; may be given several times",
+        help="make a clip of this on the way, for image-to-video models TEXT@@IMAGE; may be given "
+        "several times",
     )
     add("--sample-steps", type=int, default=25, metavar="STEPS", help="of a sample (default: 25)")
     add("--cache", type=Path, metavar="DIR", help="default: .mlx_cogvideo in --data")
@@ -363,36 +427,3 @@ def _bucket(text: str) -> tuple[int, ...]:
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise argparse.ArgumentTypeError(f"must be FRAMESxHEIGHTxWIDTH, got {text}")
     return tuple(map(int, parts))
-
-
-def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
-    """The command line with what its ``--config`` says put in front, where it gives way.
-
-    Raises:
-        InvalidInputError: there is no such file, or it holds something else.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    finder = Parser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    path = finder.parse_known_args(arguments)[0].config
-    if path is None:
-        return arguments
-    read = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
-    if read is None:
-        raise InvalidInputError(f"{path} must end in .toml or .json")
-    try:
-        options = read(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidInputError(f"{path} can't be read: {error}") from None
-    known = {option for action in parser._actions for option in action.option_strings}
-    first = []
-    for name, value in options.items():
-        option = "--" + name.replace("_", "-")
-        if option not in known or option == "--config":
-            raise InvalidInputError(f"{path} has {name!r}, which is no option (--help lists them)")
-        if value is not False:
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            first += [option, *map(str, values)]
-    return first + arguments

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import default_model, model_identity
+from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..pipeline import CogVideoXPipeline
 from ..record import (
@@ -116,6 +117,9 @@ class _Planner:
             self.given = dict.fromkeys(DECODING) | self.given
         elif self.given.keys() & set(DECODING):
             self.given["tiling"] = "tiled"
+        for path in filter(None, (args.image, args.video)):
+            if not os.path.exists(path):
+                raise InvalidInputError(f"{path} doesn't exist")
         from_text = args.prompt is not None or args.prompt_file is not None
         if args.resume not in (False, True) and (from_text or args.replay is not None):
             raise InvalidInputError(
@@ -190,6 +194,7 @@ class _Planner:
             raise InvalidInputError(
                 "with {seed} in --output a batch wants --seed: drawn ones would be others next time"
             )
+        pipe = self.result.pipe
         for index, prompt in enumerate(prompts, start=1):
             for seed in self.seeds:
                 label = [prompt.label] * bool(prompt.label)
@@ -200,7 +205,11 @@ class _Planner:
                 try:
                     request, record = self._request(settings)
                 except InvalidInputError as error:
-                    if prompt.image is None:
+                    lacks_image = pipe.takes_image and "image" not in {
+                        **self.settings,
+                        **self.given,
+                    }
+                    if prompt.image is None and not lacks_image:
                         raise
                     self._fail(prompt.label, error)
                     break  # it would be the same with every seed
@@ -236,6 +245,10 @@ class _Planner:
                 remove_saved(job.path)
             plan.finished.append(job.output)
             return
+        if output_form(job.output) == LATENTS and job.request.extend:
+            raise InvalidInputError("a video of several windows has no latents of its own")
+        if saved is None or (saved.conditioning is None and saved.state is None):
+            job.request.source.check(job.request.geometry, plan.pipe.fps)
         if output_form(job.output) == LATENTS:
             check_output_path(job.output, args.overwrite)
         else:
@@ -324,7 +337,9 @@ def _check_space(plan: Plan) -> None:
     for job in plan.jobs:
         embeds = config.max_text_seq_length * config.text_embed_dim * (1 + job.request.guided)
         # Latents and x0, twice for the moment in which one save takes the place of another.
-        latents = 4 * prod(job.request.geometry.latent_shape)
+        # What it starts from, and the windows before the last, come on top.
+        latents = (1 + (not job.request.source.is_noise) + job.request.extend / 4) * 4
+        latents = int(latents * prod(job.request.geometry.latent_shape))
         before = needs.setdefault(job.path.parent, 4 * (embeds + latents))
         needs[job.path.parent] = before + 4 * embeds
     for folder, need in needs.items():
@@ -343,6 +358,8 @@ def _replayed(file: Path) -> Record:
         raise InvalidInputError(
             f"{file} holds no record of how it was made: only outputs of this program do"
         )
+    if AN_ARRAY in (parts[1].get("image"), parts[1].get("video")):
+        raise InvalidInputError(f"{file} was made of pixels that its record doesn't hold")
     # Records of before there was a choice.
     parts[1].setdefault("tiling", "none")
     return record

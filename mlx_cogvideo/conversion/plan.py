@@ -228,10 +228,11 @@ def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str
 def check_architecture(folder: Path) -> None:
     """Raises CheckpointError for a folder that holds another model, or none."""
     index = folder / "model_index.json"
-    if not index.is_file() and not (folder / "transformer" / "config.json").is_file():
+    config = component_folder(folder, "transformer") / "config.json"
+    if not index.is_file() and not config.is_file():
         raise CheckpointError(f"{folder} is no model folder: it has no model_index.json")
     found = read_config(index).get("_class_name", "") if index.is_file() else ""
-    transformer = read_config(folder / "transformer" / "config.json").get("_class_name", "")
+    transformer = read_config(config).get("_class_name", "")
     for name, prefix in ((found, "CogVideoX"), (transformer, "CogVideoXTransformer3DModel")):
         if name and not str(name).startswith(prefix):
             raise CheckpointError(f"{folder} holds a {name}, and only CogVideoX can be converted")

@@ -39,9 +39,7 @@ def find_clips(data: Path) -> list[Clip]:
     """
     if not data.is_dir():
         raise InvalidInputError(f"{data} is no folder")
-    clips = [
-        clip for clip in _listed(data) if clip.path.is_dir() or clip.path.suffix.lower() in SUFFIXES
-    ]
+    clips = list(_listed(data))
     if not clips:
         raise InvalidInputError(f"{data} holds no clips ({', '.join(sorted(SUFFIXES))})")
     if missing := [str(clip.path) for clip in clips if not clip.path.exists()]:
@@ -59,17 +57,12 @@ def _listed(data: Path) -> Iterator[Clip]:
     if table := next((path for path in tables if path.is_file()), None):
         yield from _from_rows(data, table, _rows(table))
     elif (data / "videos.txt").is_file() and (data / "prompts.txt").is_file():
-        videos, prompts = (
-            [line.strip() for line in _text(data / name).splitlines()]
-            for name in ("videos.txt", "prompts.txt")
-        )
-        videos = [video for video in videos if video]
-        prompts = prompts[: len(videos)]
+        videos, prompts = (_lines(data / name) for name in ("videos.txt", "prompts.txt"))
         if len(videos) != len(prompts):
             raise InvalidInputError(
                 f"videos.txt has {len(videos)} lines and prompts.txt {len(prompts)}"
             )
-        yield from (Clip(data / v, p) for v, p in zip(videos, prompts, strict=True))
+        yield from (Clip(data / v, p) for v, p in zip(videos, prompts, strict=True) if v)
     else:
         videos, labels = data / "videos", data / "labels"
         apart = videos.is_dir() and labels.is_dir()
@@ -96,12 +89,20 @@ def _text(path: Path) -> str:
         raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a file without those that are empty at its end."""
+    return [line.strip() for line in _text(path).rstrip().split("\n")]
+
+
 def _rows(path: Path) -> list[dict]:
     """The rows of a metadata file."""
     if path.suffix == ".csv":
-        return list(csv.DictReader(StringIO(_text(path), newline="")))
+        try:
+            return list(csv.DictReader(StringIO(_text(path), newline="")))
+        except csv.Error as error:
+            raise InvalidInputError(f"{path} can't be read: {error}") from None
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -119,23 +120,22 @@ def _from_rows(data: Path, source: Path, rows: list[dict]) -> Iterator[Clip]:
         if file is None:
             raise InvalidInputError(f"line {number} of {source} names no file ({', '.join(FILES)})")
         caption = next((row[name] for name in TEXTS if row.get(name)), "")
-        yield Clip(data / file, str(caption).strip())
+        yield Clip(data / str(file), str(caption).strip())
 
 
 def choose_shape(clip: Measured, shapes: Sequence[Shape]) -> Shape:
     """That of the shapes in which most of a clip is learned: of those that it is long enough for,
     the nearest by its ratio of height to width, then the longest, then the largest.
 
-    Where it is too short for all of them it is the shortest.
+    Where it is too short for all of them it is one of the shortest.
     """
-    fitting = [s for s in shapes if s.repeat_last or s.frames <= clip.frames]
-    if not fitting:
-        return min(shapes, key=lambda shape: shape.frames)
 
     def rank(shape: Shape) -> tuple[float, int, int]:
         ratio = log(clip.height / clip.width) - log(shape.height / shape.width)
         return round(abs(ratio), 3), -shape.frames, -shape.height * shape.width
 
-    # Repeated frames teach standing still: no more of them than there have to be.
-    whole = [s for s in fitting if s.frames <= clip.frames]
-    return min(whole or [min(fitting, key=lambda s: s.frames)], key=rank)
+    enough = [shape for shape in shapes if shape.frames <= clip.frames]
+    if not enough:  # repeated frames teach standing still: no more of them than there have to be
+        fewest = min(shape.frames for shape in shapes)
+        enough = [shape for shape in shapes if shape.frames == fewest]
+    return min(enough, key=rank)

@@ -1,17 +1,35 @@
 """The loss of a training as a picture."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 WIDTH, HEIGHT, MARGIN = 800, 400, 50
 SMOOTHING = 0.97
 
 
+def cut_log(log: Path, step: int) -> None:
+    """Leaves the rows up to a step, from where a training goes on."""
+    rows = [row for row in _rows(log) if row["step"] <= step] if log.is_file() else []
+    partial = log.with_name(f".{log.name}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(log)
+
+
+def _rows(log: Path) -> Iterator[dict]:
+    """Those that can be read: the last one may have been cut off with the power."""
+    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row
+
+
 def write_curve(log: Path, picture: Path) -> None:
     """Draws a log: each step's loss, smoothed, and the validation loss, as an SVG."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    # What was done again after an interruption counts once.
-    rows = sorted({row["step"]: row for row in rows}.values(), key=lambda row: row["step"])
+    rows = list(_rows(log))
     if len(rows) < 2:
         return
     smooth, average, weight = [], 0.0, 0.0

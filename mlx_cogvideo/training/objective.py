@@ -1,6 +1,7 @@
 """What is learned, and its gradient, block by block."""
 
 from dataclasses import dataclass
+from math import log2
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +10,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..nn.lora import without_adapters
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..schedulers import Scheduler
+
+SMALLEST_MEAN = 64
+"""Numbers of which the loss may be the mean for float16's gradients to be exact."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,13 @@ def loss_and_gradients(
         x = block(x, *context)
         mx.eval(x)
 
+    # Seen from the loss, the mean over a million numbers, the gradient of each is next to nothing
+    # in float16. The loss is multiplied on the way; by a power of two, so that nothing is rounded.
+    scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
+
     def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
         losses = mean_squared_errors(transformer.project(x, context, noisy.shape), target)
-        return batch.total(losses), losses
+        return scale * batch.total(losses), losses
 
     (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
     mx.eval(losses, cotangent)
@@ -81,7 +89,7 @@ def loss_and_gradients(
         block = transformer.transformer_blocks[i]
         of_block, cotangent = _block_gradients(block, inputs.pop(), context, cotangent)
         mx.eval(of_block, cotangent)
-        gradients |= {f"transformer_blocks.{i}.{path}": g for path, g in of_block.items()}
+        gradients |= {f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()}
     return losses, gradients
 
 
@@ -119,7 +127,10 @@ def _noisy(
 def _block_gradients(
     block: nn.Module, x: mx.array, context: tuple, cotangent: mx.array
 ) -> tuple[dict[str, mx.array], mx.array]:
-    paths, parameters = zip(*tree_flatten(block.trainable_parameters()), strict=True)
+    paths, parameters = [], []
+    for path, parameter in tree_flatten(block.trainable_parameters()):
+        paths.append(path)
+        parameters.append(parameter)
 
     def run(*arrays: mx.array) -> list[mx.array]:
         *values, x = arrays

@@ -12,11 +12,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import content_digest
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
-from ..video import Shape, measure, read_clip
+from ..video import Shape, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
 from .cache import Cache
 from .clips import Clip, choose_shape
@@ -81,6 +80,10 @@ class Sample:
     latents: Path
     text: Path
     image: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        return self.latents, self.text, self.image
 
     def posterior(self) -> Posterior:
         return _posterior(self.latents)
@@ -174,7 +177,10 @@ def _latents(
     cache: Cache,
 ) -> list[Path]:
     """The file of a clip's latents and, for image-to-video models, that of its noisy pictures."""
-    digest = content_digest(clip.path)
+    try:
+        digest = content_digest(clip.path)
+    except OSError as error:
+        raise InvalidInputError(f"{clip.path} can't be read: {error.strerror}") from None
     position = reading.position(digest)
     about = {
         "clip": digest,

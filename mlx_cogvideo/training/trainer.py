@@ -4,6 +4,7 @@ Noise, timesteps and the order of the clips are drawn by seed and step, so that 
 adapter, the optimizer's state and the number of steps: what follows is the same bit for bit.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
 from ..video import Shape
-from .curve import write_curve
+from .curve import cut_log, write_curve
 from .objective import Batch, loss_and_gradients, loss_only
 from .prepare import Sample, load_text
 
@@ -81,12 +82,23 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("iters", "rank", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        least = dict.fromkeys(("iters", "rank", "batch_size", "accumulate"), 1)
+        for name, limit in (least | {"warmup": 0, "prior_batch_size": 0, "seed": 0}).items():
+            if getattr(self, name) < limit:
+                raise InvalidInputError(
+                    f"{name} must be at least {limit}; got {getattr(self, name)}"
+                )
+        if self.seed >= 2**63:
+            raise InvalidInputError(f"seed must be below 2**63; got {self.seed}")
+        for name in ("learning_rate", "effective_alpha"):
+            if not 0 < getattr(self, name) < float("inf"):
+                told = name.removeprefix("effective_")
+                raise InvalidInputError(
+                    f"{told} must be a number above 0; got {getattr(self, name)}"
+                )
+        if not 0 <= self.prior_weight < float("inf"):
+            raise InvalidInputError(f"prior_weight must be 0 or more; got {self.prior_weight}")
         check_image_latent_scale(self.image_latent_scale)
-        if not self.learning_rate > 0:
-            raise InvalidInputError(f"learning_rate must be above 0; got {self.learning_rate}")
         for name in ("caption_dropout", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
@@ -108,6 +120,7 @@ class Trainer:
         folder: Path,
         keep: int = 3,
         prior: Sequence[Path] = (),
+        model: dict[str, Any] | None = None,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -118,10 +131,12 @@ class Trainer:
             prior: files of embeddings of prompts that are to give what they give without the
                 adapter. Of `settings.prior_batch_size` of them a step, and the noisy clips of the
                 batch, the model's own answer is learned.
+            model: a ``checkpoints.model_identity``, so that no other one goes on.
         """
         self.pipe, self.samples, self.settings = pipe, samples, settings
         self.folder, self.keep, self.step = folder, keep, 0
         self._prior = prior
+        self.data = _digests(model, pipe.dtype_name, samples, prior)
         self._unconditional = load_text(unconditional)
         self._scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.transformer = pipe.transformer
@@ -157,6 +172,7 @@ class Trainer:
             GenerationError: the loss became NaN or infinite.
         """
         log = self.folder / LOG
+        cut_log(log, self.step)
         while self.step < self.settings.iters:
             began = time.perf_counter()
             losses, norm = self._update()
@@ -173,11 +189,12 @@ class Trainer:
                 told["validation"] = self.validate()
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(told) + "\n")
+            if last or self.step % save_every == 0:
+                self.save()
             on_step(told)
             stop = should_stop()
-            if last or stop or self.step % save_every == 0:
-                self.save()
             if stop and not last:
+                self.save()
                 return False
         return True
 
@@ -194,12 +211,13 @@ class Trainer:
             total = {
                 path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
             }
-        if not np.isfinite(losses).all():
-            raise GenerationError(
-                f"the loss of step {self.step + 1} is {losses[-1].mean()}: try a lower learning "
-                "rate, or another dtype"
-            )
+            mx.eval(total)
         total, norm = optim.clip_grad_norm(_tree(total), self.settings.clip_norm)
+        if not (np.isfinite(losses).all() and mx.isfinite(norm).item()):
+            raise GenerationError(
+                f"the loss of step {self.step + 1} is {np.mean(losses)} and its gradient "
+                f"{norm.item()}: try a lower learning rate, or another dtype"
+            )
         new = self.optimizer.apply_gradients(total, _tree(self._parameters()))
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
@@ -289,7 +307,6 @@ class Trainer:
         Of the checkpoints, the last `keep` stay.
         """
         self.save_adapter(self.folder)
-        write_curve(self.folder / LOG, self.folder / "loss.svg")
         checkpoints = self.folder / CHECKPOINTS
         checkpoints.mkdir(exist_ok=True)
         final = checkpoints / f"{self.step:07}"
@@ -300,12 +317,14 @@ class Trainer:
         state = dict(tree_flatten(self.optimizer.state))
         mx.save_safetensors(str(partial / "optimizer.safetensors"), state)
         write_config(
-            partial / "training.json", {"step": self.step, "settings": asdict(self.settings)}
+            partial / "training.json",
+            {"step": self.step, "settings": asdict(self.settings), "data": self.data},
         )
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in saved_checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
+        write_curve(self.folder / LOG, self.folder / "loss.svg")
 
     def save_adapter(self, folder: Path) -> None:
         settings = self.settings
@@ -329,6 +348,10 @@ class Trainer:
             f"{name} was {value} and is now {now.get(name)}"
             for name, value in told["settings"].items()
             if name != "iters" and now.get(name) != value
+        ]
+        before = told.get("data", self.data)
+        other += [
+            f"the {name} were others" for name in self.data if before[name] != self.data[name]
         ]
         if other:
             raise InvalidInputError(f"{found[-1]} was begun otherwise: {'; '.join(other)}")
@@ -363,20 +386,39 @@ def adapter_parameters(config: TransformerConfig, settings: Settings) -> int:
 
 def _adapted(config: TransformerConfig, settings: Settings) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of the layers that are adapted, by path."""
-    shapes = {
-        path: shape
-        for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items()
-        if path.startswith("transformer_blocks.")
-        and any(path.endswith(f".{target}") for target in settings.targets)
-    }
-    if not shapes:
-        raise InvalidInputError(f"the model has no layers {', '.join(settings.targets)}")
+    shapes, unknown = {}, set(settings.targets)
+    for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items():
+        named = {target for target in settings.targets if path.endswith(f".{target}")}
+        if named and path.startswith("transformer_blocks."):
+            shapes[path] = shape
+            unknown -= named
+    if unknown:
+        raise InvalidInputError(f"the model's blocks have no layers {', '.join(sorted(unknown))}")
     return shapes
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
     """Oldest first."""
     return sorted(path for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+
+
+def _digests(
+    model: dict[str, Any] | None, dtype: str, samples: Sequence[Sample], prior: Sequence[Path]
+) -> dict[str, str]:
+    """What a training must go on with, besides its settings. Files of the cache are named by what
+    they were made of."""
+    clips = [
+        [asdict(sample.shape), *(path and path.name for path in sample.files)] for sample in samples
+    ]
+    whole = {
+        "model's weights": [model, dtype],
+        "clips": clips,
+        "prior prompts": [p.name for p in prior],
+    }
+    return {
+        name: hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        for name, told in whole.items()
+    }
 
 
 def _learning_rate(settings: Settings) -> Callable[[mx.array], mx.array] | float:

@@ -1,6 +1,6 @@
 """Clips on disk: an mp4, a gif, a folder of PNG frames or latents, each with how it was made."""
 
-from .clip import FITS, Measured, Shape, measure, read_clip, read_image
+from .clip import FITS, Measured, Shape, content_digest, measure, read_clip, read_image
 from .gif import GifWriter
 from .mp4 import VideoWriter
 from .outputs import open_writer, write_latents, write_video
@@ -19,6 +19,7 @@ __all__ = [
     "Shape",
     "VideoWriter",
     "check_output_path",
+    "content_digest",
     "measure",
     "open_writer",
     "read_clip",

@@ -1,9 +1,10 @@
 """Clips and pictures as a model wants them: so many frames, at its rate, of its size."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import av
@@ -82,7 +83,18 @@ def read_clip(
             times, shown = _timestamps(container)
         wanted = [shown[i] for i in _pick(times, shape, path)]
         with _opened(path, timeout) as container:
-            return _read(container, wanted, shape, position, path)
+            frames = _read(container, wanted, shape, position)
+        if len(frames) < len(set(wanted)):
+            with _opened(path, timeout) as container:
+                times = _times_in_order(container)
+            wanted = _pick(times, shape, path)
+            with _opened(path, timeout) as container:
+                frames = _read(container, wanted, shape, position, by_order=True)
+        if missing := set(wanted) - frames.keys():
+            raise InvalidInputError(
+                f"{path} is damaged: {len(missing)} of its frames can't be decoded"
+            )
+        return np.stack([frames[pts] for pts in wanted])
 
 
 def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> np.ndarray:
@@ -113,14 +125,14 @@ def measure(
         with _opened(first, timeout) as container:
             times, _ = _timestamps(container)
         with _opened(first, timeout) as container:
-            frame = _first_frame(container, first)
+            frame, aspect = _first_frame(container, first), _pixel_aspect(container)
     if files:
         times = [i / fps for i in range(len(files))]
-    _, start, end = _usable(times, skip)
-    height, width = frame.height, frame.width
+    times, start, end = _usable(times, skip)
+    height, width = frame.height, round(frame.width * aspect)
     if _quarter_turns(frame) % 2:
         height, width = width, height
-    return Measured(height, width, max(0, ceil((end - start) * fps - 1e-6)))
+    return Measured(height, width, max(bool(times), ceil((end - start) * fps - 1e-6)))
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -133,6 +145,15 @@ def frame_files(folder: Path) -> list[Path]:
     if not files:
         raise InvalidInputError(f"{folder} holds no frames ({', '.join(sorted(IMAGES))})")
     return files
+
+
+def content_digest(path: Path) -> str:
+    """The SHA-256 in hexadecimal of a file, or of the pictures in a folder of frames."""
+    whole = hashlib.sha256()
+    for file in frame_files(path) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
 
 
 @contextmanager
@@ -152,14 +173,28 @@ def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]
     with open_input(path, timeout) as container:
         if not container.streams.video:
             raise InvalidInputError(f"{path} has no video stream")
+        if path.suffix.lower() in (".heic", ".heif") and len(container.streams.video) > 1:
+            raise InvalidInputError(f"{path} is a HEIC of many tiles: make a JPEG or PNG of it")
         yield container
 
 
 def _timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
     """When each frame is shown, in seconds and as the file counts them."""
     stream = container.streams.video[0]
-    shown = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    packets = container.demux(stream)
+    # Those to discard lie outside of what an edit list shows of the file.
+    shown = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
     return [float(pts * stream.time_base) for pts in shown], shown
+
+
+def _times_in_order(container: av.container.InputContainer) -> list[float]:
+    """When each decoded frame is shown, for files whose packets don't tell: AVI counts them as they
+    are stored."""
+    stream = container.streams.video[0]
+    shown = [frame.pts for frame in container.decode(video=0)]
+    if None in shown or shown != sorted(shown):
+        return [i / float(stream.average_rate) for i in range(len(shown))]
+    return [float(pts * stream.time_base) for pts in shown]
 
 
 def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
@@ -195,25 +230,40 @@ def _read(
     wanted: list[int],
     shape: Shape,
     position: tuple[float, float],
-    path: Path,
-) -> np.ndarray:
+    *,
+    by_order: bool = False,
+) -> dict[int, np.ndarray]:
+    """Those of the wanted frames that are there, by their timestamps, or by their numbers.
+
+    None of them where timestamps go back: then they aren't those of the frames.
+    """
     frames: dict[int, np.ndarray] = {}
-    for frame in container.decode(video=0):
-        pts = frame.pts if frame.pts is not None or frames else wanted[0]
-        if pts in wanted:
-            frames[pts] = _fitted(frame, shape, position)
-        if pts is not None and pts >= wanted[-1]:
+    aspect, before = _pixel_aspect(container), -inf
+    for number, frame in enumerate(container.decode(video=0)):
+        pts = number if by_order else frame.pts
+        if pts is None:  # as in a picture
+            pts = wanted[0] if number == 0 else before
+        if pts < before:
+            return {}
+        before = pts
+        if pts in wanted and pts not in frames:
+            frames[pts] = _fitted(frame, shape, position, aspect)
+        if pts >= wanted[-1] and (by_order or pts > wanted[-1]):
             break
-    if missing := [pts for pts in wanted if pts not in frames]:
-        raise InvalidInputError(f"{path} is damaged: {len(missing)} of its frames can't be decoded")
-    return np.stack([frames[pts] for pts in wanted])
+    return frames
+
+
+def _pixel_aspect(container: av.container.InputContainer) -> float:
+    """Width of a pixel over its height."""
+    return float(container.streams.video[0].sample_aspect_ratio or 1)
 
 
 def _read_frame(
     path: Path, shape: Shape, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
     with _readable(path), _opened(path, timeout) as container:
-        return _fitted(_first_frame(container, path), shape, position)
+        aspect = _pixel_aspect(container)
+        return _fitted(_first_frame(container, path), shape, position, aspect)
 
 
 def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
@@ -228,7 +278,9 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _fitted(frame: av.VideoFrame, shape: Shape, position: tuple[float, float]) -> np.ndarray:
+def _fitted(
+    frame: av.VideoFrame, shape: Shape, position: tuple[float, float], aspect: float
+) -> np.ndarray:
     """A frame as it is shown, in the height and width of the shape."""
     turns = _quarter_turns(frame)
     height, width = (shape.width, shape.height) if turns % 2 else (shape.height, shape.width)
@@ -236,12 +288,13 @@ def _fitted(frame: av.VideoFrame, shape: Shape, position: tuple[float, float]) -
         rows, columns = height, width
     else:
         nearer = max if shape.fit == "crop" else min
-        scale = nearer(height / frame.height, width / frame.width)
-        rows, columns = (max(round(side * scale), 1) for side in (frame.height, frame.width))
+        sides = frame.height, frame.width * aspect
+        scale = nearer(height / sides[0], width / sides[1])
+        rows, columns = (max(round(side * scale), 1) for side in sides)
         if shape.fit == "crop":
             rows, columns = (
                 max(ceil(side * scale - 1e-6), least)
-                for side, least in ((frame.height, height), (frame.width, width))
+                for side, least in zip(sides, (height, width), strict=True)
             )
     pixels = np.rot90(_scaled(frame, rows, columns), turns)
     return _placed(pixels, shape.height, shape.width, position)
@@ -249,14 +302,14 @@ def _fitted(frame: av.VideoFrame, shape: Shape, position: tuple[float, float]) -
 
 def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     transparent = any(component.is_alpha for component in frame.format.components)
-    form = "rgba" if transparent or frame.format.has_palette else "rgb24"
-    pixels = frame.reformat(
-        width=width, height=height, format=form, interpolation="BICUBIC"
-    ).to_ndarray()
-    if form == "rgb24":
-        return pixels
-    share = pixels[..., 3:] / 255
-    return np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
+    if transparent or frame.format.has_palette:
+        # Before anything is interpolated: what can't be seen has a colour, too.
+        pixels = frame.to_ndarray(format="rgba")
+        share = pixels[..., 3:] / 255
+        pixels = np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    return scaled.to_ndarray()
 
 
 def _placed(

@@ -1,0 +1,73 @@
+"""Options of a command from a file, in TOML or JSON."""
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from .common import Parser
+
+
+def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
+    """The command line with what its ``--config`` says put in front, where it gives way.
+
+    Args:
+        arguments: None are those of the process.
+
+    Raises:
+        InvalidInputError: there is no such file, or it holds something else.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    finder = Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(arguments)[0].config
+    if path is None:
+        return arguments
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    first: list[str] = []
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    for name, value in _read(path).items():
+        option = "--" + name.replace("_", "-")
+        if option not in actions or option == "--config":
+            raise InvalidInputError(f"{path} has {name!r}, which is no option (--help lists them)")
+        if option not in given:
+            first += _words(path, option, actions[option], value)
+    return first + arguments
+
+
+def _read(path: Path) -> dict[str, Any]:
+    read = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
+    if read is None:
+        raise InvalidInputError(f"{path} must end in .toml or .json")
+    try:
+        options = read(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidInputError(f"{path} can't be read: {error}") from None
+    if not isinstance(options, dict):
+        raise InvalidInputError(f"{path} must hold options by their names")
+    return options
+
+
+def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:
+    """An option as it would stand on the command line."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InvalidInputError(f"{path}: {option} must be true or false")
+        yield from [option] * value
+        return
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(word, bool | dict | list) for word in values):
+        raise InvalidInputError(f"{path}: {option} can't be {value!r}")
+    if isinstance(action, argparse._AppendAction):
+        for word in values:
+            yield from (option, str(word))
+    elif action.nargs is None:  # a value such as -1 mustn't be taken for an option
+        yield from (f"{option}={word}" for word in values)
+    else:
+        yield from (option, *map(str, values))
