@@ -25,7 +25,10 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
     source, how = report["source"], report["quantization"]
     bits = f"{how['bits']}-bit" if how else "unquantized"
     name = variant.name if variant else source["name"]
-    header = ["---", "library_name: mlx", "pipeline_tag: text-to-video", "tags: [mlx, cogvideox]"]
+    takes_image = variant is not None and variant.architecture["in_channels"] > 16
+    image = "--image start.jpg " if takes_image else ""
+    task = "image-to-video" if takes_image else "text-to-video"
+    header = ["---", "library_name: mlx", f"pipeline_tag: {task}", "tags: [mlx, cogvideox]"]
     if variant:
         header += LICENSES.get(variant.alias, OTHER_LICENSE)
         header.append(f"base_model: {variant.repo}")
@@ -38,7 +41,7 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         f"Made from {_told(source)} with mlx_cogvideo {report['mlx_cogvideo']}.",
         "",
         "```",
-        f'python generate.py --model {repo} --prompt "..."',
+        f'python generate.py --model {repo} {image}--prompt "..."',
         "```",
         "",
         "| part | GB | bits a weight | quantized layers |",

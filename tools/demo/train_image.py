@@ -54,7 +54,13 @@ def widened(transformer: CogVideoXTransformer3DModel) -> CogVideoXTransformer3DM
 def encode(vae, combinations, rng: np.random.Generator) -> tuple[mx.array, mx.array, mx.array]:
     """New clips as pixels, their latents, and latents of their noisy first frames
     ``[N, DRAWS, h, w, c]``; unscaled."""
-    pixels = render(world_scene(rng, combinations))
+    # Half of them begin anywhere, as a window does that goes on where another one ended.
+    half = len(combinations) // 2
+    scenes = [
+        world_scene(rng, some, anywhere=anywhere)
+        for some, anywhere in ((combinations[:half], False), (combinations[half:], True))
+    ]
+    pixels = mx.concatenate([render(scene) for scene in scenes])
     dtype = vae.encoder.conv_in.conv.weight.dtype
     first = mx.repeat(pixels[:, :1], DRAWS, axis=0)
     mean, deviation = IMAGE_NOISE
@@ -161,7 +167,7 @@ def main() -> None:
     mx.eval(latents, images, rows)
 
     wanted = [held_out[i] for i in rng.permutation(len(held_out))[: sizes["checked"]]]
-    real, _, _ = encode(vae, wanted, rng)
+    real = render(world_scene(rng, wanted))
     pictures = encode_batch(vae, real[:, :1].astype(dtype))[:, 0] * scaling
     captions = ["", *map(plain_caption, wanted)]
     held_rows = train_transformer.encode_captions(encoder, pipe.tokenizer, captions).astype(dtype)

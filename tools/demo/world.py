@@ -35,6 +35,7 @@ DIRECTIONS = {
     "down": (0, 1),
     "up": (0, -1),
 }  # x and y, y pointing down
+SMALLEST, LARGEST = 10.0, 44.0  # radius, where figures begin anywhere
 MOTIONS = (*DIRECTIONS, "grows", "shrinks")
 
 
@@ -201,7 +202,11 @@ def follow(outline: Outline, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -
 
 
 def world_scene(
-    rng: np.random.Generator, combinations, outlines: list[Outline] | None = None
+    rng: np.random.Generator,
+    combinations,
+    outlines: list[Outline] | None = None,
+    *,
+    anywhere: bool = False,
 ) -> Scene:
     """Clips of the small world, of random sizes and paths, one for each combination.
 
@@ -210,29 +215,33 @@ def world_scene(
     Args:
         combinations: see captions.Combination.
         outlines: other figures than the combinations name, one for each.
+        anywhere: begin at any place and size, as the clip before may have ended, and stop at the
+            edge, or when as large or small as a figure gets. Otherwise paths lie in the middle.
     """
     count = len(combinations)
     motions = [combination.motion for combination in combinations]
     way = np.array([DIRECTIONS.get(motion, (0, 0)) for motion in motions])
-    time = np.linspace(-0.5, 0.5, FRAMES)
-    travel = rng.uniform(28, 36, (count, 1)) * time
-    centre = SIZE / 2 + rng.uniform(-5, 5, (count, 2))
-
-    small, large = rng.uniform(12, 14.5, (count, 1)), rng.uniform(25, 28, (count, 1))
     growth = np.array([{"grows": 1, "shrinks": -1}.get(motion, 0) for motion in motions])[:, None]
-    resized = (small + large) / 2 + growth * (large - small) * time
-    steady = np.broadcast_to(rng.uniform(16.5, 21, (count, 1)), (count, FRAMES))
+    time = np.linspace(-0.5, 0.5, FRAMES) + 0.5 * anywhere
+    travel = rng.uniform(28, 36, (count, 1)) * time
+    begin = SIZE / 2 + rng.uniform(-5, 5, (count, 2))
+    small, large = rng.uniform(12, 14.5, (count, 1)), rng.uniform(25, 28, (count, 1))
+    steady = rng.uniform(16.5, 21, (count, 1))
+    change = growth * (large - small) * time
+    if anywhere:
+        first = np.where(growth == 0, steady, rng.uniform(SMALLEST, LARGEST, (count, 1)))
+        sizes = np.clip(first + change, SMALLEST, LARGEST)
+        begin = first + rng.uniform(0, 1, (count, 2)) * (SIZE - 2 * first)
+    else:
+        sizes = np.where(growth == 0, steady, (small + large) / 2 + change)
+    path = begin[:, :, None] + way[:, :, None] * travel[:, None]
+    if anywhere:
+        path = np.clip(path, sizes[:, None], SIZE - sizes[:, None])
 
     shapes = outlines or [SHAPES[combination.shape] for combination in combinations]
     colour = np.array([COLOURS[combination.colour] for combination in combinations])
     plain = np.array([BACKGROUNDS[combination.background] for combination in combinations])
-    sprite = _sprite(
-        shapes,
-        centre[:, :1] + way[:, :1] * travel,
-        centre[:, 1:] + way[:, 1:] * travel,
-        np.where(growth == 0, steady, resized),
-        colour,
-    )
+    sprite = _sprite(shapes, path[:, 0], path[:, 1], sizes, colour)
     return Scene(Backdrop(plain, plain, np.zeros(count), np.zeros(count)), [sprite])
 
 
