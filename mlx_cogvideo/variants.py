@@ -16,6 +16,7 @@ class Variant:
         width, height, num_frames, fps: what the model was trained on and does by default.
         max_frames: beyond it the picture falls apart.
         scheduler, dynamic_cfg: the recommended sampler.
+        sides: the shortest and the longest side of a picture that it was trained on.
     """
 
     alias: str
@@ -28,6 +29,7 @@ class Variant:
     max_frames: int
     scheduler: str
     dynamic_cfg: str | bool
+    sides: tuple[int, int]
 
     @property
     def name(self) -> str:
@@ -39,8 +41,22 @@ class Variant:
 
 _SIZE_2B = {"num_layers": 30, "num_attention_heads": 30, "attention_head_dim": 64}
 _SIZE_5B = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64}
-_V1_0 = {"width": 720, "height": 480, "num_frames": 49, "fps": 8, "max_frames": 49}
-_V1_5 = {"width": 1360, "height": 768, "num_frames": 81, "fps": 16, "max_frames": 161}
+_V1_0 = {
+    "width": 720,
+    "height": 480,
+    "num_frames": 49,
+    "fps": 8,
+    "max_frames": 49,
+    "sides": (480, 720),
+}
+_V1_5 = {
+    "width": 1360,
+    "height": 768,
+    "num_frames": 81,
+    "fps": 16,
+    "max_frames": 161,
+    "sides": (768, 1360),
+}
 _DDIM = {"scheduler": "ddim", "dynamic_cfg": False}
 _DPM = {"scheduler": "dpm", "dynamic_cfg": "wave"}
 

@@ -14,6 +14,7 @@ from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, generate_video
 from mlx_cogvideo.cli.plan import _replayed
 from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
+from mlx_cogvideo.variants import VARIANTS
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -394,3 +395,12 @@ def test_a_prompt_of_a_batch_without_its_image_is_named(output, capsys):
     Path("prompts.txt").write_text(f"{PROMPT}@@\n")
     assert run("--prompt-file", "prompts.txt", *SMALL) == 2
     assert "line 1 of prompts.txt names no image after @@" in capsys.readouterr().err
+
+
+def test_a_size_that_a_model_was_not_trained_on_is_said(output, monkeypatch, capsys):
+    variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b")
+    monkeypatch.setattr("mlx_cogvideo.model_folder.match_variant", lambda config: variant)
+    assert generate(output, "--dry-run") == 0
+    assert "was trained on sides from 768 to 1360: 48x32 comes out worse" in capsys.readouterr().err
+    assert generate(output, "--dry-run", "--height", 1360, "--width", 768) == 0
+    assert "comes out worse" not in capsys.readouterr().err

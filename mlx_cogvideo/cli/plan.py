@@ -153,6 +153,15 @@ class _Planner:
         self.result = Plan(pipe, model, is_batch)
         wishes = list(self._wishes(prompts))
         check_distinct(job.output for job in wishes)
+        if pipe.variant is not None:
+            shortest, longest = pipe.variant.sides
+            for geometry in {job.request.geometry for job in wishes}:
+                sides = sorted((geometry.height, geometry.width))
+                if sides[0] < shortest or sides[1] > longest:
+                    self.result.warnings.append(
+                        f"{pipe.variant.name} was trained on sides from {shortest} to {longest}: "
+                        f"{geometry.width}x{geometry.height} comes out worse"
+                    )
         if args.replay is not None:
             now = wishes[0].record
             self.result.warnings += [

@@ -1,0 +1,170 @@
+"""Judges what a demo checkpoint makes of images and videos, and in windows that go on.
+
+    python tools/demo/evaluate_tasks.py image --model MODEL     # first frames of held-out clips
+    python tools/demo/evaluate_tasks.py video --model MODEL     # clips, with prompts for others
+    python tools/demo/evaluate_tasks.py extend --model MODEL    # four windows
+
+`image` gives the rendered first frame of a clip and its caption, both held out. `video` gives a
+clip and a caption that agrees with it in nothing. `extend` looks at each window, at each seam, and
+at the frames around it.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from attributes import (
+    SMALLEST_AREA,
+    _border_colour,
+    _figure,
+    read_attributes,
+)
+from captions import ATTRIBUTES, VALUES, Combination
+from evaluate import held_out_prompts
+from world import SIZE, render, to_uint8, world_scene
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.video import write_video
+
+EDGE = 6.0  # pixels; nearer to the edge than this, besides its radius, a figure has arrived
+STANDING = 2.0  # pixels or, of growth, percent of the radius
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("task", choices=("image", "video", "extend"))
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--strength", type=float, nargs="+", default=[0.3, 0.9])
+    parser.add_argument("--extend", type=int, default=3)
+    parser.add_argument("--overlap", type=int)
+    parser.add_argument("--clips", type=Path, help="folder for the videos")
+    args = parser.parse_args()
+    pipe = CogVideoXPipeline.from_pretrained(args.model)
+    prompts = held_out_prompts(args.prompts, np.random.default_rng(0))
+    with pipe.keeping("text_encoder"), pipe.keeping("transformer"), pipe.keeping("vae"):
+        {"image": images, "video": videos, "extend": extended}[args.task](pipe, prompts, args)
+
+
+def make(pipe: CogVideoXPipeline, number: int, prompt: str, args, **more) -> np.ndarray:
+    clip = pipe(
+        prompt,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        seed=number,
+        **more,
+    )
+    if args.clips:
+        args.clips.mkdir(parents=True, exist_ok=True)
+        name = f"{number:03}-{more.get('strength', '')}.mp4"
+        write_video(args.clips / name, clip, 8, overwrite=True)
+    return clip
+
+
+def clips_of(combinations: list[Combination], seed: int) -> np.ndarray:
+    return np.array(to_uint8(render(world_scene(np.random.default_rng(seed), combinations))))
+
+
+def images(pipe, prompts, args) -> None:
+    real = clips_of([wanted for wanted, _ in prompts], seed=5)
+    right, psnr = [], []
+    for number, ((wanted, prompt), clip) in enumerate(zip(prompts, real, strict=True)):
+        made = make(pipe, number, prompt, args, image=clip[0])
+        error = np.square((made[0].astype(float) - clip[0]) / 255).mean()
+        psnr.append(-10 * np.log10(error))
+        right.append([f == w for f, w in zip(read_attributes(made), wanted, strict=True)])
+    table(right, "as the caption says")
+    print(f"first frame: PSNR {np.mean(psnr):.1f} dB, lowest {np.min(psnr):.1f}")
+
+
+def videos(pipe, prompts, args) -> None:
+    random = np.random.default_rng(6)
+    others = [
+        Combination(
+            *(
+                str(random.choice([v for v in values if v != own]))
+                for values, own in zip(VALUES, wanted, strict=True)
+            )
+        )
+        for wanted, _ in prompts
+    ]
+    real = clips_of(others, seed=7)
+    for strength in args.strength:
+        stays, wins = [], []
+        for number, ((wanted, prompt), other, clip) in enumerate(
+            zip(prompts, others, real, strict=True)
+        ):
+            found = read_attributes(make(pipe, number, prompt, args, video=clip, strength=strength))
+            stays.append([f == o for f, o in zip(found, other, strict=True)])
+            wins.append([f == w for f, w in zip(found, wanted, strict=True)])
+        print(f"strength {strength}")
+        table(stays, "as in the clip")
+        table(wins, "as the caption says")
+
+
+def extended(pipe, prompts, args) -> None:
+    constant, directions, seams = [], [], []
+    for number, (_, prompt) in enumerate(prompts):
+        clip = make(pipe, number, prompt, args, extend=args.extend, overlap=args.overlap)
+        request = pipe.request(prompt, extend=args.extend, overlap=args.overlap)
+        frames, step = request.geometry.num_frames, request.geometry.num_frames - request.overlap
+        windows = [clip[i * step : i * step + frames] for i in range(args.extend + 1)]
+        found = [read_attributes(window) for window in windows]
+        constant.append([len({getattr(f, name) for f in found}) == 1 for name in ATTRIBUTES[:2]])
+        ends = [frames + i * step for i in range(args.extend)]
+        directions += [goes_on(clip, end, step) for end in ends]
+        jumps = np.abs(np.diff(clip.astype(float), axis=0)).mean(axis=(1, 2, 3))
+        at_seams = [k for end in ends for k in range(end - request.overlap - 1, end)]
+        elsewhere = np.delete(jumps, at_seams)
+        seams.append(jumps[at_seams].max() <= 2 * elsewhere.max())
+        print(f"{number:3} {prompt}: {[f'{f.colour} {f.shape}' for f in found]}", flush=True)
+    colour, shape = np.array(constant).mean(0)
+    both = np.array(constant).all(1).mean()
+    print(f"colour constant {colour:.0%}, shape constant {shape:.0%}, both {both:.0%}")
+    print(f"direction kept at {np.mean(directions):.0%} of {len(directions)} seams")
+    print(f"no jump in {np.mean(seams):.0%}")
+
+
+def goes_on(clip: np.ndarray, end: int, count: int) -> bool:
+    """Whether a figure moves after frame `end` as it did before, or stands where its way ends."""
+    x, y, radius = path_of(clip[end - 8 : min(end + count, len(clip))])
+    if radius is None:
+        return False
+    middle = 8
+    way = np.array([x[middle - 1] - x[0], y[middle - 1] - y[0], 0])
+    after = np.array([x[-1] - x[middle - 1], y[-1] - y[middle - 1], 0])
+    growth = np.log(radius[middle - 1] / radius[0]), np.log(radius[-1] / radius[middle - 1])
+    if np.abs(way).max() < STANDING:  # it grows, shrinks, or stands
+        stands = abs(growth[1]) < STANDING / 100
+        return np.abs(after).max() < 4 and (growth[0] * growth[1] > 0 or stands)
+    axis = np.abs(way).argmax()
+    place = (x, y)[axis][-1]
+    arrived = min(place, SIZE - place) < radius[-1] + EDGE
+    return after[axis] * way[axis] > 0 or (arrived and abs(after[axis]) < 4)
+
+
+def path_of(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Centre and radius, as of a disk, of the figure in each frame."""
+    clip = clip.astype(np.float32)
+    border = _border_colour(clip)
+    figure = _figure(clip, border)
+    if figure is None or figure[1].sum(axis=(1, 2)).min() < SMALLEST_AREA:
+        return np.zeros(0), np.zeros(0), None
+    cover = figure[1]
+    area, place = cover.sum(axis=(1, 2)), np.arange(cover.shape[1]) + 0.5
+    x, y = cover.sum(axis=1) @ place / area, cover.sum(axis=2) @ place / area
+    return x, y, np.sqrt(area / np.pi)
+
+
+def table(rows: list[list[bool]], title: str) -> None:
+    shares = np.array(rows).mean(axis=0)
+    told = ", ".join(f"{n} {s:.0%}" for n, s in zip(ATTRIBUTES, shares, strict=True))
+    print(f"  {title}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
