@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .caching import StepCache, choose_threshold, make_cache
 from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
 from .conditioning import (
     Conditioning,
@@ -54,12 +55,17 @@ class DenoisingState:
         timestep: of the last one.
         latents: ``[1, f, h, w, c]`` in float32.
         x0: the last prediction of the clean latents, which the DPM sampler looks back to.
+        restart: with a cache of steps, from where it comes out the same: the beginning of the last
+            step that was computed. What the cache holds is too large to be kept.
+        skipped: steps of which the cache has skipped the blocks.
     """
 
     step: int
     timestep: int
     latents: mx.array
     x0: mx.array
+    restart: "DenoisingState | None" = None
+    skipped: tuple[int, ...] = ()
 
 
 class CogVideoXPipeline(ModelFolder):
@@ -106,6 +112,8 @@ class CogVideoXPipeline(ModelFolder):
         dynamic_cfg: bool | str | None = None,
         guidance_range: tuple[int, int] | None = None,
         uncond: str = "empty",
+        cache: str | None = None,
+        cache_threshold: float | None = None,
         scheduler: str | Scheduler | None = None,
         seed: int | None = None,
         tiling: str = "auto",
@@ -141,6 +149,9 @@ class CogVideoXPipeline(ModelFolder):
                 others skip the unconditional pass.
             uncond: what is unconditional: ``"empty"``, the embeddings of the negative prompt, or
                 ``"zero"``, embeddings of zeros as the original tools have them.
+            cache: skip the blocks in some steps, ``"teacache"`` or ``"first-block"``; None computes
+                all. See ``caching``.
+            cache_threshold: how much may change before a step is computed; None is usual.
             scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
             seed: of the initial noise and of the DPM sampler's; None draws one.
             tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
@@ -197,6 +208,8 @@ class CogVideoXPipeline(ModelFolder):
                 takes_image=self.takes_image,
                 num_frames=geometry.num_frames,
             ),
+            cache,
+            choose_threshold(cache, cache_threshold),
         )
         self._scheduler(request)  # refuses a number of steps that it can't follow
         request.check_steps()
@@ -426,11 +439,23 @@ class CogVideoXPipeline(ModelFolder):
             latents, x0 = state.latents, state.x0
         else:
             latents, x0 = conditioning.begin(scheduler, noise, timesteps[0]), None
+        skipped = state.skipped if state else ()
         try:
+            cache = restart = None
             for i, t in list(enumerate(timesteps))[state.step if state else 0 :]:
+                before = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
                 texts = embeds if request.guides(i) else embeds[-1:]
                 batch = self._input(latents, conditioning, len(texts))
-                velocity = self.transformer(batch, texts, mx.full(len(texts), t))
+                times = mx.full(len(texts), t)
+                if request.cache is None:
+                    velocity = self.transformer(batch, texts, times)
+                else:
+                    cache = cache or self._step_cache(request, timesteps)
+                    velocity = cache.velocity(self.transformer, batch, texts, times, i)
+                    if i in cache.skipped:
+                        skipped = (*skipped, i)
+                    else:
+                        restart = before
                 velocity = velocity.astype(mx.float32)
                 if len(texts) == 2:
                     unconditional, conditional = mx.split(velocity, 2)
@@ -446,9 +471,15 @@ class CogVideoXPipeline(ModelFolder):
                         f"step {i + 1} gave NaN or infinity in {self.dtype_name}: "
                         "try another dtype (5B models need bfloat16 or float32)"
                     )
-                yield DenoisingState(i + 1, t, latents, x0)
+                yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
         finally:
             self.free("transformer")
+
+    def _step_cache(self, request: Request, timesteps: list[int]) -> StepCache:
+        variant = self.variant.alias if self.variant else None
+        return make_cache(
+            request.cache, request.cache_threshold, self.transformer, timesteps, variant
+        )
 
     def _input(self, latents: mx.array, conditioning: Conditioning, count: int) -> mx.array:
         """What the transformer gets in a step, once for each text."""

@@ -89,6 +89,8 @@ class Request:
     guidance_range: tuple[int, int] | None
     extend: int
     overlap: int
+    cache: str | None
+    cache_threshold: float | None
 
     @property
     def guided(self) -> bool:
@@ -151,6 +153,9 @@ class Request:
             "seed": self.seed,
             "uncond": self.uncond,
             "guidance_range": self.guidance_range and list(self.guidance_range),
+            **(
+                {"cache": self.cache, "cache_threshold": self.cache_threshold} if self.cache else {}
+            ),
             **({"extend": self.extend, "overlap": self.overlap} if self.extend else {}),
             **self.source.settings(),
             **self.tiling.settings(),

@@ -138,9 +138,14 @@ def _denoised(
     for now in pipe.denoise(window, saved.embeds, saved.state, conditioning=given):
         state = now
         meter("denoise", state.step, window.steps)
-        keeper.update(replace(saved, state=state))
+        kept = state if state.restart is None else state.restart
+        keeper.update(replace(saved, state=kept if kept.step else None))
         if should_stop():
             raise KeyboardInterrupt
+    if window.cache is not None and state is not saved.state:
+        told = {"skipped_steps": list(state.skipped), "steps": window.steps}
+        saved.record.setdefault("cache", []).append(told)
+    keeper.update(replace(saved, state=replace(state, restart=None)))
     keeper.save()
     return state.latents
 

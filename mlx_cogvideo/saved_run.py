@@ -89,7 +89,7 @@ class SavedRun:
         about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
         if self.state is not None:
             arrays |= {"latents": self.state.latents, "x0": self.state.x0}
-            about["timestep"] = self.state.timestep
+            about |= {"timestep": self.state.timestep, "skipped": self.state.skipped}
         # 16-bit numbers are float32 numbers, and back again: nothing is lost.
         numbers = {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
         metadata = {KEY: record_text(self.record), "run": json.dumps(about)}
@@ -110,7 +110,11 @@ class SavedRun:
             state = None
             if about["step"]:
                 state = DenoisingState(
-                    about["step"], about["timestep"], arrays["latents"], arrays["x0"]
+                    about["step"],
+                    about["timestep"],
+                    arrays["latents"],
+                    arrays["x0"],
+                    skipped=tuple(about.get("skipped", ())),
                 )
             names = {field.name for field in fields(Conditioning)} & arrays.keys()
             conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None

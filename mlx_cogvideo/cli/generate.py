@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..caching import CACHES
 from ..conditioning import IMAGE_LATENT_SCALES
 from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
@@ -129,6 +130,13 @@ def make_parser() -> Parser:
         help="what is unconditional: the negative prompt, empty unless told, or embeddings of "
         "zeros as in the original tools (default: empty)",
     )
+    add(
+        "--cache",
+        choices=CACHES,
+        help="skip the blocks in steps where little changes: faster, and a little different "
+        "(default: compute all)",
+    )
+    add("--cache-threshold", type=float, help="how much may change (default: what is usual)")
     add("--scheduler", choices=SCHEDULERS, help="sampler (default: what suits the model)")
     add(
         "--seed",

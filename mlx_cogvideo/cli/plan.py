@@ -51,6 +51,8 @@ SETTINGS = {
     "strength": "strength",
     "extend": "extend",
     "overlap": "overlap",
+    "cache": "cache",
+    "cache_threshold": "cache_threshold",
     "scheduler": "scheduler",
     "tiling": "tiling",
     "tile_size": "tile_size",

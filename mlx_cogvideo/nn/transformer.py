@@ -114,9 +114,16 @@ class CogVideoXTransformer3DModel(nn.Module):
             ValueError: frames, height or width that the patches or the position table don't fit.
         """
         x, context = self.embed(hidden_states, encoder_hidden_states, timestep, ofs)
-        for block in self.transformer_blocks:
-            x = block(x, *context)
+        x = self.run_blocks(x, context)
         return self.project(x, context, hidden_states.shape)
+
+    def run_blocks(
+        self, x: mx.array, context: "BlockContext", first: int = 0, end: int | None = None
+    ) -> mx.array:
+        """Tokens through some of the blocks, all unless told."""
+        for block in self.transformer_blocks[first:end]:
+            x = block(x, *context)
+        return x
 
     def embed(
         self,

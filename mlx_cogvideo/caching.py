@@ -1,0 +1,150 @@
+"""Steps that are not computed in full: what the blocks add is taken over from an earlier step.
+
+Between two steps of denoising the blocks' output changes little, so that some steps can do without
+them. Two ways to tell which:
+
+- TeaCache (Liu et al., arXiv:2411.19108) judges by how much the time embedding changes, put through
+  a polynomial that was fitted for each model. So what is skipped is known before the first step.
+- First-block caching judges by how much the first block's addition changes; that block is always
+  computed. It needs nothing fitted.
+
+Memory: an array like the tokens, as large as one of the many that a block makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from .errors import InvalidInputError
+from .nn.transformer import CogVideoXTransformer3DModel, sinusoid
+
+CACHES = {"teacache": 0.2, "first-block": 0.1}
+"""The caches and their usual thresholds."""
+
+# Coefficients, highest power first, as the authors of TeaCache fitted them.
+POLYNOMIALS = {
+    "2b": (-31.0658903, 25.4732368, -5.92380459, 1.75769064, -0.00361568434),
+    "5b": (-1538.80483, 843.202495, -134.363087, 7.97131516, -0.0523162339),
+    "5b-i2v": (-1538.80483, 843.202495, -134.363087, 7.97131516, -0.0523162339),
+    "1.5-5b": (250.210439, -165.061612, 35.7804877, -0.781551492, 0.0358559703),
+    "1.5-5b-i2v": (122.842302, -104.088754, 26.2981677, -0.306009921, 0.0371213220),
+}
+IDENTITY = (1.0, 0.0)
+"""For models that nothing was fitted for."""
+
+
+def choose_threshold(cache: str | None, asked: float | None) -> float | None:
+    """The threshold of a cache.
+
+    Raises:
+        InvalidInputError: there is no such cache, or no such threshold.
+    """
+    if cache is None:
+        if asked is not None:
+            raise InvalidInputError("cache_threshold needs a cache")
+        return None
+    if cache not in CACHES:
+        raise InvalidInputError(f"cache must be one of {', '.join(CACHES)}; got {cache!r}")
+    threshold = CACHES[cache] if asked is None else asked
+    if not 0 <= threshold < float("inf"):
+        raise InvalidInputError(f"cache_threshold must be 0 or more; got {threshold}")
+    return threshold
+
+
+def teacache_steps(
+    transformer: CogVideoXTransformer3DModel,
+    timesteps: Sequence[int],
+    threshold: float,
+    polynomial: Sequence[float],
+) -> list[bool]:
+    """Which steps are to be computed: always the first and the last one, and one where the changes
+    since the last computed one add up to the threshold."""
+    config = transformer.config
+    times = sinusoid(mx.array(list(timesteps)), config.dim, config)
+    embedded = np.array(transformer.time_embedding(times).astype(mx.float32), np.float64)
+    changes = np.abs(np.diff(embedded, axis=0)).mean(1) / np.abs(embedded[:-1]).mean(1)
+    computed, total = [True], 0.0
+    for change in np.polyval(polynomial, changes):
+        total += change
+        computed.append(total >= threshold)
+        total = 0.0 if computed[-1] else total
+    computed[-1] = True
+    return computed
+
+
+@dataclass
+class StepCache:
+    """Computes velocities, some of them with the blocks' last addition.
+
+    Attributes:
+        steps: of `teacache_steps`; None goes by the first block.
+        threshold: for the first block, of the change of its addition relative to itself.
+        last: the number of the last step, which is computed.
+        skipped: steps that weren't computed so far.
+    """
+
+    steps: list[bool] | None
+    threshold: float
+    last: int
+    skipped: list[int] = field(default_factory=list)
+    _addition: mx.array | None = None
+    _first: mx.array | None = None
+
+    def velocity(
+        self,
+        transformer: CogVideoXTransformer3DModel,
+        latents: mx.array,
+        text: mx.array,
+        timestep: mx.array,
+        step: int,
+    ) -> mx.array:
+        """As ``transformer(latents, text, timestep)``, nearly."""
+        x, context = transformer.embed(latents, text, timestep)
+        start = 0
+        if self.steps is None:
+            first = transformer.run_blocks(x, context, 0, 1) - x
+            x, start = x + first, 1
+        usable = self._addition is not None and self._addition.shape == x.shape
+        computed = not usable or step == self.last
+        if not computed:
+            computed = self.steps[step] if self.steps is not None else self._has_changed(first)
+        if computed:
+            before = x
+            x = transformer.run_blocks(x, context, start)
+            self._addition = x - before
+            self._first = first if self.steps is None else None
+            mx.eval(self._addition)
+        else:
+            x = x + self._addition
+            self.skipped.append(step)
+        return transformer.project(x, context, latents.shape)
+
+    def _has_changed(self, first: mx.array) -> bool:
+        """In one of the branches at least: they are told apart."""
+        difference, size = (
+            mx.abs(array.astype(mx.float32)).mean(axis=(1, 2))
+            for array in (first - self._first, self._first)
+        )
+        return bool((difference >= self.threshold * size).any().item())
+
+
+def make_cache(
+    kind: str,
+    threshold: float,
+    transformer: CogVideoXTransformer3DModel,
+    timesteps: Sequence[int],
+    variant: str | None,
+) -> StepCache:
+    """The cache of a run.
+
+    Args:
+        timesteps: of all its steps.
+        variant: short name of the official model, for its polynomial.
+    """
+    steps = None
+    if kind == "teacache":
+        polynomial = POLYNOMIALS.get(variant, IDENTITY)
+        steps = teacache_steps(transformer, timesteps, threshold, polynomial)
+    return StepCache(steps, threshold, len(timesteps) - 1)
