@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InvalidInputError, mlx_errors
-from .pipeline import CogVideoXPipeline, Progress
+from .pipeline import CogVideoXPipeline, DenoisingState, Progress
 from .record import AFTER_DENOISING, Meter, Record, request_again, setting_differences
 from .request import Request
 from .saved_run import SavedRun, remove_saved, saved_path
@@ -79,6 +79,7 @@ def finish(
     overwrite: bool = False,
     save_every: int | None = None,
     on_progress: Progress | None = None,
+    on_state: Callable[[Request, DenoisingState], None] = lambda window, state: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Record:
     """Denoises from where a run stands, decodes and writes the output; then removes what was saved.
@@ -91,6 +92,7 @@ def finish(
         overwrite: replace an output that is there.
         save_every: steps between saves; None saves about once a minute.
         on_progress: called with a stage's name, the steps done and their number.
+        on_state: called with the request of the window and where it stands, after each step.
         should_stop: asked after each step; true saves the run and raises KeyboardInterrupt.
 
     Returns:
@@ -114,10 +116,10 @@ def finish(
     keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
     with keeper, mlx_errors():
         if output_form(saved.output) == LATENTS:
-            latents = _denoised(pipe, request, keeper, meter, should_stop)
+            latents = _denoised(pipe, request, keeper, meter, on_state, should_stop)
             write_latents(saved.output, np.array(latents), overwrite=overwrite, record=saved.record)
         else:
-            _write(pipe, request, keeper, overwrite, meter, should_stop)
+            _write(pipe, request, keeper, overwrite, meter, on_state, should_stop)
     return saved.record
 
 
@@ -126,6 +128,7 @@ def _denoised(
     window: Request,
     keeper: "_Keeper",
     meter: Meter,
+    on_state: Callable[[Request, DenoisingState], None],
     should_stop: Callable[[], bool],
 ) -> mx.array:
     """The latents of a window, from where its run stands."""
@@ -140,6 +143,7 @@ def _denoised(
         meter("denoise", state.step, window.steps)
         kept = state if state.restart is None else state.restart
         keeper.update(replace(saved, state=kept if kept.step else None))
+        on_state(window, state)
         if should_stop():
             raise KeyboardInterrupt
     if window.cache is not None and state is not saved.state:
@@ -156,6 +160,7 @@ def _write(
     keeper: "_Keeper",
     overwrite: bool,
     meter: Meter,
+    on_state: Callable[[Request, DenoisingState], None],
     should_stop: Callable[[], bool],
 ) -> None:
     """Denoises and decodes window after window into the output; one that is denoised is kept."""
@@ -166,7 +171,7 @@ def _write(
         if done is not None:
             return done
         with mlx_errors():
-            latents = _denoised(pipe, window, keeper, meter, should_stop)
+            latents = _denoised(pipe, window, keeper, meter, on_state, should_stop)
         if request.extend:
             saved = keeper.saved
             windows = (*saved.windows, latents)

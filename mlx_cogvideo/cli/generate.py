@@ -192,6 +192,13 @@ def make_parser() -> Parser:
         metavar="STEPS",
         help="save the run after so many steps (default: about once a minute)",
     )
+    add(
+        "--preview-every",
+        type=at_least_one,
+        metavar="STEPS",
+        help="draw a small, rough preview beside the output every so many steps, as "
+        "OUTPUT.preview.gif, until the video is there",
+    )
     add("--dry-run", action="store_true", help="say what would happen and stop there")
     add("--quiet", "-q", action="store_true", help="say only what is wrong")
     add("--json", action="store_true", help="print one line of JSON instead of the outputs' names")

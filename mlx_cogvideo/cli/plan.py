@@ -15,6 +15,7 @@ from ..checkpoints import default_model, model_identity
 from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..pipeline import CogVideoXPipeline
+from ..preview import Preview
 from ..record import (
     AFTER_DENOISING,
     DECODING,
@@ -83,6 +84,7 @@ class Plan:
         finished: outputs that are there already.
         failed: what can't be made.
         warnings: of what won't be as it was.
+        preview: what previews are drawn with, if any are.
     """
 
     pipe: CogVideoXPipeline
@@ -93,6 +95,7 @@ class Plan:
     finished: list[str] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    preview: Preview | None = None
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -153,6 +156,8 @@ class _Planner:
 
         pipe, model = self._open_model()
         self.result = Plan(pipe, model, is_batch)
+        if args.preview_every is not None:
+            self.result.preview = Preview(pipe)
         wishes = list(self._wishes(prompts))
         check_distinct(job.output for job in wishes)
         if pipe.variant is not None:

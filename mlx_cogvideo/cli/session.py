@@ -3,12 +3,15 @@
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..errors import CogVideoXError
+from ..errors import CogVideoXError, OutputError
+from ..pipeline import DenoisingState
+from ..preview import preview_path
+from ..request import Request
 from ..runs import Job, begin, finish
 from ..saved_run import SavedRun
 from .common import FAILED, StageBars, say, with_notes
@@ -78,11 +81,27 @@ class Session:
             overwrite=self.args.overwrite,
             save_every=self.args.save_every,
             on_progress=self._note,
+            on_state=self._previewed(job.output),
             should_stop=lambda: self._interrupts.wanted,
         )
+        preview_path(job.output).unlink(missing_ok=True)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             print(job.output, flush=True)
+
+    def _previewed(self, output: str) -> Callable[[Request, DenoisingState], None]:
+        """Draws a preview every few steps; one that can't be written is no reason to stop."""
+        every, path = self.args.preview_every, preview_path(output)
+
+        def draw(window: Request, state: DenoisingState) -> None:
+            if every and state.step % every == 0:
+                try:
+                    latents = state.x0[:, window.geometry.leading_latents :]
+                    self.plan.preview.write(path, latents)
+                except OutputError as error:
+                    logger.warning("no preview: %s", error)
+
+        return draw
 
     def _note(self, stage: str, done: int, total: int) -> None:
         # Only a step of denoising is worth waiting for: the rest is saved, or quickly done again.
