@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from mlx_cogvideo.cli import convert, generate, lora
+from mlx_cogvideo.cli import check, convert, generate, lora
 from mlx_cogvideo.cli.batch import read_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -40,15 +40,15 @@ PARSERS = {
     "lora.py": lora.make_parser(),
     "mlx_cogvideo.generate": generate.make_parser(),
     "mlx_cogvideo.convert": convert.make_parser(),
+    "mlx_cogvideo.check": check.make_parser(),
 }
 
 
 def commands() -> list[str]:
     """Lines of the pages that call one of the commands."""
     codes = [code for page in PAGES for code in blocks(page, "(?:bash)?")]
-    call = re.compile(
-        r"^(?:caffeinate -i )?python (?:(?:generate|lora)\.py|-m mlx_cogvideo\.generate) .*$", re.M
-    )
+    scripts = r"(?:(?:generate|lora)\.py|-m mlx_cogvideo\.(?:generate|check))"
+    call = re.compile(rf"^(?:caffeinate -i )?python {scripts}.*$", re.M)
     return [line for code in codes for line in call.findall(code)]
 
 

@@ -16,6 +16,8 @@ from captions import ATTRIBUTES, Combination, caption, plain_caption, split_comb
 from train_vae import measure_psnr
 
 from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.caching import CACHES
+from mlx_cogvideo.nn.transformer import CogVideoXBlock
 
 
 def held_out_prompts(count: int, rng: np.random.Generator) -> list[tuple[Combination, str]]:
@@ -51,10 +53,14 @@ def main() -> None:
         "--guidance", type=float, default=2.0, help="much more makes corners stick out"
     )
     parser.add_argument("--scheduler", choices=("ddim", "dpm"), help="default: the folder's own")
+    parser.add_argument("--cache", choices=CACHES, help="of steps; see docs/speed.md")
+    parser.add_argument("--cache-threshold", type=float)
     parser.add_argument("--clips", type=Path, help="folder for the clips, as NumPy files")
     options = parser.parse_args()
 
     pipe = CogVideoXPipeline.from_pretrained(options.model)
+    blocks, call = [], CogVideoXBlock.__call__
+    CogVideoXBlock.__call__ = lambda self, *args: blocks.append(1) or call(self, *args)
     wanted, found = [], []
     prompts = held_out_prompts(options.prompts, np.random.default_rng(options.seed))
     for number, (combination, prompt) in enumerate(prompts):
@@ -63,6 +69,8 @@ def main() -> None:
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
             scheduler=options.scheduler,
+            cache=options.cache,
+            cache_threshold=options.cache_threshold,
             seed=options.seed * 100_000 + number,
         )
         wanted.append(combination)
@@ -73,6 +81,7 @@ def main() -> None:
             options.clips.mkdir(parents=True, exist_ok=True)
             np.save(options.clips / f"{number:03}.npy", clip)
     report(wanted, found)
+    print(f"{len(blocks) / len(prompts):.1f} blocks a video")
 
     print(f"\n{'clips':12}{'PSNR':>8}   after encoding and decoding")
     for name, value in measure_psnr(pipe.vae).items():

@@ -1,0 +1,187 @@
+"""What a machine can do, and what that means for each official model."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from . import __version__
+from .coding import Tiling
+from .memory import available_memory, forecast
+from .networks import NETWORKS
+from .nn.attention import attention
+from .request import Geometry
+from .variants import VARIANTS, Variant
+
+SECONDS = 0.25  # of measuring, each
+# Arrays as large as the tokens that a block reads or writes besides its products; as if all of it
+# were bandwidth. From a 5B step on an H100, 1.72 s of which are products.
+ARRAYS_PER_BLOCK = 100
+PACKED_SHARE = 0.33  # of the size, in 4 bits
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Operations a second in products and in attention, and bytes a second copied, of a dtype."""
+
+    dtype: str
+    matmul: float
+    attention: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a model will take at its own size.
+
+    Attributes:
+        step: seconds, with guidance; `video`: of all 50.
+        memory: bytes at the peak in 16 bits, and in 4 bits.
+    """
+
+    variant: str
+    step: float
+    video: float
+    memory: int
+    memory_packed: int
+    advice: str
+
+
+def describe() -> dict[str, Any]:
+    """Chip, memory, system and versions."""
+    name = mx.device_info().get("device_name", platform.processor())
+    return {
+        "mlx_cogvideo": __version__,
+        "mlx": mx.__version__,
+        "device": f"{mx.default_device().type.name} {name}",
+        "system": f"{platform.system()} {platform.release()}",
+        "memory": available_memory(),
+    }
+
+
+def measure_ceilings(dtype: mx.Dtype) -> Ceilings:
+    """Measures for about a second."""
+    size = 256
+    while size < 8192:
+        a = mx.random.normal((size, size)).astype(dtype)
+        rate = 2 * size**3 / _seconds(lambda a=a: a @ a)
+        if 2 * (2 * size) ** 3 / rate > SECONDS:
+            break
+        size *= 2
+    tokens = 256
+    while True:
+        q = mx.random.normal((1, 8, tokens, 64)).astype(dtype)
+        operations = 4 * 8 * 64 * tokens**2
+        attended = operations / _seconds(lambda q=q: attention(q, q, q))
+        if 4 * operations / attended > SECONDS or tokens >= 16384:
+            break
+        tokens *= 2
+    large = mx.zeros(2**24, dtype)
+    copied = 2 * large.nbytes / _seconds(lambda: large + 1)
+    return Ceilings(str(dtype).split(".")[-1], rate, attended, copied)
+
+
+def _seconds(compute: Callable[[], mx.array]) -> float:
+    """The best of a few times."""
+    mx.eval(compute())
+    best, since = float("inf"), time.perf_counter()
+    while time.perf_counter() - since < SECONDS / 2 or best == float("inf"):
+        start = time.perf_counter()
+        mx.eval(compute())
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
+    """An estimate of a model's time and memory here, at its own size and with guidance."""
+    model = _imagined(variant.alias)
+    config, geometry = model.configs["transformer"], model.geometry
+    _, frames, height, width, _ = geometry.latent_shape
+    patches = frames // (config.patch_size_t or 1) * height * width // config.patch_size**2
+    tokens, dim, layers = config.max_text_seq_length + patches, config.dim, config.num_layers
+    products = 24 * dim**2 * tokens / ceilings.matmul
+    scores = 4 * tokens**2 * dim / ceilings.attention
+    rest = ARRAYS_PER_BLOCK * tokens * dim * 2 / ceilings.bandwidth
+    step = 2 * layers * (products + scores + rest)
+    needs = {
+        share: max(forecast(_imagined(variant.alias, share), model.request).values())
+        for share in (1.0, PACKED_SHARE)
+    }
+    whole, packed = needs[1.0], needs[PACKED_SHARE]
+    there_is = available_memory()
+    if whole <= there_is:
+        advice = "16 bits"
+    elif packed <= there_is:
+        advice = "4 bits"
+    else:
+        advice = "fewer frames or a smaller size, in 4 bits, with --tiling tiled"
+    return Outlook(variant.alias, step, 50 * step, whole, packed, advice)
+
+
+def report(ceilings: list[Ceilings]) -> dict[str, Any]:
+    """All of it, fit for JSON; times are by the fastest of the dtypes."""
+    fastest = max(ceilings, key=lambda c: c.matmul)
+    return {
+        **describe(),
+        "dtype": dtype_advice(ceilings),
+        "ceilings": [asdict(c) for c in ceilings],
+        "outlook": [asdict(outlook(variant, fastest)) for variant in VARIANTS],
+    }
+
+
+def dtype_advice(ceilings: list[Ceilings]) -> str:
+    """Which dtype to take, in a sentence."""
+    rates = {c.dtype: c.matmul for c in ceilings}
+    if rates["float32"] > 1.5 * max(rates["bfloat16"], rates["float16"]):
+        return "float32: 16 bits are slower here"
+    if rates["float16"] > 1.2 * rates["bfloat16"]:
+        return "float16 for 2B, which was trained in it; bfloat16 for the others, which overflow"
+    return "what the checkpoint has: float16 for 2B, bfloat16 for the others"
+
+
+@cache
+def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
+    """An official model that isn't here, as far as a forecast looks at it.
+
+    Args:
+        alias: its short name.
+        share: of its size that the text encoder and the transformer have.
+    """
+    variant = next(variant for variant in VARIANTS if variant.alias == alias)
+    told = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
+    configs = {
+        name: config_class.from_dict(told[name]) for name, (_, config_class) in NETWORKS.items()
+    }
+    count = {
+        name: sum(prod(a.shape) for _, a in tree_flatten(network(configs[name]).parameters()))
+        for name, (network, _) in NETWORKS.items()
+    }
+    shares = {"transformer": share, "text_encoder": share, "vae": 1.0}
+    geometry = Geometry.choose(
+        variant,
+        configs["transformer"],
+        configs["vae"],
+        num_frames=None,
+        height=None,
+        width=None,
+    )
+    request = SimpleNamespace(
+        geometry=geometry,
+        guided=True,
+        source=SimpleNamespace(is_noise=True),
+        tiling=Tiling("seamless"),
+    )
+    return SimpleNamespace(
+        configs=configs,
+        dtype=mx.bfloat16,
+        geometry=geometry,
+        request=request,
+        weight_bytes=lambda name: int(2 * count[name] * shares[name]),
+    )

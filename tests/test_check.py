@@ -1,0 +1,85 @@
+"""The check of a machine: right numbers pass, and one wrong weight is found where it is."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.cli.check import main
+from mlx_cogvideo.machine import Ceilings, dtype_advice, outlook
+from mlx_cogvideo.stages import check_stages
+from mlx_cogvideo.variants import VARIANTS
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    return Path(shutil.copytree(DEMO_PATH, tmp_path / "demo"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_stage_is_right_here(dtype):
+    results = list(check_stages(dtype=getattr(mx, dtype)))
+    assert len(results) == 16
+    assert [result.stage for result in results if not result.right] == []
+
+
+@pytest.mark.parametrize(
+    ("component", "weight", "stages"),
+    [
+        ("text_encoder", "encoder.block.1.layer.0.SelfAttention.q.weight", {"text encoder"}),
+        ("transformer", "transformer_blocks.2.ff.net.2.weight", {"transformer"}),
+        (
+            "vae",
+            "decoder.mid_block.resnets.0.conv1.conv.weight",
+            {f"VAE, decoding, {way}" for way in ("none", "seamless", "tiled")},
+        ),
+        ("vae", "encoder.conv_in.conv.weight", {"VAE, encoding"}),
+    ],
+)
+def test_one_wrong_weight_is_found_in_its_stage(copy, capsys, component, weight, stages):
+    (file,) = (copy / component).glob("*.safetensors")
+    tensors = mx.load(str(file))
+    flat = tensors[weight].flatten()
+    flat[7] = flat[7] + 3 * mx.abs(flat).max()
+    tensors[weight] = flat.reshape(tensors[weight].shape)
+    mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
+    logging.getLogger("mlx_cogvideo").handlers.clear()
+    assert main(["--stages-only", "--model", str(copy)]) == 1
+    told = capsys.readouterr()
+    wrong = {line[10:34].strip() for line in told.out.splitlines() if "WRONG" in line}
+    assert wrong == stages
+    assert all(stage in told.err for stage in stages)
+
+
+def test_a_report_is_one_line_of_json(capsys, monkeypatch):
+    ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
+    monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", lambda dtype: ceilings)
+    monkeypatch.setattr("mlx_cogvideo.machine.dtype_advice", lambda ceilings: "any")
+    assert main(["--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert told["right"] and len(told["stages"]["float32"]) == 16
+    assert [row["variant"] for row in told["outlook"]] == [v.alias for v in VARIANTS]
+
+
+def test_what_a_model_will_take_follows_from_the_ceilings():
+    by_alias = {variant.alias: variant for variant in VARIANTS}
+    fast, slow = Ceilings("bfloat16", 7e14, 4e14, 2.5e12), Ceilings("bfloat16", 7e13, 4e13, 2.5e11)
+    five = outlook(by_alias["5b"], fast)
+    assert outlook(by_alias["5b"], slow).step == pytest.approx(10 * five.step)
+    assert outlook(by_alias["2b"], fast).step < five.step < outlook(by_alias["1.5-5b"], fast).step
+    assert five.video == 50 * five.step
+    assert five.memory_packed < five.memory
+
+
+def test_the_dtype_that_is_fast_is_advised():
+    def advice(**rates):
+        return dtype_advice([Ceilings(name, rate, 1, 1) for name, rate in rates.items()])
+
+    assert advice(float32=9, bfloat16=1, float16=1).startswith("float32")
+    assert advice(float32=1, bfloat16=1, float16=2).startswith("float16 for 2B")
+    assert advice(float32=1, bfloat16=2, float16=2).startswith("what the checkpoint has")

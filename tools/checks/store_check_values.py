@@ -1,0 +1,87 @@
+"""Stores what PyTorch gives for the demo's stages, for ``python -m mlx_cogvideo.check``.
+
+python tools/checks/store_check_values.py      # wants the test extra
+"""
+
+import argparse
+from pathlib import Path
+
+import diffusers
+import mlx.core as mx
+import numpy as np
+import torch
+import transformers
+
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.stages import (
+    EVERY,
+    PROMPT,
+    STEPS,
+    TILES,
+    TIMESTEP,
+    VALUES,
+    clip,
+    latents,
+    noise,
+)
+from mlx_cogvideo.tokenizer import T5Tokenizer
+
+
+def channels(array: np.ndarray, order: str) -> torch.Tensor:
+    """``[B, f, h, w, c]`` as diffusers' transformer or VAE has it."""
+    axes = {"transformer": (0, 1, 4, 2, 3), "vae": (0, 4, 1, 2, 3)}[order]
+    return torch.tensor(array).permute(axes).contiguous()
+
+
+def values(folder: Path = DEMO_PATH) -> dict[str, np.ndarray]:
+    """By name, float32; ids int32."""
+    torch.set_grad_enabled(False)
+    load = {"torch_dtype": torch.float32}
+    config = diffusers.CogVideoXTransformer3DModel.load_config(folder / "transformer")
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    ids = np.array(tokenizer([PROMPT], max_length=config["max_text_seq_length"]))
+    encoder = transformers.T5EncoderModel.from_pretrained(
+        folder / "text_encoder", dtype=torch.float32
+    )
+    text = encoder(torch.tensor(ids))[0]
+    transformer = diffusers.CogVideoXTransformer3DModel.from_pretrained(
+        folder / "transformer", **load
+    )
+    x = channels(latents(), "transformer")
+    velocity = transformer(x, text, torch.tensor([TIMESTEP]), return_dict=False)[0]
+    told = {"ids": ids.astype(np.int32), "text": text[0].numpy()}
+    told["velocity"] = velocity.permute(0, 1, 3, 4, 2).numpy()
+
+    ddim = diffusers.CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
+    ddim.set_timesteps(STEPS)
+    told["ddim"] = ddim.step(velocity, ddim.timesteps[3], x, return_dict=False)[0]
+    dpm = diffusers.CogVideoXDPMScheduler.from_config(ddim.config)
+    dpm.set_timesteps(STEPS)
+    module = diffusers.schedulers.scheduling_dpm_cogvideox
+    draw, module.randn_tensor = (
+        module.randn_tensor,
+        lambda *_, **__: channels(noise(), "transformer"),
+    )
+    told["dpm"] = dpm.step(velocity, None, dpm.timesteps[3], None, x, return_dict=False)[0]
+    module.randn_tensor = draw
+    for name in ("ddim", "dpm"):
+        told[name] = told[name].permute(0, 1, 3, 4, 2).numpy()
+
+    vae = diffusers.AutoencoderKLCogVideoX.from_pretrained(folder / "vae", **load)
+    told["mean"] = vae.encode(channels(clip(), "vae")).latent_dist.mean.permute(0, 2, 3, 4, 1)
+    told["mean"] = told["mean"].numpy()
+    for name in ("pixels", "pixels tiled"):
+        pixels = vae.decode(channels(latents(), "vae")).sample.permute(0, 2, 3, 4, 1)
+        told[name] = pixels[0, :, ::EVERY, ::EVERY].numpy()
+        vae.enable_tiling(*TILES[0], *TILES[1])
+    return told
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n", 1)[0]).parse_args()
+    arrays = {name: mx.array(array) for name, array in values().items()}
+    mx.save_safetensors(str(DEMO_PATH / VALUES), arrays)
+
+
+if __name__ == "__main__":
+    main()
