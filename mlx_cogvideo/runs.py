@@ -149,7 +149,8 @@ def _denoised(
     if window.cache is not None and state is not saved.state:
         told = {"skipped_steps": list(state.skipped), "steps": window.steps}
         saved.record.setdefault("cache", []).append(told)
-    keeper.update(replace(saved, state=replace(state, restart=None)))
+    if state.restart is not None:
+        keeper.update(replace(saved, state=replace(state, restart=None)))
     keeper.save()
     return state.latents
 
