@@ -9,14 +9,13 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from .caching import StepCache, choose_threshold, make_cache
+from .caching import choose_threshold
 from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
 from .conditioning import (
     Conditioning,
@@ -26,14 +25,15 @@ from .conditioning import (
     place_image,
     with_leading,
 )
-from .errors import GenerationError, InvalidInputError
+from .denoising import DenoisingState, denoising_steps, make_run_scheduler
+from .errors import InvalidInputError
 from .extension import Joiner, choose_overlap, window_request
-from .guidance import check_uncond, guidance_schedule, schedule_name
+from .guidance import check_uncond, schedule_name
 from .memory import choose_tiling
 from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
 from .request import Geometry, Request
-from .schedulers import Scheduler, make_scheduler, scheduler_name
+from .schedulers import Scheduler, scheduler_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +41,6 @@ TILED = "frames are cut into tiles, for want of memory: their edges may show"
 
 StepCallback = Callable[[int, int, mx.array], bool | None]
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class DenoisingState:
-    """Where a run stands between two steps.
-
-    With the request, all that the rest depends on: noise is drawn by seed and timestep, so there
-    is no generator whose position would have to be kept.
-
-    Attributes:
-        step: steps done.
-        timestep: of the last one.
-        latents: ``[1, f, h, w, c]`` in float32.
-        x0: the last prediction of the clean latents, which the DPM sampler looks back to.
-        restart: with a cache of steps, from where it comes out the same: the beginning of the last
-            step that was computed. What the cache holds is too large to be kept.
-        skipped: steps of which the cache has skipped the blocks.
-    """
-
-    step: int
-    timestep: int
-    latents: mx.array
-    x0: mx.array
-    restart: "DenoisingState | None" = None
-    skipped: tuple[int, ...] = ()
 
 
 class CogVideoXPipeline(ModelFolder):
@@ -211,7 +186,7 @@ class CogVideoXPipeline(ModelFolder):
             cache,
             choose_threshold(cache, cache_threshold),
         )
-        self._scheduler(request)  # refuses a number of steps that it can't follow
+        make_run_scheduler(self, request)  # refuses a number of steps that it can't follow
         request.check_steps()
         return request
 
@@ -423,69 +398,14 @@ class CogVideoXPipeline(ModelFolder):
             GenerationError: a step gave NaN or infinity.
             InvalidInputError: the request needs a conditioning.
         """
-        embeds = embeds.astype(self.dtype)
-        if conditioning is None:
-            if not request.source.is_noise:
-                raise InvalidInputError("this request starts from more than noise: condition it")
-            conditioning = Conditioning()
-        scheduler = self._scheduler(request)
-        guidance = guidance_schedule(request.dynamic_cfg, request.guidance_scale)
-        timesteps = [int(t) for t in scheduler.timesteps][-request.steps :]
-        noise = latents
-        if noise is None:
-            noise = mx.random.normal(request.geometry.latent_shape, key=_keys(request.seed)[0])
-        noise = noise.astype(mx.float32)
-        if state is not None:
-            latents, x0 = state.latents, state.x0
-        else:
-            latents, x0 = conditioning.begin(scheduler, noise, timesteps[0]), None
-        skipped = state.skipped if state else ()
+        if conditioning is None and not request.source.is_noise:
+            raise InvalidInputError("this request starts from more than noise: condition it")
         try:
-            cache = restart = None
-            for i, t in list(enumerate(timesteps))[state.step if state else 0 :]:
-                before = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
-                texts = embeds if request.guides(i) else embeds[-1:]
-                batch = self._input(latents, conditioning, len(texts))
-                times = mx.full(len(texts), t)
-                if request.cache is None:
-                    velocity = self.transformer(batch, texts, times)
-                else:
-                    cache = cache or self._step_cache(request, timesteps)
-                    velocity = cache.velocity(self.transformer, batch, texts, times, i)
-                    if i in cache.skipped:
-                        skipped = (*skipped, i)
-                    else:
-                        restart = before
-                velocity = velocity.astype(mx.float32)
-                if len(texts) == 2:
-                    unconditional, conditional = mx.split(velocity, 2)
-                    velocity = unconditional + guidance(i, t, len(timesteps)) * (
-                        conditional - unconditional
-                    )
-                latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
-                latents = conditioning.hold(scheduler, latents, noise, [*timesteps, None][i + 1])
-                healthy = mx.isfinite(latents).all()
-                mx.eval(latents, x0, healthy)
-                if not healthy.item():
-                    raise GenerationError(
-                        f"step {i + 1} gave NaN or infinity in {self.dtype_name}: "
-                        "try another dtype (5B models need bfloat16 or float32)"
-                    )
-                yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
+            yield from denoising_steps(
+                self, request, embeds, state, conditioning or Conditioning(), latents
+            )
         finally:
             self.free("transformer")
-
-    def _step_cache(self, request: Request, timesteps: list[int]) -> StepCache:
-        variant = self.variant.alias if self.variant else None
-        return make_cache(
-            request.cache, request.cache_threshold, self.transformer, timesteps, variant
-        )
-
-    def _input(self, latents: mx.array, conditioning: Conditioning, count: int) -> mx.array:
-        """What the transformer gets in a step, once for each text."""
-        if conditioning.image_latents is not None:
-            latents = mx.concatenate([latents, conditioning.image_latents], axis=-1)
-        return mx.repeat(latents.astype(self.dtype), count, axis=0)
 
     def decode(
         self,
@@ -582,12 +502,6 @@ class CogVideoXPipeline(ModelFolder):
             automatic=lambda: choose_tiling(self, height, width, decode=decode),
         )
 
-    def _scheduler(self, request: Request) -> Scheduler:
-        key = _keys(request.seed)[1]
-        scheduler = make_scheduler(request.scheduler, self.scheduler_config, key)
-        scheduler.set_timesteps(request.num_inference_steps)
-        return scheduler
-
     def check_decodable(self, request: Request) -> None:
         """Raises InvalidInputError where decoding would make an array that MLX can't hold."""
         check_decodable(self.configs["vae"], request.decoded_shape, request.tiling)
@@ -599,11 +513,6 @@ class CogVideoXPipeline(ModelFolder):
         if self.variant is not None:
             return getattr(self.variant, field)
         return {"dynamic_cfg": False, "scheduler": None}[field]
-
-
-def _keys(seed: int) -> mx.array:
-    """Of the initial noise, and of the scheduler's."""
-    return mx.random.split(mx.random.key(seed))
 
 
 def _source_key(seed: int) -> mx.array:

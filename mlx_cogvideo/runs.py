@@ -16,8 +16,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from .denoising import DenoisingState
 from .errors import InvalidInputError, mlx_errors
-from .pipeline import CogVideoXPipeline, DenoisingState, Progress
+from .pipeline import CogVideoXPipeline, Progress
 from .record import AFTER_DENOISING, Meter, Record, request_again, setting_differences
 from .request import Request
 from .saved_run import SavedRun, remove_saved, saved_path

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .conditioning import Conditioning
+from .denoising import DenoisingState
 from .errors import InvalidInputError
-from .pipeline import DenoisingState
 from .record import Record
 from .request import steps_taken
 from .video.paths import publish, write_temporary

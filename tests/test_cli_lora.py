@@ -27,7 +27,8 @@ from mlx_cogvideo.training import trainer as trainer_module
 from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.objective import Batch, loss_and_gradients
 from mlx_cogvideo.training.prepare import Sample
-from mlx_cogvideo.training.trainer import Settings, Trainer, new_adapter, saved_checkpoints
+from mlx_cogvideo.training.settings import Settings, new_adapter
+from mlx_cogvideo.training.trainer import Trainer, saved_checkpoints
 from mlx_cogvideo.video import Shape, write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"

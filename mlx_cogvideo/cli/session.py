@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..denoising import DenoisingState
 from ..errors import CogVideoXError, OutputError
-from ..pipeline import DenoisingState
 from ..preview import preview_path
 from ..request import Request
 from ..runs import Job, begin, finish

@@ -12,7 +12,8 @@ from mlx_cogvideo.cli.lora import main as train
 from mlx_cogvideo.training.cache import Cache
 from mlx_cogvideo.training.clips import find_clips
 from mlx_cogvideo.training.prepare import IMAGE_DRAWS, Reading, noisy_images, prepare
-from mlx_cogvideo.training.trainer import Settings, Trainer
+from mlx_cogvideo.training.settings import Settings
+from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import Shape, write_video
 
 
