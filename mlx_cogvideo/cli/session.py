@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,9 @@ class Session:
             on_state=self._previewed(job.output),
             should_stop=lambda: self._interrupts.wanted,
         )
-        preview_path(job.output).unlink(missing_ok=True)
+        if self.plan.preview is not None:
+            with suppress(OSError):  # it does no harm
+                preview_path(job.output).unlink(missing_ok=True)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             print(job.output, flush=True)

@@ -33,9 +33,9 @@ def channels(array: np.ndarray, order: str) -> torch.Tensor:
     return torch.tensor(array).permute(axes).contiguous()
 
 
+@torch.no_grad()
 def values(folder: Path = DEMO_PATH) -> dict[str, np.ndarray]:
     """By name, float32; ids int32."""
-    torch.set_grad_enabled(False)
     load = {"torch_dtype": torch.float32}
     config = diffusers.CogVideoXTransformer3DModel.load_config(folder / "transformer")
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
