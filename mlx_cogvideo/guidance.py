@@ -42,11 +42,12 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
     return lambda step, timestep, steps: _rise(scale, step / steps)
 
 
-def check_uncond(name: str, negative: object) -> None:
-    """Raises InvalidInputError where there is no such unconditional, or not with that prompt."""
+def check_uncond(name: str, has_negative: bool) -> None:
+    """Raises InvalidInputError where there is no such unconditional, or none beside a negative
+    prompt."""
     if name not in UNCONDS:
         raise InvalidInputError(f"uncond must be one of {', '.join(UNCONDS)}; got {name!r}")
-    if name == "zero" and not (negative is None or (isinstance(negative, str) and not negative)):
+    if name == "zero" and has_negative:
         raise InvalidInputError("with uncond zero there is no negative prompt: leave one out")
 
 

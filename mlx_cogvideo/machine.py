@@ -103,9 +103,7 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
     """An estimate of a model's time and memory here, at its own size and with guidance."""
     model = _imagined(variant.alias)
     config, geometry = model.configs["transformer"], model.geometry
-    _, frames, height, width, _ = geometry.latent_shape
-    patches = frames // (config.patch_size_t or 1) * height * width // config.patch_size**2
-    tokens, dim, layers = config.max_text_seq_length + patches, config.dim, config.num_layers
+    tokens, dim, layers = config.token_count(geometry.latent_shape), config.dim, config.num_layers
     products = 24 * dim**2 * tokens / ceilings.matmul
     scores = 4 * tokens**2 * dim / ceilings.attention
     rest = ARRAYS_PER_BLOCK * tokens * dim * 2 / ceilings.bandwidth

@@ -48,13 +48,11 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
     itemsize = pipe.dtype.size
 
     _, frames, height, width, _ = request.geometry.latent_shape
-    area = height * width // config.patch_size**2
-    tokens = config.max_text_seq_length + frames // (config.patch_size_t or 1) * area
-    heads = config.num_attention_heads
-    hidden = batch * tokens * heads * config.attention_head_dim * itemsize
+    tokens = config.token_count(request.geometry.latent_shape)
+    hidden = batch * tokens * config.dim * itemsize
     activations = TRANSFORMER_ARRAYS[device] * hidden
     if device == "cpu":
-        activations += batch * heads * tokens**2 * 4
+        activations += batch * config.num_attention_heads * tokens**2 * 4
     elif device == "cuda":
         activations += min(HELD_AT_MOST, HELD_PER_BLOCK * config.num_layers * hidden)
 
@@ -77,9 +75,8 @@ def training_forecast(
     CPU."""
     config = pipe.configs["transformer"]
     _, frames, height, width, _ = geometry.latent_shape
-    area = height * width // config.patch_size**2
-    tokens = config.max_text_seq_length + frames // (config.patch_size_t or 1) * area
-    hidden = tokens * config.num_attention_heads * config.attention_head_dim
+    tokens = config.token_count(geometry.latent_shape)
+    hidden = tokens * config.dim
     arrays = config.num_layers + BACKWARD_ARRAYS
     scores = min(SCORES_AT_A_TIME, batch_size * config.num_attention_heads * tokens**2)
     train = pipe.weight_bytes("transformer") + arrays * batch_size * hidden * pipe.dtype.size

@@ -143,7 +143,7 @@ class CogVideoXPipeline(ModelFolder):
         seed = secrets.randbelow(2**32) if seed is None else seed
         if not 0 <= seed < 2**63:
             raise InvalidInputError(f"seed must be from 0 to 2**63 - 1; got {seed}")
-        check_uncond(uncond, negative_prompt)
+        check_uncond(uncond, bool(negative_prompt))
         scheduler = self._recommended("scheduler", scheduler)
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
@@ -235,7 +235,7 @@ class CogVideoXPipeline(ModelFolder):
             raise InvalidInputError(
                 f"latents must have shape {geometry.latent_shape}; got {tuple(latents.shape)}"
             )
-        check_uncond(request.uncond, negative_prompt_embeds)
+        check_uncond(request.uncond, negative_prompt_embeds is not None)
         if output_type != "latent":
             self.check_decodable(request)
         request.source.check(geometry, self.fps)

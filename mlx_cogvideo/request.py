@@ -57,7 +57,7 @@ class Geometry:
             _check_learned_positions(num_frames, height, width, _Native(transformer, ratio))
 
         latent_frames = (num_frames - 1) // vae.temporal_compression_ratio + 1
-        leading = -latent_frames % (transformer.patch_size_t or 1)
+        leading = transformer.leading_frames(latent_frames)
         shape = (
             1,
             latent_frames + leading,

@@ -134,7 +134,7 @@ def _denoised(
 ) -> mx.array:
     """The latents of a window, from where its run stands."""
     saved = keeper.saved
-    if saved.state is None:
+    if saved.state is None and saved.conditioning is None:
         saved = replace(saved, conditioning=pipe.condition(window, on_progress=meter))
         keeper.saved = saved
     state, given = saved.state, saved.conditioning

@@ -64,6 +64,11 @@ class SavedRun:
         return self.state.step if self.state else 0
 
     @property
+    def needs_source(self) -> bool:
+        """Whether what the video starts from is still to be encoded from its file."""
+        return self.state is None and self.conditioning is None and not self.windows
+
+    @property
     def steps_in_all(self) -> int:
         settings = self.record["settings"]
         from_video = settings.get("video") and not self.windows

@@ -1,5 +1,7 @@
 """Hub ids and aliases, against a local cache and a stubbed hub: no network."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -7,7 +9,14 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
-from mlx_cogvideo.checkpoints import DEMO_PATH, default_model, resolve_model
+from mlx_cogvideo.checkpoints import (
+    DEMO_PATH,
+    SHARED_KEY,
+    default_model,
+    model_identity,
+    resolve_model,
+)
+from mlx_cogvideo.cli.convert import main as convert
 
 REPO = "someone/CogVideoX-tiny"
 COMMIT = "0" * 40
@@ -135,3 +144,21 @@ def test_the_default_is_mlx_model_and_else_the_demo(tmp_path, monkeypatch):
     assert default_model() == DEMO_PATH
     (tmp_path / "mlx_model").mkdir()
     assert default_model().resolve() == tmp_path / "mlx_model"
+
+
+def test_components_that_another_folder_shares_are_found_and_copied(tmp_path):
+    shutil.copytree(DEMO_PATH, tmp_path / "whole")
+    folder = tmp_path / "part"
+    shutil.copytree(DEMO_PATH / "transformer", folder / "transformer")
+    index = json.loads((DEMO_PATH / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, SHARED_KEY: "../whole"}))
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    arguments = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 1, "seed": 1}
+    video = pipe("a red circle", **arguments)
+    assert (video == CogVideoXPipeline.from_pretrained("demo")("a red circle", **arguments)).all()
+    assert model_identity(folder, folder)["sha256"] == model_identity("demo", DEMO_PATH)["sha256"]
+
+    copy = tmp_path / "copy"
+    assert convert(["--hf-path", str(folder), "--mlx-path", str(copy), "-q", "8"]) == 0
+    assert (copy / "vae").is_dir() and (copy / "tokenizer" / "spiece.model").is_file()
+    assert SHARED_KEY not in json.loads((copy / "model_index.json").read_text())

@@ -10,7 +10,12 @@ from clips import make_clip
 from commands import SMALL, errors, generate, run
 from PIL import Image
 
-from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, generate_video
+from mlx_cogvideo import (
+    CogVideoXPipeline,
+    GenerationError,
+    InvalidInputError,
+    generate_video,
+)
 from mlx_cogvideo.cli.plan import _replayed
 from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
@@ -404,3 +409,23 @@ def test_a_size_that_a_model_was_not_trained_on_is_said(output, monkeypatch, cap
     assert "was trained on sides from 768 to 1360: 48x32 comes out worse" in capsys.readouterr().err
     assert generate(output, "--dry-run", "--height", 1360, "--width", 768) == 0
     assert "comes out worse" not in capsys.readouterr().err
+
+
+def test_a_run_goes_on_between_two_windows_without_the_file_that_it_started_from(
+    output, monkeypatch
+):
+    write_video("long.mp4", make_clip(17, 32, 48), 8)
+    command = ["--video", "long.mp4", "--steps", 4, "--frames", 17, "--extend", 1]
+    source = CogVideoXPipeline.condition
+
+    def failing(pipe, window, **options):
+        if window.source.prefix is not None:
+            raise GenerationError("no memory")
+        return source(pipe, window, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CogVideoXPipeline, "condition", failing)
+        assert generate(output, *command) == 1
+    Path("long.mp4").unlink()
+    assert run("--resume", output) == 0
+    assert len(read_video(output)[0]) == 25

@@ -8,7 +8,6 @@ from pathlib import Path
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 is to be float32 on CUDA, too
 
-
 from ..checkpoints import DEMO_PATH
 from ..errors import mlx_errors
 from ..machine import Ceilings, measure_ceilings, report

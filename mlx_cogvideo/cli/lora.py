@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +18,13 @@ from ..memory import available_memory, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
-from ..training.clips import Clip, find_clips
+from ..training.clips import Clip, choose_shape, find_clips
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import Trainer, saved_checkpoints
-from ..video import Shape, measure, write_video
+from ..video import Shape, write_video
 from .batch import IMAGE_MARK, read_prompts
-from .common import (
-    DTYPES,
-    FAILED,
-    INTERRUPTED,
-    Bars,
-    be_quiet,
-    run,
-    say,
-    size,
-)
+from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say, size
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts
@@ -163,9 +155,8 @@ def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
     usable = 0
     for clip in clips:
         try:
-            first = reading.shapes[0]
-            measured = measure(clip.path, first.fps, first.skip, reading.timeout)
-            shape = reading.shape(clip)
+            measured = reading.measure(clip)
+            shape = choose_shape(measured, reading.shapes)
             what = f"{_described(shape)} of its {measured.frames} of "
             what += f"{measured.width}x{measured.height}"
             if measured.frames < (1 if shape.repeat_last else shape.frames):
@@ -278,7 +269,8 @@ def make_samples(
         embeds = mx.concatenate(embeds[-1 - request.guided :])
         try:
             conditioning = pipe.condition(request)
-            *_, state = pipe.denoise(request, embeds, conditioning=conditioning)
+            steps = pipe.denoise(request, embeds, conditioning=conditioning)
+            (state,) = deque(steps, maxlen=1)
             frames = np.concatenate(list(pipe.decode(request, state.latents)))
             write_video(output, frames, fps, overwrite=True)
             logger.info("%-8s %s", "sample", output)

@@ -263,7 +263,7 @@ class _Planner:
             return
         if output_form(job.output) == LATENTS and job.request.extend:
             raise InvalidInputError("a video of several windows has no latents of its own")
-        if saved is None or (saved.conditioning is None and saved.state is None):
+        if saved is None or saved.needs_source:
             job.request.source.check(job.request.geometry, plan.pipe.fps)
         if output_form(job.output) == LATENTS:
             check_output_path(job.output, args.overwrite)

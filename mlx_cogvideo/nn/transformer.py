@@ -59,6 +59,16 @@ class TransformerConfig(Config):
     def native_latent_frames(self) -> int:
         return (self.sample_frames - 1) // self.temporal_compression_ratio + 1
 
+    def leading_frames(self, latent_frames: int) -> int:
+        """Latent frames that 1.5 wants in front, to fill up its temporal patches."""
+        return -latent_frames % (self.patch_size_t or 1)
+
+    def token_count(self, latent_shape: tuple[int, ...]) -> int:
+        """Tokens of the text and of latents ``[B, f, h, w, c]``."""
+        _, frames, height, width, _ = latent_shape
+        patches = frames // (self.patch_size_t or 1) * (height * width // self.patch_size**2)
+        return self.max_text_seq_length + patches
+
 
 class BlockContext(NamedTuple):
     """What each block is given besides its tokens.

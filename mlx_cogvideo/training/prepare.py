@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
-from ..video import Shape, content_digest, measure, read_clip
+from ..video import Measured, Shape, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
 from .cache import Cache
 from .clips import Clip, choose_shape
@@ -53,10 +53,18 @@ class Reading:
         Raises:
             InvalidInputError: the clip can't be read.
         """
-        if len(self.shapes) == 1:
+        if len(self.shapes) == 1:  # which spares measuring
             return self.shapes[0]
+        return choose_shape(self.measure(clip), self.shapes)
+
+    def measure(self, clip: Clip) -> Measured:
+        """How large and long a clip is.
+
+        Raises:
+            InvalidInputError: the clip can't be read.
+        """
         first = self.shapes[0]
-        return choose_shape(measure(clip.path, first.fps, first.skip, self.timeout), self.shapes)
+        return measure(clip.path, first.fps, first.skip, self.timeout)
 
     def position(self, digest: str) -> tuple[float, float]:
         """Where a clip is cropped, by what is in its file."""

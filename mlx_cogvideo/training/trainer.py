@@ -21,11 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import read_config, save_adapter, write_config
-from ..conditioning import (
-    image_latent_scale,
-    place_image,
-    with_leading,
-)
+from ..conditioning import image_latent_scale, place_image, with_leading
 from ..errors import CheckpointError, GenerationError, InvalidInputError
 from ..nn.lora import add_adapter
 from ..pipeline import CogVideoXPipeline
@@ -223,8 +219,7 @@ class Trainer:
         keys = mx.random.split(key, 3)
         vae, transformer = self.pipe.configs["vae"], self.pipe.configs["transformer"]
         latents = sample.posterior().sample(keys[0]).astype(mx.float32) * vae.scaling_factor
-        leading = -latents.shape[1] % (transformer.patch_size_t or 1)
-        latents = with_leading(latents, leading)
+        latents = with_leading(latents, transformer.leading_frames(latents.shape[1]))
         noise = mx.random.normal(latents.shape, key=keys[1])
         image = None
         if self.pipe.takes_image:

@@ -40,6 +40,22 @@ def _figure(clip: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.nd
     return colour, np.where(cover < 0.2, 0, cover)
 
 
+def _path(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The figure's centre, x and y, and its area in every frame; NaN where there is none."""
+    area, place = cover.sum(axis=(1, 2)), np.arange(cover.shape[1]) + 0.5
+    with np.errstate(invalid="ignore"):
+        return cover.sum(axis=1) @ place / area, cover.sum(axis=2) @ place / area, area
+
+
+def follow_figure(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Centre, x and y, and area of the figure in each frame of a uint8 clip; None where it is not
+    there all the time."""
+    clip = clip.astype(np.float32)
+    figure = _figure(clip, _border_colour(clip))
+    path = None if figure is None else _path(figure[1])
+    return None if path is None or path[2].min() < SMALLEST_AREA else path
+
+
 def _motion(x: np.ndarray, y: np.ndarray, area: np.ndarray) -> str:
     """From the figure's centre and area in every frame, by straight-line fits."""
     time = np.linspace(-0.5, 0.5, len(x))
@@ -86,12 +102,9 @@ def _read(clip: np.ndarray) -> Combination:
     if figure is None:
         return Combination(UNCLEAR, UNCLEAR, UNCLEAR, background)
     colour, cover = figure
-    area = cover.sum(axis=(1, 2))
+    x, y, area = _path(cover)
     if area.min() < SMALLEST_AREA:
         return Combination(_nearest(colour, COLOURS), UNCLEAR, UNCLEAR, background)
-    place = np.arange(cover.shape[1]) + 0.5
-    x = cover.sum(axis=1) @ place / area
-    y = cover.sum(axis=2) @ place / area
     overlaps = shape_overlaps(*(values[::EVERY] for values in (cover, x, y, area)))
     best = max(overlaps, key=overlaps.get)
     shape = best if overlaps[best] >= SMALLEST_OVERLAP else UNCLEAR

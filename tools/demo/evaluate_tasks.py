@@ -13,12 +13,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from attributes import (
-    SMALLEST_AREA,
-    _border_colour,
-    _figure,
-    read_attributes,
-)
+from attributes import follow_figure, read_attributes
 from captions import ATTRIBUTES, VALUES, Combination
 from evaluate import held_out_prompts
 from world import SIZE, render, to_uint8, world_scene
@@ -131,9 +126,10 @@ def extended(pipe, prompts, args) -> None:
 
 def goes_on(clip: np.ndarray, end: int, count: int) -> bool:
     """Whether a figure moves after frame `end` as it did before, or stands where its way ends."""
-    x, y, radius = path_of(clip[end - 8 : min(end + count, len(clip))])
-    if radius is None:
+    path = follow_figure(clip[end - 8 : min(end + count, len(clip))])
+    if path is None:
         return False
+    x, y, radius = path[0], path[1], np.sqrt(path[2] / np.pi)
     middle = 8
     way = np.array([x[middle - 1] - x[0], y[middle - 1] - y[0], 0])
     after = np.array([x[-1] - x[middle - 1], y[-1] - y[middle - 1], 0])
@@ -145,19 +141,6 @@ def goes_on(clip: np.ndarray, end: int, count: int) -> bool:
     place = (x, y)[axis][-1]
     arrived = min(place, SIZE - place) < radius[-1] + EDGE
     return after[axis] * way[axis] > 0 or (arrived and abs(after[axis]) < 4)
-
-
-def path_of(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Centre and radius, as of a disk, of the figure in each frame."""
-    clip = clip.astype(np.float32)
-    border = _border_colour(clip)
-    figure = _figure(clip, border)
-    if figure is None or figure[1].sum(axis=(1, 2)).min() < SMALLEST_AREA:
-        return np.zeros(0), np.zeros(0), None
-    cover = figure[1]
-    area, place = cover.sum(axis=(1, 2)), np.arange(cover.shape[1]) + 0.5
-    x, y = cover.sum(axis=1) @ place / area, cover.sum(axis=2) @ place / area
-    return x, y, np.sqrt(area / np.pi)
 
 
 def table(rows: list[list[bool]], title: str) -> None:

@@ -19,16 +19,15 @@ import numpy as np
 import train_transformer
 from attributes import read_attributes
 from captions import ATTRIBUTES, plain_caption, split_combinations
-from learner import Learner, Log, Losses, Plan, on_gpu, train
-from train_transformer import CONFIG, EMPTY_SHARE, SCHEDULER_CONFIG, WORDINGS
+from learner import Learner, Log, Plan, on_gpu, train
+from train_transformer import CONFIG, EMPTY_SHARE, WORDINGS
 from train_vae import encode_batch
-from world import FRAMES, render, to_uint8, world_scene
+from world import render, to_uint8, world_scene
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, save_component
 from mlx_cogvideo.conditioning import place_image
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.schedulers import CogVideoXDDIMScheduler
 from mlx_cogvideo.training.prepare import IMAGE_NOISE
 
 IMAGE_CONFIG = CONFIG | {"in_channels": 2 * CONFIG["in_channels"]}
@@ -91,54 +90,8 @@ def batches(rng, latents, images, owners, rows, size) -> Generator:
         wording = np.where(rng.random(size) < EMPTY_SHARE, 0, wording)
         picture = images[mx.array(chosen), mx.array(rng.integers(DRAWS, size=size))]
         there = mx.array(rng.random((size, 1, 1, 1)) >= NO_IMAGE_SHARE)
-        yield latents[mx.array(chosen)], mx.where(there, picture, 0), rows[mx.array(wording)]
-
-
-def make_objective():
-    """Mean squared error of the velocity; timesteps as for the text-to-video demo."""
-    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
-
-    def objective(
-        transformer: CogVideoXTransformer3DModel,
-        latents: mx.array,
-        images: mx.array,
-        text: mx.array,
-    ) -> tuple[mx.array, Losses]:
-        dtype = transformer.proj_out.weight.dtype
-        count, frames = latents.shape[:2]
-        even, leaning = (
-            mx.random.uniform(shape=(count,)),
-            mx.sqrt(mx.random.uniform(shape=(count,))),
-        )
-        timestep = mx.where(mx.arange(count) % 2 == 0, even, leaning) * 1000
-        timestep = mx.minimum(timestep.astype(mx.int32), 999)
-        latents = latents.astype(mx.float32)
-        noise = mx.random.normal(latents.shape)
-        noisy = scheduler.add_noise(latents, noise, timestep)
-        given = mx.concatenate([noisy, place_image(images[:, None], frames)], axis=-1)
-        velocity = transformer(given.astype(dtype), text.astype(dtype), timestep)
-        error = velocity.astype(mx.float32) - scheduler.get_velocity(latents, noise, timestep)
-        by_frame = mx.square(error).mean((0, 2, 3, 4))
-        return by_frame.mean(), {"velocity": by_frame.mean(), "first": by_frame[0]}
-
-    return objective
-
-
-def sample(transformer, images: mx.array, text: mx.array, empty: mx.array) -> mx.array:
-    """Scaled latents of a batch of pictures and captions, by DDIM."""
-    scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
-    scheduler.set_timesteps(25)
-    dtype, count = transformer.proj_out.weight.dtype, len(text)
-    given = place_image(images[:, None], (FRAMES - 1) // 4 + 1)
-    latents = mx.random.normal(given.shape, key=mx.random.key(0))
-    rows = mx.concatenate([mx.repeat(empty, count, axis=0), text]).astype(dtype)
-    for t in scheduler.timesteps:
-        one = mx.concatenate([latents, given], axis=-1).astype(dtype)
-        velocity = transformer(mx.concatenate([one, one]), rows, mx.full(2 * count, int(t)))
-        without, with_text = mx.split(velocity.astype(mx.float32), 2)
-        latents, _ = scheduler.step(without + 2.0 * (with_text - without), t, latents)
-        mx.eval(latents)
-    return latents
+        given = place_image(mx.where(there, picture, 0)[:, None], latents.shape[1])
+        yield latents[mx.array(chosen)], rows[mx.array(wording)], given
 
 
 def main() -> None:
@@ -168,14 +121,20 @@ def main() -> None:
 
     wanted = [held_out[i] for i in rng.permutation(len(held_out))[: sizes["checked"]]]
     real = render(world_scene(rng, wanted))
-    pictures = encode_batch(vae, real[:, :1].astype(dtype))[:, 0] * scaling
+    pictures = encode_batch(vae, real[:, :1].astype(dtype)) * scaling
+    pictures = place_image(pictures, latents.shape[1])
     captions = ["", *map(plain_caption, wanted)]
     held_rows = train_transformer.encode_captions(encoder, pipe.tokenizer, captions).astype(dtype)
     mx.eval(real, pictures, held_rows)
-    learner = Learner(widened(pipe.transformer), make_objective(), dtype, decay=0.999)
+    learner = Learner(
+        widened(pipe.transformer), train_transformer.make_objective(), dtype, decay=0.999
+    )
 
     def check() -> None:
-        made = sample(learner.averaged(dtype), pictures, held_rows[1:], held_rows[:1]) / scaling
+        made = train_transformer.sample(
+            learner.averaged(dtype), held_rows[1:], held_rows[:1], guidance=2.0, images=pictures
+        )
+        made = made / scaling
         clips = [vae.decode(made[i : i + 8].astype(dtype)) for i in range(0, len(made), 8)]
         clips = mx.concatenate(clips)
         found = [read_attributes(clip) for clip in to_uint8(clips)]

@@ -87,9 +87,13 @@ def make_objective():
     scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
 
     def objective(
-        transformer: CogVideoXTransformer3DModel, latents: mx.array, text: mx.array
+        transformer: CogVideoXTransformer3DModel,
+        latents: mx.array,
+        text: mx.array,
+        images: mx.array | None = None,
     ) -> tuple[mx.array, Losses]:
-        """Of scaled latents ``[B, f, h, w, c]`` and text rows ``[B, L, D]``."""
+        """Of scaled latents ``[B, f, h, w, c]``, text rows ``[B, L, D]`` and, for image to video,
+        the latents of pictures, shaped like `latents`."""
         dtype = transformer.proj_out.weight.dtype
         count = latents.shape[0]
         even = mx.random.uniform(shape=(count,))
@@ -99,8 +103,9 @@ def make_objective():
 
         latents = latents.astype(mx.float32)
         noise = mx.random.normal(latents.shape)
-        noisy = scheduler.add_noise(latents, noise, timestep).astype(dtype)
-        velocity = transformer(noisy, text.astype(dtype), timestep).astype(mx.float32)
+        noisy = _with_images(scheduler.add_noise(latents, noise, timestep), images)
+        velocity = transformer(noisy.astype(dtype), text.astype(dtype), timestep)
+        velocity = velocity.astype(mx.float32)
         error = mx.square(velocity - scheduler.get_velocity(latents, noise, timestep)).mean(
             (1, 2, 3, 4)
         )
@@ -109,6 +114,10 @@ def make_objective():
         return error.mean(), {"velocity": error.mean(), "noisiest": noisiest}
 
     return objective
+
+
+def _with_images(latents: mx.array, images: mx.array | None) -> mx.array:
+    return latents if images is None else mx.concatenate([latents, images], axis=-1)
 
 
 def encode_clips(
@@ -160,11 +169,13 @@ def sample(
     steps: int = 25,
     guidance: float = 4.0,
     seed: int = 0,
+    images: mx.array | None = None,
 ) -> mx.array:
     """Scaled latents of a batch of captions at once, by DDIM.
 
     Args:
         text: ``[N, L, D]``; `empty`: ``[1, L, D]``.
+        images: for image to video, the latents of pictures, shaped like the result.
     """
     scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
     scheduler.set_timesteps(steps)
@@ -174,7 +185,8 @@ def sample(
     latents = mx.random.normal(shape, key=mx.random.key(seed))
     rows = mx.concatenate([mx.repeat(empty, count, axis=0), text]).astype(dtype)
     for t in scheduler.timesteps:
-        both = mx.concatenate([latents, latents]).astype(dtype)
+        given = _with_images(latents, images)
+        both = mx.concatenate([given, given]).astype(dtype)
         velocity = transformer(both, rows, mx.full(2 * count, int(t))).astype(mx.float32)
         without, given = mx.split(velocity, 2)
         latents, _ = scheduler.step(without + guidance * (given - without), t, latents)
