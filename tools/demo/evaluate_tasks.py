@@ -5,8 +5,8 @@
     python tools/demo/evaluate_tasks.py extend --model MODEL    # four windows
 
 `image` gives the rendered first frame of a clip and its caption, both held out. `video` gives a
-clip and a caption that agrees with it in nothing. `extend` looks at each window, at each seam, and
-at the frames around it.
+clip and a caption that names another colour, or with --change disagrees in other attributes, too.
+`extend` looks at each window, at each seam, and at the frames around it.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--strength", type=float, nargs="+", default=[0.3, 0.9])
+    parser.add_argument("--change", nargs="+", choices=ATTRIBUTES, default=["colour"])
     parser.add_argument("--extend", type=int, default=3)
     parser.add_argument("--overlap", type=int)
     parser.add_argument("--clips", type=Path, help="folder for the videos")
@@ -78,15 +79,13 @@ def images(pipe, prompts, args) -> None:
 
 def videos(pipe, prompts, args) -> None:
     random = np.random.default_rng(6)
-    others = [
-        Combination(
-            *(
-                str(random.choice([v for v in values if v != own]))
-                for values, own in zip(VALUES, wanted, strict=True)
-            )
-        )
-        for wanted, _ in prompts
-    ]
+    changed = [ATTRIBUTES.index(name) for name in args.change]
+    others = []
+    for wanted, _ in prompts:
+        other = list(wanted)
+        for i in changed:
+            other[i] = str(random.choice([value for value in VALUES[i] if value != other[i]]))
+        others.append(Combination(*other))
     real = clips_of(others, seed=7)
     for strength in args.strength:
         stays, wins = [], []

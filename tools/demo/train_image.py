@@ -5,8 +5,9 @@
 As the official image-to-video model was made: the patch embedding is widened by the channels of
 the picture's latents, which begin with weights of zero, and the whole transformer goes on
 learning, with the first frame of each clip as its picture. The picture has some noise on it, of
-another strength each time, and is left out now and then. The result is OUT/transformer; the other
-parts of the model are the text-to-video demo's own.
+another strength each time, and is left out now and then. Half of the pictures have been through
+the autoencoder before, as the last frame of a window has from which a longer clip goes on. The
+result is OUT/transformer; the other parts of the model are the text-to-video demo's own.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from mlx_cogvideo.training.prepare import IMAGE_NOISE
 IMAGE_CONFIG = CONFIG | {"in_channels": 2 * CONFIG["in_channels"]}
 PEAK_RATE, HOLD = 5e-4, 0.5
 NO_IMAGE_SHARE = 0.05
-DRAWS = 2  # noisy pictures of each clip
+DRAWS = 2  # noisy pictures of each clip: of its first frame as drawn, and as restored
 SIZES = {
     True: {"bank": 12_000, "batch": 128, "checked": 44},
     False: {"bank": 32, "batch": 4, "checked": 2},
@@ -61,7 +62,10 @@ def encode(vae, combinations, rng: np.random.Generator) -> tuple[mx.array, mx.ar
     ]
     pixels = mx.concatenate([render(scene) for scene in scenes])
     dtype = vae.encoder.conv_in.conv.weight.dtype
-    first = mx.repeat(pixels[:, :1], DRAWS, axis=0)
+    drawn = pixels[:, :1].astype(dtype)
+    restored = mx.concatenate(list(vae.decode_chunks(encode_batch(vae, drawn))), axis=1)
+    first = mx.stack([drawn, mx.clip(restored, -1, 1)], axis=1)
+    first = first.reshape(-1, *drawn.shape[1:]).astype(mx.float32)
     mean, deviation = IMAGE_NOISE
     sigma = mx.exp(mean + deviation * mx.random.normal((len(first), 1, 1, 1, 1)))
     noisy = first + sigma * mx.random.normal(first.shape)
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=PEAK_RATE)
     options = parser.parse_args()
     mx.disable_compile()
     sizes, dtype = SIZES[on_gpu()], mx.bfloat16 if on_gpu() else mx.float32
@@ -145,7 +150,7 @@ def main() -> None:
         log.write("held out", **scores, psnr=psnr.mean().item(), worst=psnr.min().item())
 
     seconds = 60 * options.minutes
-    plan = Plan(seconds, time.monotonic() + 2 * seconds, PEAK_RATE, HOLD, 300, 30, checks=3)
+    plan = Plan(seconds, time.monotonic() + 2 * seconds, options.rate, HOLD, 300, 30, checks=3)
     stream = batches(rng, latents, images, owners, rows, sizes["batch"])
     train(learner, stream, plan, log, "image", check)
     save_component(
