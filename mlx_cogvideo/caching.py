@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InvalidInputError
+from .nn.portions import Portions
 from .nn.transformer import CogVideoXTransformer3DModel, sinusoid
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
@@ -102,9 +103,9 @@ class StepCache:
     ) -> mx.array:
         """As ``transformer(latents, text, timestep)``, nearly."""
         x, context = transformer.embed(latents, text, timestep)
-        start = 0
+        start, work = 0, Portions()
         if self.steps is None:
-            first = transformer.run_blocks(x, context, 0, 1) - x
+            first = transformer.run_blocks(x, context, 0, 1, work) - x
             x, start = x + first, 1
         usable = self._addition is not None and self._addition.shape == x.shape
         computed = not usable or step == self.last
@@ -112,7 +113,7 @@ class StepCache:
             computed = self.steps[step] if self.steps is not None else self._has_changed(first)
         if computed:
             before = x
-            x = transformer.run_blocks(x, context, start)
+            x = transformer.run_blocks(x, context, start, work=work)
             self._addition = x - before
             self._first = first if self.steps is None else None
             mx.eval(self._addition)

@@ -10,6 +10,7 @@ from .conditioning import Conditioning
 from .errors import GenerationError
 from .guidance import guidance_schedule
 from .model_folder import ModelFolder
+from .nn.portions import Portions
 from .request import Request
 from .schedulers import Scheduler, make_scheduler
 
@@ -66,7 +67,7 @@ def denoising_steps(
         batch = _input(model, latents, conditioning, len(texts))
         times = mx.full(len(texts), t)
         if request.cache is None:
-            velocity = model.transformer(batch, texts, times)
+            velocity = model.transformer(batch, texts, times, work=Portions())
         else:
             cache = cache or _step_cache(model, request, timesteps)
             velocity = cache.velocity(model.transformer, batch, texts, times, i)

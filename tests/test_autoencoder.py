@@ -10,6 +10,7 @@ from support import relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import (
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
@@ -47,7 +48,7 @@ def pipe() -> CogVideoXPipeline:
 @pytest.fixture
 def many_bands(monkeypatch):
     monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 20_000)
-    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 200_000)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 200_000)
 
 
 def test_seamless_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_bands):
@@ -223,7 +224,7 @@ def test_bands_hold_less_memory_than_whole_frames(code, monkeypatch):
     x = mx.zeros((1, 9, 192, 192, 3) if code == "encode" else (1, 3, 24, 24, 16))
     monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 2**15)
     monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 2**17)
-    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 2**17)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 2**17)
     peaks = []
     for tiling in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (64, 64)}):
         before = mx.get_active_memory()

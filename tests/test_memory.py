@@ -5,7 +5,7 @@ import pytest
 
 from mlx_cogvideo import CogVideoXPipeline, memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.nn.autoencoder import bands
+from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.record import Meter
 
@@ -47,7 +47,7 @@ def test_each_way_of_decoding_is_foretold(pipe, size, monkeypatch):
     for module in (memory, autoencoder_module):
         monkeypatch.setattr(module, "BAND_ELEMENTS", 2**17)
         monkeypatch.setattr(module, "TILE_BAND_ELEMENTS", 2**17)
-    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 2**18)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 2**18)
     for way in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (48, 48)}):
         request = pipe.request("a red circle", num_frames=9, seed=1, **size, **way)
         latents = mx.random.normal(request.geometry.latent_shape, key=mx.random.key(1))

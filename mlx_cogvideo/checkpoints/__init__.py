@@ -11,6 +11,7 @@ from .components import (
 )
 from .identity import file_digest, model_identity
 from .resolve import (
+    BUNDLED,
     DEMO_PATH,
     SHARED_KEY,
     component_folder,
@@ -24,6 +25,7 @@ from .resolve import (
 )
 
 __all__ = [
+    "BUNDLED",
     "COMPONENT_STEMS",
     "DEMO_PATH",
     "SHARED_KEY",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..variants import ALIASES
-from .resolve import DEMO_PATH, component_folder
+from .resolve import BUNDLED, component_folder
 
 COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 _HASHED = ("*.json", "*.safetensors", "spiece.model")
@@ -32,7 +32,8 @@ def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
             "name": snapshot["repo"].replace("--", "/"),
             "revision": snapshot["revision"],
         }
-    name = "demo" if Path(folder) == DEMO_PATH else ALIASES.get(str(model).lower(), str(model))
+    bundled = {path: name for name, path in BUNDLED.items()}
+    name = bundled.get(Path(folder)) or ALIASES.get(str(model).lower(), str(model))
     # hashlib lets go of the interpreter's lock, so that several files are read at once.
     with ThreadPoolExecutor() as pool:
         digests = {c: pool.map(_digest, _files(component_folder(folder, c))) for c in COMPONENTS}

@@ -16,6 +16,9 @@ from .components import read_config
 DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
 
+BUNDLED = {"demo": DEMO_PATH, "demo-i2v": DEMO_PATH.with_name("demo_i2v")}
+"""The demo, and the one made of it that goes on from a picture."""
+
 SHARED_KEY = "_components_from"
 """In ``model_index.json``: a folder, from there on, for the components that aren't inside."""
 
@@ -35,7 +38,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
     """The folder of a model.
 
     Args:
-        model: a folder, an alias (``demo`` or one of `ALIASES`), or a hub id such as
+        model: a folder, an alias (of `BUNDLED` or `ALIASES`), or a hub id such as
             ``THUDM/CogVideoX-5b``, which is downloaded unless it is in the local hub cache.
         revision: commit, branch or tag of a hub repository; None is its main branch.
         download: False takes a hub repository only from the cache.
@@ -47,7 +50,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
     if repo is not None:
         return Path(_fetch(repo, revision, download=download))
     folder = Path(model).expanduser()
-    return folder if folder.is_dir() else DEMO_PATH
+    return folder if folder.is_dir() else BUNDLED[str(model)]
 
 
 def download_bytes(model: str | Path, revision: str | None = None) -> int:
@@ -113,13 +116,13 @@ def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Pat
 
 
 def hub_id(model: str | Path) -> str | None:
-    """The hub repository that a name stands for, or None for a folder or the demo."""
+    """The hub repository that a name stands for, or None for a folder or a demo."""
     name = str(model)
-    if name == "demo" or (name and Path(model).expanduser().is_dir()):
+    if name in BUNDLED or (name and Path(model).expanduser().is_dir()):
         return None
     repo = ALIASES.get(name.lower(), name)
     if not _HUB_ID.fullmatch(repo):
-        known = ", ".join(["demo", *ALIASES])
+        known = ", ".join([*BUNDLED, *ALIASES])
         raise ModelNotFoundError(f"no model {name!r}: give a folder, a hub id or one of {known}")
     return repo
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from ..checkpoints import DEMO_PATH
+from ..checkpoints import BUNDLED
 from ..coding import Tiling
 from ..memory import available_memory, forecast
 from ..nn.autoencoder import AutoencoderConfig
@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 
 def announce(plan: Plan) -> None:
     """Says on stderr what a plan will do, what it needs, and what of it can't be done."""
-    if plan.pipe.folder == DEMO_PATH:
+    if plan.pipe.folder in BUNDLED.values():
         logger.info(
             "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
-            "--model 2b downloads the smallest real model (14 GB)"
+            "--model %s",
+            "5b-i2v downloads a real model (21 GB)"
+            if plan.pipe.takes_image
+            else "2b downloads the smallest real model (14 GB)",
         )
     for failure in plan.failed:
         say(f"error: {failure.label}: {failure.reason}")

@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
+OPERATIONS_AT_A_TIME = 1e12
+"""Of one kernel on a Mac, where the system ends work that keeps the display waiting for seconds: a
+quarter of a second on the slowest."""
+
 SCORES_AT_A_TIME = 2**26
 """Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
 
@@ -36,7 +40,24 @@ def attention(
     if bounded_backward and not mx.metal.is_available():
         # The scale belongs to the queries, so that the function below has arrays only.
         return _in_parts(queries * scale, keys, values)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
+    groups = 1
+    if mx.metal.is_available() and bias is None:
+        groups = _groups(4 * queries.size * keys.shape[2], queries.shape[1])
+    if groups == 1:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
+    # Joined where the heads of a token lie side by side, as the caller wants them in the end.
+    parts = (mx.split(x, groups, axis=1) for x in (queries, keys, values))
+    mixed = [
+        mx.fast.scaled_dot_product_attention(*some, scale=scale).swapaxes(1, 2)
+        for some in zip(*parts, strict=True)
+    ]
+    return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
+
+
+def _groups(operations: int, heads: int) -> int:
+    """Into how many equal groups of heads that much is divided."""
+    wanted = operations / OPERATIONS_AT_A_TIME
+    return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
 
 
 @mx.custom_function

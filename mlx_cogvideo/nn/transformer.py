@@ -7,6 +7,7 @@ patch of 1.5, the image channels and the ``ofs`` embedding of image-to-video.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,9 +18,13 @@ from .attention import attention, merge_heads, split_heads
 from .config import Config
 from .fusion import fused
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
+from .portions import LAZY, Portions
 from .positions import rope_tables, rotate, sincos_table
 
 QK_NORM_EPS = 1e-6
+
+FEED_FORWARD_ELEMENTS = 2**28
+"""Of the wide layer that are computed at a time; in 16 bits, 512 MB."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         encoder_hidden_states: mx.array,
         timestep: mx.array,
         ofs: mx.array | None = None,
+        work: Portions = LAZY,
     ) -> mx.array:
         """
         Args:
@@ -116,6 +122,7 @@ class CogVideoXTransformer3DModel(nn.Module):
             timestep: ``[batch]``, 0 to 999.
             ofs: ``[batch]`` or ``[1]``; 2.0 where the configuration has an ``ofs_embed_dim`` and
                 nothing is given.
+            work: how to compute it; lazily if not told.
 
         Returns:
             ``[batch, frames, height, width, out_channels]``.
@@ -124,15 +131,20 @@ class CogVideoXTransformer3DModel(nn.Module):
             ValueError: frames, height or width that the patches or the position table don't fit.
         """
         x, context = self.embed(hidden_states, encoder_hidden_states, timestep, ofs)
-        x = self.run_blocks(x, context)
+        x = self.run_blocks(x, context, work=work)
         return self.project(x, context, hidden_states.shape)
 
     def run_blocks(
-        self, x: mx.array, context: "BlockContext", first: int = 0, end: int | None = None
+        self,
+        x: mx.array,
+        context: "BlockContext",
+        first: int = 0,
+        end: int | None = None,
+        work: Portions = LAZY,
     ) -> mx.array:
         """Tokens through some of the blocks, all unless told."""
         for block in self.transformer_blocks[first:end]:
-            x = block(x, *context)
+            x = block(x, *context, work)
         return x
 
     def embed(
@@ -272,12 +284,13 @@ class CogVideoXBlock(nn.Module):
         temb: mx.array,
         is_text: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
+        work: Portions = LAZY,
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``; see `CogVideoXLayerNormZero` for the rest."""
         modulated, gates = self.norm1(x, temb, is_text)
-        x = gated_residual(x, self.attn1(modulated, rotation), is_text, *gates)
+        x = work.done(gated_residual(x, self.attn1(modulated, rotation, work), is_text, *gates))
         modulated, gates = self.norm2(x, temb, is_text)
-        return gated_residual(x, self.ff(modulated), is_text, *gates)
+        return work.done(gated_residual(x, self.ff(modulated, work), is_text, *gates))
 
 
 class Attention(nn.Module):
@@ -299,28 +312,51 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(dim, dim, bias=bias)
         self.to_out = [nn.Linear(dim, dim)]
 
-    def __call__(self, x: mx.array, rotation: tuple[mx.array, mx.array] | None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: tuple[mx.array, mx.array] | None,
+        work: Portions = LAZY,
+    ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
-        queries = self.norm_q(split_heads(self.to_q(x), self.heads))
-        keys = self.norm_k(split_heads(self.to_k(x), self.heads))
+        queries = work.done(self._positioned(self.norm_q, self.to_q(x), rotation))
+        keys = work.done(self._positioned(self.norm_k, self.to_k(x), rotation))
         values = split_heads(self.to_v(x), self.heads)
-        if rotation is not None:
-            queries, keys = _rotate(queries, *rotation), _rotate(keys, *rotation)
         mixed = attention(queries, keys, values, bounded_backward=self.bounded_backward)
         return self.to_out[0](merge_heads(mixed))
+
+    def _positioned(
+        self, norm: nn.LayerNorm, x: mx.array, rotation: tuple[mx.array, mx.array] | None
+    ) -> mx.array:
+        """Queries or keys ``[B, heads, tokens, head_dim]``."""
+        x = norm(split_heads(x, self.heads))
+        return x if rotation is None else _rotate(x, *rotation)
 
 
 _rotate = fused(rotate)
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh-GELU, linear. The nesting gives the parameters their official names."""
+    """Linear, tanh-GELU, linear, some rows at a time where the result is not left lazy.
+
+    The nesting gives the parameters their official names.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
         self.net = [GELU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
+        """``[B, tokens, dim] -> [B, tokens, dim]``."""
+        count = math.ceil(4 * x.size / FEED_FORWARD_ELEMENTS) if work.evaluate else 1
+        if count == 1:
+            return self._run(x)
+        rows = x.flatten(0, 1)
+        edges = [i * len(rows) // count for i in range(count + 1)]
+        parts = [work.done(self._run(rows[a:b])) for a, b in pairwise(edges)]
+        return mx.concatenate(parts).reshape(x.shape)
+
+    def _run(self, x: mx.array) -> mx.array:
         for layer in self.net:
             x = layer(x)
         return x

@@ -16,11 +16,11 @@ from torch_reference import (
 )
 
 from mlx_cogvideo.checkpoints import load_component
+from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import (
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
     Tiles,
-    bands,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 
@@ -100,7 +100,7 @@ def many_bands(monkeypatch):
     """Small bands and portions, so that little frames are cut and computed as large ones are."""
     monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 3000)
     monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 5000)
-    monkeypatch.setattr(bands, "PORTION_ELEMENTS", 20_000)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 20_000)
 
 
 CLIPS = [(1, 1), (5, 1), (9, 1), (13, 1), (17, 1), (49, 1), (9, 2), (17, 2)]

@@ -9,16 +9,15 @@ from math import ceil, prod
 
 import mlx.core as mx
 
+from ..portions import Portions
+
 Bands = list[mx.array]
 
 MAX_ELEMENTS = 2**31
 """Convolutions of arrays of this size and over come out wrong (ml-explore/mlx#3248)."""
 
-PORTION_ELEMENTS = 2**25
-"""A device gets its work in portions of at least so many elements: small layers go together."""
 
-
-class Pass:
+class Pass(Portions):
     """One pass of the encoder or the decoder over one clip.
 
     It carries the last frames that the causal convolutions saw from one chunk to the next, and
@@ -32,17 +31,13 @@ class Pass:
 
         Args:
             latent_rows: height of the latents; no band is less than one of their rows.
-            evaluate: compute each band of each layer before the next, so that its temporaries are
-                freed. Without, all stays lazy, as gradients need it, and nothing bounds the memory.
+            evaluate: compute each band of each layer before the next; see ``Portions``.
             band_elements: of a band in one frame, at most; None takes frames as a whole.
         """
+        super().__init__(evaluate=evaluate)
         self._latent_rows = latent_rows
-        self._evaluate = evaluate
         self._band_elements = band_elements
         self._frames: dict[tuple[int, int], mx.array] = {}
-        self._waiting: list[mx.array] = []
-        self._waiting_elements = 0
-        self._running: mx.array | None = None
 
     def prepend(self, key: tuple[int, int], x: mx.array, count: int) -> mx.array:
         """`x` with the `count` frames before it; remembers its last ones for the next chunk.
@@ -58,38 +53,6 @@ class Pass:
         x = mx.concatenate([past, x], axis=1)
         # The sum is a copy: a slice would keep all of x alive.
         self._frames[key] = self.kept(x[:, -count:] + 0)
-        return x
-
-    def kept(self, x: mx.array) -> mx.array:
-        """`x`, to be computed before what it is made of is let go."""
-        if self._evaluate:
-            self._waiting.append(x)
-        return x
-
-    def done(self, x: mx.array, elements: int | None = None) -> mx.array:
-        """`x`, which is about to be computed unless this pass is lazy.
-
-        While the device computes one portion, the next is put together. It begins when the first
-        is done and its temporaries are free.
-
-        Args:
-            elements: of the largest array that `x` is made of, where that isn't its own size.
-        """
-        if self._evaluate:
-            self._waiting.append(x)
-            self._waiting_elements += elements or x.size
-            if self._waiting_elements >= PORTION_ELEMENTS:
-                if self._running is not None:
-                    mx.eval(self._running)
-                mx.async_eval(self._waiting)
-                self._running, self._waiting, self._waiting_elements = x, [], 0
-        return x
-
-    def finish(self, x: mx.array) -> mx.array:
-        """`x`, the last of a chunk, computed with all that the next one needs."""
-        if self._evaluate:
-            mx.eval(x, self._waiting)
-            self._running, self._waiting, self._waiting_elements = None, [], 0
         return x
 
     def cut(self, bands: Bands, growth: float = 1) -> Bands:
