@@ -10,8 +10,10 @@ from huggingface_hub import errors as hub_errors
 
 from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
 from mlx_cogvideo.checkpoints import (
+    BUNDLED,
     DEMO_PATH,
     SHARED_KEY,
+    component_folder,
     default_model,
     model_identity,
     resolve_model,
@@ -144,6 +146,14 @@ def test_the_default_is_mlx_model_and_else_the_demo(tmp_path, monkeypatch):
     assert default_model() == DEMO_PATH
     (tmp_path / "mlx_model").mkdir()
     assert default_model().resolve() == tmp_path / "mlx_model"
+
+
+def test_the_demo_of_images_has_what_it_shares_with_the_other():
+    folder = resolve_model("demo-i2v")
+    assert folder == BUNDLED["demo-i2v"] and not (folder / "vae").exists()
+    assert component_folder(folder, "vae").samefile(DEMO_PATH / "vae")
+    assert model_identity(folder, folder)["name"] == "demo-i2v"
+    assert (folder / "latent_rgb.json").read_text() == (DEMO_PATH / "latent_rgb.json").read_text()
 
 
 def test_components_that_another_folder_shares_are_found_and_copied(tmp_path):

@@ -96,6 +96,40 @@ def test_a_picture_covers_the_size_or_fits_into_it_or_is_distorted(tmp_path):
     assert (stretch[20, 5] > [200, -1, -1]).all() and (stretch[20, 35] > [-1, -1, 200]).all()
 
 
+def disc() -> np.ndarray:
+    """An orange one on gray, left of the middle."""
+    y, x = np.mgrid[:96, :96]
+    inside = np.hypot(x - 34, y - 50) < 18
+    return np.where(inside[..., None], (250, 130, 20), (128, 128, 128)).astype(np.uint8)
+
+
+def test_the_demo_of_images_begins_with_the_picture_and_moves_it_as_told():
+    prompt = "an orange circle moves {} on a gray background"
+    arguments = {"image": disc(), "num_inference_steps": 10, "guidance_scale": 2, "seed": 3}
+    pipe = CogVideoXPipeline.from_pretrained("demo-i2v")
+    for way, axis, sign in (("right", 1, 1), ("up", 0, -1)):
+        video = pipe(prompt.format(way), **arguments)
+        error = np.square(video[0] / 255 - disc() / 255).mean()
+        assert -10 * np.log10(error) > 25
+        first, last = (np.argwhere(frame[..., 2] < 75).mean(axis=0) for frame in video[[0, -1]])
+        moved = (last - first) * sign
+        assert moved[axis] > 20 and abs(moved[1 - axis]) < 4
+        assert (video[-1][tuple(last.astype(int))] - (250.0, 130, 20)).max() < 40
+
+
+def test_a_model_of_images_needs_one_and_takes_no_video(output, clip, capsys):
+    for options, message in (
+        ([], "this is an image-to-video model: give it an image"),
+        (["--video", clip], "an image-to-video model can't start from a video"),
+        (["--image", "missing.png"], "missing.png doesn't exist"),
+        (["--image", "empty.png"], "empty.png can't be read as a picture"),
+    ):
+        Path("empty.png").touch()
+        assert generate(output, "--model", "demo-i2v", *options) == 2
+        (error,) = errors(capsys.readouterr().err)
+        assert message in error
+
+
 def test_a_video_at_a_low_strength_stays_and_at_full_strength_does_not():
     pipe = CogVideoXPipeline.from_pretrained("demo")
     clip = make_clip(17, 96, 96)

@@ -157,7 +157,7 @@ def content_digest(path: Path) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path, kind: str = "video") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _readable(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise InvalidInputError(f"{path} is a folder") from None
     except av.FFmpegError as error:
-        raise InvalidInputError(f"{path} can't be read as a video: {error.strerror}") from error
+        raise InvalidInputError(f"{path} can't be read as a {kind}: {error.strerror}") from error
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def _pixel_aspect(container: av.container.InputContainer) -> float:
 def _read_frame(
     path: Path, shape: Shape, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
-    with _readable(path), _opened(path, timeout) as container:
+    with _readable(path, "picture"), _opened(path, timeout) as container:
         aspect = _pixel_aspect(container)
         return _fitted(_first_frame(container, path), shape, position, aspect)
 

@@ -26,6 +26,7 @@ from torch_reference import (
 )
 
 from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.conditioning import with_leading
 from mlx_cogvideo.nn.autoencoder import Posterior
 
@@ -134,6 +135,39 @@ def test_image_to_video_equals_diffusers(
         output_type="float",
     )
     assert video.shape == (17, height, width, 3)
+    assert relative_error(video, expected) < TOLERANCE
+
+
+def test_the_bundled_demo_of_images_makes_the_same_video_in_diffusers(tmp_path, posterior_noise):
+    """A copy of it, with what it shares with the other demo."""
+    folder = tmp_path / "demo-i2v"
+    assert convert(["--hf-path", "demo-i2v", "--mlx-path", str(folder), "--quiet"]) == 0
+    pipe = diffusers.CogVideoXImageToVideoPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(pipe.scheduler.config)
+    image, latents = make_clip(1, 96, 96)[0], random(1, 5, 16, 12, 12)
+    posterior_noise(random(1, 16, 1, 12, 12, seed=7))
+    expected = pipe(
+        as_diffusers_reads(image)[None],
+        PROMPT,
+        num_frames=17,
+        height=96,
+        width=96,
+        num_inference_steps=STEPS,
+        latents=latents,
+        max_sequence_length=pipe.transformer.config.max_text_seq_length,
+        output_type="np",
+    ).frames[0]
+    video = CogVideoXPipeline.from_pretrained("demo-i2v", mx.float32)(
+        PROMPT,
+        image=image,
+        num_inference_steps=STEPS,
+        scheduler="ddim",
+        latents=ours(frames_first(latents)),
+        output_type="float",
+    )
     assert relative_error(video, expected) < TOLERANCE
 
 
