@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InvalidInputError
-from .nn.portions import Portions
+from .nn.portions import Portions, in_passes
 from .nn.transformer import CogVideoXTransformer3DModel, sinusoid
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
@@ -90,8 +90,8 @@ class StepCache:
     threshold: float
     last: int
     skipped: list[int] = field(default_factory=list)
-    _addition: mx.array | None = None
-    _first: mx.array | None = None
+    _additions: list[mx.array] = field(default_factory=list)
+    _firsts: list[mx.array] = field(default_factory=list)
 
     def velocity(
         self,
@@ -100,35 +100,55 @@ class StepCache:
         text: mx.array,
         timestep: mx.array,
         step: int,
+        passes: int = 1,
     ) -> mx.array:
-        """As ``transformer(latents, text, timestep)``, nearly."""
-        x, context = transformer.embed(latents, text, timestep)
-        start, work = 0, Portions()
+        """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
+        work = Portions()
+        inputs = [
+            transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)
+        ]
+        tokens, contexts = [x for x, _ in inputs], [context for _, context in inputs]
+        start, firsts = 0, []
         if self.steps is None:
-            first = transformer.run_blocks(x, context, 0, 1, work) - x
-            x, start = x + first, 1
-        usable = self._addition is not None and self._addition.shape == x.shape
+            start = 1
+            for i, context in enumerate(contexts):
+                after = transformer.run_blocks(tokens[i], context, end=1, work=work)
+                firsts.append(after - tokens[i])
+                tokens[i] = after
+        usable = [a.shape for a in self._additions] == [x.shape for x in tokens]
         computed = not usable or step == self.last
         if not computed:
-            computed = self.steps[step] if self.steps is not None else self._has_changed(first)
+            computed = self.steps[step] if self.steps is not None else self._has_changed(firsts)
         if computed:
-            before = x
-            x = transformer.run_blocks(x, context, start, work=work)
-            self._addition = x - before
-            self._first = first if self.steps is None else None
-            mx.eval(self._addition)
+            before = tokens
+            tokens = [
+                transformer.run_blocks(x, context, start, work=work)
+                for x, context in zip(tokens, contexts, strict=True)
+            ]
+            self._additions = [after - x for after, x in zip(tokens, before, strict=True)]
+            self._firsts = firsts
+            mx.eval(self._additions)
         else:
-            x = x + self._addition
+            tokens = [x + addition for x, addition in zip(tokens, self._additions, strict=True)]
             self.skipped.append(step)
-        return transformer.project(x, context, latents.shape)
-
-    def _has_changed(self, first: mx.array) -> bool:
-        """In one of the branches at least: they are told apart."""
-        difference, size = (
-            mx.abs(array.astype(mx.float32)).mean(axis=(1, 2))
-            for array in (first - self._first, self._first)
+        shape = (len(latents) // passes, *latents.shape[1:])
+        return mx.concatenate(
+            [
+                transformer.project(x, context, shape)
+                for x, context in zip(tokens, contexts, strict=True)
+            ]
         )
-        return bool((difference >= self.threshold * size).any().item())
+
+    def _has_changed(self, firsts: list[mx.array]) -> bool:
+        """In one of the branches at least: they are told apart."""
+        changed = False
+        for first, before in zip(firsts, self._firsts, strict=True):
+            difference, size = (
+                mx.abs(array.astype(mx.float32)).mean(axis=(1, 2))
+                for array in (first - before, before)
+            )
+            changed |= bool((difference >= self.threshold * size).any().item())
+        return changed
 
 
 def make_cache(

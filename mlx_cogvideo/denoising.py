@@ -10,7 +10,8 @@ from .conditioning import Conditioning
 from .errors import GenerationError
 from .guidance import guidance_schedule
 from .model_folder import ModelFolder
-from .nn.portions import Portions
+from .nn.portions import Portions, in_passes
+from .nn.transformer import CogVideoXTransformer3DModel
 from .request import Request
 from .schedulers import Scheduler, make_scheduler
 
@@ -66,11 +67,12 @@ def denoising_steps(
         texts = embeds if request.guides(i) else embeds[-1:]
         batch = _input(model, latents, conditioning, len(texts))
         times = mx.full(len(texts), t)
+        passes = len(texts) if request.sequential_guidance else 1
         if request.cache is None:
-            velocity = model.transformer(batch, texts, times, work=Portions())
+            velocity = velocities(model.transformer, batch, texts, times, passes)
         else:
             cache = cache or _step_cache(model, request, timesteps)
-            velocity = cache.velocity(model.transformer, batch, texts, times, i)
+            velocity = cache.velocity(model.transformer, batch, texts, times, i, passes)
             if i in cache.skipped:
                 skipped = (*skipped, i)
             else:
@@ -91,6 +93,24 @@ def denoising_steps(
                 "try another dtype (5B models need bfloat16 or float32)"
             )
         yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
+
+
+def velocities(
+    transformer: CogVideoXTransformer3DModel,
+    latents: mx.array,
+    text: mx.array,
+    timestep: mx.array,
+    passes: int = 1,
+) -> mx.array:
+    """``transformer(latents, text, timestep)``, computed.
+
+    Memory: of one of the passes, into which the batch is divided.
+    """
+    made = []
+    for of_pass in in_passes(passes, latents, text, timestep):
+        work = Portions()
+        made.append(work.finish(transformer(*of_pass, work=work)))
+    return mx.concatenate(made)
 
 
 def make_run_scheduler(model: ModelFolder, request: Request) -> Scheduler:

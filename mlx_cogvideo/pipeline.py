@@ -89,6 +89,7 @@ class CogVideoXPipeline(ModelFolder):
         uncond: str = "empty",
         cache: str | None = None,
         cache_threshold: float | None = None,
+        sequential_guidance: bool = False,
         scheduler: str | Scheduler | None = None,
         seed: int | None = None,
         tiling: str = "auto",
@@ -127,6 +128,8 @@ class CogVideoXPipeline(ModelFolder):
             cache: skip the blocks in some steps, ``"teacache"`` or ``"first-block"``; None computes
                 all. See ``caching``.
             cache_threshold: how much may change before a step is computed; None is usual.
+            sequential_guidance: compute the two passes of guidance one after the other, not as one
+                batch: half the activations, in about the same time.
             scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
             seed: of the initial noise and of the DPM sampler's; None draws one.
             tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
@@ -185,6 +188,7 @@ class CogVideoXPipeline(ModelFolder):
             ),
             cache,
             choose_threshold(cache, cache_threshold),
+            sequential_guidance,
         )
         make_run_scheduler(self, request)  # refuses a number of steps that it can't follow
         request.check_steps()

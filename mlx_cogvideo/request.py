@@ -91,6 +91,7 @@ class Request:
     overlap: int
     cache: str | None
     cache_threshold: float | None
+    sequential_guidance: bool
 
     @property
     def guided(self) -> bool:
@@ -153,6 +154,7 @@ class Request:
             "seed": self.seed,
             "uncond": self.uncond,
             "guidance_range": self.guidance_range and list(self.guidance_range),
+            **({"sequential_guidance": True} if self.sequential_guidance else {}),
             **(
                 {"cache": self.cache, "cache_threshold": self.cache_threshold} if self.cache else {}
             ),

@@ -136,7 +136,7 @@ def test_what_the_hub_refuses_is_one_line_with_advice(monkeypatch, error, messag
 
 @pytest.mark.parametrize("name", ["", "nonsense", "./missing", "/missing/folder", "a/b/c"])
 def test_a_name_that_is_nothing_lists_what_there_is(asked, name):
-    with pytest.raises(ModelNotFoundError, match="give a folder, a hub id or one of demo, 2b"):
+    with pytest.raises(ModelNotFoundError, match="hub id or one of demo, demo-i2v, 2b"):
         resolve_model(name)
     assert asked == []
 

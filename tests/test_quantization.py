@@ -9,6 +9,7 @@ from support import relative_error
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.networks import NETWORKS
 from mlx_cogvideo.nn import quantization
+from mlx_cogvideo.nn.lora import LoRALinear, LowRank, in_order
 from mlx_cogvideo.nn.quantization import (
     KINDS,
     MODES,
@@ -83,9 +84,9 @@ def test_gradients_flow_to_the_input_and_to_nothing_else(way):
 def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
     monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
     layer, unpacked = make_layer(Quantization(4, 64)), []
-    unpack = QuantizedLinear._unpack
+    unpack = mx.dequantize
     monkeypatch.setattr(
-        QuantizedLinear, "_unpack", lambda self, *args: unpacked.append(1) or unpack(self, *args)
+        mx, "dequantize", lambda *arrays, **how: unpacked.append(1) or unpack(*arrays, **how)
     )
     layer(mx.ones((4, 128)))
     layer(mx.ones((2, 2, 128)))
@@ -93,6 +94,20 @@ def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
     layer(mx.ones((5, 128)))
     layer(mx.ones((2, 3, 128)))
     assert unpacked == [1, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_outputs_come_in_the_order_that_is_asked_for(monkeypatch, rows, adapted):
+    monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
+    order, x = mx.array([5, 0, 63, 2]), mx.random.normal((rows, 128))
+    plain = nn.Linear(128, 96)
+    addition = LowRank(mx.random.normal((4, 128)), mx.random.normal((96, 4)), 0.5)
+    for layer in (plain, nn.Linear(128, 96, bias=False), make_layer(Quantization(4, 64))):
+        if adapted:
+            layer = LoRALinear(layer)
+            layer.adapters.append(addition)
+        assert relative_error(in_order(layer, x, order), layer(x)[..., order]) < 1e-6
 
 
 def test_an_unpacked_weight_lives_for_one_layer():

@@ -20,9 +20,10 @@ class LowRank(nn.Module):
         self.lora_B = b
         self.scale = scale
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``, in the dtype of `x`."""
+    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
+        """``[..., inputs] -> [..., outputs]``, in the dtype of `x`; outputs in that order."""
         a, b = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
+        b = b if order is None else b[order]
         return (self.scale * (x @ a.T)) @ b.T
 
     def product(self) -> mx.array:
@@ -38,10 +39,10 @@ class LoRALinear(nn.Module):
         self.linear = linear.freeze()
         self.adapters: list[LowRank] = []
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
+    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
+        y = self.linear(x) if order is None else in_order(self.linear, x, order)
         for adapter in self.adapters:
-            y = y + adapter(x)
+            y = y + adapter(x, order)
         return y
 
 
@@ -61,6 +62,17 @@ def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
             raise KeyError(f"no linear layer {path}")
         layer.adapters.append(addition)
     module.update_modules(tree_unflatten(list(wrapped.items())))
+
+
+def in_order(layer: nn.Module, x: mx.array, order: mx.array) -> mx.array:
+    """``layer(x)[..., order]`` of a linear layer, packed or not, with adapters or without.
+
+    The rows of its weights are put in order, which are few beside those of `x`.
+    """
+    if not isinstance(layer, nn.Linear):
+        return layer(x, order)
+    weight = layer.weight[order].T
+    return mx.addmm(layer.bias[order], x, weight) if "bias" in layer else x @ weight
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Handing lazy work to the device piece by piece, so that what one piece leaves is freed."""
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 
 PORTION_ELEMENTS = 2**25
@@ -57,3 +59,8 @@ class Portions:
 
 LAZY = Portions(evaluate=False)
 """Computes nothing by itself."""
+
+
+def in_passes(passes: int, *batch: mx.array) -> Iterator[tuple[mx.array, ...]]:
+    """The arrays of a batch in equal parts, which are computed one after another."""
+    return zip(*(mx.split(array, passes) for array in batch), strict=True)

@@ -9,6 +9,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from .fusion import fused
+
 ROPE_THETA = 10000.0
 
 
@@ -86,17 +88,35 @@ def _over_grid(frame: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.nda
     return np.concatenate(parts, axis=-1).reshape(np.prod(grid), -1)
 
 
+@lru_cache(maxsize=8)
+def half_split(heads: int, head_dim: int) -> mx.array:
+    """The order of all heads' features in which `rotate` takes them.
+
+    The models turn neighbours: (x₀, x₁), (x₂, x₃), ... In this order the first of all the pairs of
+    a head come before the second, so that a turn reads and writes long rows: several times as fast.
+    Scores don't change if queries and keys have the same order.
+    """
+    within = np.arange(head_dim).reshape(-1, 2).T.flatten()
+    return mx.array((np.arange(heads)[:, None] * head_dim + within).flatten())
+
+
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Rotary embedding (arXiv:2104.09864) of interleaved pairs: (x₀, x₁), (x₂, x₃), ...
+    """Rotary embedding (arXiv:2104.09864) of features in the order of `half_split`.
 
     Args:
-        x: ``[batch, heads, tokens, head_dim]``.
+        x: ``[batch, tokens, heads, head_dim]``.
         cos, sin: ``[tokens, head_dim / 2]`` in float32, in which the rotation is computed.
     """
-    pairs = x.astype(mx.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    turned = mx.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    turned = _turn(halves, halves[..., ::-1, :], cos, mx.concatenate([-sin, sin], axis=-2))
+    return turned.reshape(x.shape)
+
+
+@fused
+def _turn(halves, exchanged, cos, signed_sin):
+    wide = halves.astype(mx.float32) * cos + exchanged.astype(mx.float32) * signed_sin
+    return wide.astype(halves.dtype)
 
 
 def sincos_table(

@@ -128,25 +128,26 @@ class QuantizedLinear(nn.Module):
     def unfreeze(self, *args, **kwargs) -> None:
         """Does nothing: a packed weight has no gradient."""
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``."""
+    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
+        """``[..., inputs] -> [..., outputs]``; outputs in that order."""
         how = self.quantization.arguments()
-        packed = self.weight, self.scales, self.get("biases")
+        arrays = [self.get(name) for name in ("weight", "scales", "biases", "bias")]
+        if order is not None:
+            arrays = [array if array is None else array[order] for array in arrays]
+        *packed, bias = arrays
         if x.size // x.shape[-1] <= PACKED_ROWS[mx.default_device().type]:
             y = mx.quantized_matmul(x, *packed, transpose=True, **how)
         else:
             # Nothing else would keep a lazy graph from unpacking all layers at once.
-            (weight,) = mx.depends([self.weight], [x])
-            y = x @ self._unpack(weight, x.dtype).T
-        return y + self.bias if "bias" in self else y
+            packed[0] = mx.depends(packed[:1], [x])[0]
+            weight = mx.dequantize(*packed, **how).astype(x.dtype).T
+            return x @ weight if bias is None else mx.addmm(bias, x, weight)
+        return y if bias is None else y + bias
 
     def unpacked(self, dtype: mx.Dtype) -> mx.array:
         """The weight ``[outputs, inputs]``."""
-        return self._unpack(self.weight, dtype)
-
-    def _unpack(self, weight: mx.array, dtype: mx.Dtype) -> mx.array:
         how = self.quantization.arguments()
-        return mx.dequantize(weight, self.scales, self.get("biases"), **how).astype(dtype)
+        return mx.dequantize(self.weight, self.scales, self.get("biases"), **how).astype(dtype)
 
 
 def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from .attention import attention, merge_heads, split_heads
 from .config import Config
 from .fusion import fused
+from .lora import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
 from .portions import LAZY, Portions
-from .positions import rope_tables, rotate, sincos_table
+from .positions import half_split, rope_tables, rotate, sincos_table
 
 QK_NORM_EPS = 1e-6
 
@@ -319,21 +320,31 @@ class Attention(nn.Module):
         work: Portions = LAZY,
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
-        queries = work.done(self._positioned(self.norm_q, self.to_q(x), rotation))
-        keys = work.done(self._positioned(self.norm_k, self.to_k(x), rotation))
+        queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation))
+        keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation))
         values = split_heads(self.to_v(x), self.heads)
         mixed = attention(queries, keys, values, bounded_backward=self.bounded_backward)
         return self.to_out[0](merge_heads(mixed))
 
     def _positioned(
-        self, norm: nn.LayerNorm, x: mx.array, rotation: tuple[mx.array, mx.array] | None
+        self,
+        x: mx.array,
+        linear: nn.Module,
+        norm: nn.LayerNorm,
+        rotation: tuple[mx.array, mx.array] | None,
     ) -> mx.array:
         """Queries or keys ``[B, heads, tokens, head_dim]``."""
-        x = norm(split_heads(x, self.heads))
-        return x if rotation is None else _rotate(x, *rotation)
-
-
-_rotate = fused(rotate)
+        heads, weight, bias = self.heads, norm.weight, norm.bias
+        head_dim = len(weight)
+        if rotation is None:
+            y = linear(x)
+        else:
+            y = in_order(linear, x, half_split(heads, head_dim))
+            order = half_split(1, head_dim)
+            weight, bias = weight[order], bias[order]
+        y = y.reshape(*x.shape[:2], heads, head_dim)
+        y = mx.fast.layer_norm(y, weight, bias, norm.eps)
+        return (y if rotation is None else rotate(y, *rotation)).swapaxes(1, 2)
 
 
 class FeedForward(nn.Module):
