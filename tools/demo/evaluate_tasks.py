@@ -6,7 +6,8 @@
 
 `image` gives the rendered first frame of a clip and its caption, both held out. `video` gives a
 clip and a caption that names another colour, or with --change disagrees in other attributes, too.
-`extend` looks at each window, at each seam, and at the frames around it.
+`extend` looks at each window, at each seam, and at the frames around it; a model of images begins
+with a rendered frame.
 """
 
 import argparse
@@ -102,9 +103,13 @@ def videos(pipe, prompts, args) -> None:
 
 def extended(pipe, prompts, args) -> None:
     constant, directions, seams = [], [], []
-    for number, (_, prompt) in enumerate(prompts):
-        clip = make(pipe, number, prompt, args, extend=args.extend, overlap=args.overlap)
-        request = pipe.request(prompt, extend=args.extend, overlap=args.overlap)
+    real = clips_of([wanted for wanted, _ in prompts], seed=5)
+    for number, ((_, prompt), start) in enumerate(zip(prompts, real, strict=True)):
+        more = {"extend": args.extend, "overlap": args.overlap}
+        if pipe.takes_image:
+            more["image"] = start[0]
+        clip = make(pipe, number, prompt, args, **more)
+        request = pipe.request(prompt, **more)
         frames, step = request.geometry.num_frames, request.geometry.num_frames - request.overlap
         windows = [clip[i * step : i * step + frames] for i in range(args.extend + 1)]
         found = [read_attributes(window) for window in windows]

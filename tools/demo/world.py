@@ -35,7 +35,7 @@ DIRECTIONS = {
     "down": (0, 1),
     "up": (0, -1),
 }  # x and y, y pointing down
-SMALLEST, LARGEST = 10.0, 44.0  # radius, where figures begin anywhere
+SMALLEST, LARGEST = 12.0, 34.0  # radius, where figures begin anywhere
 MOTIONS = (*DIRECTIONS, "grows", "shrinks")
 
 
@@ -228,17 +228,20 @@ def world_scene(
     small, large = rng.uniform(12, 14.5, (count, 1)), rng.uniform(25, 28, (count, 1))
     steady = rng.uniform(16.5, 21, (count, 1))
     change = growth * (large - small) * time
+    shapes = outlines or [SHAPES[combination.shape] for combination in combinations]
+    reach = np.array([[outline.scale] for outline in shapes])  # of its corners, beside its radius
     if anywhere:
         first = np.where(growth == 0, steady, rng.uniform(SMALLEST, LARGEST, (count, 1)))
         sizes = np.clip(first + change, SMALLEST, LARGEST)
-        begin = first + rng.uniform(0, 1, (count, 2)) * (SIZE - 2 * first)
+        room = np.minimum(first * reach, SIZE / 2)
+        begin = room + rng.uniform(0, 1, (count, 2)) * (SIZE - 2 * room)
     else:
         sizes = np.where(growth == 0, steady, (small + large) / 2 + change)
     path = begin[:, :, None] + way[:, :, None] * travel[:, None]
     if anywhere:
-        path = np.clip(path, sizes[:, None], SIZE - sizes[:, None])
+        room = np.minimum(sizes * reach, SIZE / 2)[:, None]
+        path = np.clip(path, room, SIZE - room)
 
-    shapes = outlines or [SHAPES[combination.shape] for combination in combinations]
     colour = np.array([COLOURS[combination.colour] for combination in combinations])
     plain = np.array([BACKGROUNDS[combination.background] for combination in combinations])
     sprite = _sprite(shapes, path[:, 0], path[:, 1], sizes, colour)

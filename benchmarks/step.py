@@ -1,0 +1,244 @@
+"""Times a step of denoising at full size, ours beside diffusers'.
+
+    python benchmarks/step.py 5b
+    python benchmarks/step.py 1.5-5b --cases "ours bfloat16" diffusers --frames 81
+
+A step is one pass of the transformer over noise and text with and without the prompt, as one batch
+of two, or `in turn`. Random weights of the official names and shapes, the same for all; 8 and 4
+bits are made of them by the converter. Each case runs in a process of its own, which reads its
+weights, takes two steps and times the next ones (the best is told). Memory is what MLX or PyTorch
+allocated at most in these, weights included, and at rest before them. The difference is that of
+the velocities from the first case's, the largest beside the largest velocity. diffusers wants the
+`test` extra.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tools/checks", "tests")]
+
+CASES = [
+    "ours bfloat16",
+    "ours bfloat16 in turn",
+    "ours 8-bit",
+    "ours 4-bit",
+    "diffusers",
+    "diffusers compiled",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
+    add("--frames", type=int, help="default: the variant's own, as for the size")
+    add("--height", type=int)
+    add("--width", type=int)
+    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
+    add("--steps", type=int, default=3, help="that are timed")
+    add("--timeout", type=float, help="seconds for a case")
+    add("--folder", type=Path, help="where the checkpoint is, or will be and stay")
+    add("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(args)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        args.folder = args.folder or Path(name)
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    import mlx.core as mx
+
+    shape = prepare(args)
+    print(
+        f"{args.variant}, latents {'x'.join(map(str, shape[1:4]))}, {mx.default_device()}, "
+        f"MLX {mx.__version__}, {platform.platform()}"
+    )
+    print(f"{'':24}{'seconds':>9}{'peak GiB':>10}{'at rest':>9}{'difference':>12}")
+    expected = None
+    for case in args.cases:
+        command = [sys.executable, __file__, args.variant, "--case", case]
+        command += ["--folder", str(args.folder), "--steps", str(args.steps)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=args.timeout
+            )
+        except subprocess.TimeoutExpired:
+            print(f"{case:24} not done in {args.timeout:g} s", flush=True)
+            continue
+        if done.returncode:
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            print(f"{case:24} failed: {reason[:150]}", flush=True)
+            continue
+        told = json.loads(done.stdout.splitlines()[-1])
+        velocity = np.load(args.folder / "velocity.npy")
+        expected = velocity if expected is None else expected
+        difference = np.abs(velocity - expected).max() / np.abs(expected).max()
+        print(
+            f"{case:24}{told['seconds']:9.3f}{told['peak'] / 2**30:10.2f}"
+            f"{told['rest'] / 2**30:9.2f}{difference:12.4f}",
+            flush=True,
+        )
+
+
+def prepare(args: argparse.Namespace) -> tuple[int, ...]:
+    """Writes the checkpoint, unless it is there, and the inputs; the latents' shape."""
+    import mlx.core as mx
+    from official import TRANSFORMERS
+    from random_checkpoint import write_component, write_json
+
+    from mlx_cogvideo.checkpoints import DEMO_PATH, SHARED_KEY
+    from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
+    from mlx_cogvideo.nn.transformer import TransformerConfig
+    from mlx_cogvideo.request import Geometry
+    from mlx_cogvideo.variants import match_variant
+
+    variant = args.variant.replace("-", "_")
+    config = TransformerConfig.from_dict(TRANSFORMERS[variant])
+    geometry = Geometry.choose(
+        match_variant(config),
+        config,
+        AutoencoderConfig(),
+        num_frames=args.frames,
+        height=args.height,
+        width=args.width,
+    )
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not (args.folder / "transformer").exists():
+        write_component(args.folder / "transformer", variant, TRANSFORMERS[variant], mx.bfloat16)
+        index = {"_class_name": "CogVideoXPipeline", SHARED_KEY: str(DEMO_PATH)}
+        write_json(args.folder / "model_index.json", index)
+    _, frames, height, width, _ = geometry.latent_shape
+    rng = np.random.default_rng(1)
+    latents = rng.standard_normal((1, frames, height, width, config.in_channels), np.float32)
+    text = rng.standard_normal((2, 226, config.text_embed_dim), np.float32)
+    np.savez(args.folder / "inputs.npz", latents=latents, text=text)
+    return geometry.latent_shape
+
+
+def run_case(args: argparse.Namespace) -> dict[str, float]:
+    side, *how = args.case.split()
+    step, velocity, memory = {"ours": load_ours, "diffusers": load_diffusers}[side](args, how)
+    rest = memory(False)
+    for _ in range(2):
+        step()
+    memory(True)
+    best = float("inf")
+    for _ in range(args.steps):
+        start = time.perf_counter()
+        step()
+        best = min(best, time.perf_counter() - start)
+    told = {"seconds": best, "rest": rest, "peak": memory(True)}
+    np.save(args.folder / "velocity.npy", velocity())
+    return told
+
+
+def load_ours(args: argparse.Namespace, how: list[str]):
+    import mlx.core as mx
+
+    from mlx_cogvideo.checkpoints import load_component, read_config
+    from mlx_cogvideo.denoising import velocities
+    from mlx_cogvideo.networks import make_network
+
+    folder = args.folder / "transformer"
+    if how[0].endswith("-bit"):
+        folder = packed(args.folder, int(how[0][0])) / "transformer"
+    network = make_network("transformer", read_config(folder / "config.json"))
+    network = load_component(network, folder, mx.bfloat16)
+    mx.eval(network.parameters())
+    inputs = np.load(args.folder / "inputs.npz")
+    latents = mx.repeat(mx.array(inputs["latents"]).astype(mx.bfloat16), 2, axis=0)
+    text = mx.array(inputs["text"]).astype(mx.bfloat16)
+    passes, made = 2 if "turn" in how else 1, []
+
+    def step():
+        made[:] = [velocities(network, latents, text, mx.array([500, 500]), passes)]
+        mx.eval(made)
+
+    def memory(peak: bool) -> int:
+        told = mx.get_peak_memory() if peak else mx.get_active_memory()
+        mx.reset_peak_memory()
+        return told
+
+    mx.set_cache_limit(2**31)
+    return step, lambda: np.array(made[0].astype(mx.float32)), memory
+
+
+def packed(folder: Path, bits: int) -> Path:
+    """A quantized copy of the transformer, which is kept."""
+    from mlx_cogvideo.conversion import convert, plan_conversion
+    from mlx_cogvideo.nn.quantization import Quantization
+
+    copy = folder / f"{bits}-bit"
+    if not copy.exists():
+        plan = plan_conversion(
+            "random", folder, quantization=Quantization(bits, 64), components=("transformer",)
+        )
+        convert(plan, copy)
+    return copy
+
+
+def load_diffusers(args: argparse.Namespace, how: list[str]):
+    import torch
+    from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = CogVideoXTransformer3DModel.from_pretrained(
+        args.folder / "transformer", torch_dtype=torch.bfloat16
+    ).to(device)
+    network.requires_grad_(False)
+    config = network.config
+    inputs = np.load(args.folder / "inputs.npz")
+    latents = torch.tensor(inputs["latents"]).to(device, torch.bfloat16)
+    latents = latents.permute(0, 1, 4, 2, 3).repeat(2, 1, 1, 1, 1)
+    text = torch.tensor(inputs["text"]).to(device, torch.bfloat16)
+    frames, _, height, width = latents.shape[1:]
+    rotation = None
+    if config.use_rotary_positional_embeddings:
+        pipe = SimpleNamespace(transformer=network, vae_scale_factor_spatial=8)
+        rotation = CogVideoXPipeline._prepare_rotary_positional_embeddings(
+            pipe, 8 * height, 8 * width, frames, device
+        )
+    if "compiled" in how:
+        for block in network.transformer_blocks:
+            block.compile()
+    ofs = torch.tensor([2.0], device=device, dtype=torch.bfloat16) if config.ofs_embed_dim else None
+    made = []
+
+    @torch.no_grad()
+    def step():
+        time_step = torch.tensor([500, 500], device=device)
+        made[:] = network(
+            hidden_states=latents,
+            encoder_hidden_states=text,
+            timestep=time_step,
+            ofs=ofs,
+            image_rotary_emb=rotation,
+            return_dict=False,
+        )
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def memory(peak: bool) -> int:
+        if device != "cuda":
+            return 0
+        told = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return told
+
+    return step, lambda: made[0].permute(0, 1, 3, 4, 2).float().cpu().numpy(), memory
+
+
+if __name__ == "__main__":
+    main()
