@@ -173,6 +173,7 @@ def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
     request = SimpleNamespace(
         geometry=geometry,
         guided=True,
+        sequential_guidance=False,
         source=SimpleNamespace(is_noise=True),
         tiling=Tiling("seamless"),
     )
@@ -181,5 +182,6 @@ def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
         dtype=mx.bfloat16,
         geometry=geometry,
         request=request,
+        memory_limit=None,
         weight_bytes=lambda name: int(2 * count[name] * shares[name]),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from .coding import Tiling
+from .errors import InvalidInputError
 from .nn.attention import SCORES_AT_A_TIME
 from .nn.autoencoder import (
     BAND_ELEMENTS,
@@ -34,31 +35,14 @@ SCORE_TABLES = 3
 VAE_BANDS = {"none": 3, "seamless": 16, "tiled": 7}
 VAE_BANDS_ON_CPU = 37
 
-# CUDA's backend lets go of a block's arrays only when the graph they belong to is submitted: of
-# eight arrays a block, it was seen to hold up to this much.
-HELD_PER_BLOCK = 8
-HELD_AT_MOST = 14 * 2**30
-
 
 def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> dict[str, int]:
     """Bytes that each stage of a run needs at its peak: weights and activations. An estimate."""
-    device = _device()
-    config = pipe.configs["transformer"]
-    batch = 2 if request.guided else 1
-    itemsize = pipe.dtype.size
-
     _, frames, height, width, _ = request.geometry.latent_shape
-    tokens = config.token_count(request.geometry.latent_shape)
-    hidden = batch * tokens * config.dim * itemsize
-    activations = TRANSFORMER_ARRAYS[device] * hidden
-    if device == "cpu":
-        activations += batch * config.num_attention_heads * tokens**2 * 4
-    elif device == "cuda":
-        activations += min(HELD_AT_MOST, HELD_PER_BLOCK * config.num_layers * hidden)
-
+    batch = 2 if request.guided and not request.sequential_guidance else 1
     needs = {
         "encode": text_memory(pipe),
-        "denoise": pipe.weight_bytes("transformer") + activations,
+        "denoise": denoising_memory(pipe, request.geometry, batch),
     }
     if not request.source.is_noise:
         way = Tiling(request.source.tiling)
@@ -66,6 +50,37 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
     if decode:
         needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
     return needs
+
+
+def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) -> int:
+    """Bytes that the transformer needs for so many videos at a time. An estimate."""
+    device, config = _device(), pipe.configs["transformer"]
+    tokens = config.token_count(geometry.latent_shape)
+    hidden = batch * tokens * config.dim * pipe.dtype.size
+    activations = TRANSFORMER_ARRAYS[device] * hidden
+    if device == "cpu":
+        activations += batch * config.num_attention_heads * tokens**2 * 4
+    return pipe.weight_bytes("transformer") + activations
+
+
+def check_memory_limit(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> None:
+    """Raises InvalidInputError where a run would take more than the pipeline's limit."""
+    if pipe.memory_limit is None:
+        return
+    needs = forecast(pipe, request, decode=decode)
+    stage = max(needs, key=needs.get)
+    if needs[stage] > pipe.memory_limit:
+        advice = "a smaller size or fewer frames need less"
+        if stage == "encode":
+            advice = "a text encoder in 4 bits needs less (mlx_cogvideo.convert)"
+        elif stage == "decode" and request.tiling.mode != "tiled":
+            advice = "--tiling tiled needs less"
+        elif stage == "denoise" and 2 * pipe.weight_bytes("transformer") > pipe.memory_limit:
+            advice = "a transformer in 4 bits needs less (mlx_cogvideo.convert)"
+        raise InvalidInputError(
+            f"{stage} needs about {needs[stage] / 2**30:.1f} GiB and the limit is "
+            f"{pipe.memory_limit / 2**30:.1f}: {advice}"
+        )
 
 
 def training_forecast(
@@ -132,7 +147,7 @@ def choose_tiling(
     pipe: "CogVideoXPipeline", height: int, width: int, *, decode: bool = True
 ) -> str:
     """The VAE's fastest way for which there is memory; of the exact ones if there is for any."""
-    there_is = available_memory()
+    there_is = usable_memory(pipe)
     modes = ["none", "seamless"]
     if decode and largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width)) >= MAX_ELEMENTS:
         modes.remove("none")
@@ -140,6 +155,12 @@ def choose_tiling(
         if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= there_is:
             return mode
     return "tiled"
+
+
+def usable_memory(pipe: "CogVideoXPipeline") -> int:
+    """Bytes that a run of the pipeline may take: what there is, up to its limit."""
+    there_is = available_memory()
+    return there_is if pipe.memory_limit is None else min(there_is, pipe.memory_limit)
 
 
 def available_memory() -> int:
@@ -167,13 +188,23 @@ def _device() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def keep_resident() -> None:
-    """Lets macOS 15 and later keep a model's memory wired, so that nothing of it is paged out.
+def manage_memory(limit: int | None = None) -> None:
+    """Tells MLX and the system what to hold on to while a video is made.
 
-    Elsewhere there is no such limit to set, and earlier systems take it for an error.
+    What has been freed is kept for the next use up to an eighth of the memory. macOS 15 and later
+    keep a model's memory wired, so that nothing of it is paged out; elsewhere there is no such
+    limit to set, and earlier systems take it for an error.
+
+    Args:
+        limit: bytes that the run may take.
     """
+    there_is = available_memory()
+    if limit is not None:
+        mx.set_memory_limit(limit)
+        there_is = min(there_is, limit)
+    mx.set_cache_limit(there_is // 8)
     if not mx.metal.is_available():
         return
     version = platform.mac_ver()[0]
     if version and int(version.split(".")[0]) >= 15:
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        mx.set_wired_limit(min(int(mx.device_info()["max_recommended_working_set_size"]), there_is))

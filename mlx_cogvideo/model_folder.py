@@ -40,6 +40,7 @@ class ModelFolder:
         variant: the official variant that the transformer's configuration matches, or None.
         dtype: of the weights and activations.
         tokenizer: text to token ids.
+        memory_limit: bytes that a run may take at any time; None is what there is.
         adapters: what ``load_lora`` has added, with its scales.
     """
 
@@ -51,6 +52,7 @@ class ModelFolder:
         }
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
+        self.memory_limit: int | None = None
         self._kept: set[str] = set()
         self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.component("tokenizer"))

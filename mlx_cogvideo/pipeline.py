@@ -29,7 +29,7 @@ from .denoising import DenoisingState, denoising_steps, make_run_scheduler
 from .errors import InvalidInputError
 from .extension import Joiner, choose_overlap, window_request
 from .guidance import check_uncond, schedule_name
-from .memory import choose_tiling
+from .memory import choose_tiling, denoising_memory, usable_memory
 from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
 from .request import Geometry, Request
@@ -89,7 +89,7 @@ class CogVideoXPipeline(ModelFolder):
         uncond: str = "empty",
         cache: str | None = None,
         cache_threshold: float | None = None,
-        sequential_guidance: bool = False,
+        sequential_guidance: bool | None = None,
         scheduler: str | Scheduler | None = None,
         seed: int | None = None,
         tiling: str = "auto",
@@ -129,7 +129,8 @@ class CogVideoXPipeline(ModelFolder):
                 all. See ``caching``.
             cache_threshold: how much may change before a step is computed; None is usual.
             sequential_guidance: compute the two passes of guidance one after the other, not as one
-                batch: half the activations, in about the same time.
+                batch: half the activations, in about the same time. None does so where there is no
+                memory for the batch.
             scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
             seed: of the initial noise and of the DPM sampler's; None draws one.
             tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
@@ -151,6 +152,10 @@ class CogVideoXPipeline(ModelFolder):
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
         geometry = self.geometry(num_frames, height, width)
+        if sequential_guidance is None:
+            sequential_guidance = guidance_scale > 1 and denoising_memory(
+                self, geometry, batch=2
+            ) > usable_memory(self)
         way = self._tiling(
             tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True
         )

@@ -19,11 +19,14 @@ seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
 OF_THE_RUN = ("lora", "dtype", "compile", "fps", "image_sha256", "video_sha256")
 """The settings that are not arguments of ``CogVideoXPipeline.request``."""
 
-NEWER = {"lora": [], "uncond": "empty"}
+NEWER = {"lora": [], "uncond": "empty", "sequential_guidance": False}
 """What records of before there was a choice don't speak of."""
 
 DECODING = ("tiling", "tile_size", "tile_overlap")
-AFTER_DENOISING = (*DECODING, "fps")
+CHOSEN_BY_MEMORY = (*DECODING, "sequential_guidance")
+"""Settings that are chosen by the memory there is, where nothing else is asked for."""
+
+MAY_CHANGE = (*CHOSEN_BY_MEMORY, "fps")
 """Settings that may change when a run goes on."""
 
 

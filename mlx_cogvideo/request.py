@@ -154,7 +154,7 @@ class Request:
             "seed": self.seed,
             "uncond": self.uncond,
             "guidance_range": self.guidance_range and list(self.guidance_range),
-            **({"sequential_guidance": True} if self.sequential_guidance else {}),
+            "sequential_guidance": self.sequential_guidance,
             **(
                 {"cache": self.cache, "cache_threshold": self.cache_threshold} if self.cache else {}
             ),

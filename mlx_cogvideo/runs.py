@@ -19,7 +19,7 @@ import numpy as np
 from .denoising import DenoisingState
 from .errors import InvalidInputError, mlx_errors
 from .pipeline import CogVideoXPipeline, Progress
-from .record import AFTER_DENOISING, Meter, Record, request_again, setting_differences
+from .record import MAY_CHANGE, Meter, Record, request_again, setting_differences
 from .request import Request
 from .saved_run import SavedRun, remove_saved, saved_path
 from .video import open_writer, write_latents
@@ -270,7 +270,7 @@ class _Keeper:
         if beside not in self._written and beside.exists():
             with suppress(InvalidInputError):
                 record = SavedRun.load(beside).record
-                if not setting_differences(record, self.saved.record, but=AFTER_DENOISING):
+                if not setting_differences(record, self.saved.record, but=MAY_CHANGE):
                     self._written.append(beside)
         for path in self._written:
             remove_saved(path)

@@ -187,7 +187,7 @@ def test_before_the_start_it_says_what_will_happen(output, capsys):
 
 
 def test_a_run_that_may_not_fit_into_memory_is_warned_of(output, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_cogvideo.cli.announce.available_memory", lambda: 10 * 2**20)
+    monkeypatch.setattr("mlx_cogvideo.cli.announce.usable_memory", lambda pipe: 10 * 2**20)
     assert generate(output, "--dry-run") == 0
     assert "warning: this may need more memory than there is" in capsys.readouterr().err
 

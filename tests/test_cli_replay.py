@@ -39,6 +39,7 @@ def test_a_video_shows_how_it_was_made(folder, capsys):
         "dynamic_cfg": "wave",
         "guidance_range": None,
         "uncond": "empty",
+        "sequential_guidance": False,
         "scheduler": "dpm",
         "seed": 1,
         "tiling": "none",

@@ -252,13 +252,13 @@ def test_ctrl_c_stops_after_the_step_and_nothing_is_lost(folder, name):
 def test_a_second_ctrl_c_stops_in_the_middle_of_a_step(folder, monkeypatch, capfd):
     step, calls = CogVideoXTransformer3DModel.__call__, iter(range(10))
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **how):
         if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)  # still here: the first one waits for the end of the step
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
-        return step(*arguments)
+        return step(*arguments, **how)
 
     monkeypatch.setattr(CogVideoXTransformer3DModel, "__call__", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

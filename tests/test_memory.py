@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from mlx_cogvideo import CogVideoXPipeline, memory
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
@@ -69,6 +69,27 @@ def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, there_is, 
     assert pipe.request("a", tile_size=(48, 48)).tiling.mode == "tiled"
 
 
+def test_the_passes_of_guidance_take_turns_where_there_is_no_memory_for_both(pipe, monkeypatch):
+    needs = memory.denoising_memory(pipe, pipe.geometry(), batch=2)
+    for there_is, sequential in ((needs, False), (needs - 1, True)):
+        monkeypatch.setattr(memory, "available_memory", lambda there_is=there_is: there_is)
+        assert pipe.request("a").sequential_guidance is sequential
+        assert pipe.request("a", sequential_guidance=False).sequential_guidance is False
+        assert pipe.request("a", guidance_scale=1).sequential_guidance is False
+
+
+def test_a_limit_takes_the_place_of_the_memory_there_is():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    whole = max(memory.forecast(pipe, pipe.request("a")).values())
+    pipe.memory_limit = whole // 2
+    request = pipe.request("a")
+    assert request.tiling.mode != "none"
+    memory.check_memory_limit(pipe, request)
+    pipe.memory_limit = 2**20
+    with pytest.raises(InvalidInputError, match=r"needs about .* GiB and the limit is 0.0"):
+        memory.check_memory_limit(pipe, pipe.request("a"))
+
+
 def test_frames_too_large_to_be_whole_are_cut_where_there_is_all_the_memory(pipe, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 2**60)
     assert pipe.request("a", height=4096, width=4096).tiling.mode == "seamless"
@@ -94,5 +115,7 @@ def test_memory_is_wired_only_where_the_system_knows_of_it(monkeypatch, metal, v
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 123})
     monkeypatch.setattr(mx, "set_wired_limit", set_to.append)
     monkeypatch.setattr(memory.platform, "mac_ver", lambda: (version, ("", "", ""), ""))
-    memory.keep_resident()
+    monkeypatch.setattr(mx, "set_cache_limit", lambda limit: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**40)
+    memory.manage_memory()
     assert set_to == limits

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "scheduler": "dpm",
     "seed": 2**62,
     "tiling": "tiled",
+    "sequential_guidance": True,
     "tile_size": [16, 32],
     "tile_overlap": [0.5, 0.25],
 }

@@ -5,7 +5,7 @@ import sys
 
 from ..checkpoints import BUNDLED
 from ..coding import Tiling
-from ..memory import available_memory, forecast
+from ..memory import forecast, usable_memory
 from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
 from ..request import Geometry, Request
@@ -54,6 +54,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     target = job.output
     if len(plan.jobs) > 1:
         target = f"{job.output} and {len(plan.jobs) - 1} more"
+    if request.guided and request.sequential_guidance:
+        guidance += ", one pass after the other"
     steps = str(request.num_inference_steps)
     if request.steps < request.num_inference_steps:
         steps = f"the last {request.steps} of {steps}"
@@ -108,7 +110,7 @@ def _memory(plan: Plan) -> tuple[str, bool, bool]:
     """The forecast in words, and whether it, and decoding, is more than there is."""
     decode = any(output_form(job.output) != LATENTS for job in plan.jobs)
     needs = forecast(plan.pipe, plan.jobs[0].request, decode=decode)
-    there_is = available_memory()
+    there_is = usable_memory(plan.pipe)
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     too_much_to_decode = needs.get("decode", 0) > there_is
     text = f"about {told}; {size(there_is)} can be had"

@@ -1,5 +1,6 @@
 """``generate.py``: prompts in, videos out."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from ..caching import CACHES
 from ..conditioning import IMAGE_LATENT_SCALES
 from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
-from ..memory import keep_resident
+from ..memory import manage_memory
 from ..nn.autoencoder import TILINGS
 from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
@@ -37,7 +38,7 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     announce(plan)
     if args.dry_run:
         return FAILED if plan.failed else None
-    keep_resident()
+    manage_memory(plan.pipe.memory_limit)
     return Session(plan, args).run()
 
 
@@ -137,6 +138,12 @@ def make_parser() -> Parser:
         "(default: compute all)",
     )
     add("--cache-threshold", type=float, help="how much may change (default: what is usual)")
+    add(
+        "--sequential-guidance",
+        action=argparse.BooleanOptionalAction,
+        help="compute the two passes of guidance one after the other: less memory (default: where "
+        "there is none for both)",
+    )
     add("--scheduler", choices=SCHEDULERS, help="sampler (default: what suits the model)")
     add(
         "--seed",
@@ -165,6 +172,13 @@ def make_parser() -> Parser:
         help="share of a tile that the next one covers, too (default: about 1/6 and 1/5)",
     )
     add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
+    add(
+        "--memory-limit",
+        type=positive,
+        metavar="GIB",
+        help="take at most so much: less memory is used where there are ways to, and what can't be "
+        "done is said before it begins",
+    )
     add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")
 
     add = parser.add_argument_group("where to").add_argument

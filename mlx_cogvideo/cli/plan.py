@@ -14,11 +14,12 @@ import mlx.core as mx
 from ..checkpoints import default_model, model_identity
 from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
+from ..memory import check_memory_limit
 from ..pipeline import CogVideoXPipeline
 from ..preview import Preview
 from ..record import (
-    AFTER_DENOISING,
     DECODING,
+    MAY_CHANGE,
     Record,
     make_record,
     model_differences,
@@ -54,6 +55,7 @@ SETTINGS = {
     "overlap": "overlap",
     "cache": "cache",
     "cache_threshold": "cache_threshold",
+    "sequential_guidance": "sequential_guidance",
     "scheduler": "scheduler",
     "tiling": "tiling",
     "tile_size": "tile_size",
@@ -155,6 +157,8 @@ class _Planner:
         is_batch = args.prompt_file is not None or len(self.seeds) > 1
 
         pipe, model = self._open_model()
+        if args.memory_limit is not None:
+            pipe.memory_limit = int(args.memory_limit * 2**30)
         self.result = Plan(pipe, model, is_batch)
         if args.preview_every is not None:
             self.result.preview = Preview(pipe)
@@ -270,6 +274,7 @@ class _Planner:
         else:
             open_writer(job.output, job.record["settings"]["fps"], overwrite=args.overwrite)
             plan.pipe.check_decodable(job.request)
+        check_memory_limit(plan.pipe, job.request, decode=output_form(job.output) != LATENTS)
         if saved is not None:
             plan.begun[job.path] = saved.progress
         plan.jobs.append(job)
@@ -287,7 +292,7 @@ class _Planner:
         settings = saved.record["settings"] | {n: asked[n] for n in named & asked.keys()}
         request, record = self._request(settings)
         differences = model_differences(saved.record, record)
-        differences += setting_differences(saved.record, record, but=AFTER_DENOISING)
+        differences += setting_differences(saved.record, record, but=MAY_CHANGE)
         if differences:
             raise InvalidInputError(
                 f"{job.path} was begun otherwise: {'; '.join(differences)}: go on with the same "
@@ -315,7 +320,9 @@ class _Planner:
             then = None
         but = () if seed_matters else ("seed",)
         if self.given.get("tiling", "auto") == "auto":
-            but += DECODING  # they are chosen by the memory there is
+            but += DECODING
+        if "sequential_guidance" not in self.given:
+            but += ("sequential_guidance",)
         if then is None:
             problem = "isn't the result of such a run"
         elif differences := model_differences(then, job.record) + setting_differences(

@@ -12,18 +12,22 @@ class Portions:
     """The work of one pass through a network, in the order in which it is put together.
 
     A lazy graph that is computed at once keeps the temporaries of all its parts on some devices.
-    In portions it keeps those of one, and while the device computes it the next is put together.
+    In portions it keeps those of one or two, and while the device computes them the next is put
+    together.
     """
 
-    def __init__(self, *, evaluate: bool = True):
+    def __init__(self, *, evaluate: bool = True, ahead: int = 0):
         """
         Args:
+            ahead: portions that the device is given before one is done; with none it waits for a
+                moment before each.
             evaluate: False leaves all work lazy, as gradients need it, and the memory unbounded.
         """
         self.evaluate = evaluate
         self._waiting: list[mx.array] = []
         self._waiting_elements = 0
-        self._running: mx.array | None = None
+        self._ahead = ahead
+        self._running: list[mx.array] = []
 
     def kept(self, x: mx.array) -> mx.array:
         """`x`, to be computed before what it is made of is let go."""
@@ -34,7 +38,7 @@ class Portions:
     def done(self, x: mx.array, elements: int | None = None) -> mx.array:
         """`x`, which is about to be computed unless all is lazy.
 
-        It begins when the portion before it is done and its temporaries are free.
+        It begins when the portion before it (or `ahead` of it) is done and its temporaries are free.
 
         Args:
             elements: of the largest array that `x` is made of, where that isn't its own size.
@@ -43,17 +47,18 @@ class Portions:
             self._waiting.append(x)
             self._waiting_elements += elements or x.size
             if self._waiting_elements >= PORTION_ELEMENTS:
-                if self._running is not None:
-                    mx.eval(self._running)
+                while len(self._running) > self._ahead:
+                    mx.eval(self._running.pop(0))
                 mx.async_eval(self._waiting)
-                self._running, self._waiting, self._waiting_elements = x, [], 0
+                self._running.append(x)
+                self._waiting, self._waiting_elements = [], 0
         return x
 
     def finish(self, x: mx.array) -> mx.array:
         """`x`, the last piece, computed with all that waits."""
         if self.evaluate:
             mx.eval(x, self._waiting)
-            self._running, self._waiting, self._waiting_elements = None, [], 0
+            self._running, self._waiting, self._waiting_elements = [], [], 0
         return x
 
 

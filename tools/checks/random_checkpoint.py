@@ -78,7 +78,9 @@ def write_component(folder: Path, name: str, config: dict, dtype: mx.Dtype) -> N
         weight_map |= dict.fromkeys(shapes, file)
         mx.clear_cache()
     if len(shards) > 1:
-        write_json(folder / f"{stem}.safetensors.index.json", {"weight_map": weight_map})
+        size = dtype.size * sum(map(prod, official(name).values()))
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

@@ -23,7 +23,7 @@ from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.video import write_video
 
 EDGE = 6.0  # pixels; nearer to the edge than this, besides its radius, a figure has arrived
-STANDING = 2.0  # pixels or, of growth, percent of the radius
+STANDING = 2.0  # pixels; a figure that moves, or whose radius changes, by less stands
 
 
 def main() -> None:
@@ -137,9 +137,9 @@ def goes_on(clip: np.ndarray, end: int, count: int) -> bool:
     middle = 8
     way = np.array([x[middle - 1] - x[0], y[middle - 1] - y[0], 0])
     after = np.array([x[-1] - x[middle - 1], y[-1] - y[middle - 1], 0])
-    growth = np.log(radius[middle - 1] / radius[0]), np.log(radius[-1] / radius[middle - 1])
+    growth = radius[middle - 1] - radius[0], radius[-1] - radius[middle - 1]
     if np.abs(way).max() < STANDING:  # it grows, shrinks, or stands
-        stands = abs(growth[1]) < STANDING / 100
+        stands = abs(growth[1]) < STANDING
         return np.abs(after).max() < 4 and (growth[0] * growth[1] > 0 or stands)
     axis = np.abs(way).argmax()
     place = (x, y)[axis][-1]
