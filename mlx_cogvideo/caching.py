@@ -103,7 +103,7 @@ class StepCache:
         passes: int = 1,
     ) -> mx.array:
         """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
-        work = Portions()
+        work = Portions(ahead=1)
         inputs = [
             transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)
         ]
