@@ -2,6 +2,7 @@
 
 import os
 import platform
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,19 @@ from .nn.autoencoder import (
     footprint,
     largest_decode_tensor,
 )
+from .nn.transformer import FEED_FORWARD_ELEMENTS
 from .request import Geometry, Request
 
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline
 
-# Peak activations of the transformer in units of its tokens times their width. On the CPU, MLX
-# holds a head's whole table of attention scores. Metal's are guesses by CUDA's.
-TRANSFORMER_ARRAYS = {"cpu": 26, "cuda": 14, "metal": 14}
+# Peak activations of the transformer in arrays as large as its tokens: while it attends, and beside
+# the wide layer of the feed-forward part. Measured on CUDA (benchmarks/step.py), by which those of
+# Metal are guessed. On the CPU small videos are computed in one portion, and MLX holds the whole
+# table of attention scores.
+ATTENTION_ARRAYS = 11
+FEED_FORWARD_ARRAYS = 6
+ARRAYS_ON_CPU = 26
 
 # Peak of one block's backward in the same units, and tables of scores beside them.
 BACKWARD_ARRAYS = 62
@@ -54,12 +60,20 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
 
 def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) -> int:
     """Bytes that the transformer needs for so many videos at a time. An estimate."""
-    device, config = _device(), pipe.configs["transformer"]
-    tokens = config.token_count(geometry.latent_shape)
-    hidden = batch * tokens * config.dim * pipe.dtype.size
-    activations = TRANSFORMER_ARRAYS[device] * hidden
-    if device == "cpu":
-        activations += batch * config.num_attention_heads * tokens**2 * 4
+    config, itemsize = pipe.configs["transformer"], pipe.dtype.size
+    tokens, dim = config.token_count(geometry.latent_shape), config.dim
+    hidden = batch * tokens * dim
+    if _device() == "cpu":
+        scores = batch * config.num_attention_heads * tokens**2
+        activations = ARRAYS_ON_CPU * hidden * itemsize + 4 * scores
+    else:
+        # Two parts of the wide layer at a time, each before and after its activation.
+        parts = ceil(4 * hidden / FEED_FORWARD_ELEMENTS)
+        wide = 2 * min(2, parts) * 4 * hidden / parts
+        elements = max(ATTENTION_ARRAYS * hidden, FEED_FORWARD_ARRAYS * hidden + wide)
+        if pipe.is_packed("transformer"):
+            elements += 2 * min(2, parts) * 4 * dim**2  # the two linear layers' weights
+        activations = int(elements * itemsize)
     return pipe.weight_bytes("transformer") + activations
 
 

@@ -146,6 +146,10 @@ class ModelFolder:
             for tensor in self._stored[name].values()
         )
 
+    def is_packed(self, name: str) -> bool:
+        """Whether weights of a network are quantized."""
+        return any(tensor.dtype == "U32" for tensor in self._stored[name].values())
+
     def free(self, name: str) -> None:
         """Lets go of a network's memory, unless it is kept; it loads again when it is asked for."""
         if name not in self._kept:

@@ -38,7 +38,7 @@ class Portions:
     def done(self, x: mx.array, elements: int | None = None) -> mx.array:
         """`x`, which is about to be computed unless all is lazy.
 
-        It begins when the portion before it (or `ahead` of it) is done and its temporaries are free.
+        Its memory is taken when all before it are done, but for `ahead` of them.
 
         Args:
             elements: of the largest array that `x` is made of, where that isn't its own size.
