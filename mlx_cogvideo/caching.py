@@ -19,7 +19,7 @@ import numpy as np
 
 from .errors import InvalidInputError
 from .nn.portions import Portions, in_passes
-from .nn.transformer import CogVideoXTransformer3DModel, sinusoid
+from .nn.transformer import CogVideoXTransformer3DModel
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
 """The caches and their usual thresholds."""
@@ -62,9 +62,9 @@ def teacache_steps(
 ) -> list[bool]:
     """Which steps are to be computed: always the first and the last one, and one where the changes
     since the last computed one add up to the threshold."""
-    config = transformer.config
-    times = sinusoid(mx.array(list(timesteps)), config.dim, config)
-    embedded = np.array(transformer.time_embedding(times).astype(mx.float32), np.float64)
+    dtype = transformer.time_embedding.linear_1.weight.dtype
+    embedded = transformer.embed_time(mx.array(list(timesteps)), dtype)
+    embedded = np.array(embedded.astype(mx.float32), np.float64)
     changes = np.abs(np.diff(embedded, axis=0)).mean(1) / np.abs(embedded[:-1]).mean(1)
     computed, total = [True], 0.0
     for change in np.polyval(polynomial, changes):

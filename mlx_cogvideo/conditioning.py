@@ -65,12 +65,14 @@ class Source:
         geometry: "Geometry",
         image: Picture | None,
         video: Picture | None,
+        extended: bool = False,
         **asked: Any,
     ) -> Self:
         """The source that is asked for. Files are not looked at yet: see ``check``.
 
         Args:
             takes_image: whether the model is an image-to-video one.
+            extended: whether other windows go on, which start from frames in any case.
             asked: the other attributes; None where nothing is asked for.
 
         Raises:
@@ -86,7 +88,8 @@ class Source:
                 "such as 5b-i2v"
             )
         needs = {"strength": video, "image_latent_scale": image}
-        needs["fit"] = needs["tiling"] = image if image is not None else video
+        needs["fit"] = image if image is not None else video
+        needs["tiling"] = True if extended else needs["fit"]
         names = {"fit": "image_fit", "tiling": "source_tiling"}
         for name, needed in needs.items():
             if asked[name] is not None and needed is None:
@@ -151,7 +154,7 @@ class Source:
         if self.video is not None:
             told |= {"video": self.video, "strength": self.strength}
         if told:
-            told |= {"image_fit": self.fit, "source_tiling": self.tiling}
+            told |= {"image_fit": self.fit}
         return {k: AN_ARRAY if isinstance(v, np.ndarray) else v for k, v in told.items()}
 
     def digests(self) -> dict[str, str]:
@@ -159,6 +162,18 @@ class Source:
         paths = {"image_sha256": self.image, "video_sha256": self.video}
         files = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
         return {name: content_digest(path) for name, path in files.items() if path.exists()}
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Height and width of a picture, turned as its EXIF data say.
+
+    Raises:
+        InvalidInputError: its file can't be read.
+    """
+    if isinstance(image, str | Path):
+        found = measure(Path(image), 1)
+        return found.height, found.width
+    return np.shape(image)[:2]
 
 
 def _path_or_pixels(

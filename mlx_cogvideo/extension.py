@@ -32,6 +32,8 @@ def choose_overlap(asked: int | None, *, extend: int, takes_image: bool, num_fra
         if asked is not None:
             raise InvalidInputError("overlap needs extend")
         return 0
+    if num_frames == 1:
+        raise InvalidInputError("a window of one frame can't go on: ask for more frames")
     if takes_image:
         if asked not in (None, 1):
             raise InvalidInputError(f"an image-to-video model goes on from 1 frame; got {asked}")
@@ -100,4 +102,4 @@ def _blend(before: np.ndarray, after: np.ndarray, first: int, count: int) -> np.
     """From one to the other; `first` of `count` frames have been blended."""
     share = (np.arange(first + 1, first + 1 + len(before)) / (count + 1)).reshape(-1, 1, 1, 1)
     mixed = before * (1 - share) + after * share
-    return np.round(mixed).astype(after.dtype) if after.dtype == np.uint8 else mixed
+    return (np.round(mixed) if after.dtype == np.uint8 else mixed).astype(after.dtype)

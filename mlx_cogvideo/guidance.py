@@ -28,7 +28,7 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
     ``"constant"`` (or False) is `scale` throughout. ``"wave"`` (or True) is the official "dynamic
     CFG", whose formula is given the training timestep where it means the step and so oscillates
     between 1 and 1 + `scale`; its authors found that they like it (zai-org/CogVideo#267).
-    ``"cosine"`` is the curve that was meant: rising from 1 to 1 + `scale`.
+    ``"cosine"`` is the curve that was meant: rising from 1 towards 1 + `scale`, late and steeply.
 
     Raises:
         InvalidInputError: another name.

@@ -178,7 +178,7 @@ def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
         geometry=geometry,
         guided=True,
         sequential_guidance=False,
-        source=SimpleNamespace(is_noise=True),
+        encodes_frames=False,
         tiling=Tiling("seamless"),
     )
     return SimpleNamespace(

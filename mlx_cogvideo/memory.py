@@ -50,7 +50,7 @@ def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True
         "encode": text_memory(pipe),
         "denoise": denoising_memory(pipe, request.geometry, batch),
     }
-    if not request.source.is_noise:
+    if request.encodes_frames:
         way = Tiling(request.source.tiling)
         needs["source"] = vae_memory(pipe, way, height, width, frames=frames, decode=False)
     if decode:
@@ -89,11 +89,13 @@ def check_memory_limit(pipe: "CogVideoXPipeline", request: Request, *, decode: b
             advice = "a text encoder in 4 bits needs less (mlx_cogvideo.convert)"
         elif stage == "decode" and request.tiling.mode != "tiled":
             advice = "--tiling tiled needs less"
+        elif stage == "source" and request.source.tiling != "tiled":
+            advice = "--source-tiling tiled needs less"
         elif stage == "denoise" and 2 * pipe.weight_bytes("transformer") > pipe.memory_limit:
             advice = "a transformer in 4 bits needs less (mlx_cogvideo.convert)"
         raise InvalidInputError(
-            f"{stage} needs about {needs[stage] / 2**30:.1f} GiB and the limit is "
-            f"{pipe.memory_limit / 2**30:.1f}: {advice}"
+            f"{stage} needs about {size(needs[stage])} and the limit is "
+            f"{size(pipe.memory_limit)}: {advice}"
         )
 
 
@@ -200,6 +202,15 @@ def _device() -> str:
     if mx.default_device().type == mx.DeviceType.cpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def size(count: float) -> str:
+    """Bytes as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1023.5:
+            return f"{count:.0f} {unit}"
+    return f"{count / 1024:.1f} GiB"
 
 
 def manage_memory(limit: int | None = None) -> None:

@@ -169,7 +169,7 @@ class ModelFolder:
     @property
     def takes_image(self) -> bool:
         """Whether it is an image-to-video model."""
-        return self.configs["transformer"].in_channels > self.configs["vae"].latent_channels
+        return self.configs["transformer"].takes_image
 
     @property
     def dtype_name(self) -> str:

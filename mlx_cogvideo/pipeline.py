@@ -22,6 +22,7 @@ from .conditioning import (
     Picture,
     Source,
     image_latent_scale,
+    picture_size,
     place_image,
     with_leading,
 )
@@ -101,8 +102,8 @@ class CogVideoXPipeline(ModelFolder):
         Args:
             prompt: what to show. The models were trained on long English descriptions.
             negative_prompt: what to steer away from.
-            image: for image-to-video models, the picture that the video begins with: a file, a PIL
-                image, or uint8 ``[height, width, 3]``.
+            image: for image-to-video models, the picture that the video begins with: a file, or in
+                the size of the video a PIL image or uint8 ``[height, width, 3]``.
             video: a clip to make another one of: a file, a folder of frames, or uint8
                 ``[num_frames, height, width, 3]``.
             strength: of the noise on `video`: near 0 little of it changes, with 1 nothing stays;
@@ -111,16 +112,18 @@ class CogVideoXPipeline(ModelFolder):
                 ``"pad"`` sets it on black, ``"stretch"`` distorts it.
             image_latent_scale: of version 1.5's picture, ``"official"`` (None, too),
                 ``"diffusers"`` or ``"finetune"``: see ``conditioning.image_latent_scale``.
-            source_tiling: how the VAE takes `image` or `video`, ``"seamless"`` or ``"tiled"``;
-                None is tiled where `tiling` is.
+            source_tiling: how the VAE takes `image` or `video`, or the frames that a window goes on
+                from, ``"seamless"`` or ``"tiled"``; None is tiled where `tiling` is.
             extend: windows of `num_frames` that go on after the first one.
             overlap: frames that each of them begins with and that are blended; None is 9, or the
                 last one for an image-to-video model.
-            num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels.
+            num_frames: 8N+1; None is the model's own, as for `height` and `width` in pixels. A
+                model of many shapes takes that of the image, its shorter side as it was trained.
             num_inference_steps: denoising steps, 1 to 1000.
             guidance_scale: weight of the prompt; 1 or less skips the unconditional pass.
             dynamic_cfg: guidance over the steps: False constant, True or ``"wave"`` as the
-                official tools have it, ``"cosine"`` rising; None is the variant's recommendation.
+                official tools have it, ``"cosine"`` rising to the end; None is the variant's
+                recommendation.
             guidance_range: first step with guidance, from 0, and the one after the last; the
                 others skip the unconditional pass.
             uncond: what is unconditional: ``"empty"``, the embeddings of the negative prompt, or
@@ -151,6 +154,8 @@ class CogVideoXPipeline(ModelFolder):
         scheduler = self._recommended("scheduler", scheduler)
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
+        if image is not None and height is width is None and self.variant is not None:
+            height, width = self.variant.size_like(picture_size(image))
         geometry = self.geometry(num_frames, height, width)
         if sequential_guidance is None:
             sequential_guidance = guidance_scale > 1 and denoising_memory(
@@ -159,13 +164,15 @@ class CogVideoXPipeline(ModelFolder):
         way = self._tiling(
             tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True
         )
-        if (image is not None or video is not None) and source_tiling is None:
+        encodes_frames = extend > 0 or image is not None or video is not None
+        if encodes_frames and source_tiling is None:
             source_tiling = "tiled" if way.mode == "tiled" else "seamless"
         source = Source.choose(
             takes_image=self.takes_image,
             geometry=geometry,
             image=image,
             video=video,
+            extended=extend > 0,
             strength=strength,
             fit=image_fit,
             image_latent_scale=image_latent_scale,
@@ -224,7 +231,7 @@ class CogVideoXPipeline(ModelFolder):
             output_type: ``"np"`` for uint8 ``[F, H, W, 3]``, ``"float"`` for float32 in [0, 1],
                 ``"latent"`` for the final latents in float32, shaped like `latents`.
             callback_on_step_end: called with the step's index, timestep and latents; returning
-                False ends the denoising there.
+                False ends the denoising there, and leaves out the windows after it.
             on_progress: called with a stage's name, the steps done and their number.
 
         Raises:
@@ -258,7 +265,10 @@ class CogVideoXPipeline(ModelFolder):
         self.free("text_encoder")
         report("encode", 1, 1)
 
+        stopped = False
+
         def denoised(window: Request) -> mx.array:
+            nonlocal stopped
             conditioning = self.condition(window, on_progress=report)
             report("denoise", 0, window.steps)
             for state in self.denoise(window, embeds, conditioning=conditioning, latents=latents):
@@ -266,12 +276,19 @@ class CogVideoXPipeline(ModelFolder):
                 if callback_on_step_end is not None:
                     index, timestep = state.step - 1, state.timestep
                     if callback_on_step_end(index, timestep, state.latents) is False:
+                        stopped = True
                         break
             return state.latents
 
         if output_type == "latent":
             return denoised(request)
-        frames = self.join(request, denoised, output_type=output_type, on_progress=report)
+        frames = self.join(
+            request,
+            denoised,
+            output_type=output_type,
+            on_progress=report,
+            is_last=lambda: stopped,
+        )
         return np.concatenate(list(frames))
 
     def join(
@@ -281,12 +298,14 @@ class CogVideoXPipeline(ModelFolder):
         *,
         output_type: str = "np",
         on_progress: Progress | None = None,
+        is_last: Callable[[], bool] = lambda: False,
     ) -> Iterator[np.ndarray]:
         """The frames of all windows of a video, in order, as they are settled.
 
         Args:
             denoised: makes the latents of a window, given its request.
             output_type, on_progress: as in ``decode``.
+            is_last: asked after each window's latents; True leaves out the windows after it.
 
         Yields:
             Frames as ``decode`` does.
@@ -295,8 +314,11 @@ class CogVideoXPipeline(ModelFolder):
         for number in range(1 + request.extend):
             window = window_request(request, number, joiner.tail)
             latents = denoised(window)
+            last = number == request.extend or is_last()
             chunks = self.decode(window, latents, output_type=output_type, on_progress=on_progress)
-            yield from joiner.add(chunks, last=number == request.extend)
+            yield from joiner.add(chunks, last=last)
+            if last:
+                return
 
     def encode(self, requests: Iterable[Request]) -> Iterator[mx.array]:
         """The text stage of each of many requests; frees the text encoder after the last.

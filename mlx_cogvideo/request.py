@@ -94,6 +94,11 @@ class Request:
     sequential_guidance: bool
 
     @property
+    def encodes_frames(self) -> bool:
+        """Whether the VAE encodes something: what the video starts from, or goes on from."""
+        return bool(self.extend) or not self.source.is_noise
+
+    @property
     def guided(self) -> bool:
         """Whether steps are computed with and without the prompt."""
         return self.guidance_scale > 1
@@ -103,6 +108,11 @@ class Request:
         """Steps that are taken: with a video to start from, not the first, noisiest ones."""
         strength = None if self.source.video is None else self.source.strength
         return steps_taken(self.num_inference_steps, strength)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps of all windows; those that go on take them all."""
+        return self.steps + self.extend * self.num_inference_steps
 
     def guides(self, step: int) -> bool:
         """Whether a step, counted from 0, is computed without the prompt, too."""
@@ -129,6 +139,11 @@ class Request:
                 "steps: raise one of them"
             )
         if self.guidance_range is not None:
+            if self.extend and self.source.video is not None:
+                raise InvalidInputError(
+                    "guidance_range can't be told for a video that starts from another and goes "
+                    "on: its windows take other numbers of steps"
+                )
             if not self.guided:
                 raise InvalidInputError("guidance_range needs a guidance_scale above 1")
             told = self.guidance_range
@@ -160,6 +175,7 @@ class Request:
             ),
             **({"extend": self.extend, "overlap": self.overlap} if self.extend else {}),
             **self.source.settings(),
+            **({"source_tiling": self.source.tiling} if self.encodes_frames else {}),
             **self.tiling.settings(),
         }
 

@@ -114,7 +114,10 @@ def finish(
             f"{request.geometry.latent_shape}: remove it to start afresh"
         )
     meter = Meter(saved.record, on_progress)
-    keeper = _Keeper(saved, path, save_every, " --overwrite" if overwrite else "")
+    options = " --overwrite" if overwrite else ""
+    if pipe.memory_limit is not None:
+        options += f" --memory-limit {pipe.memory_limit / 2**30:g}"
+    keeper = _Keeper(saved, path, save_every, options)
     with keeper, mlx_errors():
         if output_form(saved.output) == LATENTS:
             latents = _denoised(pipe, request, keeper, meter, on_state, should_stop)

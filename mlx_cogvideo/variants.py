@@ -16,7 +16,8 @@ class Variant:
         width, height, num_frames, fps: what the model was trained on and does by default.
         max_frames: beyond it the picture falls apart.
         scheduler, dynamic_cfg: the recommended sampler.
-        sides: the shortest and the longest side of a picture that it was trained on.
+        longest_side: of the pictures that it was trained on, whose shorter side is that of its own
+            size; None if they were all of its own size.
     """
 
     alias: str
@@ -29,11 +30,32 @@ class Variant:
     max_frames: int
     scheduler: str
     dynamic_cfg: str | bool
-    sides: tuple[int, int]
+    longest_side: int | None
 
     @property
     def name(self) -> str:
         return self.repo.split("/")[-1]
+
+    @property
+    def sizes(self) -> str:
+        """What it was trained on, in words."""
+        if self.longest_side is None:
+            return f"{self.width}x{self.height}"
+        return f"a shorter side of {self.height} and a longer one up to {self.longest_side}"
+
+    def was_trained_on(self, height: int, width: int) -> bool:
+        """Whether it knows pictures of such a size."""
+        if self.longest_side is None:
+            return (height, width) == (self.height, self.width)
+        return min(height, width) == self.height and max(height, width) <= self.longest_side
+
+    def size_like(self, picture: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that it was trained on, in about the shape of a picture's."""
+        if self.longest_side is None:
+            return self.height, self.width
+        longer = round(self.height * max(picture) / min(picture) / 16) * 16
+        sides = self.height, min(longer, self.longest_side)
+        return sides if picture[1] >= picture[0] else sides[::-1]
 
     def matches(self, config: TransformerConfig) -> bool:
         return all(getattr(config, name) == value for name, value in self.architecture.items())
@@ -47,7 +69,7 @@ _V1_0 = {
     "num_frames": 49,
     "fps": 8,
     "max_frames": 49,
-    "sides": (480, 720),
+    "longest_side": None,
 }
 _V1_5 = {
     "width": 1360,
@@ -55,7 +77,7 @@ _V1_5 = {
     "num_frames": 81,
     "fps": 16,
     "max_frames": 161,
-    "sides": (768, 1360),
+    "longest_side": 1360,
 }
 _DDIM = {"scheduler": "ddim", "dynamic_cfg": False}
 _DPM = {"scheduler": "dpm", "dynamic_cfg": "wave"}

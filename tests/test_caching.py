@@ -69,6 +69,19 @@ def test_a_skipped_step_adds_what_the_blocks_added_before(pipe):
     assert cache.skipped == [1]
 
 
+@pytest.mark.parametrize("steps", [[True, False, True], None], ids=["teacache", "first block"])
+def test_two_passes_skip_what_one_batch_skips(pipe, steps):
+    x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
+    text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 700])
+    made = []
+    for passes in (1, 2):
+        cache = StepCache(steps, 0.05, last=9)
+        made.append([cache.velocity(pipe.transformer, x, text, times, i, passes) for i in range(2)])
+        assert cache.skipped == [1]
+    for batch, apart in zip(*made, strict=True):
+        assert mx.allclose(batch, apart, atol=1e-5)
+
+
 def test_one_branch_that_changes_is_enough(pipe):
     transformer = pipe.transformer
     x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))

@@ -15,8 +15,10 @@ from mlx_cogvideo import (
     GenerationError,
     InvalidInputError,
     generate_video,
+    memory,
 )
 from mlx_cogvideo.cli.plan import _replayed
+from mlx_cogvideo.conditioning import picture_size
 from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
 from mlx_cogvideo.variants import VARIANTS
@@ -317,15 +319,96 @@ def test_an_extended_run_is_the_same_after_an_interruption(output, capsys, monke
     assert (read_video(output)[0] == read_video("third.mp4")[0]).all()
 
 
+def test_frames_to_go_on_from_are_encoded_as_the_video_is_decoded(output, capsys):
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    assert pipe.request(PROMPT, extend=1, tiling="tiled").source.tiling == "tiled"
+    request = pipe.request(PROMPT, extend=1, source_tiling="tiled")
+    assert request.settings()["source_tiling"] == "tiled"
+    assert "source" in memory.forecast(pipe, request)
+    assert "source" not in memory.forecast(pipe, pipe.request(PROMPT))
+    many = ["--seed", 1, 2, "--frames", 17, "--extend", 1, "--output", "{seed}.mp4"]
+    assert generate(output, *many, "--memory-limit", 0.2, "--tiling", "tiled") == 0
+    assert read_record("1.mp4")["settings"]["source_tiling"] == "tiled"
+    assert generate(output, *many) == 0
+    assert "0 made, 2 made before" in capsys.readouterr().err
+
+
+def test_a_stop_of_the_callback_ends_the_windows_too():
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    steps = []
+    stop = lambda step, *_: steps.append(step)  # noqa: E731
+    arguments = {**TINY, "extend": 2, "overlap": 1, "output_type": "float"}
+    video = pipe(PROMPT, callback_on_step_end=stop, **arguments)
+    assert video.shape[0] == 25 and video.dtype == np.float32
+    assert steps == [0, 1, 2, 3] * 3
+    stop = lambda step, *_: steps.append(step) or False  # noqa: E731
+    steps.clear()
+    assert len(pipe(PROMPT, callback_on_step_end=stop, **arguments)) == 9
+    assert steps == [0]
+
+
+def test_what_a_replay_is_told_anew_takes_along_what_belonged_to_it(output):
+    whole = ["--frames", 17, "--extend", 1, "--overlap", 1, "--cache", "teacache"]
+    assert generate(output, *whole, "--guidance-range", 0, 1) == 0
+    again = ["--replay", output, "--overwrite", "-q", "--output"]
+    assert run(*again, "a.mp4", "--extend", 0, "--cache", "first-block") == 0
+    settings = read_record("a.mp4")["settings"]
+    assert (settings.get("overlap"), settings["cache_threshold"]) == (None, 0.1)
+    assert run(*again, "b.mp4", "--cache", "none", "--guidance", 1) == 0
+    settings = read_record("b.mp4")["settings"]
+    assert "cache" not in settings and settings["guidance_range"] is None
+
+
+def test_a_replay_with_a_model_of_another_kind_is_one_line(output, capsys):
+    assert generate(output) == 0
+    command = ["--replay", output, "--model", "demo-i2v", "--seed", 1, 2, "--output", "{seed}.mp4"]
+    assert run(*command) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert "give it an image" in error
+
+
+def test_a_file_that_cant_be_opened_is_one_line(output, capsys):
+    assert generate(output, "--image", "/proc/self/mem", "--model", "demo-i2v") == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert "/proc/self/mem can't be read" in error
+
+
+def test_models_of_many_shapes_take_that_of_the_picture():
+    one_five = next(v for v in VARIANTS if v.alias == "1.5-5b-i2v")
+    assert one_five.size_like((720, 1280)) == (768, 1360)
+    assert one_five.size_like((1280, 720)) == (1360, 768)
+    assert one_five.size_like((1000, 1000)) == (768, 768)
+    assert one_five.size_like((600, 800)) == (768, 1024)
+    assert one_five.size_like((100, 900)) == (768, 1360)
+    one = next(v for v in VARIANTS if v.alias == "5b-i2v")
+    assert one.size_like((1280, 720)) == (480, 720)
+    assert picture_size(np.zeros((20, 30, 3))) == (20, 30)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--extend", "-1"], "extend must be 0 or more"),
         (["--extend", "1", "--overlap", "8"], "overlap must be 8N+1"),
         (["--extend", "1", "--overlap", "9"], "less than the 9 frames of a window"),
+        (["--extend", "1", "--frames", "1"], "a window of one frame can't go on"),
+        (
+            [
+                "--extend",
+                "1",
+                "--overlap",
+                "1",
+                "--video",
+                "clip.mp4",
+                "--guidance-range",
+                "0",
+                "1",
+            ],
+            "its windows take other numbers of steps",
+        ),
     ],
 )
-def test_a_video_that_cant_be_extended_so_is_one_line(output, capsys, options, message):
+def test_a_video_that_cant_be_extended_so_is_one_line(output, clip, capsys, options, message):
     assert generate(output, *options) == 2
     (error,) = errors(capsys.readouterr().err)
     assert message in error
@@ -353,8 +436,15 @@ def test_a_run_goes_on_with_a_file_that_has_moved(stopped, clip):
 
 def test_a_run_does_not_go_on_with_another_file(stopped, clip, capsys):
     write_video(clip, make_clip(9, 48, 32), 8, overwrite=True)
-    assert run("--resume", stopped) == 2
+    assert run("--resume", stopped, "--video", clip) == 2
     assert "video_sha256 was" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_when_the_file_that_it_has_encoded_has_changed(stopped, clip):
+    then = SavedRun.load(stopped.with_name(f"{stopped.name}.resume")).record["settings"]
+    write_video(clip, make_clip(9, 48, 32), 8, overwrite=True)
+    assert run("--resume", stopped) == 0
+    assert read_record(stopped)["settings"]["video_sha256"] == then["video_sha256"]
 
 
 def test_a_change_of_how_to_decode_leaves_the_source_as_it_was(stopped):
@@ -440,7 +530,8 @@ def test_a_size_that_a_model_was_not_trained_on_is_said(output, monkeypatch, cap
     variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b")
     monkeypatch.setattr("mlx_cogvideo.model_folder.match_variant", lambda config: variant)
     assert generate(output, "--dry-run") == 0
-    assert "was trained on sides from 768 to 1360: 48x32 comes out worse" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was trained on a shorter side of 768 and a longer one up to 1360: 48x32 comes" in said
     assert generate(output, "--dry-run", "--height", 1360, "--width", 768) == 0
     assert "comes out worse" not in capsys.readouterr().err
 

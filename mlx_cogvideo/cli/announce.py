@@ -5,12 +5,12 @@ import sys
 
 from ..checkpoints import BUNDLED
 from ..coding import Tiling
-from ..memory import forecast, usable_memory
+from ..memory import forecast, size, usable_memory
 from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
 from ..request import Geometry, Request
 from ..video.paths import LATENTS, output_form
-from .common import say, size
+from .common import say
 from .plan import Plan
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 is to be float32 on CUD
 from ..checkpoints import DEMO_PATH
 from ..errors import mlx_errors
 from ..machine import Ceilings, measure_ceilings, report
+from ..memory import size
 from ..stages import Result, check_stages
-from .common import DTYPES, FAILED, Parser, duration, run, say, size
+from .common import DTYPES, FAILED, Parser, duration, run, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

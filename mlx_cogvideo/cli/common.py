@@ -133,19 +133,24 @@ class StageBars(Bars):
     """The bars of a run.
 
     After the second step of the first denoising they foretell the rest: the first one is slower.
+
+    Attributes:
+        later: steps of the windows after the one that is denoised.
     """
 
-    def __init__(self, videos: int = 1, *, quiet: bool = False):
+    def __init__(self, videos: int = 1, others: int = 0, *, quiet: bool = False):
+        """`others` are the steps of all videos but the first."""
         super().__init__(quiet=quiet, dynamic_ncols=True)
-        self._videos = videos
+        self.later = 0
+        self._videos, self._others = videos, others
         self._steps: list[float] | None = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         super().__call__(stage, done, total)
         if stage == "denoise" and self._steps is not None and not self._quiet:
-            self._foretell(total - done, total)
+            self._foretell(total - done + self.later)
 
-    def _foretell(self, left: int, total: int) -> None:
+    def _foretell(self, left: int) -> None:
         self._steps.append(time.monotonic())
         if len(self._steps) < 3:
             return
@@ -154,7 +159,7 @@ class StageBars(Bars):
             until = time.strftime("%H:%M", time.localtime(time.time() + left * step))
             message = f"about {duration(left * step)} of denoising left, until {until}"
             if self._videos > 1:
-                rest = (left + (self._videos - 1) * total) * step
+                rest = (left + self._others) * step
                 message += f"; {duration(rest)} for all {self._videos} videos"
             say(message)
 
@@ -165,12 +170,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def size(count: float) -> str:
-    """Bytes as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
-    for unit in ("KiB", "MiB"):
-        count /= 1024
-        if count < 1023.5:
-            return f"{count:.0f} {unit}"
-    return f"{count / 1024:.1f} GiB"

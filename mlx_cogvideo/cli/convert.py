@@ -27,11 +27,12 @@ from ..conversion import (
     plan_conversion,
 )
 from ..errors import InvalidInputError, OutputError
+from ..memory import size
 from ..model_card import model_card
 from ..networks import NETWORKS
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from ..variants import ALIASES
-from .common import DTYPES, Bars, Parser, WithScale, be_quiet, run, size
+from .common import DTYPES, Bars, Parser, WithScale, be_quiet, run
 
 logger = logging.getLogger(__name__)
 

@@ -107,7 +107,12 @@ def make_parser() -> Parser:
         metavar="N",
         help="go on after the last frame, N times as long again less the overlap",
     )
-    add("--overlap", type=int, metavar="FRAMES", help="of --extend, 8N+1 (default: 9)")
+    add(
+        "--overlap",
+        type=int,
+        metavar="FRAMES",
+        help="of --extend, 8N+1 (default: 9; models of images go on from 1)",
+    )
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")
     add("--fps", type=positive, help="of the file (default: the model's own)")
@@ -133,7 +138,7 @@ def make_parser() -> Parser:
     )
     add(
         "--cache",
-        choices=CACHES,
+        choices=(*CACHES, "none"),
         help="skip the blocks in steps where little changes: faster, and a little different "
         "(default: compute all)",
     )
@@ -156,6 +161,11 @@ def make_parser() -> Parser:
         choices=("auto", *TILINGS),
         help="how the VAE takes a frame: whole, in bands with the same result and less memory, or "
         "in tiles with another result and the least (default: the first for which there is memory)",
+    )
+    add(
+        "--source-tiling",
+        choices=("seamless", "tiled"),
+        help="how it takes an image, a video, or frames to go on from (default: as --tiling)",
     )
     add(
         "--tile-size",

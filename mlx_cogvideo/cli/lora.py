@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoints import default_model, model_identity
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
-from ..memory import available_memory, training_forecast
+from ..memory import available_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
@@ -24,7 +24,7 @@ from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import Trainer, saved_checkpoints
 from ..video import Shape, write_video
 from .batch import IMAGE_MARK, read_prompts
-from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say, size
+from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts

@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..checkpoints import default_model, model_identity
 from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
-from ..memory import check_memory_limit
+from ..memory import check_memory_limit, size
 from ..pipeline import CogVideoXPipeline
 from ..preview import Preview
 from ..record import (
@@ -34,7 +34,7 @@ from ..saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
-from .common import DTYPES, size, with_notes
+from .common import DTYPES, with_notes
 
 SETTINGS = {
     "negative_prompt": "negative_prompt",
@@ -53,6 +53,7 @@ SETTINGS = {
     "strength": "strength",
     "extend": "extend",
     "overlap": "overlap",
+    "source_tiling": "source_tiling",
     "cache": "cache",
     "cache_threshold": "cache_threshold",
     "sequential_guidance": "sequential_guidance",
@@ -119,7 +120,15 @@ class _Planner:
             for option, name in SETTINGS.items()
             if getattr(args, option) is not None
         }
-        # A way of decoding that was recorded gives way to one that is asked for, as a whole.
+        if self.given.get("cache") == "none":
+            self.given["cache"] = None
+        # What was recorded gives way to what is asked for, as a whole.
+        if "cache" in self.given:
+            self.given = {"cache_threshold": None} | self.given
+        if "extend" in self.given:
+            self.given = {"overlap": None, "source_tiling": None} | self.given
+        if self.given.get("guidance_scale", 2) <= 1:
+            self.given = {"guidance_range": None} | self.given
         if "tiling" in self.given:
             self.given = dict.fromkeys(DECODING) | self.given
         elif self.given.keys() & set(DECODING):
@@ -165,15 +174,13 @@ class _Planner:
         wishes = list(self._wishes(prompts))
         check_distinct(job.output for job in wishes)
         if pipe.variant is not None:
-            shortest, longest = pipe.variant.sides
             for geometry in {job.request.geometry for job in wishes}:
-                sides = sorted((geometry.height, geometry.width))
-                if sides[0] < shortest or sides[1] > longest:
+                if not pipe.variant.was_trained_on(geometry.height, geometry.width):
                     self.result.warnings.append(
-                        f"{pipe.variant.name} was trained on sides from {shortest} to {longest}: "
+                        f"{pipe.variant.name} was trained on {pipe.variant.sizes}: "
                         f"{geometry.width}x{geometry.height} comes out worse"
                     )
-        if args.replay is not None:
+        if args.replay is not None and wishes:
             now = wishes[0].record
             self.result.warnings += [
                 f"this won't be the same video: {difference}"
@@ -291,6 +298,10 @@ class _Planner:
         asked = job.record["settings"]
         settings = saved.record["settings"] | {n: asked[n] for n in named & asked.keys()}
         request, record = self._request(settings)
+        if not saved.needs_source and not {"image", "video"} & self.given.keys():
+            # It has been encoded: what has become of its file doesn't matter any more.
+            digests = {"image_sha256", "video_sha256"} & saved.record["settings"].keys()
+            record["settings"] |= {name: saved.record["settings"][name] for name in digests}
         differences = model_differences(saved.record, record)
         differences += setting_differences(saved.record, record, but=MAY_CHANGE)
         if differences:
@@ -320,7 +331,7 @@ class _Planner:
             then = None
         but = () if seed_matters else ("seed",)
         if self.given.get("tiling", "auto") == "auto":
-            but += DECODING
+            but += (*DECODING, "source_tiling")
         if "sequential_guidance" not in self.given:
             but += ("sequential_guidance",)
         if then is None:

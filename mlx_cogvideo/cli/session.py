@@ -32,7 +32,8 @@ class Session:
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
-        self._bars = StageBars(len(plan.jobs), quiet=args.quiet)
+        others = sum(job.request.steps_in_all for job in plan.jobs[1:])
+        self._bars = StageBars(len(plan.jobs), others, quiet=args.quiet)
         self._interrupts = Interrupts()
 
     def run(self) -> int | None:
@@ -74,6 +75,8 @@ class Session:
     def _finish(self, job: Job) -> None:
         self._interrupts.patient = False
         saved = replace(SavedRun.load(job.path), record=job.record, output=job.output)
+        windows = job.request.extend - len(saved.windows)
+        self._bars.later = windows * job.request.num_inference_steps
         record = finish(
             self.plan.pipe,
             saved,

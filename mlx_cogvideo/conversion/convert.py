@@ -188,6 +188,7 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         "mlx_cogvideo": __version__,
         "mlx": mx.__version__,
         "variant": plan.variant.alias if plan.variant else None,
+        "takes_image": plan.takes_image,
         "source": {"name": str(plan.model)}
         if is_sat(plan.folder)
         else model_identity(plan.model, plan.folder),

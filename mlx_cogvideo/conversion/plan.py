@@ -20,7 +20,13 @@ from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, line
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..variants import Variant, match_variant
 
-COPIED = ("model_index.json", "tokenizer/*.json", "tokenizer/spiece.model", "scheduler/*.json")
+COPIED = (
+    "model_index.json",
+    "latent_rgb.json",
+    "tokenizer/*.json",
+    "tokenizer/spiece.model",
+    "scheduler/*.json",
+)
 """What a model folder has besides its networks."""
 
 
@@ -121,6 +127,11 @@ class ConversionPlan:
     def bytes_after(self) -> int:
         return sum(component.bytes_after for component in self.components)
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether it is an image-to-video model."""
+        return _transformer_config(self.components).takes_image
+
 
 def plan_conversion(
     model: str | Path,
@@ -184,9 +195,7 @@ def plan_conversion(
 def _adapters(
     plans: Collection[ComponentPlan], lora: Collection[tuple[str | Path, float]]
 ) -> list[tuple[Adapter, float]]:
-    config = next(plan.config for plan in plans if plan.name == "transformer")
-    network = CogVideoXTransformer3DModel(TransformerConfig.from_dict(config))
-    layers = linear_layers(network)
+    layers = linear_layers(CogVideoXTransformer3DModel(_transformer_config(plans)))
     return [(open_adapter(source, layers), scale) for source, scale in lora]
 
 
@@ -257,8 +266,12 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
 
 def variant_of(plans: Collection[ComponentPlan]) -> Variant | None:
     """The official model that these are the networks of, or None."""
-    config = next(plan.config for plan in plans if plan.name == "transformer")
-    return match_variant(TransformerConfig.from_dict(config))
+    return match_variant(_transformer_config(plans))
+
+
+def _transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
+    told = next(plan.config for plan in plans if plan.name == "transformer")
+    return TransformerConfig.from_dict(told)
 
 
 def _other_dtype(stored: Mapping[str, TensorInfo]) -> str:

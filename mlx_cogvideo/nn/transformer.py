@@ -62,6 +62,11 @@ class TransformerConfig(Config):
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def takes_image(self) -> bool:
+        """Whether it is an image-to-video model."""
+        return self.in_channels > self.out_channels
+
+    @property
     def native_latent_frames(self) -> int:
         return (self.sample_frames - 1) // self.temporal_compression_ratio + 1
 
@@ -157,20 +162,25 @@ class CogVideoXTransformer3DModel(nn.Module):
     ) -> tuple[mx.array, "BlockContext"]:
         """What the blocks begin with: tokens ``[batch, text_length + patches, dim]``, and what
         each of them is given besides. Arguments as in ``__call__``."""
-        config, dtype = self.config, hidden_states.dtype
         grid = self._patch_grid(hidden_states.shape)
         text_length = encoder_hidden_states.shape[1]
+        temb = self.embed_time(timestep, hidden_states.dtype, ofs)
+        x = self.patch_embed(hidden_states, encoder_hidden_states, grid)
+        is_text = (mx.arange(x.shape[1]) < text_length)[:, None]
+        return x, BlockContext(temb, is_text, self._rotation(text_length, grid))
 
+    def embed_time(
+        self, timestep: mx.array, dtype: mx.Dtype, ofs: mx.array | None = None
+    ) -> mx.array:
+        """``[batch] -> [batch, time_embed_dim]``, with that of ofs where there is one."""
+        config = self.config
         temb = self.time_embedding(sinusoid(timestep, config.dim, config).astype(dtype))
         if config.ofs_embed_dim:
             ofs = mx.array([2.0]) if ofs is None else ofs
             temb = temb + self.ofs_embedding(
                 sinusoid(ofs, config.ofs_embed_dim, config).astype(dtype)
             )
-
-        x = self.patch_embed(hidden_states, encoder_hidden_states, grid)
-        is_text = (mx.arange(x.shape[1]) < text_length)[:, None]
-        return x, BlockContext(temb, is_text, self._rotation(text_length, grid))
+        return temb
 
     def project(self, x: mx.array, context: "BlockContext", shape: tuple[int, ...]) -> mx.array:
         """The last block's tokens to a velocity for latents of `shape`."""
@@ -379,11 +389,11 @@ class GELU(nn.Module):
         self.proj = nn.Linear(dim, inner_dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return _gelu_tanh(self.proj(x))
+        return gelu_tanh(self.proj(x))
 
 
 @fused
-def _gelu_tanh(x):
+def gelu_tanh(x):
     # (1 + tanh u) / 2 is sigmoid(2u), which costs less and loses nothing where tanh nears -1.
     return x * mx.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 

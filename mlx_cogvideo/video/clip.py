@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, inf
 from pathlib import Path
 
@@ -148,9 +149,25 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def content_digest(path: Path) -> str:
-    """The SHA-256 in hexadecimal of a file, or of the pictures in a folder of frames."""
+    """The SHA-256 in hexadecimal of a file, or of the pictures in a folder of frames.
+
+    Raises:
+        InvalidInputError: it can't be read.
+    """
+    files = frame_files(path) if path.is_dir() else [path]
+    try:
+        return _digest(
+            tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        )
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files as they are told to be: each prompt and seed of a batch asks for it."""
     whole = hashlib.sha256()
-    for file in frame_files(path) if path.is_dir() else [path]:
+    for file, _, _ in files:
         with file.open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()

@@ -1,0 +1,143 @@
+"""Times the parts of one of the transformer's blocks at full size, beside the ceilings.
+
+    python benchmarks/block.py 5b
+    python benchmarks/block.py 1.5-5b --dtype float16
+
+Each part is computed by itself, four times in a row, on random numbers, for a video with guidance
+(a batch of two). The ceilings are those of large products, of attention and of a copy, measured
+first; beside each part stands what it would take at its ceiling: its products, or what it reads and
+writes at least. The last lines are the sum and a whole block.
+"""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_cogvideo.machine import measure_ceilings
+from mlx_cogvideo.nn.attention import attention
+from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
+from mlx_cogvideo.nn.modulation import gated_residual
+from mlx_cogvideo.nn.positions import rotate
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig, gelu_tanh
+from mlx_cogvideo.request import Geometry
+from mlx_cogvideo.variants import match_variant
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from official import TRANSFORMERS
+
+REPEATS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
+    add("--frames", type=int, help="default: the variant's own, as for the size")
+    add("--height", type=int)
+    add("--width", type=int)
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    args = parser.parse_args()
+
+    dtype = getattr(mx, args.dtype)
+    config = TransformerConfig.from_dict(
+        TRANSFORMERS[args.variant.replace("-", "_")] | {"num_layers": 1}
+    )
+    geometry = Geometry.choose(
+        match_variant(TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])),
+        config,
+        AutoencoderConfig(),
+        num_frames=args.frames,
+        height=args.height,
+        width=args.width,
+    )
+    tokens = config.token_count(geometry.latent_shape)
+    print(
+        f"{args.variant}, 2 x {tokens} tokens, {args.dtype}, {mx.default_device()}, "
+        f"MLX {mx.__version__}, {platform.platform()}"
+    )
+    ceilings = measure_ceilings(dtype)
+    print(
+        f"ceilings: products {ceilings.matmul / 1e12:.3g} TFLOP/s, attention "
+        f"{ceilings.attention / 1e12:.3g}, copies {ceilings.bandwidth / 1e9:.4g} GB/s"
+    )
+    print(f"{'':28}{'ms':>9}{'at the ceiling':>16}")
+    rates = {"product": ceilings.matmul, "scores": ceilings.attention, "bytes": ceilings.bandwidth}
+    took = ideal = 0.0
+    for name, compute, kind, amount in parts(config, geometry.latent_shape, dtype):
+        seconds, least = measured(compute), amount / rates[kind]
+        if name != "a block":
+            took, ideal = took + seconds, ideal + least
+        else:
+            print(f"{'sum':28}{1000 * took:9.2f}{1000 * ideal:16.2f}")
+            least = ideal
+        print(f"{name:28}{1000 * seconds:9.2f}{1000 * least:16.2f}", flush=True)
+
+
+Part = tuple[str, Callable[[], mx.array], str, float]
+"""Its name, itself, what it is bound by, and how many operations or bytes."""
+
+
+def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) -> Iterator[Part]:
+    """The parts of a block in their order; the last is the whole block."""
+    network = CogVideoXTransformer3DModel(config)
+    network.set_dtype(dtype)
+    latents = mx.random.normal((2, *shape[1:4], config.in_channels)).astype(dtype)
+    text = mx.random.normal((2, config.max_text_seq_length, config.text_embed_dim)).astype(dtype)
+    x, context = network.embed(latents, text, mx.array([500, 500]))
+    block, heads = network.transformer_blocks[0], config.num_attention_heads
+    attend, (into, _, out_of) = block.attn1, block.ff.net
+    modulated, gates = block.norm1(x, context.temb, context.is_text)
+    wide = into.proj(modulated)
+    apart = modulated.reshape(*x.shape[:2], heads, -1)
+    turned = apart.swapaxes(1, 2)
+    mx.eval(block.parameters(), x, context, modulated, gates, wide)
+
+    array, square = x.nbytes, 2 * x.size * config.dim
+    yield (
+        "modulated norm",
+        lambda: block.norm1(x, context.temb, context.is_text)[0],
+        "bytes",
+        2 * array,
+    )
+    for name, linear in (("queries", attend.to_q), ("keys", attend.to_k), ("values", attend.to_v)):
+        yield name, lambda linear=linear: linear(modulated), "product", square
+    for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
+        yield name, lambda norm=norm: norm(apart), "bytes", 2 * array
+    if context.rotation is not None:
+        for name in ("rotation of queries", "rotation of keys"):
+            yield name, lambda: rotate(apart, *context.rotation), "bytes", 2 * array
+    scores = 4 * x.size * x.shape[1]
+    yield "attention", lambda: attention(turned, turned, turned), "scores", scores
+    yield "out of attention", lambda: attend.to_out[0](modulated), "product", square
+    yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
+    yield (
+        "modulated norm",
+        lambda: block.norm2(x, context.temb, context.is_text)[0],
+        "bytes",
+        2 * array,
+    )
+    yield "into the wide layer", lambda: into.proj(modulated), "product", 4 * square
+    yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
+    yield "out of it", lambda: out_of(wide), "product", 4 * square
+    yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
+    yield "a block", lambda: block(x, *context), "bytes", 0
+
+
+def measured(compute: Callable[[], mx.array]) -> float:
+    """Seconds for one, the best of a few times."""
+    mx.eval(compute())
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        mx.eval([compute() for _ in range(REPEATS)])
+        best = min(best, (time.perf_counter() - start) / REPEATS)
+    return best
+
+
+if __name__ == "__main__":
+    main()
