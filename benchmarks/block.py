@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -44,11 +45,9 @@ def main() -> None:
     args = parser.parse_args()
 
     dtype = getattr(mx, args.dtype)
-    config = TransformerConfig.from_dict(
-        TRANSFORMERS[args.variant.replace("-", "_")] | {"num_layers": 1}
-    )
+    config = TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])
     geometry = Geometry.choose(
-        match_variant(TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])),
+        match_variant(config),
         config,
         AutoencoderConfig(),
         num_frames=args.frames,
@@ -84,7 +83,7 @@ Part = tuple[str, Callable[[], mx.array], str, float]
 
 def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) -> Iterator[Part]:
     """The parts of a block in their order; the last is the whole block."""
-    network = CogVideoXTransformer3DModel(config)
+    network = CogVideoXTransformer3DModel(replace(config, num_layers=1))
     network.set_dtype(dtype)
     latents = mx.random.normal((2, *shape[1:4], config.in_channels)).astype(dtype)
     text = mx.random.normal((2, config.max_text_seq_length, config.text_embed_dim)).astype(dtype)
