@@ -103,7 +103,7 @@ class StepCache:
         passes: int = 1,
     ) -> mx.array:
         """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
-        work = Portions(ahead=1)
+        work = Portions()
         inputs = [
             transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)
         ]

@@ -108,7 +108,7 @@ def velocities(
     """
     made = []
     for of_pass in in_passes(passes, latents, text, timestep):
-        work = Portions(ahead=1)
+        work = Portions()
         made.append(work.finish(transformer(*of_pass, work=work)))
     return mx.concatenate(made)
 

@@ -1,4 +1,4 @@
-"""Attention whose gradients are taken part by part."""
+"""Attention in parts: its gradients, and on a Mac the heads."""
 
 import mlx.core as mx
 import pytest
@@ -24,6 +24,23 @@ def test_the_bounded_backward_equals_the_plain_one(monkeypatch, at_a_time):
     assert relative_error(bounded[0], plain[0]) < 1e-5
     for a, b in zip(gradients, expected, strict=True):
         assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize(("at_a_time", "calls"), [(1e12, 1), (7e5, 2), (2.5e5, 6), (1, 6)])
+def test_heads_are_divided_where_they_would_take_too_long_at_once(monkeypatch, at_a_time, calls):
+    queries, keys, values, _ = inputs(heads=6)
+    expected = attention(queries, keys, values)
+    made, compute = [], mx.fast.scaled_dot_product_attention
+    monkeypatch.setattr(
+        mx.fast,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **how: made.append(q.shape[1]) or compute(q, *rest, **how),
+    )
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(module, "OPERATIONS_AT_A_TIME", at_a_time)
+    mixed = attention(queries, keys, values)
+    assert mixed.shape == expected.shape and relative_error(mixed, expected) < 1e-6
+    assert made == [6 // calls] * calls
 
 
 def peak(monkeypatch, tokens, heads, at_a_time, bounded=True) -> int:

@@ -10,7 +10,11 @@ from commands import errors, generate, run
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.caching import CACHES, IDENTITY, POLYNOMIALS, StepCache, teacache_steps
-from mlx_cogvideo.nn.transformer import CogVideoXBlock
+from mlx_cogvideo.nn.transformer import (
+    CogVideoXBlock,
+    CogVideoXTransformer3DModel,
+    TransformerConfig,
+)
 from mlx_cogvideo.variants import ALIASES
 from mlx_cogvideo.video import read_record, read_video
 
@@ -94,6 +98,18 @@ def test_one_branch_that_changes_is_enough(pipe):
         other = mx.where((mx.arange(2) == row)[:, None, None], -text, text)
         cache.velocity(transformer, x, other, times, 2)
         assert cache.skipped == [1]
+
+
+def test_teacache_looks_at_all_that_is_added_to_the_time():
+    """Of 1.5-5B-I2V that is the embedding of ofs: a large one makes the same changes small."""
+    config = TransformerConfig(2, 16, num_layers=1, time_embed_dim=32, ofs_embed_dim=32)
+    transformer = CogVideoXTransformer3DModel(config)
+    counts = []
+    for size in (0.0, 100.0):
+        transformer.ofs_embedding.linear_2.bias = mx.full((32,), size)
+        steps = teacache_steps(transformer, range(999, 0, -20), 0.2, IDENTITY)
+        counts.append(sum(steps))
+    assert counts[0] > counts[1] == 2
 
 
 def test_teacache_knows_beforehand_what_it_skips(pipe):

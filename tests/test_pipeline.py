@@ -5,9 +5,14 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
+from support import relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.denoising import velocities
+from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import transformer as transformer_module
+from mlx_cogvideo.nn.portions import Portions
 from mlx_cogvideo.schedulers import CogVideoXDPMScheduler
 from mlx_cogvideo.video import read_video
 
@@ -18,6 +23,36 @@ SMALL = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 2}
 @pytest.fixture
 def pipe() -> CogVideoXPipeline:
     return CogVideoXPipeline.from_pretrained(DEMO_PATH)
+
+
+def test_the_transformer_in_portions_is_the_lazy_one(pipe, monkeypatch):
+    """Small portions and few rows of the wide layer at a time, as large videos have them."""
+    x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
+    text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 300])
+    expected = pipe.transformer(x, text, times)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 5_000)
+    monkeypatch.setattr(transformer_module, "FEED_FORWARD_ELEMENTS", 4 * 192 * 20)
+    for passes in (1, 2):
+        made = velocities(pipe.transformer, x, text, times, passes)
+        assert relative_error(made, expected) < 1e-5
+    for ahead in (0, 3):
+        work = Portions(ahead=ahead)
+        made = work.finish(pipe.transformer(x, text, times, work=work))
+        assert relative_error(made, expected) < 1e-5
+
+
+def test_in_portions_the_transformer_holds_less(pipe, monkeypatch):
+    x, text = mx.random.normal((2, 5, 24, 24, 16)), mx.random.normal((2, 32, 64))
+    mx.eval(pipe.transformer.parameters(), x, text)
+    peaks = []
+    for elements in (2**40, 2**16):
+        monkeypatch.setattr(portions, "PORTION_ELEMENTS", elements)
+        monkeypatch.setattr(transformer_module, "FEED_FORWARD_ELEMENTS", elements)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(velocities(pipe.transformer, x, text, mx.array([700, 700])))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] < 0.9 * peaks[0]
 
 
 def test_a_video_is_uint8_frames_of_the_size_asked_for(pipe):

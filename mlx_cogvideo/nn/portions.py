@@ -16,11 +16,11 @@ class Portions:
     together.
     """
 
-    def __init__(self, *, evaluate: bool = True, ahead: int = 0):
+    def __init__(self, *, evaluate: bool = True, ahead: int = 1):
         """
         Args:
-            ahead: portions that the device is given before one is done; with none it waits for a
-                moment before each.
+            ahead: portions that the device is given before one is done. With none it waits for a
+                moment before each, 5 % of a step (docs/benchmarks.md); more only hold more memory.
             evaluate: False leaves all work lazy, as gradients need it, and the memory unbounded.
         """
         self.evaluate = evaluate

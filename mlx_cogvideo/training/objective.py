@@ -7,7 +7,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..denoising import velocities
 from ..nn.lora import without_adapters
+from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..schedulers import Scheduler
 
@@ -67,11 +69,10 @@ def loss_and_gradients(
     noisy, target = _noisy(transformer, scheduler, batch, dtype)
     x, context = transformer.embed(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
     mx.eval(x, context)
-    inputs = []
+    inputs, work = [], Portions()
     for block in transformer.transformer_blocks:
         inputs.append(x)
-        x = block(x, *context)
-        mx.eval(x)
+        x = work.finish(block(x, *context, work))
 
     # Seen from the loss, the mean over a million numbers, the gradient of each is next to nothing
     # in float16. The loss is multiplied on the way; by a power of two, so that nothing is rounded.
@@ -98,7 +99,9 @@ def loss_only(
 ) -> mx.array:
     """The loss of a batch, for validation."""
     noisy, target = _noisy(transformer, scheduler, batch, dtype)
-    velocity = transformer(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
+    velocity = velocities(
+        transformer, noisy.astype(dtype), batch.text.astype(dtype), batch.timestep
+    )
     return mean_squared_errors(velocity, target).mean()
 
 
@@ -114,7 +117,8 @@ def _noisy(
     if batch.prior:
         first = len(noisy) - batch.prior
         with without_adapters(transformer):
-            own = transformer(
+            own = velocities(
+                transformer,
                 noisy[first:].astype(dtype),
                 batch.text[first:].astype(dtype),
                 batch.timestep[first:],

@@ -34,7 +34,7 @@ class Pass(Portions):
             evaluate: compute each band of each layer before the next; see ``Portions``.
             band_elements: of a band in one frame, at most; None takes frames as a whole.
         """
-        super().__init__(evaluate=evaluate)
+        super().__init__(evaluate=evaluate, ahead=0)
         self._latent_rows = latent_rows
         self._band_elements = band_elements
         self._frames: dict[tuple[int, int], mx.array] = {}
