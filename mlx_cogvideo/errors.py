@@ -28,6 +28,10 @@ class GenerationError(CogVideoXError, RuntimeError):
     """The model produced something that is no video: NaN, infinity or one constant colour."""
 
 
+class PeerLostError(CogVideoXError, RuntimeError):
+    """A process that trains together with this one has ended, or its machine can't be reached."""
+
+
 @contextmanager
 def mlx_errors(
     advice: str = "close other programs or ask for a smaller size or fewer frames",

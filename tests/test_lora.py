@@ -121,7 +121,14 @@ FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        (lambda t: {**t, "lora_unet_x.alpha": mx.ones(1)}, None, "that aren't LoRA as diffusers"),
+        (lambda t: {**t, "x.hada_w1_a": mx.ones(1)}, None, "that aren't LoRA of a known kind"),
+        (lambda t: {**t, "x.lora_magnitude_vector": mx.ones(1)}, None, "is a DoRA adapter"),
+        (lambda t: {**t, "lora_unet__x.alpha": mx.ones(1)}, None, "no linear layers x"),
+        (
+            lambda t: {**t, FIRST.replace("lora_A.weight", "alpha"): mx.ones(2)},
+            None,
+            r"should be one number; it is \[2\]",
+        ),
         (
             lambda t: {k: v for k, v in t.items() if k != FIRST},
             None,
@@ -136,7 +143,7 @@ FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
         (lambda t: {"x": mx.ones(1)}, None, "that aren't LoRA"),
         (lambda t: t, {"use_dora": True}, "DoRA"),
     ],
-    ids=["foreign", "half", "shape", "layer", "none", "dora"],
+    ids=["foreign", "dora tensor", "stray", "alpha", "half", "shape", "layer", "none", "dora"],
 )
 def test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read(
     adapter, change, config, message

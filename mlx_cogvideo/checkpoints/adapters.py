@@ -1,13 +1,15 @@
-"""LoRA adapters on disk, as diffusers and PEFT write them.
+"""LoRA adapters on disk: read as many tools write them, written as diffusers and PEFT do.
 
-An adapter is a safetensors file with ``lora_A`` and ``lora_B`` for each layer. Its scale is
-alpha / rank. diffusers keeps alpha in the file's metadata, PEFT in ``adapter_config.json`` beside
-it; where neither is, diffusers takes alpha for equal to the rank, and so do we.
+An adapter is a safetensors file with two matrices for each layer (see ``adapter_names``), or a
+checkpoint of the SAT code with them inside. Its scale is alpha / rank. diffusers and finetrainers
+keep alpha in the file's metadata, PEFT in ``adapter_config.json`` beside it, kohya and VideoX-Fun
+in a tensor for each layer; in SAT it is 1. Where none is, diffusers takes alpha for equal to the
+rank, and so do we.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,23 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ModelNotFoundError
 from ..nn.lora import LowRank
+from .adapter_names import AdapterNames, sat_part
 from .components import read_config, write_config
 from .identity import file_digest
 from .resolve import fetch_file, hub_id
 from .safetensors_header import read_header, read_metadata
+from .sat import sat_file
+from .torch_file import TorchFile, tensors_in
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 METADATA_KEY = "lora_adapter_metadata"
+FINETRAINERS_KEY = "lora_config"
 PREFIX = "transformer."
 
-_KEY = re.compile(
-    r"(?:base_model\.model\.)?(?:transformer\.)?(?P<layer>.+)"
-    r"\.lora_(?P<half>[AB])(?:\.default)?\.weight"
-)
+SAT_ALPHA = 1  # of all that is trained there
 _SHOWN = 3
 
 
@@ -57,9 +60,9 @@ class Adapter:
 
     def load(self, scale: float = 1.0) -> dict[str, LowRank]:
         """Reads the tensors; `scale` comes on top of the adapter's own."""
-        tensors = mx.load(str(self.file))
+        _, read = _tensors(self.file)
         return {
-            layer: LowRank(*(tensors[name] for name in names), scale * self.scales[layer])
+            layer: LowRank(*map(read, names), scale * self.scales[layer])
             for layer, names in self.names.items()
         }
 
@@ -76,41 +79,78 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
         CheckpointError: it is damaged, for another network, or of a kind that isn't known.
     """
     file = _find(source)
-    pairs: dict[str, dict[str, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    unknown = []
-    for name, info in read_header(file).items():
-        match = _KEY.fullmatch(name)
-        if match is None:
-            unknown.append(name)
-            continue
-        pairs.setdefault(match["layer"], {})[match["half"]] = name
-        shapes[name] = info.shape
+    shapes, read = _tensors(file)
+    config = _config(file)
+    parts, unknown = _parts(file, shapes, layers)
+    if any("lora_magnitude_vector" in name or "dora_scale" in name for name in unknown):
+        raise CheckpointError(f"{file} is a DoRA adapter: only LoRA can be used")
     if unknown:
         raise CheckpointError(
-            f"{file} has tensors that aren't LoRA as diffusers or PEFT write it: {_listed(unknown)}"
+            f"{file} has tensors that aren't LoRA of a known kind: {_listed(unknown)}"
         )
-    if not pairs:
-        raise CheckpointError(f"{file} has no tensors")
-    if missing := [layer for layer, halves in pairs.items() if len(halves) < 2]:
-        raise CheckpointError(f"{file} has only one half of {_listed(missing)}")
-    if strange := [layer for layer in pairs if layer not in layers]:
+    if not parts:
+        raise CheckpointError(f"{file} has no adapter")
+    if strange := [layer for layer in parts if layer not in layers]:
         raise CheckpointError(
             f"{file} is for another model: this one has no linear layers {_listed(strange)}"
         )
-    names = {layer: (halves["A"], halves["B"]) for layer, halves in pairs.items()}
-    for layer, (a, b) in names.items():
+    if missing := [layer for layer, names in parts.items() if not {"A", "B"} <= names.keys()]:
+        raise CheckpointError(f"{file} has only one half of {_listed(missing)}")
+    scales = {}
+    for layer, names in parts.items():
         outputs, inputs = layers[layer]
-        rank = shapes[a][0]
-        if shapes[a] != (rank, inputs) or shapes[b] != (outputs, rank) or rank == 0:
+        a, b = shapes[names["A"]], shapes[names["B"]]
+        rank = a[0] if a else 0
+        if a != (rank, inputs) or b != (outputs, rank) or rank == 0:
             raise CheckpointError(
                 f"{file} is for another model: {layer} has {inputs} inputs and {outputs} outputs "
-                f"here, and A {list(shapes[a])} and B {list(shapes[b])} don't fit"
+                f"here, and A {list(a)} and B {list(b)} don't fit"
             )
-    config = _config(file)
-    ranks = {layer: shapes[a][0] for layer, (a, _) in names.items()}
-    scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
+        alpha = rank
+        if "alpha" in names:
+            alpha = _number(file, names["alpha"], read(names["alpha"]))
+        elif _is_pickle(file):
+            alpha = SAT_ALPHA
+        scales[layer] = _scale(config, layer, rank, alpha)
+    names = {layer: (names["A"], names["B"]) for layer, names in parts.items()}
     return Adapter(str(source), file, names, scales)
+
+
+def _parts(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The names of each layer's tensors by what they are, and those that are nothing known."""
+    find = sat_part if _is_pickle(file) else AdapterNames(layers).part
+    parts: dict[str, dict[str, str]] = {}
+    unknown = []
+    for name in shapes:
+        found = find(name)
+        if found is not None:
+            layer, what = found
+            parts.setdefault(layer, {})[what] = name
+        elif find is not sat_part:  # in those the network itself may be there, too
+            unknown.append(name)
+    return parts, unknown
+
+
+def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx.array]]:
+    """Shapes of a file's tensors, and what reads one of them."""
+    if _is_pickle(file):
+        stored = tensors_in(TorchFile(file).contents)
+        return {name: t.shape for name, t in stored.items()}, lambda name: stored[name].read()
+    shapes = {name: info.shape for name, info in read_header(file).items()}
+    arrays = mx.load(str(file))
+    return shapes, arrays.__getitem__
+
+
+def _is_pickle(file: Path) -> bool:
+    return file.suffix == ".pt"
+
+
+def _number(file: Path, name: str, array: mx.array) -> float:
+    if array.size != 1:
+        raise CheckpointError(f"{name} of {file} should be one number; it is {list(array.shape)}")
+    return array.item()
 
 
 def save_adapter(
@@ -154,6 +194,8 @@ def _find(source: str | Path) -> Path:
         for name in (DIFFUSERS_FILE, PEFT_FILE):
             if (path / name).is_file():
                 return path / name
+        if (checkpoint := sat_file(path)) is not None:
+            return checkpoint
         others = sorted(path.glob("*.safetensors"))
         if len(others) == 1:
             return others[0]
@@ -170,12 +212,14 @@ def _find(source: str | Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     """PEFT's settings of an adapter, from its metadata or from the file beside it."""
-    told = read_metadata(file).get(METADATA_KEY)
-    if told is not None:
+    metadata = {} if _is_pickle(file) else read_metadata(file)
+    key = METADATA_KEY if METADATA_KEY in metadata else FINETRAINERS_KEY
+    if key in metadata:
         try:
-            config = {name.removeprefix(PREFIX): v for name, v in json.loads(told).items()}
+            told = json.loads(metadata[key])
+            config = {name.removeprefix(PREFIX): v for name, v in told.items()}
         except (ValueError, AttributeError):
-            raise CheckpointError(f"the metadata of {file}, {METADATA_KEY}, isn't JSON") from None
+            raise CheckpointError(f"the metadata of {file}, {key}, isn't JSON") from None
     elif (beside := file.with_name(CONFIG_FILE)).is_file():
         config = read_config(beside)
     else:
@@ -185,9 +229,9 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """As peft works it out: patterns of layers first, then what holds for all."""
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", rank))
+def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> float:
+    """As peft works it out: patterns of layers first, then what holds for all, then `alpha`."""
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", alpha))
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

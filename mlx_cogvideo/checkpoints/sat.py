@@ -74,7 +74,16 @@ class SatTensor:
 
 def is_sat(path: Path) -> bool:
     """Whether a file or folder is a checkpoint of the SAT code."""
-    return path.suffix == ".pt" or (path.is_dir() and _find(path, (TRANSFORMER_FILE,)) is not None)
+    return path.suffix == ".pt" or (path.is_dir() and sat_file(path) is not None)
+
+
+def sat_file(folder: Path) -> Path | None:
+    """The one transformer below a folder; an averaged twin doesn't count.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    return _find(folder, (TRANSFORMER_FILE,))
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def open_sat(path: Path) -> SatCheckpoint:
     Raises:
         CheckpointError: a file is missing or damaged, or has tensors of unknown names.
     """
-    file = path if path.is_file() else _find(path, (TRANSFORMER_FILE,))
+    file = path if path.is_file() else sat_file(path)
     if file is None:
         raise CheckpointError(f"{path} has no {TRANSFORMER_FILE}")
     tensors = _tensors(file)

@@ -6,19 +6,26 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import default_model, model_identity
-from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
+from ..errors import (
+    CogVideoXError,
+    InvalidInputError,
+    OutputError,
+    PeerLostError,
+    mlx_errors,
+)
 from ..memory import available_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
 from ..training.clips import Clip, choose_shape, find_clips
+from ..training.peers import ALONE, Peers
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import Trainer, saved_checkpoints
@@ -39,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
-    if args.quiet:
+    peers = ALONE if args.dry_run else Peers.connect()
+    if args.quiet or not peers.leads:
         be_quiet()
+        args.quiet = True
     settings = Settings(
         iters=args.iters,
         learning_rate=args.learning_rate,
@@ -64,7 +73,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
     if bool(args.sample_every) != bool(args.sample_prompt):
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data)
-    check_adapter_path(args.adapter_path, args.resume)
+    if peers.leads:
+        check_adapter_path(args.adapter_path, args.resume)
     cache = args.cache or args.data / ".mlx_cogvideo"
     check_writable(cache)
     name = args.model or default_model()
@@ -75,16 +85,36 @@ def train(arguments: Sequence[str] | None) -> int | None:
     samples = [
         sample_request(pipe, prompt, reading.shapes[0], args) for prompt in args.sample_prompt
     ]
-    _announce(pipe, name, clips, reading, settings, args)
+    _announce(pipe, name, clips, reading, settings, args, peers.size)
     if args.dry_run:
         return _list(clips, reading)
-    args.adapter_path.mkdir(parents=True, exist_ok=True)
+    lock = nullcontext()
+    if peers.leads:
+        args.adapter_path.mkdir(parents=True, exist_ok=True)
+        lock = locked(args.adapter_path)
     interrupts = Interrupts()
-    with mlx_errors(), interrupts, locked(args.adapter_path):
+    with mlx_errors(), interrupts, lock:
         try:
             return _train(
-                pipe, name, clips, prior, samples, reading, settings, Cache(cache), args, interrupts
+                pipe,
+                name,
+                clips,
+                prior,
+                samples,
+                reading,
+                settings,
+                Cache(cache),
+                args,
+                interrupts,
+                peers,
             )
+        except PeerLostError as error:
+            error.add_note(
+                f"what was learned until then is kept in {args.adapter_path}: the same command "
+                "with --resume goes on; with other processes their batches together must be as "
+                "large"
+            )
+            raise
         except OSError as error:
             raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
 
@@ -113,8 +143,10 @@ def _announce(
     reading: Reading,
     settings: Settings,
     args: argparse.Namespace,
+    processes: int,
 ) -> None:
     """Says on stderr what will be learned, and what it needs."""
+    by_each = f" by each of {processes} processes" * (processes > 1)
     without = sum(not clip.caption for clip in clips)
     captions = f", {without} without a caption" * (without > 0)
     needs = [
@@ -135,7 +167,7 @@ def _announce(
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
-        ("training", f"{settings.iters} steps of {settings.batch_size}"),
+        ("training", f"{settings.iters} steps of {settings.batch_size}{by_each}"),
         ("memory", f"about {told}; {size(there_is)} can be had"),
     ]:
         logger.info("%-8s %s", title, text)
@@ -180,12 +212,14 @@ def _train(
     cache: Cache,
     args: argparse.Namespace,
     interrupts: Interrupts,
+    peers: Peers,
 ) -> int | None:
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
         identity = model_identity(name, pipe.folder)
         also = [*(sample.prompt for sample in samples), *prior]
-        learned, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
+        with peers.first_first():
+            learned, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
         bars.close()
         mx.reset_peak_memory()
         with pipe.keeping("transformer"):
@@ -198,6 +232,7 @@ def _train(
                 keep=args.keep_checkpoints,
                 prior=[texts[prompt] for prompt in prior],
                 model=identity.get("sha256", identity),
+                peers=peers,
             )
             if args.resume:
                 trainer.resume()
@@ -221,13 +256,15 @@ def _train(
             )
     finally:
         bars.close()
-    if not done:
+    if not done and peers.leads:
         say(
             f"interrupted: {trainer.step} of {settings.iters} steps are kept in "
             f"{args.adapter_path}; the same command with --resume goes on"
         )
+    if not done:
         return INTERRUPTED
-    print(args.adapter_path)
+    if peers.leads:
+        print(args.adapter_path)
     return None
 
 

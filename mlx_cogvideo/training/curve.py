@@ -29,7 +29,7 @@ def _rows(log: Path) -> Iterator[dict]:
 
 def write_curve(log: Path, picture: Path) -> None:
     """Draws a log: each step's loss, smoothed, and the validation loss, as an SVG."""
-    rows = list(_rows(log))
+    rows = list(_rows(log)) if log.is_file() else []
     if len(rows) < 2:
         return
     smooth, average, weight = [], 0.0, 0.0

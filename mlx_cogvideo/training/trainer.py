@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import read_config, save_adapter, write_config
 from ..conditioning import image_latent_scale, place_image, with_leading
-from ..errors import CheckpointError, GenerationError, InvalidInputError
+from ..errors import CheckpointError, GenerationError, InvalidInputError, PeerLostError
 from ..nn.lora import add_adapter
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
 from ..video import Shape
 from .curve import cut_log, write_curve
 from .objective import Batch, loss_and_gradients, loss_only
+from .peers import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 
@@ -50,6 +52,7 @@ class Trainer:
         keep: int = 3,
         prior: Sequence[Path] = (),
         model: dict[str, Any] | None = None,
+        peers: Peers = ALONE,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -61,10 +64,14 @@ class Trainer:
                 adapter. Of `settings.prior_batch_size` of them a step, and the noisy clips of the
                 batch, the model's own answer is learned.
             model: a ``checkpoints.model_identity``, so that no other one goes on.
+            peers: the processes that train together, each on a batch of `settings.batch_size`.
+
+        Raises:
+            InvalidInputError: they have other settings, clips or models.
         """
         self.pipe, self.samples, self.settings = pipe, samples, settings
         self.folder, self.keep, self.step = folder, keep, 0
-        self._prior = prior
+        self._prior, self.peers = prior, peers
         self.data = _digests(model, pipe.dtype_name, samples, prior)
         self._unconditional = load_text(unconditional)
         self._scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
@@ -80,6 +87,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.optimizer.init(_tree(self._parameters()))
+        peers.agree({"settings": settings, **self.data})
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.transformer.trainable_parameters()))
@@ -92,16 +100,32 @@ class Trainer:
         on_step: Callable[[dict[str, Any]], None] = lambda told: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Trains to the last step, or until it should stop, which saves.
+        """Trains to the last step, or until one of the peers should stop, which saves.
 
         Returns:
             Whether it is done.
 
         Raises:
             GenerationError: the loss became NaN or infinite.
+            PeerLostError: one of the peers is gone. What was learned until then is saved.
         """
+        try:
+            return self._train(save_every, validate_every, on_step, should_stop)
+        except PeerLostError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save()
+            raise
+
+    def _train(
+        self,
+        save_every: int,
+        validate_every: int,
+        on_step: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
         log = self.folder / LOG
-        cut_log(log, self.step)
+        if self.peers.leads:
+            cut_log(log, self.step)
         while self.step < self.settings.iters:
             began = time.perf_counter()
             losses, norm = self._update()
@@ -114,16 +138,19 @@ class Trainer:
                 "peak_memory": mx.get_peak_memory(),
             }
             last = self.step == self.settings.iters
+            stop = self.peers.any(should_stop()) and not last
+            if not self.peers.leads:
+                if stop:
+                    return False
+                continue
             if validate_every and (self.step % validate_every == 0 or last):
                 told["validation"] = self.validate()
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(told) + "\n")
-            if last or self.step % save_every == 0:
+            if last or stop or self.step % save_every == 0:
                 self.save()
             on_step(told)
-            stop = should_stop()
-            if stop and not last:
-                self.save()
+            if stop:
                 return False
         return True
 
@@ -141,48 +168,62 @@ class Trainer:
                 path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
             }
             mx.eval(total)
-        total, norm = optim.clip_grad_norm(_tree(total), self.settings.clip_norm)
-        if not (np.isfinite(losses).all() and mx.isfinite(norm).item()):
+        total = self.peers.averaged(_tree(total))
+        total, norm = optim.clip_grad_norm(total, self.settings.clip_norm)
+        size = self.settings.batch_size
+        means = [float(np.mean([part[:size] for part in losses]))]
+        if self.settings.prior_batch_size:
+            means.append(float(np.mean([part[size:] for part in losses])))
+        means = self.peers.mean(means)
+        if not np.isfinite([*means, norm.item()]).all():
             raise GenerationError(
-                f"the loss of step {self.step + 1} is {np.mean(losses)} and its gradient "
-                f"{norm.item()}: try a lower learning rate, or another dtype"
+                f"the loss of step {self.step + 1} is {means[0]} and its gradient {norm.item()}: "
+                "try a lower learning rate, or another dtype"
             )
         new = self.optimizer.apply_gradients(total, _tree(self._parameters()))
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
-        size = self.settings.batch_size
-        told = {"loss": float(np.mean([part[:size] for part in losses]))}
-        if self.settings.prior_batch_size:
-            told["prior_loss"] = float(np.mean([part[size:] for part in losses]))
-        return told, norm.item()
+        return dict(zip(("loss", "prior_loss"), means, strict=False)), norm.item()
 
     def batch(self, number: int) -> Batch:
-        """The batch of a step: clips in an order that is new each time they have all been seen."""
-        settings = self.settings
+        """The batch of a step: clips in an order that is new each time they have all been seen.
+
+        Of all that is drawn for the peers together, as for one with a batch as large as all of
+        theirs, it is this one's part.
+        """
+        settings, peers = self.settings, self.peers
         random = np.random.default_rng([settings.seed, 1, number])
-        parts = []
-        for sample in self._order(number):
-            drop = random.random() < settings.caption_dropout
-            parts.append(
-                self._part(
-                    sample,
-                    timestep=int(random.integers(1000)),
-                    key=mx.random.key(int(random.integers(2**63))),
-                    text=self._unconditional if drop else load_text(sample.text),
-                    with_image=random.random() >= settings.image_dropout,
-                )
+        drawn = [
+            (
+                sample,
+                random.random() < settings.caption_dropout,
+                int(random.integers(1000)),
+                int(random.integers(2**63)),
+                random.random() >= settings.image_dropout,
             )
+            for sample in self._order(number)
+        ]
+        priors = peers.size * settings.prior_batch_size
+        texts = [self._prior[random.integers(len(self._prior))] for _ in range(priors)]
+
+        @cache
+        def part(i: int) -> Batch:
+            sample, drop, timestep, key, with_image = drawn[i]
+            text = self._unconditional if drop else load_text(sample.text)
+            return self._part(sample, timestep, mx.random.key(key), text, with_image)
+
+        parts = [part(i) for i in peers.own(len(drawn))]
+        parts += [
+            replace(part(i % len(drawn)), text=load_text(texts[i])) for i in peers.own(priors)
+        ]
         prior = settings.prior_batch_size
-        for i in range(prior):
-            text = self._prior[random.integers(len(self._prior))]
-            parts.append(replace(parts[i % settings.batch_size], text=load_text(text)))
         return replace(_joined(parts), prior=prior, prior_weight=settings.prior_weight)
 
     def _order(self, number: int) -> list[Sample]:
-        """The clips of a batch, all of one shape. The last one of a shape in an epoch is filled up
-        with clips from its beginning."""
-        size = self.settings.batch_size
+        """The clips of a batch of all peers, all of one shape. The last one of a shape in an epoch
+        is filled up with clips from its beginning."""
+        size = self.settings.batch_size * self.peers.size
         by_shape: dict[Shape, list[Sample]] = {}
         for sample in self.samples:
             by_shape.setdefault(sample.shape, []).append(sample)
@@ -246,13 +287,21 @@ class Trainer:
         mx.save_safetensors(str(partial / "optimizer.safetensors"), state)
         write_config(
             partial / "training.json",
-            {"step": self.step, "settings": asdict(self.settings), "data": self.data},
+            {"step": self.step, "settings": self._settings_together(), "data": self.data},
         )
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in saved_checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
         write_curve(self.folder / LOG, self.folder / "loss.svg")
+
+    def _settings_together(self) -> dict[str, Any]:
+        """The settings of one process that would do the same as all of the peers."""
+        settings, size = self.settings, self.peers.size
+        return asdict(settings) | {
+            "batch_size": size * settings.batch_size,
+            "prior_batch_size": size * settings.prior_batch_size,
+        }
 
     def save_adapter(self, folder: Path) -> None:
         settings = self.settings
@@ -261,17 +310,25 @@ class Trainer:
         save_adapter(folder, self.layers, rank=settings.rank, alpha=alpha, base_model=name)
 
     def resume(self) -> None:
-        """Goes on from the last checkpoint.
+        """Goes on from the last checkpoint of the first of the peers.
 
         Raises:
             CheckpointError: there is none.
             InvalidInputError: it was begun with other settings.
         """
+        if self.peers.leads:
+            self._load_checkpoint()
+        self.step = self.peers.shared({"step": mx.array(self.step)})["step"].item()
+        self.transformer.update(_tree(self.peers.shared(self._parameters())))
+        state = dict(tree_flatten(self.optimizer.state))
+        self.optimizer.state = _tree(self.peers.shared(state))
+
+    def _load_checkpoint(self) -> None:
         found = saved_checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} has no checkpoint to resume from")
         told = read_config(found[-1] / "training.json")
-        now = json.loads(json.dumps(asdict(self.settings)))
+        now = json.loads(json.dumps(self._settings_together()))
         other = [
             f"{name} was {value} and is now {now.get(name)}"
             for name, value in told["settings"].items()

@@ -1,0 +1,118 @@
+"""The processes that train together, on one machine or on several: see docs/distributed.md.
+
+``mlx.launch`` starts them. Each holds the whole model and learns from clips of its own in each
+step; what they have in common are the gradients, which are averaged, and so the adapter. The first
+of them writes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InvalidInputError, PeerLostError
+
+
+class Peers:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, group: mx.distributed.Group | None = None):
+        """`group` are all processes; None is this one alone."""
+        self._group = group
+        self.rank = group.rank() if group else 0
+        self.size = group.size() if group else 1
+
+    @classmethod
+    def connect(cls) -> Self:
+        """Those that ``mlx.launch`` started with this one."""
+        return cls(mx.distributed.init())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def own(self, count: int) -> range:
+        """The places of this one's part among `count` things, which divide evenly."""
+        each = count // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def averaged(self, gradients: Any) -> Any:
+        """The mean of a tree of arrays over all processes."""
+        if self.size == 1:
+            return gradients
+        with _lost():
+            mean = nn.average_gradients(gradients, self._group)
+            mx.eval(mean)
+            return mean
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The means of numbers that each process has."""
+        return (self._sum(mx.array(values)) / self.size).tolist()
+
+    def any(self, wish: bool) -> bool:
+        """Whether one of the processes has it."""
+        return self._sum(mx.array(int(wish))).item() > 0
+
+    def shared(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The first process's arrays, in all."""
+        return {
+            name: self._sum(array if self.leads else mx.zeros_like(array))
+            for name, array in arrays.items()
+        }
+
+    @contextmanager
+    def first_first(self) -> Iterator[None]:
+        """Lets the first process do something while the others wait; then it is their turn.
+
+        What it has left on a disk that they share is there for them.
+        """
+        if not self.leads:
+            self._wait()
+        yield
+        if self.leads:
+            self._wait()
+        self._wait()
+
+    def agree(self, told: Mapping[str, Any]) -> None:
+        """Raises InvalidInputError where something isn't the same in all processes."""
+        for name, value in told.items():
+            digest = hashlib.sha256(repr(value).encode()).digest()[:4]
+            number = mx.array(int.from_bytes(digest, "little"), mx.uint32)
+            first = self.shared({name: number})[name]
+            if self.any((first != number).item()):
+                raise InvalidInputError(
+                    f"the {name} differ between the processes: give each the same command, model "
+                    "and clips"
+                )
+
+    def _wait(self) -> None:
+        self._sum(mx.array(0))
+
+    def _sum(self, array: mx.array) -> mx.array:
+        if self.size == 1:
+            return array
+        with _lost():
+            total = mx.distributed.all_sum(array, group=self._group)
+            mx.eval(total)
+            return total
+
+
+ALONE = Peers()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise PeerLostError(f"another process of this training is gone ({reason})") from error

@@ -1,0 +1,149 @@
+"""Adapters of other tools have the effect that the tool would give them.
+
+Each is written under the tool's names; the reference is diffusers' transformer with the products
+added to its weights by the tool's own rule.
+"""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import relative_error
+from torch_reference import (
+    TEXT_LENGTH,
+    frames_first,
+    ours,
+    random,
+    rotary_embedding,
+    save_model,
+)
+
+from mlx_cogvideo import CogVideoXPipeline
+
+TOLERANCE = 1e-4
+RANK, ALPHA = 4, 10
+ATTENTION = [f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
+OTHERS = ["norm1.linear", "ff.net.0.proj", "ff.net.2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), "5b")
+
+
+def matrices(transformer, names, also=()) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Random A and B by the paths of layers: those of each block, and others."""
+    paths = [
+        f"transformer_blocks.{i}.{n}" for i in range(transformer.config.num_layers) for n in names
+    ]
+    made = {}
+    for seed, path in enumerate([*paths, *also]):
+        outputs, inputs = transformer.get_submodule(path).weight.shape
+        a, b = random(RANK, inputs, seed=seed), random(outputs, RANK, seed=1000 + seed)
+        made[path] = (0.3 * a, 0.3 * b)
+    return made
+
+
+def check(folder, adapter, layers, scale) -> None:
+    """The adapter has the effect of products times `scale` (a number, or one for each layer)."""
+    theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    with torch.no_grad():
+        for path, (a, b) in layers.items():
+            factor = scale[path] if isinstance(scale, dict) else scale
+            theirs.get_submodule(path).weight += factor * (b @ a)
+        latents, text = random(1, 5, 16, 8, 12, seed=1), random(1, TEXT_LENGTH, 24, seed=2)
+        timestep, rotation = torch.tensor([700]), rotary_embedding(theirs, 5, 8, 12)
+        expected = theirs(latents, text, timestep, image_rotary_emb=rotation).sample
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora(adapter)
+    result = pipe.transformer(ours(frames_first(latents)), ours(text), ours(timestep))
+    assert relative_error(result, frames_first(expected)) < TOLERANCE
+    pipe.unload_lora()
+    plain = pipe.transformer(ours(frames_first(latents)), ours(text), ours(timestep))
+    assert relative_error(plain, frames_first(expected)) > 100 * TOLERANCE
+
+
+@pytest.fixture
+def transformer(folder):
+    return diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+
+
+def test_diffusers_as_it_was(folder, transformer, tmp_path):
+    """No alpha: its loader takes that for the rank."""
+    layers = matrices(transformer, ATTENTION + OTHERS)
+    file, tensors = tmp_path / "pytorch_lora_weights.safetensors", {}
+    for path, (a, b) in layers.items():
+        tensors[f"transformer.{path}.lora.down.weight"] = a
+        tensors[f"transformer.{path}.lora.up.weight"] = b
+    save_file(tensors, file)
+    check(folder, tmp_path, layers, 1.0)
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet__", "lora_unet_"])
+@pytest.mark.parametrize("alphas", [True, False], ids=["alpha", "no alpha"])
+def test_kohya_and_videox_fun(folder, transformer, tmp_path, prefix, alphas):
+    """alpha over the rank, of each layer; where there is no alpha, 1."""
+    also = ["patch_embed.text_proj", "time_embedding.linear_1", "norm_out.linear"]
+    layers = matrices(transformer, ATTENTION + OTHERS, also)
+    file, tensors, scales = tmp_path / "any.safetensors", {}, {}
+    for number, (path, (a, b)) in enumerate(layers.items()):
+        name = prefix + path.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = a, b
+        scales[path] = 1.0
+        if alphas:
+            tensors[f"{name}.alpha"] = torch.tensor(float(1 + number % 5))
+            scales[path] = (1 + number % 5) / RANK
+    save_file(tensors, file, {"sshs_model_hash": "0"})
+    check(folder, file, layers, scales)
+
+
+def test_videox_fun_under_its_names_with_the_halves_of_diffusers(folder, transformer, tmp_path):
+    layers = matrices(transformer, ATTENTION)
+    tensors = {}
+    for path, halves in layers.items():
+        for half, tensor in zip("AB", halves, strict=True):
+            tensors[f"lora_unet__{path.replace('.', '_')}.lora_{half}.weight"] = tensor
+    save_file(tensors, tmp_path / "any.safetensors")
+    check(folder, tmp_path, layers, 1.0)
+
+
+def test_finetrainers(folder, transformer, tmp_path):
+    """Under diffusers' names, with alpha in metadata that diffusers doesn't look at."""
+    layers = matrices(transformer, ATTENTION)
+    tensors = {}
+    for path, halves in layers.items():
+        for half, tensor in zip("AB", halves, strict=True):
+            tensors[f"transformer.{path}.lora_{half}.weight"] = tensor
+    told = {"r": RANK, "lora_alpha": ALPHA, "init_lora_weights": True, "target_modules": ["to_q"]}
+    metadata = {"format": "pt", "lora_config": json.dumps(told, indent=4)}
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors", metadata)
+    check(folder, tmp_path, layers, ALPHA / RANK)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with the model", "alone"])
+def test_sat(folder, transformer, tmp_path, whole):
+    """1 over the rank; queries, keys and values are numbered."""
+    layers = matrices(transformer, ATTENTION)
+    state = {}
+    for i in range(transformer.config.num_layers):
+        attention = f"model.diffusion_model.transformer.layers.{i}.attention"
+        for name, place in (
+            ("to_q", "query_key_value.matrix_{}.0"),
+            ("to_k", "query_key_value.matrix_{}.1"),
+            ("to_v", "query_key_value.matrix_{}.2"),
+            ("to_out.0", "dense.matrix_{}.0"),
+        ):
+            for half, tensor in zip(
+                "AB", layers[f"transformer_blocks.{i}.attn1.{name}"], strict=True
+            ):
+                state[f"{attention}.{place.format(half)}"] = tensor
+        if whole:
+            state[f"{attention}.dense.weight"] = random(48, 48)
+            state[f"{attention}.query_key_value.bias"] = random(144)
+    file = tmp_path / "1000" / "mp_rank_00_model_states.pt"
+    file.parent.mkdir()
+    torch.save({"module": state, "iteration": 1000}, file)
+    (tmp_path / "latest").write_text("1000")
+    check(folder, tmp_path if whole else file, layers, 1 / RANK)
