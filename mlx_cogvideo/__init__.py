@@ -19,6 +19,7 @@ from .errors import (
     InvalidInputError,
     ModelNotFoundError,
     OutputError,
+    PeerLostError,
 )
 from .generation import generate_video
 from .pipeline import CogVideoXPipeline
@@ -31,5 +32,6 @@ __all__ = [
     "InvalidInputError",
     "ModelNotFoundError",
     "OutputError",
+    "PeerLostError",
     "generate_video",
 ]

@@ -22,7 +22,7 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 RANK, ALPHA = 4, 10
 ATTENTION = [f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
 OTHERS = ["norm1.linear", "ff.net.0.proj", "ff.net.2"]
@@ -62,7 +62,7 @@ def check(folder, adapter, layers, scale) -> None:
     assert relative_error(result, frames_first(expected)) < TOLERANCE
     pipe.unload_lora()
     plain = pipe.transformer(ours(frames_first(latents)), ours(text), ours(timestep))
-    assert relative_error(plain, frames_first(expected)) > 100 * TOLERANCE
+    assert relative_error(plain, frames_first(expected)) > 1000 * TOLERANCE
 
 
 @pytest.fixture
