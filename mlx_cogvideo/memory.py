@@ -20,6 +20,7 @@ from .nn.autoencoder import (
 )
 from .nn.transformer import FEED_FORWARD_ELEMENTS
 from .request import Geometry, Request
+from .training.backward import WIDE_ELEMENTS
 
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline
@@ -32,9 +33,12 @@ ATTENTION_ARRAYS = 11
 FEED_FORWARD_ARRAYS = 6
 ARRAYS_ON_CPU = 26
 
-# Peak of one block's backward in the same units, and tables of scores beside them.
-BACKWARD_ARRAYS = 62
-SCORE_TABLES = 3
+# The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
+# tables of scores that are computed at a time. Counted in training/backward.py, and checked with
+# the demo on the CPU.
+BACKWARD_ARRAYS = 15
+WIDE_PIECES = 10
+SCORE_TABLES = 5
 
 # What the VAE holds beside whole maps, in bands of the size that it works on. Small ones it takes
 # several at a time. On the CPU, MLX unfolds the windows of a convolution, 27 for the VAE's.
@@ -102,17 +106,22 @@ def check_memory_limit(pipe: "CogVideoXPipeline", request: Request, *, decode: b
 def training_forecast(
     pipe: "CogVideoXPipeline", geometry: Geometry, batch_size: int, adapter_parameters: int
 ) -> dict[str, int]:
-    """Bytes that each stage of training an adapter needs at its peak. An estimate, fitted on the
-    CPU."""
+    """Bytes that each stage of training an adapter needs at its peak. An estimate."""
     config = pipe.configs["transformer"]
     _, frames, height, width, _ = geometry.latent_shape
     tokens = config.token_count(geometry.latent_shape)
-    hidden = tokens * config.dim
-    arrays = config.num_layers + BACKWARD_ARRAYS
-    scores = min(SCORES_AT_A_TIME, batch_size * config.num_attention_heads * tokens**2)
-    train = pipe.weight_bytes("transformer") + arrays * batch_size * hidden * pipe.dtype.size
-    train += 4 * SCORE_TABLES * scores
+    hidden = batch_size * tokens * config.dim
+    scores = batch_size * config.num_attention_heads * tokens**2
+    # The input of each block is kept, too.
+    elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
+    elements += max(
+        WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
+        SCORE_TABLES * min(SCORES_AT_A_TIME, scores),
+    )
+    train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
     train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
+    if _device() == "cpu":
+        train += 4 * scores
     tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
     return {
         "captions": text_memory(pipe),

@@ -5,7 +5,8 @@ import pytest
 from support import relative_error
 
 from mlx_cogvideo.nn import attention as module
-from mlx_cogvideo.nn.attention import attention
+from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn.attention import attention, attention_gradients
 
 
 def inputs(tokens=37, heads=5):
@@ -13,15 +14,14 @@ def inputs(tokens=37, heads=5):
     return [mx.random.normal((2, heads, tokens, 16), key=key) for key in keys]
 
 
+@pytest.mark.parametrize("metal", [False, True])
 @pytest.mark.parametrize("at_a_time", [2**26, 2 * 2 * 37 * 37, 2 * 37 * 10, 1], ids=str)
-def test_the_bounded_backward_equals_the_plain_one(monkeypatch, at_a_time):
+def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, metal):
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
     *arguments, cotangent = inputs()
-    plain, expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
-    bounded, gradients = mx.vjp(
-        lambda *a: [attention(*a, bounded_backward=True)], arguments, [cotangent]
-    )
-    assert relative_error(bounded[0], plain[0]) < 1e-5
+    (output,), expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    gradients = attention_gradients(*arguments, output, cotangent)
     for a, b in zip(gradients, expected, strict=True):
         assert relative_error(a, b) < 1e-5
 
@@ -43,21 +43,20 @@ def test_heads_are_divided_where_they_would_take_too_long_at_once(monkeypatch, a
     assert made == [6 // calls] * calls
 
 
-def peak(monkeypatch, tokens, heads, at_a_time, bounded=True) -> int:
+def peak(monkeypatch, tokens, heads, at_a_time) -> int:
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(portions, "PORTION_ELEMENTS", at_a_time)
     *arguments, cotangent = inputs(tokens, heads)
-    mx.eval(arguments, cotangent)
+    output = attention(*arguments)
+    mx.eval(arguments, output, cotangent)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    _, gradients = mx.vjp(
-        lambda *a: [attention(*a, bounded_backward=bounded)], arguments, [cotangent]
-    )
-    mx.eval(gradients)
+    attention_gradients(*arguments, output, cotangent)
     return mx.get_peak_memory() - before
 
 
-def test_the_memory_of_the_bounded_backward_doesnt_grow_with_the_number_of_parts(monkeypatch):
+def test_the_memory_of_gradients_doesnt_grow_with_the_number_of_parts(monkeypatch):
     few, many = (peak(monkeypatch, 512, heads, 2 * 64 * 512) for heads in (2, 8))
     # What grows is the arrays themselves: of 8 heads one is 1 MiB, of 2 a quarter of that.
     assert many - few < 12 * 2**20
-    assert many < peak(monkeypatch, 512, 8, 2**30, bounded=False) / 3
+    assert many < peak(monkeypatch, 512, 8, 2**30) / 3

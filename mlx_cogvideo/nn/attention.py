@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
+from .fusion import fused
+from .portions import Portions
+
 OPERATIONS_AT_A_TIME = 1e12
 """Of one kernel on a Mac, where the system ends work that keeps the display waiting for seconds: a
 quarter of a second on the slowest."""
@@ -19,7 +22,6 @@ def attention(
     *,
     scale: float | None = None,
     bias: mx.array | None = None,
-    bounded_backward: bool = False,
 ) -> mx.array:
     """softmax(scale · q kᵀ + bias) v.
 
@@ -28,18 +30,12 @@ def attention(
         scale: ``head_dim ** -0.5`` by default.
         bias: added to the scores, broadcast to ``[batch, heads, tokens, tokens]``. None keeps the
             fused kernels' memory linear in the number of tokens.
-        bounded_backward: where gradients are taken, keep their memory linear, too: some heads and
-            queries at a time. Metal's own backward does so by itself; those of CUDA and the CPU
-            hold the tables of all scores. Without `bias` only.
 
     Returns:
         ``[batch, heads, tokens, head_dim]``, in the dtype of `queries`.
     """
     if scale is None:
         scale = queries.shape[-1] ** -0.5
-    if bounded_backward and not mx.metal.is_available():
-        # The scale belongs to the queries, so that the function below has arrays only.
-        return _in_parts(queries * scale, keys, values)
     groups = 1
     if mx.metal.is_available() and bias is None:
         groups = _groups(4 * queries.size * keys.shape[2], queries.shape[1])
@@ -60,46 +56,49 @@ def _groups(operations: int, heads: int) -> int:
     return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
 
 
-@mx.custom_function
-def _in_parts(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    """softmax(q kᵀ) v, part by part: while gradients are taken, MLX makes the scores even here."""
-    heads, before = [], []
-    for group, parts in _parts(queries.shape, keys.shape[2]):
-        rows = []
-        for part in parts:
-            (q,) = mx.depends([queries[:, group, part]], before)
-            before = [
-                mx.fast.scaled_dot_product_attention(q, keys[:, group], values[:, group], scale=1.0)
-            ]
-            rows += before
-        heads.append(mx.concatenate(rows, axis=2))
-    return mx.concatenate(heads, axis=1)
+def attention_gradients(
+    queries: mx.array, keys: mx.array, values: mx.array, output: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The gradients of ``attention(queries, keys, values)``, computed in bounded memory.
 
+    Metal's own backward keeps to blocks of scores. Those of CUDA and the CPU hold the tables of all
+    scores; there some heads and queries are computed at a time.
 
-@_in_parts.vjp
-def _in_parts_vjp(primals, cotangent, output):
-    queries, keys, values = primals
-    gradients, before = [], []
+    Args:
+        output: what it gave.
+        cotangent: the gradient of `output`.
+    """
+    arrays = [queries, keys, values]
+    if mx.metal.is_available():
+        _, gradients = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
+        mx.eval(gradients)
+        return tuple(gradients)
+    scale, work, gradients = queries.shape[-1] ** -0.5, Portions(), []
     for group, parts in _parts(queries.shape, keys.shape[2]):
         k, v = keys[:, group], values[:, group]
         k_gradient, v_gradient = (mx.zeros(x.shape, mx.float32) for x in (k, v))
         rows = []
         for part in parts:
-            # In a lazy graph nothing else would keep all parts from being computed at once.
-            q, g = mx.depends([queries[:, group, part], cotangent[:, group, part]], before)
+            q, g = scale * queries[:, group, part], cotangent[:, group, part]
             weights = mx.softmax(q @ k.swapaxes(2, 3), axis=-1, precise=True)
-            v_gradient = v_gradient + (weights.swapaxes(2, 3) @ g)
+            v_gradient = work.kept(v_gradient + (weights.swapaxes(2, 3) @ g))
             # The sum over keys of weights · (g vᵀ) is that over features of g · output.
             mean = (g * output[:, group, part]).sum(-1, keepdims=True)
-            scores = weights * (g @ v.swapaxes(2, 3) - mean)
-            k_gradient = k_gradient + (scores.swapaxes(2, 3) @ q)
-            rows.append(scores @ k)
-            before = [rows[-1], k_gradient, v_gradient]
+            scores = _weighted(weights, g @ v.swapaxes(2, 3), mean)
+            k_gradient = work.kept(k_gradient + (scores.swapaxes(2, 3) @ q))
+            rows.append(work.done(scale * (scores @ k), scores.size))
         gradients.append((mx.concatenate(rows, axis=2), k_gradient, v_gradient))
-    return tuple(
+    gradients = [
         mx.concatenate(parts, axis=1).astype(x.dtype)
-        for parts, x in zip(zip(*gradients, strict=True), primals, strict=True)
-    )
+        for parts, x in zip(zip(*gradients, strict=True), arrays, strict=True)
+    ]
+    mx.eval(gradients)
+    return tuple(gradients)
+
+
+@fused
+def _weighted(weights, products, mean):
+    return weights * (products - mean)
 
 
 def _parts(shape: tuple[int, ...], keys: int) -> Iterator[tuple[slice, list[slice]]]:

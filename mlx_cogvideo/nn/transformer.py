@@ -298,24 +298,47 @@ class CogVideoXBlock(nn.Module):
         work: Portions = LAZY,
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``; see `CogVideoXLayerNormZero` for the rest."""
-        modulated, gates = self.norm1(x, temb, is_text)
-        x = work.done(gated_residual(x, self.attn1(modulated, rotation, work), is_text, *gates))
+        attended = attention(*self.to_attend(x, temb, is_text, rotation, work))
+        x = work.done(self.add_attention(x, attended, temb, is_text))
+        return work.done(self.add_feed_forward(x, temb, is_text, work))
+
+    # The three parts beside attention treat each token by itself. Gradients are taken of one after
+    # another, some tokens at a time (training/backward.py).
+
+    def to_attend(
+        self,
+        x: mx.array,
+        temb: mx.array,
+        is_text: mx.array,
+        rotation: tuple[mx.array, mx.array] | None,
+        work: Portions = LAZY,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values, ``[B, heads, tokens, head_dim]`` each."""
+        modulated, _ = self.norm1(x, temb, is_text)
+        return self.attn1(modulated, rotation, work)
+
+    def add_attention(
+        self, x: mx.array, attended: mx.array, temb: mx.array, is_text: mx.array
+    ) -> mx.array:
+        """`attended` is what came of queries, keys and values, shaped like these."""
+        _, gates = self.norm1(x, temb, is_text)
+        return gated_residual(x, self.attn1.to_out[0](merge_heads(attended)), is_text, *gates)
+
+    def add_feed_forward(
+        self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
+    ) -> mx.array:
         modulated, gates = self.norm2(x, temb, is_text)
-        return work.done(gated_residual(x, self.ff(modulated, work), is_text, *gates))
+        return gated_residual(x, self.ff(modulated, work), is_text, *gates)
 
 
 class Attention(nn.Module):
-    """Self-attention over the joint sequence, queries and keys normalized per head.
-
-    Attributes:
-        bounded_backward: see ``attention``; for training.
-    """
+    """The layers of self-attention over the joint sequence; queries and keys are normalized per
+    head."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         dim, bias = config.dim, config.attention_bias
         self.heads = config.num_attention_heads
-        self.bounded_backward = False
         self.norm_q = nn.LayerNorm(config.attention_head_dim, eps=QK_NORM_EPS)
         self.norm_k = nn.LayerNorm(config.attention_head_dim, eps=QK_NORM_EPS)
         self.to_q = nn.Linear(dim, dim, bias=bias)
@@ -328,13 +351,11 @@ class Attention(nn.Module):
         x: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
         work: Portions = LAZY,
-    ) -> mx.array:
-        """``[B, tokens, dim] -> [B, tokens, dim]``."""
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """``[B, tokens, dim]`` to queries, keys and values ``[B, heads, tokens, head_dim]``."""
         queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation))
         keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation))
-        values = split_heads(self.to_v(x), self.heads)
-        mixed = attention(queries, keys, values, bounded_backward=self.bounded_backward)
-        return self.to_out[0](merge_heads(mixed))
+        return queries, keys, split_heads(self.to_v(x), self.heads)
 
     def _positioned(
         self,

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from math import log2
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
 
 from ..denoising import velocities
 from ..nn.lora import without_adapters
 from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..schedulers import Scheduler
+from .backward import block_gradients
 
 SMALLEST_MEAN = 64
 """Numbers of which the loss may be the mean for float16's gradients to be exact."""
@@ -88,8 +87,7 @@ def loss_and_gradients(
     gradients: dict[str, mx.array] = {}
     for i in reversed(range(len(inputs))):
         block = transformer.transformer_blocks[i]
-        of_block, cotangent = _block_gradients(block, inputs.pop(), context, cotangent)
-        mx.eval(of_block, cotangent)
+        of_block, cotangent = block_gradients(block, inputs.pop(), context, cotangent)
         gradients |= {f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()}
     return losses, gradients
 
@@ -126,23 +124,3 @@ def _noisy(
         target = mx.concatenate([target[:first], own.astype(mx.float32)])
         mx.eval(target)
     return noisy, target
-
-
-def _block_gradients(
-    block: nn.Module, x: mx.array, context: tuple, cotangent: mx.array
-) -> tuple[dict[str, mx.array], mx.array]:
-    paths, parameters = [], []
-    for path, parameter in tree_flatten(block.trainable_parameters()):
-        paths.append(path)
-        parameters.append(parameter)
-
-    def run(*arrays: mx.array) -> list[mx.array]:
-        *values, x = arrays
-        block.update(tree_unflatten(list(zip(paths, values, strict=True))))
-        return [block(x, *context)]
-
-    _, results = mx.vjp(run, [*parameters, x], [cotangent])
-    # Tracing has left its own arrays in the block.
-    block.update(tree_unflatten(list(zip(paths, parameters, strict=True))))
-    *gradients, cotangent = results
-    return dict(zip(paths, gradients, strict=True)), cotangent

@@ -79,8 +79,6 @@ class Trainer:
         self.transformer.freeze()
         self.layers = new_adapter(self.transformer, settings)
         add_adapter(self.transformer, self.layers)
-        for block in self.transformer.transformer_blocks:
-            block.attn1.bounded_backward = True
         self.optimizer = optim.AdamW(
             learning_rate=_learning_rate(settings),
             betas=[0.9, 0.95],
