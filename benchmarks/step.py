@@ -4,12 +4,12 @@
     python benchmarks/step.py 1.5-5b --cases "ours bfloat16" diffusers --frames 81
 
 A step is one pass of the transformer over noise and text with and without the prompt, as one batch
-of two, or `in turn`. Random weights of the official names and shapes, the same for all; 8 and 4
-bits are made of them by the converter. Each case runs in a process of its own, which reads its
-weights, takes two steps and times the next ones (the best is told). Memory is what MLX or PyTorch
-allocated at most in these, weights included, and at rest before them. The difference is that of
-the velocities from the first case's, the largest beside the largest velocity. diffusers wants the
-`test` extra.
+of two, or `in turn`; `cached` looks in each step whether it can be skipped, and never does. Random
+weights of the official names and shapes, the same for all; 8 and 4 bits are made of them by the
+converter. Each case runs in a process of its own, which reads its weights, takes two steps and
+times the next ones (the best is told). Memory is what MLX or PyTorch allocated at most in these,
+weights included, and at rest before them. The difference is that of the velocities from the first
+case's, the largest beside the largest velocity. diffusers wants the `test` extra.
 """
 
 import argparse
@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tools/ch
 CASES = [
     "ours bfloat16",
     "ours bfloat16 in turn",
+    "ours bfloat16 cached",
     "ours 8-bit",
     "ours 4-bit",
     "diffusers",
@@ -147,6 +148,7 @@ def run_case(args: argparse.Namespace) -> dict[str, float]:
 def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
 
+    from mlx_cogvideo.caching import StepCache
     from mlx_cogvideo.checkpoints import load_component, read_config
     from mlx_cogvideo.denoising import velocities
     from mlx_cogvideo.networks import make_network
@@ -161,9 +163,14 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     latents = mx.repeat(mx.array(inputs["latents"]).astype(mx.bfloat16), 2, axis=0)
     text = mx.array(inputs["text"]).astype(mx.bfloat16)
     passes, made = 2 if "turn" in how else 1, []
+    cache = StepCache(None, threshold=0, last=10**9)
 
     def step():
-        made[:] = [velocities(network, latents, text, mx.array([500, 500]), passes)]
+        times = mx.array([500, 500])
+        if "cached" in how:
+            made[:] = [cache.velocity(network, latents, text, times, 0)]
+        else:
+            made[:] = [velocities(network, latents, text, times, passes)]
         mx.eval(made)
 
     def memory(peak: bool) -> int:
@@ -191,7 +198,7 @@ def packed(folder: Path, bits: int) -> Path:
 
 def load_diffusers(args: argparse.Namespace, how: list[str]):
     import torch
-    from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+    from diffusers import CogVideoXTransformer3DModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = CogVideoXTransformer3DModel.from_pretrained(
@@ -204,12 +211,7 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
     latents = latents.permute(0, 1, 4, 2, 3).repeat(2, 1, 1, 1, 1)
     text = torch.tensor(inputs["text"]).to(device, torch.bfloat16)
     frames, _, height, width = latents.shape[1:]
-    rotation = None
-    if config.use_rotary_positional_embeddings:
-        pipe = SimpleNamespace(transformer=network, vae_scale_factor_spatial=8)
-        rotation = CogVideoXPipeline._prepare_rotary_positional_embeddings(
-            pipe, 8 * height, 8 * width, frames, device
-        )
+    rotation = rotation_tables(network, frames, height, width)
     if "compiled" in how:
         for block in network.transformer_blocks:
             block.compile()
@@ -238,6 +240,18 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
         return told
 
     return step, lambda: made[0].permute(0, 1, 3, 4, 2).float().cpu().numpy(), memory
+
+
+def rotation_tables(network, frames: int, height: int, width: int):
+    """Those of diffusers' own pipeline, for latents of a size; None for 2B."""
+    from diffusers import CogVideoXPipeline
+
+    if not network.config.use_rotary_positional_embeddings:
+        return None
+    pipe = SimpleNamespace(transformer=network, vae_scale_factor_spatial=8)
+    return CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        pipe, 8 * height, 8 * width, frames, network.device
+    )
 
 
 if __name__ == "__main__":

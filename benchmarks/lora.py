@@ -1,0 +1,193 @@
+"""Times LoRA training at full size and measures its memory, beside diffusers with peft.
+
+    python benchmarks/lora.py 5b
+    python benchmarks/lora.py 5b --cases "ours 4-bit" --sizes 17x256x384 --text-length 242
+
+One clip a step, an adapter of rank 128 on attention, AdamW, gradients block by block here and
+checkpointing there. Random weights of the official names and shapes, random latents and text. Each
+case runs in a process of its own, which takes two steps of each size and times the next ones (the
+best is told). Memory is what MLX or PyTorch allocated at most in these, weights included. A text
+length that makes the tokens a multiple of 128 shows what CUDA's own backward of attention needs.
+diffusers wants the `test` extra.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from step import packed, prepare
+
+CASES = ["ours bfloat16", "ours 4-bit", "diffusers"]
+SIZES = ["9x256x384", "17x256x384", "25x320x512", "49x320x512", "49x480x720"]
+RANK, ALPHA = 128, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("variant", help="2b, 5b or 1.5-5b")
+    add("--sizes", nargs="+", default=SIZES, metavar="FRAMESxHEIGHTxWIDTH")
+    add("--text-length", type=int, default=226)
+    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
+    add("--steps", type=int, default=2, help="that are timed")
+    add("--timeout", type=float, help="seconds for a case")
+    add("--folder", type=Path, help="where the checkpoint is, or will be and stay")
+    add("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        run_case(args)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        args.folder = args.folder or Path(name)
+        args.frames = args.height = args.width = None
+        prepare(args)
+        print(f"{'':20}{'':14}{'tokens':>8}{'seconds':>9}{'peak GiB':>10}{'loss':>9}", flush=True)
+        for case in args.cases:
+            command = [sys.executable, __file__, args.variant, "--case", case, "--sizes"]
+            command += [*args.sizes, "--text-length", str(args.text_length)]
+            command += ["--steps", str(args.steps), "--folder", str(args.folder)]
+            try:
+                done = subprocess.run(
+                    command, stderr=subprocess.PIPE, text=True, check=False, timeout=args.timeout
+                )
+            except subprocess.TimeoutExpired:
+                print(f"{case:20} not done in {args.timeout:g} s", flush=True)
+                continue
+            if done.returncode:
+                reason = (done.stderr.strip() or "no message").splitlines()[-1]
+                print(f"{case:20} failed: {reason[:150]}", flush=True)
+
+
+def run_case(args: argparse.Namespace) -> None:
+    side, *how = args.case.split()
+    step, memory = {"ours": load_ours, "diffusers": load_diffusers}[side](args, how)
+    config = json.loads((args.folder / "transformer" / "config.json").read_text())
+    for size in args.sizes:
+        frames, height, width = map(int, size.split("x"))
+        latents = (frames - 1) // 4 + 1
+        latents += -latents % (config.get("patch_size_t") or 1)
+        shape = (1, latents, height // 8, width // 8, config.get("in_channels", 16))
+        rng = np.random.default_rng(1)
+        clip, noise = (rng.standard_normal(shape, np.float32) for _ in range(2))
+        text_dim = config.get("text_embed_dim", 4096)
+        text = rng.standard_normal((1, args.text_length, text_dim), np.float32)
+        tokens = args.text_length + latents // (config.get("patch_size_t") or 1) * (
+            shape[2] * shape[3] // 4
+        )
+        best = float("inf")
+        for i in range(2 + args.steps):
+            if i == 2:
+                memory()
+            start = time.perf_counter()
+            loss = step(clip, text, noise)
+            if i >= 2:
+                best = min(best, time.perf_counter() - start)
+        peak = memory() / 2**30
+        print(f"{args.case:20}{size:14}{tokens:8}{best:9.2f}{peak:10.2f}{loss:9.4f}", flush=True)
+
+
+def load_ours(args: argparse.Namespace, how: list[str]):
+    import mlx.core as mx
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    from mlx_cogvideo.checkpoints import load_component, read_config
+    from mlx_cogvideo.networks import make_network
+    from mlx_cogvideo.nn.lora import add_adapter
+    from mlx_cogvideo.schedulers import make_scheduler
+    from mlx_cogvideo.training.objective import Batch, loss_and_gradients
+    from mlx_cogvideo.training.settings import Settings, new_adapter
+
+    folder = args.folder / "transformer"
+    if how[0].endswith("-bit"):
+        folder = packed(args.folder, int(how[0][0])) / "transformer"
+    network = make_network("transformer", read_config(folder / "config.json"))
+    network = load_component(network, folder, mx.bfloat16).freeze()
+    add_adapter(network, new_adapter(network, Settings(rank=RANK, alpha=ALPHA)))
+    mx.eval(network.parameters())
+    optimizer = optim.AdamW(learning_rate=1e-4)
+    scheduler = make_scheduler("ddim", scheduler_config(), mx.random.key(0))
+
+    def tree(arrays: dict) -> dict:
+        return tree_unflatten(list(arrays.items()))
+
+    def step(clip, text, noise) -> float:
+        batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))
+        losses, gradients = loss_and_gradients(network, scheduler, batch, mx.bfloat16)
+        parameters = tree(dict(tree_flatten(network.trainable_parameters())))
+        network.update(optimizer.apply_gradients(tree(gradients), parameters))
+        mx.eval(network.trainable_parameters(), optimizer.state)
+        return losses.item()
+
+    def memory() -> int:
+        told = mx.get_peak_memory()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        return told
+
+    mx.set_cache_limit(2**31)
+    return step, memory
+
+
+def load_diffusers(args: argparse.Namespace, how: list[str]):
+    import peft
+    import torch
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+    from step import rotation_tables
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = CogVideoXTransformer3DModel.from_pretrained(
+        args.folder / "transformer", torch_dtype=torch.bfloat16
+    ).to(device)
+    network.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    network.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    network.enable_gradient_checkpointing()
+    network.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    scheduler = CogVideoXDDIMScheduler.from_config(scheduler_config())
+
+    def step(clip, text, noise) -> float:
+        clip, noise = (torch.tensor(a, device=device).permute(0, 1, 4, 2, 3) for a in (clip, noise))
+        text = torch.tensor(text, device=device, dtype=torch.bfloat16)
+        timestep = torch.tensor([500], device=device)
+        noisy = scheduler.add_noise(clip, noise, timestep)
+        target = scheduler.get_velocity(clip, noise, timestep)
+        rotation = rotation_tables(network, *noisy.shape[1:2], *noisy.shape[3:])
+        with torch.autocast(device, torch.bfloat16):
+            velocity = network(
+                noisy.bfloat16(), text, timestep, image_rotary_emb=rotation, return_dict=False
+            )[0]
+        loss = torch.nn.functional.mse_loss(velocity.float(), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    def memory() -> int:
+        if device != "cuda":
+            return 0
+        told = torch.cuda.max_memory_allocated()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return told
+
+    return step, memory
+
+
+def scheduler_config() -> dict:
+    from support import OFFICIAL_SCHEDULER_CONFIG
+
+    return OFFICIAL_SCHEDULER_CONFIG
+
+
+if __name__ == "__main__":
+    main()
