@@ -54,11 +54,16 @@ def main() -> None:
         pipe = CogVideoXPipeline.from_pretrained(model)
         request = request_again(pipe, record["settings"])
         foretold = forecast(pipe, request)
-        print(
-            f"{args.variant}, {args.bits or 16} bits, {request.geometry.num_frames} frames of "
-            f"{request.geometry.width}x{request.geometry.height}, {args.steps} steps, "
-            f"{' '.join(rest)} {mx.default_device()}, MLX {mx.__version__}, {platform.platform()}"
-        )
+        size = request.geometry
+        told = [
+            args.variant,
+            f"{args.bits or 16} bits",
+            f"{size.num_frames} frames of {size.width}x{size.height}",
+            f"{args.steps} steps",
+            *[" ".join(rest)] * bool(rest),
+            f"{mx.default_device()}, MLX {mx.__version__}, {platform.platform()}",
+        ]
+        print(", ".join(told))
         print(f"{'':12}{'seconds':>10}{'peak GiB':>10}{'foretold':>10}")
         for stage, seconds in record["timings"].items():
             peak, expected = record["peak_memory"][stage] / 2**30, foretold[stage] / 2**30
