@@ -22,8 +22,10 @@ import mlx.core as mx
 from mlx_cogvideo.machine import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
+from mlx_cogvideo.nn.lora import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
-from mlx_cogvideo.nn.positions import rotate
+from mlx_cogvideo.nn.portions import Portions
+from mlx_cogvideo.nn.positions import half_split, rotate
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig, gelu_tanh
 from mlx_cogvideo.request import Geometry
 from mlx_cogvideo.variants import match_variant
@@ -103,8 +105,10 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
         "bytes",
         2 * array,
     )
-    for name, linear in (("queries", attend.to_q), ("keys", attend.to_k), ("values", attend.to_v)):
-        yield name, lambda linear=linear: linear(modulated), "product", square
+    order = half_split(heads, config.attention_head_dim)
+    for name, linear in (("queries", attend.to_q), ("keys", attend.to_k)):
+        yield name, lambda linear=linear: in_order(linear, modulated, order), "product", square
+    yield "values", lambda: attend.to_v(modulated), "product", square
     for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
         yield name, lambda norm=norm: norm(apart), "bytes", 2 * array
     if context.rotation is not None:
@@ -124,7 +128,8 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
-    yield "a block", lambda: block(x, *context), "bytes", 0
+    work = Portions()
+    yield "a block", lambda: work.finish(block(x, *context, work)), "bytes", 0
 
 
 def measured(compute: Callable[[], mx.array]) -> float:

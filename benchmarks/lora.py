@@ -1,13 +1,12 @@
 """Times LoRA training at full size and measures its memory, beside diffusers with peft.
 
     python benchmarks/lora.py 5b
-    python benchmarks/lora.py 5b --cases "ours 4-bit" --sizes 17x256x384 --text-length 242
+    python benchmarks/lora.py 5b --cases "ours 4-bit" --sizes 17x256x384
 
 One clip a step, an adapter of rank 128 on attention, AdamW, gradients block by block here and
 checkpointing there. Random weights of the official names and shapes, random latents and text. Each
 case runs in a process of its own, which takes two steps of each size and times the next ones (the
-best is told). Memory is what MLX or PyTorch allocated at most in these, weights included. A text
-length that makes the tokens a multiple of 128 shows what CUDA's own backward of attention needs.
+best is told). Memory is what MLX or PyTorch allocated at most in these, weights included.
 diffusers wants the `test` extra.
 """
 
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def main() -> None:
         run_case(args)
         return
     with tempfile.TemporaryDirectory() as name:
-        args.folder = args.folder or Path(name)
+        args.folder = (args.folder or Path(name)) / args.variant
         args.frames = args.height = args.width = None
         prepare(args)
         print(f"{'':20}{'':14}{'tokens':>8}{'seconds':>9}{'peak GiB':>10}{'loss':>9}", flush=True)
@@ -155,13 +155,17 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     scheduler = CogVideoXDDIMScheduler.from_config(scheduler_config())
 
+    @cache
+    def tables(*size: int):
+        return rotation_tables(network, *size)
+
     def step(clip, text, noise) -> float:
         clip, noise = (torch.tensor(a, device=device).permute(0, 1, 4, 2, 3) for a in (clip, noise))
         text = torch.tensor(text, device=device, dtype=torch.bfloat16)
         timestep = torch.tensor([500], device=device)
         noisy = scheduler.add_noise(clip, noise, timestep)
         target = scheduler.get_velocity(clip, noise, timestep)
-        rotation = rotation_tables(network, *noisy.shape[1:2], *noisy.shape[3:])
+        rotation = tables(noisy.shape[1], *noisy.shape[3:])
         with torch.autocast(device, torch.bfloat16):
             velocity = network(
                 noisy.bfloat16(), text, timestep, image_rotary_emb=rotation, return_dict=False

@@ -54,7 +54,7 @@ def main() -> None:
         print(json.dumps(run_case(args)))
         return
     with tempfile.TemporaryDirectory() as name:
-        args.folder = args.folder or Path(name)
+        args.folder = (args.folder or Path(name)) / args.variant
         compare(args)
 
 

@@ -8,7 +8,8 @@ them. Two ways to tell which:
 - First-block caching judges by how much the first block's addition changes; that block is always
   computed. It needs nothing fitted.
 
-Memory: an array like the tokens, as large as one of the many that a block makes.
+Memory: beside what a step takes, an array like the tokens of all passes; with the first block two,
+and while it decides, another.
 """
 
 from collections.abc import Sequence
@@ -104,40 +105,39 @@ class StepCache:
     ) -> mx.array:
         """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
         work = Portions()
-        inputs = [
+        parts = [
             transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)
         ]
-        tokens, contexts = [x for x, _ in inputs], [context for _, context in inputs]
         start, firsts = 0, []
         if self.steps is None:
             start = 1
-            for i, context in enumerate(contexts):
-                after = transformer.run_blocks(tokens[i], context, end=1, work=work)
-                firsts.append(after - tokens[i])
-                tokens[i] = after
-        usable = [a.shape for a in self._additions] == [x.shape for x in tokens]
+            for i, (x, context) in enumerate(parts):
+                after = transformer.run_blocks(x, context, end=1, work=work)
+                firsts.append(after - x)
+                parts[i] = after, context
+            mx.eval(firsts)
+        usable = [a.shape for a in self._additions] == [x.shape for x, _ in parts]
         computed = not usable or step == self.last
         if not computed:
             computed = self.steps[step] if self.steps is not None else self._has_changed(firsts)
         if computed:
-            before = tokens
-            tokens = [
-                transformer.run_blocks(x, context, start, work=work)
-                for x, context in zip(tokens, contexts, strict=True)
-            ]
-            self._additions = [after - x for after, x in zip(tokens, before, strict=True)]
-            self._firsts = firsts
-            mx.eval(self._additions)
+            # What the last step left makes room before the blocks are computed.
+            self._additions, self._firsts = [], firsts
         else:
-            tokens = [x + addition for x, addition in zip(tokens, self._additions, strict=True)]
             self.skipped.append(step)
-        shape = (len(latents) // passes, *latents.shape[1:])
-        return mx.concatenate(
-            [
-                transformer.project(x, context, shape)
-                for x, context in zip(tokens, contexts, strict=True)
-            ]
-        )
+        shape, made = (len(latents) // passes, *latents.shape[1:]), []
+        for i in range(passes):
+            x, context = parts[i]
+            parts[i] = None
+            if computed:
+                before = x
+                x = transformer.run_blocks(x, context, start, work=work)
+                self._additions.append(x - before)
+                mx.eval(self._additions[-1])
+            else:
+                x = x + self._additions[i]
+            made.append(work.finish(transformer.project(x, context, shape)))
+        return mx.concatenate(made)
 
     def _has_changed(self, firsts: list[mx.array]) -> bool:
         """In one of the branches at least: they are told apart."""

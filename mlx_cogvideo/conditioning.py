@@ -171,7 +171,7 @@ def picture_size(image: Picture) -> tuple[int, int]:
         InvalidInputError: its file can't be read.
     """
     if isinstance(image, str | Path):
-        found = measure(Path(image), 1)
+        found = measure(Path(image), 1, kind="picture")
         return found.height, found.width
     return np.shape(image)[:2]
 

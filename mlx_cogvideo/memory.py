@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Collection
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,12 +82,25 @@ def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) 
     return pipe.weight_bytes("transformer") + activations
 
 
-def check_memory_limit(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> None:
-    """Raises InvalidInputError where a run would take more than the pipeline's limit."""
+def check_memory_limit(
+    pipe: "CogVideoXPipeline",
+    request: Request,
+    *,
+    decode: bool = True,
+    done: Collection[str] = (),
+) -> None:
+    """Raises InvalidInputError where a run would take more than the pipeline's limit.
+
+    Args:
+        done: stages that are behind it.
+    """
     if pipe.memory_limit is None:
         return
     needs = forecast(pipe, request, decode=decode)
-    stage = max(needs, key=needs.get)
+    needs = {stage: need for stage, need in needs.items() if stage not in done}
+    stage = max(needs, key=needs.get, default=None)
+    if stage is None:
+        return
     if needs[stage] > pipe.memory_limit:
         advice = "a smaller size or fewer frames need less"
         if stage == "encode":
@@ -95,6 +109,8 @@ def check_memory_limit(pipe: "CogVideoXPipeline", request: Request, *, decode: b
             advice = "--tiling tiled needs less"
         elif stage == "source" and request.source.tiling != "tiled":
             advice = "--source-tiling tiled needs less"
+        elif stage == "denoise" and request.guided and not request.sequential_guidance:
+            advice = "--sequential-guidance needs less"
         elif stage == "denoise" and 2 * pipe.weight_bytes("transformer") > pipe.memory_limit:
             advice = "a transformer in 4 bits needs less (mlx_cogvideo.convert)"
         raise InvalidInputError(

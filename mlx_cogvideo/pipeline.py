@@ -30,7 +30,7 @@ from .denoising import DenoisingState, denoising_steps, make_run_scheduler
 from .errors import InvalidInputError
 from .extension import Joiner, choose_overlap, window_request
 from .guidance import check_uncond, schedule_name
-from .memory import choose_tiling, denoising_memory, usable_memory
+from .memory import check_memory_limit, choose_tiling, denoising_memory, usable_memory
 from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
 from .request import Geometry, Request
@@ -154,7 +154,8 @@ class CogVideoXPipeline(ModelFolder):
         scheduler = self._recommended("scheduler", scheduler)
         if not isinstance(scheduler, Scheduler):
             scheduler = scheduler_name(scheduler, self.scheduler_config)
-        if image is not None and height is width is None and self.variant is not None:
+        any_shape = self.variant is not None and self.variant.longest_side is not None
+        if any_shape and image is not None and height is width is None:
             height, width = self.variant.size_like(picture_size(image))
         geometry = self.geometry(num_frames, height, width)
         if sequential_guidance is None:
@@ -254,6 +255,7 @@ class CogVideoXPipeline(ModelFolder):
         check_uncond(request.uncond, negative_prompt_embeds is not None)
         if output_type != "latent":
             self.check_decodable(request)
+        check_memory_limit(self, request, decode=output_type != "latent")
         request.source.check(geometry, self.fps)
         report = on_progress or (lambda stage, done, total: None)
 

@@ -153,6 +153,17 @@ def model_differences(then: Record, now: Record) -> list[str]:
     return [f"the model was {model_title(before)} and is now {model_title(after)}"]
 
 
+def adapter_differences(then: Record, now: Record) -> list[str]:
+    """Adapters whose files aren't what they were, a phrase each."""
+    before, after = (record.get("settings", {}).get("lora", []) for record in (then, now))
+    known = {told["source"]: told["sha256"] for told in before}
+    return [
+        f"the adapter {told['source']} has changed"
+        for told in after
+        if known.get(told["source"], told["sha256"]) != told["sha256"]
+    ]
+
+
 def version_differences(then: Record, now: Record) -> list[str]:
     """What computed two runs, where it differs, a phrase each."""
     before = {"mlx_cogvideo": then.get("mlx_cogvideo"), **then.get("versions", {})}

@@ -69,6 +69,15 @@ class SavedRun:
         return self.state is None and self.conditioning is None and not self.windows
 
     @property
+    def stages_done(self) -> tuple[str, ...]:
+        """Stages of a run that this one doesn't need any more."""
+        done = ["encode"]
+        if not self.record["settings"].get("extend"):
+            done += ["source"] * (not self.needs_source)
+            done += ["denoise"] * (self.steps_done == self.steps_in_all)
+        return tuple(done)
+
+    @property
     def steps_in_all(self) -> int:
         settings = self.record["settings"]
         from_video = settings.get("video") and not self.windows

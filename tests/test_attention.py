@@ -20,7 +20,7 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, metal
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
     *arguments, cotangent = inputs()
     (output,), expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
-    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr(module, "_on_metal", lambda: metal)
     gradients = attention_gradients(*arguments, output, cotangent)
     for a, b in zip(gradients, expected, strict=True):
         assert relative_error(a, b) < 1e-5
@@ -36,7 +36,7 @@ def test_heads_are_divided_where_they_would_take_too_long_at_once(monkeypatch, a
         "scaled_dot_product_attention",
         lambda q, *rest, **how: made.append(q.shape[1]) or compute(q, *rest, **how),
     )
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(module, "_on_metal", lambda: True)
     monkeypatch.setattr(module, "OPERATIONS_AT_A_TIME", at_a_time)
     mixed = attention(queries, keys, values)
     assert mixed.shape == expected.shape and relative_error(mixed, expected) < 1e-6

@@ -30,9 +30,9 @@ def pipe() -> CogVideoXPipeline:
 @pytest.fixture
 def blocks(monkeypatch) -> list[int]:
     """Grows with each call of a block."""
-    calls, call = [], CogVideoXBlock.__call__
+    calls, call = [], CogVideoXBlock.attend
     monkeypatch.setattr(
-        CogVideoXBlock, "__call__", lambda self, *args: calls.append(1) or call(self, *args)
+        CogVideoXBlock, "attend", lambda self, *args: calls.append(1) or call(self, *args)
     )
     return calls
 

@@ -26,6 +26,7 @@ from mlx_cogvideo.schedulers import make_scheduler
 from mlx_cogvideo.training import trainer as trainer_module
 from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.objective import Batch, loss_and_gradients
+from mlx_cogvideo.training.peers import ALONE
 from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer, saved_checkpoints
@@ -283,7 +284,7 @@ def batches(trainer, count) -> list[list[Sample]]:
 
 def test_the_order_of_the_clips_is_new_in_each_epoch_and_misses_none():
     trainer = object.__new__(Trainer)
-    trainer.settings, trainer.samples = Settings(), samples(5)
+    trainer.settings, trainer.samples, trainer.peers = Settings(), samples(5), ALONE
     seen = [batch[0].clip.path.name for batch in batches(trainer, 15)]
     epochs = [seen[i : i + 5] for i in (0, 5, 10)]
     assert all(sorted(epoch) == [f"9-{i}" for i in range(5)] for epoch in epochs)
@@ -293,6 +294,7 @@ def test_the_order_of_the_clips_is_new_in_each_epoch_and_misses_none():
 def test_the_clips_of_a_batch_have_one_shape_and_all_are_seen():
     trainer = object.__new__(Trainer)
     trainer.settings, trainer.samples = Settings(batch_size=2), samples(5, 3)
+    trainer.peers = ALONE
     for epoch in range(3):
         seen = [trainer._order(epoch * 5 + i) for i in range(5)]
         assert all(len(batch) == 2 and batch[0].shape == batch[1].shape for batch in seen)

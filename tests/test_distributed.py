@@ -55,6 +55,21 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def launched(arguments: list[str]) -> str:
+    """What two processes print."""
+    launch = [LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", *free_ports(1), "--"]
+    done = subprocess.run(
+        [str(word) for word in [*launch, sys.executable, SCRIPT, *arguments]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, tmp_path):
     """With prior prompts, accumulation and a last batch that is filled up."""
     prompts = tmp_path / "prior.txt"
@@ -63,17 +78,8 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     more += ["--iters", 20, "--save-every", 10, "-q"]
     one, two = tmp_path / "one", tmp_path / "two"
     each = ["--batch-size", 1, "--prior-batch-size", 1]
-    launch = [LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", *free_ports(1), "--"]
-    done = subprocess.run(
-        [str(w) for w in [*launch, sys.executable, SCRIPT, *command(clips, two, *more, *each)]],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(str(two)) == 1, "only the first says where the adapter is"
+    done = launched(command(clips, two, *more, *each))
+    assert done.count(str(two)) == 1, "only the first says where the adapter is"
     assert main(command(clips, one, *more, "--batch-size", 2, "--prior-batch-size", 2)) == 0
     expected, made = adapter_of(one), adapter_of(two)
     whole, other = (
@@ -88,6 +94,16 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     for a, b in zip(*rows, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["prior_loss"] == pytest.approx(b["prior_loss"], rel=1e-2)
+
+
+def test_two_processes_go_on_bit_for_bit(clips, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    more = ["--batch-size", 1, "--warmup", 1, "-q"]
+    launched(command(clips, folders[0], *more, "--iters", 6))
+    launched(command(clips, folders[1], *more, "--iters", 3))
+    launched(command(clips, folders[1], *more, "--iters", 6, "--resume"))
+    whole, stopped = map(adapter_of, folders)
+    assert all(mx.array_equal(array, stopped[name]) for name, array in whole.items())
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -118,13 +134,19 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(clips, tmp_path, victim
             process.communicate()
     assert processes[1 - victim].returncode == 1
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "another process of this training is gone" in error and "--resume goes on" in error
+    assert "another process of this training is gone" in error and "goes on; with other" in error
+    rows = len(log.read_text().splitlines())
+    if victim == 0:
+        assert not (adapter / "checkpoints").exists()
+        (adapter,) = tmp_path.glob("adapter-rescued-1-*")
+        assert f"--resume --adapter-path {adapter}" in error
+        rows = 0  # there is none yet
     (checkpoint,) = (adapter / "checkpoints").iterdir()
     steps = int(checkpoint.name)
-    assert steps >= 3
+    assert steps >= 3 and rows in (0, steps)
     more = ["--iters", steps + 2, "--save-every", 5000, "--batch-size", 2, "--resume", "-q"]
     assert main(command(clips, adapter, *more)) == 0
-    assert len((adapter / "log.jsonl").read_text().splitlines()) == steps + 2
+    assert len((adapter / "log.jsonl").read_text().splitlines()) == rows + 2
 
 
 def test_alone_nothing_is_exchanged():

@@ -110,6 +110,17 @@ def test_outputs_come_in_the_order_that_is_asked_for(monkeypatch, rows, adapted)
         assert relative_error(in_order(layer, x, order), layer(x)[..., order]) < 1e-6
 
 
+@pytest.mark.parametrize("how", [Quantization(4, 64), Quantization(4, 32, "mxfp4")], ids=str)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gradients_pass_a_packed_layer(how, ordered):
+    layer, order = make_layer(how), mx.array([5, 0, 63, 2]) if ordered else None
+    x, cotangent = mx.random.normal((40, 128)), mx.random.normal((40, 4 if ordered else 96))
+    _, (found,) = mx.vjp(lambda x: [layer(x, order)], [x], [cotangent])
+    weight = layer.unpacked(mx.float32)
+    expected = cotangent @ (weight if order is None else weight[order])
+    assert relative_error(found, expected) < 1e-6
+
+
 def test_an_unpacked_weight_lives_for_one_layer():
     layers = [QuantizedLinear(1024, 1024, False, Quantization(4, 64)) for _ in range(24)]
     mx.eval([layer.parameters() for layer in layers])

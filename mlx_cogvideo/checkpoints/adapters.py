@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
         )
     if not parts:
         raise CheckpointError(f"{file} has no adapter")
+    if any(layer.startswith("lora_te_") for layer in parts):
+        raise CheckpointError(
+            f"{file} adapts the text encoder, too, which can't be done here: only the transformer"
+        )
     if strange := [layer for layer in parts if layer not in layers]:
         raise CheckpointError(
             f"{file} is for another model: this one has no linear layers {_listed(strange)}"
@@ -231,13 +236,16 @@ def _config(file: Path) -> dict[str, Any]:
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> float:
     """As peft works it out: patterns of layers first, then what holds for all, then `alpha`."""
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", alpha))
+    told = config.get("lora_alpha")
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if told is None else told)
+    if not isinstance(alpha, int | float) or not isfinite(alpha):
+        raise CheckpointError(f"alpha of {layer} is {alpha!r}: it should be a number")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float) -> float:
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?{pattern.removeprefix(PREFIX)}", layer):
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
             return value
     return default
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def _digest(file: Path) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file in hexadecimal."""
+    """The SHA-256 of a file in hexadecimal; while it doesn't change, it is worked out once."""
+    told = file.stat()
+    return _read_digest(file, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(maxsize=256)
+def _read_digest(file: Path, *_: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

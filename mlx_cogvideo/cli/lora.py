@@ -17,15 +17,14 @@ from ..errors import (
     CogVideoXError,
     InvalidInputError,
     OutputError,
-    PeerLostError,
     mlx_errors,
 )
-from ..memory import available_memory, size, training_forecast
+from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
 from ..training.clips import Clip, choose_shape, find_clips
-from ..training.peers import ALONE, Peers
+from ..training.peers import Peers
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import Trainer, saved_checkpoints
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
-    peers = ALONE if args.dry_run else Peers.connect()
+    peers = Peers.connect()
     if args.quiet or not peers.leads:
         be_quiet()
         args.quiet = True
@@ -87,11 +86,12 @@ def train(arguments: Sequence[str] | None) -> int | None:
     ]
     _announce(pipe, name, clips, reading, settings, args, peers.size)
     if args.dry_run:
-        return _list(clips, reading)
+        return _list(clips, reading) if peers.leads else None
     lock = nullcontext()
     if peers.leads:
         args.adapter_path.mkdir(parents=True, exist_ok=True)
         lock = locked(args.adapter_path)
+    manage_memory()
     interrupts = Interrupts()
     with mlx_errors(), interrupts, lock:
         try:
@@ -108,13 +108,6 @@ def train(arguments: Sequence[str] | None) -> int | None:
                 interrupts,
                 peers,
             )
-        except PeerLostError as error:
-            error.add_note(
-                f"what was learned until then is kept in {args.adapter_path}: the same command "
-                "with --resume goes on; with other processes their batches together must be as "
-                "large"
-            )
-            raise
         except OSError as error:
             raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
 
@@ -218,6 +211,7 @@ def _train(
     try:
         identity = model_identity(name, pipe.folder)
         also = [*(sample.prompt for sample in samples), *prior]
+        peers.agree({"--resume": args.resume})
         with peers.first_first():
             learned, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
         bars.close()

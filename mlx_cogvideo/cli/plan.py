@@ -21,6 +21,7 @@ from ..record import (
     DECODING,
     MAY_CHANGE,
     Record,
+    adapter_differences,
     make_record,
     model_differences,
     request_again,
@@ -167,6 +168,7 @@ class _Planner:
 
         pipe, model = self._open_model()
         if args.memory_limit is not None:
+            self.given = {"sequential_guidance": None} | self.given  # chosen anew
             pipe.memory_limit = int(args.memory_limit * 2**30)
         self.result = Plan(pipe, model, is_batch)
         if args.preview_every is not None:
@@ -186,6 +188,7 @@ class _Planner:
                 f"this won't be the same video: {difference}"
                 for difference in model_differences(self.base, now)
                 + source_differences(self.base, now)
+                + adapter_differences(self.base, now)
                 + version_differences(self.base, now)
             ]
         for job in wishes:
@@ -281,7 +284,12 @@ class _Planner:
         else:
             open_writer(job.output, job.record["settings"]["fps"], overwrite=args.overwrite)
             plan.pipe.check_decodable(job.request)
-        check_memory_limit(plan.pipe, job.request, decode=output_form(job.output) != LATENTS)
+        check_memory_limit(
+            plan.pipe,
+            job.request,
+            decode=output_form(job.output) != LATENTS,
+            done=saved.stages_done if saved is not None else (),
+        )
         if saved is not None:
             plan.begun[job.path] = saved.progress
         plan.jobs.append(job)
@@ -297,6 +305,8 @@ class _Planner:
         named |= {"seed"} if self.args.seed else set()
         asked = job.record["settings"]
         settings = saved.record["settings"] | {n: asked[n] for n in named & asked.keys()}
+        for name in named - asked.keys():  # what is off isn't told
+            settings.pop(name, None)
         request, record = self._request(settings)
         if not saved.needs_source and not {"image", "video"} & self.given.keys():
             # It has been encoded: what has become of its file doesn't matter any more.

@@ -41,4 +41,10 @@ class Interrupts:
             raise KeyboardInterrupt
         self.wanted = True
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step (once more to stop at once)\n")
+        try:
+            os.write(2, b"\nstopping after this step (once more to stop at once)\n")
+        except OSError:
+            # The terminal is gone: what is said from now on is to do no harm.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)

@@ -37,7 +37,7 @@ def attention(
     if scale is None:
         scale = queries.shape[-1] ** -0.5
     groups = 1
-    if mx.metal.is_available() and bias is None:
+    if bias is None and _on_metal():
         groups = _groups(4 * queries.size * keys.shape[2], queries.shape[1])
     if groups == 1:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
@@ -48,6 +48,10 @@ def attention(
         for some in zip(*parts, strict=True)
     ]
     return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
+
+
+def _on_metal() -> bool:
+    return mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def _groups(operations: int, heads: int) -> int:
@@ -68,12 +72,13 @@ def attention_gradients(
         output: what it gave.
         cotangent: the gradient of `output`.
     """
-    arrays = [queries, keys, values]
-    if mx.metal.is_available():
+    if _on_metal():
+        arrays = [queries, keys, values]
         _, gradients = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
         mx.eval(gradients)
         return tuple(gradients)
-    scale, work, gradients = queries.shape[-1] ** -0.5, Portions(), []
+    scale, work = queries.shape[-1] ** -0.5, Portions()
+    gradients: tuple[list[mx.array], ...] = ([], [], [])
     for group, parts in _parts(queries.shape, keys.shape[2]):
         k, v = keys[:, group], values[:, group]
         k_gradient, v_gradient = (mx.zeros(x.shape, mx.float32) for x in (k, v))
@@ -87,13 +92,15 @@ def attention_gradients(
             scores = _weighted(weights, g @ v.swapaxes(2, 3), mean)
             k_gradient = work.kept(k_gradient + (scores.swapaxes(2, 3) @ q))
             rows.append(work.done(scale * (scores @ k), scores.size))
-        gradients.append((mx.concatenate(rows, axis=2), k_gradient, v_gradient))
-    gradients = [
-        mx.concatenate(parts, axis=1).astype(x.dtype)
-        for parts, x in zip(zip(*gradients, strict=True), arrays, strict=True)
-    ]
-    mx.eval(gradients)
-    return tuple(gradients)
+        # Sums are in float32, of these heads only.
+        of_group = mx.concatenate(rows, axis=2), k_gradient, v_gradient
+        for found, gradient in zip(gradients, of_group, strict=True):
+            found.append(work.kept(gradient.astype(queries.dtype)))
+    made = []
+    for found in gradients:
+        made.append(work.finish(mx.concatenate(found, axis=1)))
+        found.clear()
+    return tuple(made)
 
 
 @fused

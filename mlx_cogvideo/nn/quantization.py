@@ -139,7 +139,8 @@ class QuantizedLinear(nn.Module):
             y = mx.quantized_matmul(x, *packed, transpose=True, **how)
         else:
             # Nothing else would keep a lazy graph from unpacking all layers at once.
-            packed[0] = mx.depends(packed[:1], [x])[0]
+            # It is no function of x all the same: most modes have no gradient.
+            packed[0] = mx.stop_gradient(mx.depends(packed[:1], [x])[0])
             weight = mx.dequantize(*packed, **how).astype(x.dtype).T
             return x @ weight if bias is None else mx.addmm(bias, x, weight)
         return y if bias is None else y + bias

@@ -136,8 +136,10 @@ class CogVideoXTransformer3DModel(nn.Module):
         Raises:
             ValueError: frames, height or width that the patches or the position table don't fit.
         """
-        x, context = self.embed(hidden_states, encoder_hidden_states, timestep, ofs)
-        x = self.run_blocks(x, context, work=work)
+        embedded = [*self.embed(hidden_states, encoder_hidden_states, timestep, ofs)]
+        context = embedded.pop()
+        # Popped, so that nothing but the first block holds them.
+        x = self.run_blocks(embedded.pop(), context, work=work)
         return self.project(x, context, hidden_states.shape)
 
     def run_blocks(
@@ -150,7 +152,9 @@ class CogVideoXTransformer3DModel(nn.Module):
     ) -> mx.array:
         """Tokens through some of the blocks, all unless told."""
         for block in self.transformer_blocks[first:end]:
-            x = block(x, *context, work)
+            # In two halves, so that the tokens before the first are let go in the second.
+            x = block.attend(x, *context, work)
+            x = work.done(block.add_feed_forward(x, *context[:2], work))
         return x
 
     def embed(
@@ -298,11 +302,22 @@ class CogVideoXBlock(nn.Module):
         work: Portions = LAZY,
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``; see `CogVideoXLayerNormZero` for the rest."""
-        attended = attention(*self.to_attend(x, temb, is_text, rotation, work))
-        x = work.done(self.add_attention(x, attended, temb, is_text))
+        x = self.attend(x, temb, is_text, rotation, work)
         return work.done(self.add_feed_forward(x, temb, is_text, work))
 
-    # The three parts beside attention treat each token by itself. Gradients are taken of one after
+    def attend(
+        self,
+        x: mx.array,
+        temb: mx.array,
+        is_text: mx.array,
+        rotation: tuple[mx.array, mx.array] | None,
+        work: Portions = LAZY,
+    ) -> mx.array:
+        """The first half of the block."""
+        attended = attention(*self.to_attend(x, temb, is_text, rotation, work))
+        return work.done(self.add_attention(x, attended, temb, is_text))
+
+    # The parts beside attention treat each token by itself. Gradients are taken of one after
     # another, some tokens at a time (training/backward.py).
 
     def to_attend(

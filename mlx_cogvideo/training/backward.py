@@ -61,6 +61,7 @@ def block_gradients(
         [x, attended],
         [cotangent],
     )
+    del cotangent
     cotangents = attention_gradients(queries, keys, values, attended, of_attended)
     del queries, keys, values, attended, of_attended
 
@@ -114,15 +115,16 @@ class _Backward:
                 return list(part(rows, *arrays[len(mine) :]))
 
             primals = [*mine.values(), *(x[..., rows, :] for x in inputs)]
-            _, found = mx.vjp(run, primals, [g[..., rows, :] for g in cotangents])
+            try:
+                _, found = mx.vjp(run, primals, [g[..., rows, :] for g in cotangents])
+            finally:  # tracing has left its own arrays in the block
+                self._block.update(_tree(mine, mine.values()))
             of_parameters = dict(zip(mine, found, strict=False))
             for name, gradient in of_parameters.items():
                 before = self.gradients.get(name)
                 self.gradients[name] = gradient if before is None else before + gradient
             pieces.append(found[len(mine) :])
             mx.eval(pieces[-1], [self.gradients[name] for name in mine])
-        # Tracing has left its own arrays in the block.
-        self._block.update(_tree(mine, mine.values()))
         whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
         mx.eval(whole)
         return whole

@@ -85,9 +85,14 @@ def loss_and_gradients(
     mx.eval(losses, cotangent)
     del x
     gradients: dict[str, mx.array] = {}
+    cotangents = [cotangent]
+    del cotangent
     for i in reversed(range(len(inputs))):
         block = transformer.transformer_blocks[i]
-        of_block, cotangent = block_gradients(block, inputs.pop(), context, cotangent)
+        # Both are popped: what has been used is to be free.
+        of_block, of_input = block_gradients(block, inputs.pop(), context, cotangents.pop())
+        cotangents.append(of_input)
+        del of_input
         gradients |= {f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()}
     return losses, gradients
 

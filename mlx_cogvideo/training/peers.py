@@ -6,8 +6,10 @@ of them writes.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
@@ -32,8 +34,23 @@ class Peers:
 
     @classmethod
     def connect(cls) -> Self:
-        """Those that ``mlx.launch`` started with this one."""
-        return cls(mx.distributed.init())
+        """Those that ``mlx.launch`` started with this one.
+
+        Raises:
+            InvalidInputError: they can't be reached.
+        """
+        hosts = os.environ.get("MLX_HOSTFILE")
+        launched = any(name in os.environ for name in _SET_BY_LAUNCHERS)
+        if not launched or (hosts is not None and not _contents(hosts)):
+            return cls()
+        try:
+            return cls(mx.distributed.init())
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise InvalidInputError(
+                f"the processes of this training can't reach each other ({reason}): another "
+                "training may have the port (mlx.launch --starting-port)"
+            ) from None
 
     @property
     def leads(self) -> bool:
@@ -62,11 +79,16 @@ class Peers:
         """Whether one of the processes has it."""
         return self._sum(mx.array(int(wish))).item() > 0
 
+    def wait(self) -> None:
+        """Returns when all processes are here."""
+        self._sum(mx.array(0))
+
     def shared(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The first process's arrays, in all."""
+        # In the same order everywhere: the arrays may have come from a file, or not.
         return {
             name: self._sum(array if self.leads else mx.zeros_like(array))
-            for name, array in arrays.items()
+            for name, array in sorted(arrays.items())
         }
 
     @contextmanager
@@ -76,11 +98,11 @@ class Peers:
         What it has left on a disk that they share is there for them.
         """
         if not self.leads:
-            self._wait()
+            self.wait()
         yield
         if self.leads:
-            self._wait()
-        self._wait()
+            self.wait()
+        self.wait()
 
     def agree(self, told: Mapping[str, Any]) -> None:
         """Raises InvalidInputError where something isn't the same in all processes."""
@@ -94,9 +116,6 @@ class Peers:
                     "and clips"
                 )
 
-    def _wait(self) -> None:
-        self._sum(mx.array(0))
-
     def _sum(self, array: mx.array) -> mx.array:
         if self.size == 1:
             return array
@@ -107,6 +126,17 @@ class Peers:
 
 
 ALONE = Peers()
+
+_SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""By mlx.launch itself, and by the MPI that it calls."""
+
+
+def _contents(file: str) -> str:
+    """Of one process alone, mlx.launch leaves it empty."""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -109,9 +109,19 @@ class Trainer:
         """
         try:
             return self._train(save_every, validate_every, on_step, should_stop)
-        except PeerLostError:
+        except PeerLostError as error:
+            go_on = "--resume"
+            if not self.peers.leads:
+                # Its own folder may hold another adapter, or be the first one's.
+                name = f"{self.folder.name}-rescued-{self.peers.rank}-{self.step:07}"
+                self.folder = self.folder.with_name(name)
+                go_on = f"--resume --adapter-path {self.folder}"
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save()
+            error.add_note(
+                f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes "
+                "on; with other processes, if their batches together are as large"
+            )
             raise
 
     def _train(
@@ -126,7 +136,7 @@ class Trainer:
             cut_log(log, self.step)
         while self.step < self.settings.iters:
             began = time.perf_counter()
-            losses, norm = self._update()
+            losses, norm, stop = self._update(should_stop)
             told = {
                 "step": self.step,
                 **losses,
@@ -136,10 +146,11 @@ class Trainer:
                 "peak_memory": mx.get_peak_memory(),
             }
             last = self.step == self.settings.iters
-            stop = self.peers.any(should_stop()) and not last
+            stop = stop and not last
             if not self.peers.leads:
-                if stop:
-                    return False
+                if last or stop:
+                    self.peers.wait()  # for what the first one saves
+                    return last
                 continue
             if validate_every and (self.step % validate_every == 0 or last):
                 told["validation"] = self.validate()
@@ -148,12 +159,14 @@ class Trainer:
             if last or stop or self.step % save_every == 0:
                 self.save()
             on_step(told)
-            if stop:
-                return False
+            if last or stop:
+                self.peers.wait()
+                return last
         return True
 
-    def _update(self) -> tuple[dict[str, float], float]:
-        """One update of the adapter; returns the losses and the norm of the gradient."""
+    def _update(self, should_stop: Callable[[], bool]) -> tuple[dict[str, float], float, bool]:
+        """One update of the adapter; returns the losses, the norm of the gradient, and whether one
+        of the peers should stop after it."""
         total, losses = {}, []
         for part in range(self.settings.accumulate):
             batch = self.batch(self.step * self.settings.accumulate + part)
@@ -172,7 +185,8 @@ class Trainer:
         means = [float(np.mean([part[:size] for part in losses]))]
         if self.settings.prior_batch_size:
             means.append(float(np.mean([part[size:] for part in losses])))
-        means = self.peers.mean(means)
+        # In one exchange, before the update: what is logged and what is saved are one step.
+        *means, stop = self.peers.mean([*means, float(should_stop())])
         if not np.isfinite([*means, norm.item()]).all():
             raise GenerationError(
                 f"the loss of step {self.step + 1} is {means[0]} and its gradient {norm.item()}: "
@@ -182,7 +196,9 @@ class Trainer:
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
-        return dict(zip(("loss", "prior_loss"), means, strict=False)), norm.item()
+        losses = dict(zip(("loss", "prior_loss"), means, strict=False))
+        # Alone, a wish that came meanwhile need not wait for another step.
+        return losses, norm.item(), stop > 0 or (self.peers.size == 1 and should_stop())
 
     def batch(self, number: int) -> Batch:
         """The batch of a step: clips in an order that is new each time they have all been seen.
@@ -338,10 +354,18 @@ class Trainer:
         ]
         if other:
             raise InvalidInputError(f"{found[-1]} was begun otherwise: {'; '.join(other)}")
+        files = found[-1] / "adapter.safetensors", found[-1] / "optimizer.safetensors"
+        try:
+            adapter, state = (mx.load(str(file)) for file in files)
+            mx.eval(adapter, state)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{found[-1]} is damaged ({reason}): remove it to go on from the one before"
+            ) from None
         self.step = told["step"]
-        adapter = mx.load(str(found[-1] / "adapter.safetensors"))
         self.transformer.update(_tree(adapter))
-        self.optimizer.state = _tree(mx.load(str(found[-1] / "optimizer.safetensors")))
+        self.optimizer.state = _tree(state)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:

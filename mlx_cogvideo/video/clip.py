@@ -113,16 +113,20 @@ def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> 
 
 
 def measure(
-    path: Path, fps: float, skip: tuple[int, int] = (0, 0), timeout: float = TIMEOUT
+    path: Path,
+    fps: float,
+    skip: tuple[int, int] = (0, 0),
+    timeout: float = TIMEOUT,
+    kind: str = "video",
 ) -> Measured:
-    """What `read_clip` could take from a clip.
+    """What `read_clip` could take from a clip; `kind` is what an error calls it.
 
     Raises:
         InvalidInputError: it can't be read.
     """
     files = frame_files(path) if path.is_dir() else []
     first = files[0] if files else path
-    with _readable(first):
+    with _readable(first, kind):
         with _opened(first, timeout) as container:
             times, _ = _timestamps(container)
         with _opened(first, timeout) as container:

@@ -59,8 +59,8 @@ def main() -> None:
     options = parser.parse_args()
 
     pipe = CogVideoXPipeline.from_pretrained(options.model)
-    blocks, call = [], CogVideoXBlock.__call__
-    CogVideoXBlock.__call__ = lambda self, *args: blocks.append(1) or call(self, *args)
+    blocks, call = [], CogVideoXBlock.attend
+    CogVideoXBlock.attend = lambda self, *args: blocks.append(1) or call(self, *args)
     wanted, found = [], []
     prompts = held_out_prompts(options.prompts, np.random.default_rng(options.seed))
     for number, (combination, prompt) in enumerate(prompts):
