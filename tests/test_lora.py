@@ -115,6 +115,7 @@ def altered(folder, change, metadata=None, config=None):
     return folder
 
 
+FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
 
 
@@ -224,3 +225,9 @@ def test_an_adapter_comes_from_the_hub(adapter, monkeypatch):
     here = CogVideoXPipeline.from_pretrained("demo")
     here.load_lora(adapter, 0.5)
     assert mx.array_equal(forward(pipe), forward(here))
+
+    (adapter / "orbit left.safetensors").write_bytes((adapter / FILE).read_bytes())
+    there = CogVideoXPipeline.from_pretrained("demo")
+    there.load_lora("someone/adapter/orbit left.safetensors", 0.5)
+    assert asked[-1] == ("someone/adapter", ["adapter_config.json", "orbit left.safetensors"])
+    assert mx.array_equal(forward(there), forward(here))

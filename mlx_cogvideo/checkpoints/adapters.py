@@ -36,6 +36,7 @@ FINETRAINERS_KEY = "lora_config"
 PREFIX = "transformer."
 
 SAT_ALPHA = 1  # of all that is trained there
+_HUB_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)/(?P<file>[\w./ -]+\.safetensors)")
 _SHOWN = 3
 
 
@@ -72,7 +73,7 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
     """Finds an adapter and checks that it fits; reads its header only.
 
     Args:
-        source: a file, a folder with one, or a hub id.
+        source: a file, a folder with one, a hub id, or one with a file behind it.
         layers: outputs and inputs of the network's linear layers by path.
 
     Raises:
@@ -206,6 +207,8 @@ def _find(source: str | Path) -> Path:
             return others[0]
         listed = f" but {_listed([o.name for o in others])}: name one" if others else ""
         raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{listed}")
+    if (inside := _HUB_FILE.fullmatch(str(source))) is not None:
+        return fetch_file(inside["repo"], (inside["file"],), also=(CONFIG_FILE,))
     try:
         repo = hub_id(source)
     except ModelNotFoundError:
