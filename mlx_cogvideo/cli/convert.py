@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import (
+    BUNDLED,
     download_bytes,
     hub_cache,
     hub_id,
@@ -206,7 +207,7 @@ def make_parser() -> Parser:
         "--model",
         dest="model",
         default="5b",
-        help=f"folder, hub id, demo or {', '.join(ALIASES)}; or a .pt file or folder of the "
+        help=f"folder, hub id, {' or '.join(BUNDLED)}, or {', '.join(ALIASES)}; or a .pt file or folder of the "
         "original SAT code (default: 5b)",
     )
     add(
@@ -249,7 +250,7 @@ def make_parser() -> Parser:
         nargs="+",
         action=WithScale,
         metavar=("ADAPTER", "SCALE"),
-        help="fuse a LoRA adapter into the transformer: a file, a folder or a hub id, and its "
+        help="fuse a LoRA adapter into the transformer: a file, a folder, a hub id or a file there, and its "
         "weight (default: 1); may be given several times",
     )
     add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
