@@ -207,8 +207,8 @@ def make_parser() -> Parser:
         "--model",
         dest="model",
         default="5b",
-        help=f"folder, hub id, {' or '.join(BUNDLED)}, or {', '.join(ALIASES)}; or a .pt file or folder of the "
-        "original SAT code (default: 5b)",
+        help=f"folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}; or a .pt file or "
+        "folder of the original SAT code (default: 5b)",
     )
     add(
         "--text-encoder",
@@ -250,8 +250,8 @@ def make_parser() -> Parser:
         nargs="+",
         action=WithScale,
         metavar=("ADAPTER", "SCALE"),
-        help="fuse a LoRA adapter into the transformer: a file, a folder, a hub id or a file there, and its "
-        "weight (default: 1); may be given several times",
+        help="fuse a LoRA adapter into the transformer: a file, a folder, a hub id or a file "
+        "there, and its weight (default: 1); may be given several times",
     )
     add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
     add("--dry-run", action="store_true", help="say what would happen and stop there")

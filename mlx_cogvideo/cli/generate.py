@@ -90,7 +90,7 @@ def make_parser() -> Parser:
     add("--negative-prompt", "--negative_prompt", help="what to steer away from")
     add(
         "--model",
-        help=f"folder, hub id, {' or '.join(BUNDLED)}, or {', '.join(ALIASES)} "
+        help=f"folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)} "
         "(default: the folder mlx_model if there is one, else the bundled demo)",
     )
     add(
@@ -98,8 +98,8 @@ def make_parser() -> Parser:
         nargs="+",
         action=WithScale,
         metavar=("ADAPTER", "SCALE"),
-        help="a LoRA adapter: a file, a folder, a hub id or a file there, and its weight (default: 1); may be "
-        "given several times",
+        help="a LoRA adapter: a file, a folder, a hub id or a file there, and its weight "
+        "(default: 1); may be given several times",
     )
     add("--frames", "--num_frames", type=int, help="8N+1 (default: the model's own)")
     add(
