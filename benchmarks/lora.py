@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from step import packed, prepare
+from step import our_network, prepare, rotation_tables, their_network
 
 CASES = ["ours bfloat16", "ours 4-bit", "diffusers"]
 SIZES = ["9x256x384", "17x256x384", "25x320x512", "49x320x512", "49x480x720"]
@@ -96,18 +96,12 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.optimizers as optim
     from mlx.utils import tree_flatten, tree_unflatten
 
-    from mlx_cogvideo.checkpoints import load_component, read_config
-    from mlx_cogvideo.networks import make_network
     from mlx_cogvideo.nn.lora import add_adapter
     from mlx_cogvideo.schedulers import make_scheduler
     from mlx_cogvideo.training.objective import Batch, loss_and_gradients
     from mlx_cogvideo.training.settings import Settings, new_adapter
 
-    folder = args.folder / "transformer"
-    if how[0].endswith("-bit"):
-        folder = packed(args.folder, int(how[0][0])) / "transformer"
-    network = make_network("transformer", read_config(folder / "config.json"))
-    network = load_component(network, folder, mx.bfloat16).freeze()
+    network = our_network(args.folder, how[0]).freeze()
     add_adapter(network, new_adapter(network, Settings(rank=RANK, alpha=ALPHA)))
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=1e-4)
@@ -137,14 +131,10 @@ def load_ours(args: argparse.Namespace, how: list[str]):
 def load_diffusers(args: argparse.Namespace, how: list[str]):
     import peft
     import torch
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from step import rotation_tables
+    from diffusers import CogVideoXDDIMScheduler
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = CogVideoXTransformer3DModel.from_pretrained(
-        args.folder / "transformer", torch_dtype=torch.bfloat16
-    ).to(device)
-    network.requires_grad_(False)
+    network = their_network(args.folder)
+    device = network.device.type
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     network.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
     trained = [p for p in network.parameters() if p.requires_grad]

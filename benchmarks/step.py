@@ -149,16 +149,9 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
 
     from mlx_cogvideo.caching import StepCache
-    from mlx_cogvideo.checkpoints import load_component, read_config
     from mlx_cogvideo.denoising import velocities
-    from mlx_cogvideo.networks import make_network
 
-    folder = args.folder / "transformer"
-    if how[0].endswith("-bit"):
-        folder = packed(args.folder, int(how[0][0])) / "transformer"
-    network = make_network("transformer", read_config(folder / "config.json"))
-    network = load_component(network, folder, mx.bfloat16)
-    mx.eval(network.parameters())
+    network = our_network(args.folder, how[0])
     inputs = np.load(args.folder / "inputs.npz")
     latents = mx.repeat(mx.array(inputs["latents"]).astype(mx.bfloat16), 2, axis=0)
     text = mx.array(inputs["text"]).astype(mx.bfloat16)
@@ -182,8 +175,35 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     return step, lambda: np.array(made[0].astype(mx.float32)), memory
 
 
+def our_network(folder: Path, how: str):
+    """The transformer in a folder, in bfloat16 or, as `how` says, a packed copy of it."""
+    import mlx.core as mx
+
+    from mlx_cogvideo.checkpoints import load_component, read_config
+    from mlx_cogvideo.networks import make_network
+
+    if how.endswith("-bit"):
+        folder = packed(folder, int(how[0]))
+    folder = folder / "transformer"
+    network = make_network("transformer", read_config(folder / "config.json"))
+    network = load_component(network, folder, mx.bfloat16)
+    mx.eval(network.parameters())
+    return network
+
+
+def their_network(folder: Path):
+    """diffusers' transformer in bfloat16, frozen."""
+    import torch
+    from diffusers import CogVideoXTransformer3DModel
+
+    network = CogVideoXTransformer3DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.bfloat16
+    )
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+
+
 def packed(folder: Path, bits: int) -> Path:
-    """A quantized copy of the transformer, which is kept."""
+    """A quantized copy of the model, which is kept."""
     from mlx_cogvideo.conversion import convert, plan_conversion
     from mlx_cogvideo.nn.quantization import Quantization
 
@@ -198,14 +218,9 @@ def packed(folder: Path, bits: int) -> Path:
 
 def load_diffusers(args: argparse.Namespace, how: list[str]):
     import torch
-    from diffusers import CogVideoXTransformer3DModel
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = CogVideoXTransformer3DModel.from_pretrained(
-        args.folder / "transformer", torch_dtype=torch.bfloat16
-    ).to(device)
-    network.requires_grad_(False)
-    config = network.config
+    network = their_network(args.folder)
+    device, config = network.device.type, network.config
     inputs = np.load(args.folder / "inputs.npz")
     latents = torch.tensor(inputs["latents"]).to(device, torch.bfloat16)
     latents = latents.permute(0, 1, 4, 2, 3).repeat(2, 1, 1, 1, 1)
