@@ -1,7 +1,7 @@
 """Compares each block of a full-size transformer with diffusers' in float32.
 
     python benchmarks/step.py 5b --cases "ours bfloat16" --folder /tmp/random-5b
-    python tools/checks/block_errors.py /tmp/random-5b --dtype bfloat16
+    python tools/checks/block_errors.py /tmp/random-5b/5b --dtype bfloat16
 
 diffusers computes a step in float32 (TF32 is off), block after block. Each of ours, in `dtype`, is
 given what that one was given; the error is the largest difference over the largest value. Prints
