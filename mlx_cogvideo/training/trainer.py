@@ -159,6 +159,10 @@ class Trainer:
             if last or stop or self.step % save_every == 0:
                 self.save()
             on_step(told)
+            if not (last or stop) and self.peers.size == 1 and should_stop():
+                # Alone, a wish that came in the meantime need not wait for another step.
+                stop = True
+                self.save()
             if last or stop:
                 self.peers.wait()
                 return last
@@ -166,7 +170,7 @@ class Trainer:
 
     def _update(self, should_stop: Callable[[], bool]) -> tuple[dict[str, float], float, bool]:
         """One update of the adapter; returns the losses, the norm of the gradient, and whether one
-        of the peers should stop after it."""
+        of several peers should stop after it."""
         total, losses = {}, []
         for part in range(self.settings.accumulate):
             batch = self.batch(self.step * self.settings.accumulate + part)
@@ -186,7 +190,8 @@ class Trainer:
         if self.settings.prior_batch_size:
             means.append(float(np.mean([part[size:] for part in losses])))
         # In one exchange, before the update: what is logged and what is saved are one step.
-        *means, stop = self.peers.mean([*means, float(should_stop())])
+        wish = self.peers.size > 1 and should_stop()
+        *means, stop = self.peers.mean([*means, float(wish)])
         if not np.isfinite([*means, norm.item()]).all():
             raise GenerationError(
                 f"the loss of step {self.step + 1} is {means[0]} and its gradient {norm.item()}: "
@@ -196,9 +201,7 @@ class Trainer:
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
-        losses = dict(zip(("loss", "prior_loss"), means, strict=False))
-        # Alone, a wish that came meanwhile need not wait for another step.
-        return losses, norm.item(), stop > 0 or (self.peers.size == 1 and should_stop())
+        return dict(zip(("loss", "prior_loss"), means, strict=False)), norm.item(), stop > 0
 
     def batch(self, number: int) -> Batch:
         """The batch of a step: clips in an order that is new each time they have all been seen.
