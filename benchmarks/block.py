@@ -11,51 +11,33 @@ writes at least. The last lines are the sum and a whole block.
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import mlx.core as mx
+from cases import add_size, model_and_size
 
 from mlx_cogvideo.machine import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
 from mlx_cogvideo.nn.lora import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
 from mlx_cogvideo.nn.portions import Portions
 from mlx_cogvideo.nn.positions import half_split, rotate
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig, gelu_tanh
-from mlx_cogvideo.request import Geometry
-from mlx_cogvideo.variants import match_variant
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from official import TRANSFORMERS
 
 REPEATS = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add_size(parser)
     add = parser.add_argument
-    add("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
-    add("--frames", type=int, help="default: the variant's own, as for the size")
-    add("--height", type=int)
-    add("--width", type=int)
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     args = parser.parse_args()
 
     dtype = getattr(mx, args.dtype)
-    config = TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])
-    geometry = Geometry.choose(
-        match_variant(config),
-        config,
-        AutoencoderConfig(),
-        num_frames=args.frames,
-        height=args.height,
-        width=args.width,
-    )
+    config, geometry = model_and_size(args)
     tokens = config.token_count(geometry.latent_shape)
     print(
         f"{args.variant}, 2 x {tokens} tokens, {args.dtype}, {mx.default_device()}, "

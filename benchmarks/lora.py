@@ -20,7 +20,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from cases import run_apart
 from step import our_network, prepare, rotation_tables, their_network
+from support import OFFICIAL_SCHEDULER_CONFIG
 
 CASES = ["ours bfloat16", "ours 4-bit", "diffusers"]
 SIZES = ["9x256x384", "17x256x384", "25x320x512", "49x320x512", "49x480x720"]
@@ -51,16 +53,7 @@ def main() -> None:
             command = [sys.executable, __file__, args.variant, "--case", case, "--sizes"]
             command += [*args.sizes, "--text-length", str(args.text_length)]
             command += ["--steps", str(args.steps), "--folder", str(args.folder)]
-            try:
-                done = subprocess.run(
-                    command, stderr=subprocess.PIPE, text=True, check=False, timeout=args.timeout
-                )
-            except subprocess.TimeoutExpired:
-                print(f"{case:20} not done in {args.timeout:g} s", flush=True)
-                continue
-            if done.returncode:
-                reason = (done.stderr.strip() or "no message").splitlines()[-1]
-                print(f"{case:20} failed: {reason[:150]}", flush=True)
+            run_apart(f"{case:20}", command, stderr=subprocess.PIPE, timeout=args.timeout)
 
 
 def run_case(args: argparse.Namespace) -> None:
@@ -105,7 +98,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     add_adapter(network, new_adapter(network, Settings(rank=RANK, alpha=ALPHA)))
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=1e-4)
-    scheduler = make_scheduler("ddim", scheduler_config(), mx.random.key(0))
+    scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
 
     def tree(arrays: dict) -> dict:
         return tree_unflatten(list(arrays.items()))
@@ -143,7 +136,7 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
     network.enable_gradient_checkpointing()
     network.train()
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    scheduler = CogVideoXDDIMScheduler.from_config(scheduler_config())
+    scheduler = CogVideoXDDIMScheduler.from_config(OFFICIAL_SCHEDULER_CONFIG)
 
     @cache
     def tables(*size: int):
@@ -175,12 +168,6 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
         return told
 
     return step, memory
-
-
-def scheduler_config() -> dict:
-    from support import OFFICIAL_SCHEDULER_CONFIG
-
-    return OFFICIAL_SCHEDULER_CONFIG
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ case's, the largest beside the largest velocity. diffusers wants the `test` extr
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tools/checks", "tests")]
+from cases import add_size, model_and_size, run_apart
 
 CASES = [
     "ours bfloat16",
@@ -39,11 +37,8 @@ CASES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add_size(parser)
     add = parser.add_argument
-    add("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
-    add("--frames", type=int, help="default: the variant's own, as for the size")
-    add("--height", type=int)
-    add("--width", type=int)
     add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
     add("--steps", type=int, default=3, help="that are timed")
     add("--timeout", type=float, help="seconds for a case")
@@ -71,16 +66,8 @@ def compare(args: argparse.Namespace) -> None:
     for case in args.cases:
         command = [sys.executable, __file__, args.variant, "--case", case]
         command += ["--folder", str(args.folder), "--steps", str(args.steps)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=args.timeout
-            )
-        except subprocess.TimeoutExpired:
-            print(f"{case:24} not done in {args.timeout:g} s", flush=True)
-            continue
-        if done.returncode:
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            print(f"{case:24} failed: {reason[:150]}", flush=True)
+        done = run_apart(f"{case:24}", command, capture_output=True, timeout=args.timeout)
+        if done is None:
             continue
         told = json.loads(done.stdout.splitlines()[-1])
         velocity = np.load(args.folder / "velocity.npy")
@@ -100,21 +87,9 @@ def prepare(args: argparse.Namespace) -> tuple[int, ...]:
     from random_checkpoint import write_component, write_json
 
     from mlx_cogvideo.checkpoints import DEMO_PATH, SHARED_KEY
-    from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
-    from mlx_cogvideo.nn.transformer import TransformerConfig
-    from mlx_cogvideo.request import Geometry
-    from mlx_cogvideo.variants import match_variant
 
     variant = args.variant.replace("-", "_")
-    config = TransformerConfig.from_dict(TRANSFORMERS[variant])
-    geometry = Geometry.choose(
-        match_variant(config),
-        config,
-        AutoencoderConfig(),
-        num_frames=args.frames,
-        height=args.height,
-        width=args.width,
-    )
+    config, geometry = model_and_size(args)
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "transformer").exists():
         write_component(args.folder / "transformer", variant, TRANSFORMERS[variant], mx.bfloat16)

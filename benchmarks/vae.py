@@ -14,7 +14,6 @@ import argparse
 import json
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "checks"))
+from cases import run_apart
 
 CASES = ["ours none", "ours seamless", "ours tiled", "diffusers untiled", "diffusers tiled"]
 
@@ -99,11 +97,9 @@ def compare(args: argparse.Namespace, direction: str) -> None:
     for case, dtype in cases:
         command = [sys.executable, __file__, "--case", f"{direction} {case}", "--dtype", dtype]
         command += ["--folder", str(args.folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
         title = f"{direction} {case}" + (f" {dtype}" if dtype != args.dtype else "")
-        if done.returncode:
-            reason = (done.stderr.strip() or "no message").splitlines()[-1]
-            print(f"{title:28} failed: {reason[:150]}", flush=True)
+        done = run_apart(f"{title:28}", command, capture_output=True)
+        if done is None:
             continue
         numbers = json.loads(done.stdout.splitlines()[-1])
         result = np.load(args.folder / "result.npy")

@@ -68,7 +68,7 @@ def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) 
     config, itemsize = pipe.configs["transformer"], pipe.dtype.size
     tokens, dim = config.token_count(geometry.latent_shape), config.dim
     hidden = batch * tokens * dim
-    if _device() == "cpu":
+    if _on_cpu():
         scores = batch * config.num_attention_heads * tokens**2
         activations = ARRAYS_ON_CPU * hidden * itemsize + 4 * scores
     else:
@@ -136,7 +136,7 @@ def training_forecast(
     )
     train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
     train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
-    if _device() == "cpu":
+    if _on_cpu():
         train += 4 * scores
     tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
     return {
@@ -179,7 +179,7 @@ def vae_memory(
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
     parts = footprint(config, height, width, decode=decode, band_elements=elements)
-    bands = VAE_BANDS_ON_CPU if _device() == "cpu" else VAE_BANDS[tiling.mode]
+    bands = VAE_BANDS_ON_CPU if _on_cpu() else VAE_BANDS[tiling.mode]
     count = parts.remembered + parts.maps + bands * parts.band
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
@@ -209,7 +209,7 @@ def available_memory() -> int:
 
     On a Mac, what the GPU may use of the memory that it shares with everything else.
     """
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if not _on_cpu():
         info = mx.device_info()
         # Metal's name for it, then CUDA's two.
         for name in ("max_recommended_working_set_size", "free_memory", "total_memory"):
@@ -223,10 +223,8 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _device() -> str:
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def size(count: float) -> str:

@@ -23,10 +23,7 @@ NEWER = {"lora": [], "uncond": "empty", "sequential_guidance": False}
 """What records of before there was a choice don't speak of."""
 
 DECODING = ("tiling", "tile_size", "tile_overlap")
-CHOSEN_BY_MEMORY = (*DECODING, "sequential_guidance")
-"""Settings that are chosen by the memory there is, where nothing else is asked for."""
-
-MAY_CHANGE = (*CHOSEN_BY_MEMORY, "fps")
+MAY_CHANGE = (*DECODING, "sequential_guidance", "fps")
 """Settings that may change when a run goes on."""
 
 

@@ -110,8 +110,8 @@ class Request:
         return steps_taken(self.num_inference_steps, strength)
 
     @property
-    def steps_in_all(self) -> int:
-        """Steps of all windows; those that go on take them all."""
+    def steps_of_all_windows(self) -> int:
+        """The sum; windows that go on take all steps."""
         return self.steps + self.extend * self.num_inference_steps
 
     def guides(self, step: int) -> bool:

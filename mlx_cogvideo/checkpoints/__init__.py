@@ -9,7 +9,7 @@ from .components import (
     save_component,
     write_config,
 )
-from .identity import file_digest, model_identity
+from .identity import model_identity
 from .resolve import (
     BUNDLED,
     DEMO_PATH,
@@ -34,7 +34,6 @@ __all__ = [
     "component_folder",
     "default_model",
     "download_bytes",
-    "file_digest",
     "hub_cache",
     "hub_id",
     "load_component",

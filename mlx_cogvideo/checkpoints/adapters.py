@@ -17,11 +17,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..digest import file_digest
 from ..errors import CheckpointError, ModelNotFoundError
 from ..nn.lora import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .components import read_config, write_config
-from .identity import file_digest
 from .resolve import fetch_file, hub_id
 from .safetensors_header import read_header, read_metadata
 from .sat import sat_file

@@ -3,10 +3,10 @@
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..digest import file_digest
 from ..variants import ALIASES
 from .resolve import BUNDLED, component_folder
 
@@ -49,15 +49,3 @@ def _files(component: Path) -> list[Path]:
 def _digest(file: Path) -> str:
     """A line like sha256sum's."""
     return f"{file_digest(file)}  {file.name}\n"
-
-
-def file_digest(file: Path) -> str:
-    """The SHA-256 of a file in hexadecimal; while it doesn't change, it is worked out once."""
-    told = file.stat()
-    return _read_digest(file, told.st_mtime_ns, told.st_size)
-
-
-@lru_cache(maxsize=256)
-def _read_digest(file: Path, *_: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,12 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import default_model, model_identity
-from ..errors import (
-    CogVideoXError,
-    InvalidInputError,
-    OutputError,
-    mlx_errors,
-)
+from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request

@@ -32,7 +32,7 @@ class Session:
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
-        others = sum(job.request.steps_in_all for job in plan.jobs[1:])
+        others = sum(job.request.steps_of_all_windows for job in plan.jobs[1:])
         self._bars = StageBars(len(plan.jobs), others, quiet=args.quiet)
         self._interrupts = Interrupts()
 

@@ -21,7 +21,7 @@ def rope_tables(
     head_dim: int,
     base: tuple[int, int] | None,
 ) -> tuple[mx.array, mx.array]:
-    """Cosine and sine of the rotation of each feature pair of each token.
+    """Cosine and sine of the rotation of each feature pair of each token, as `rotate` takes them.
 
     A head's features are shared out 1/4 : 3/8 : 3/8 to frame, row and column. Text tokens come
     first and don't turn: their cosine is 1 and their sine 0, so that one multiplication serves the
@@ -35,7 +35,9 @@ def rope_tables(
             (see `native_positions`); None (1.5) counts patches.
 
     Returns:
-        Two arrays ``[text_length + frames·rows·columns, head_dim / 2]`` in float32.
+        In float32 and for ``tokens = text_length + frames·rows·columns``, the cosines
+        ``[tokens, 1, 1, head_dim / 2]`` and the sines of both of a pair, the first one's negative,
+        ``[tokens, 1, 2, head_dim / 2]``.
     """
     frames, rows, columns = grid
     if base is None:
@@ -49,7 +51,9 @@ def rope_tables(
         _rope_angles(column_positions, head_dim // 8 * 3),
     )
     angles = np.concatenate([np.zeros((text_length, head_dim // 2), np.float32), angles])
-    return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+    angles = angles[:, None, None]
+    sines = np.sin(angles)
+    return mx.array(np.cos(angles)), mx.array(np.concatenate([-sines, sines], axis=2))
 
 
 def native_positions(grid: tuple[int, int], base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -100,22 +104,20 @@ def half_split(heads: int, head_dim: int) -> mx.array:
     return mx.array((np.arange(heads)[:, None] * head_dim + within).flatten())
 
 
-def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+def rotate(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
     """Rotary embedding (arXiv:2104.09864) of features in the order of `half_split`.
 
     Args:
         x: ``[batch, tokens, heads, head_dim]``.
-        cos, sin: ``[tokens, head_dim / 2]`` in float32, in which the rotation is computed.
+        cosines, sines: of `rope_tables`, in float32, in which the rotation is computed.
     """
     halves = x.reshape(*x.shape[:-1], 2, -1)
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    turned = _turn(halves, halves[..., ::-1, :], cos, mx.concatenate([-sin, sin], axis=-2))
-    return turned.reshape(x.shape)
+    return _turn(halves, halves[..., ::-1, :], cosines, sines).reshape(x.shape)
 
 
 @fused
-def _turn(halves, exchanged, cos, signed_sin):
-    wide = halves.astype(mx.float32) * cos + exchanged.astype(mx.float32) * signed_sin
+def _turn(halves, exchanged, cosines, sines):
+    wide = halves.astype(mx.float32) * cosines + exchanged.astype(mx.float32) * sines
     return wide.astype(halves.dtype)
 
 

@@ -87,7 +87,7 @@ class BlockContext(NamedTuple):
     Attributes:
         temb: ``[batch, time_embed_dim]``.
         is_text: ``[tokens, 1]``.
-        rotation: cosines and sines, ``[tokens, head_dim]`` each, or None.
+        rotation: cosines and sines of ``positions.rope_tables``, or None.
     """
 
     temb: mx.array
@@ -154,7 +154,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         for block in self.transformer_blocks[first:end]:
             # In two halves, so that the tokens before the first are let go in the second.
             x = block.attend(x, *context, work)
-            x = work.done(block.add_feed_forward(x, *context[:2], work))
+            x = block.add_feed_forward(x, context.temb, context.is_text, work)
         return x
 
     def embed(
@@ -303,7 +303,7 @@ class CogVideoXBlock(nn.Module):
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``; see `CogVideoXLayerNormZero` for the rest."""
         x = self.attend(x, temb, is_text, rotation, work)
-        return work.done(self.add_feed_forward(x, temb, is_text, work))
+        return self.add_feed_forward(x, temb, is_text, work)
 
     def attend(
         self,
@@ -343,7 +343,7 @@ class CogVideoXBlock(nn.Module):
         self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
     ) -> mx.array:
         modulated, gates = self.norm2(x, temb, is_text)
-        return gated_residual(x, self.ff(modulated, work), is_text, *gates)
+        return work.done(gated_residual(x, self.ff(modulated, work), is_text, *gates))
 
 
 class Attention(nn.Module):

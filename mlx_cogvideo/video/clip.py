@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil, inf
 from pathlib import Path
 
 import av
 import numpy as np
 
+from ..digest import file_digest
 from ..errors import InvalidInputError
 from .reader import open_input
 
@@ -158,22 +158,12 @@ def content_digest(path: Path) -> str:
     Raises:
         InvalidInputError: it can't be read.
     """
-    files = frame_files(path) if path.is_dir() else [path]
+    files, whole = frame_files(path) if path.is_dir() else [path], hashlib.sha256()
     try:
-        return _digest(
-            tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        )
+        for file in files:
+            whole.update(bytes.fromhex(file_digest(file)))
     except OSError as error:
         raise InvalidInputError(f"{path} can't be read: {error.strerror}") from error
-
-
-@lru_cache(maxsize=64)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files as they are told to be: each prompt and seed of a batch asks for it."""
-    whole = hashlib.sha256()
-    for file, _, _ in files:
-        with file.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
 
 

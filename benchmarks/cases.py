@@ -1,0 +1,51 @@
+"""Cases of a benchmark that run in processes of their own, and the size at which they run."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tools/checks", "tests")]
+
+
+def run_apart(title: str, command: list[str], **how) -> subprocess.CompletedProcess | None:
+    """Runs a command; says in a line if it fails or takes longer than `timeout`, and gives None."""
+    try:
+        done = subprocess.run(command, text=True, check=False, **how)
+    except subprocess.TimeoutExpired as error:
+        print(f"{title} not done in {error.timeout:g} s", flush=True)
+        return None
+    if done.returncode:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        print(f"{title} failed: {reason[:150]}", flush=True)
+        return None
+    return done
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The options that `model_and_size` looks at."""
+    parser.add_argument("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
+    parser.add_argument("--frames", type=int, help="default: the variant's own, as for the size")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+
+
+def model_and_size(args: argparse.Namespace):
+    """The configuration of a variant's transformer, and the geometry that was asked for."""
+    from official import TRANSFORMERS
+
+    from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
+    from mlx_cogvideo.nn.transformer import TransformerConfig
+    from mlx_cogvideo.request import Geometry
+    from mlx_cogvideo.variants import match_variant
+
+    config = TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])
+    geometry = Geometry.choose(
+        match_variant(config),
+        config,
+        AutoencoderConfig(),
+        num_frames=args.frames,
+        height=args.height,
+        width=args.width,
+    )
+    return config, geometry
