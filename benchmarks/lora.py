@@ -100,14 +100,11 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     optimizer = optim.AdamW(learning_rate=1e-4)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
 
-    def tree(arrays: dict) -> dict:
-        return tree_unflatten(list(arrays.items()))
-
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))
         losses, gradients = loss_and_gradients(network, scheduler, batch, mx.bfloat16)
-        parameters = tree(dict(tree_flatten(network.trainable_parameters())))
-        network.update(optimizer.apply_gradients(tree(gradients), parameters))
+        parameters = tree_unflatten(tree_flatten(network.trainable_parameters()))
+        network.update(optimizer.apply_gradients(tree_unflatten(gradients), parameters))
         mx.eval(network.trainable_parameters(), optimizer.state)
         return losses.item()
 

@@ -24,12 +24,13 @@ from mlx_cogvideo.cli.lora import locked, main
 from mlx_cogvideo.nn.lora import add_adapter
 from mlx_cogvideo.schedulers import make_scheduler
 from mlx_cogvideo.training import trainer as trainer_module
+from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.objective import Batch, loss_and_gradients
 from mlx_cogvideo.training.peers import ALONE
 from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
-from mlx_cogvideo.training.trainer import Trainer, saved_checkpoints
+from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import Shape, write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"

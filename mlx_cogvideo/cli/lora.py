@@ -18,11 +18,12 @@ from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
+from ..training.checkpoint import saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
 from ..training.peers import Peers
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
-from ..training.trainer import Trainer, saved_checkpoints
+from ..training.trainer import Trainer
 from ..video import Shape, write_video
 from .batch import IMAGE_MARK, read_prompts
 from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say

@@ -61,7 +61,7 @@ def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
         elif not isinstance(layer, LoRALinear):
             raise KeyError(f"no linear layer {path}")
         layer.adapters.append(addition)
-    module.update_modules(tree_unflatten(list(wrapped.items())))
+    module.update_modules(tree_unflatten(wrapped))
 
 
 def in_order(layer: nn.Module, x: mx.array, order: mx.array) -> mx.array:

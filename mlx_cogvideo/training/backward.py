@@ -111,14 +111,14 @@ class _Backward:
             rows = slice(first, end)
 
             def run(*arrays: mx.array, rows: slice = rows) -> list[mx.array]:
-                self._block.update(_tree(mine, arrays[: len(mine)]))
+                self._block.update(tree_unflatten(dict(zip(mine, arrays, strict=False))))
                 return list(part(rows, *arrays[len(mine) :]))
 
             primals = [*mine.values(), *(x[..., rows, :] for x in inputs)]
             try:
                 _, found = mx.vjp(run, primals, [g[..., rows, :] for g in cotangents])
             finally:  # tracing has left its own arrays in the block
-                self._block.update(_tree(mine, mine.values()))
+                self._block.update(tree_unflatten(mine))
             of_parameters = dict(zip(mine, found, strict=False))
             for name, gradient in of_parameters.items():
                 before = self.gradients.get(name)
@@ -128,7 +128,3 @@ class _Backward:
         whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
         mx.eval(whole)
         return whole
-
-
-def _tree(names, arrays) -> dict:
-    return tree_unflatten(list(zip(names, arrays, strict=True)))

@@ -6,8 +6,6 @@ adapter, the optimizer's state and the number of steps: what follows is the same
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -21,20 +19,20 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..checkpoints import read_config, save_adapter, write_config
+from ..checkpoints import save_adapter
 from ..conditioning import image_latent_scale, place_image, with_leading
-from ..errors import CheckpointError, GenerationError, InvalidInputError, PeerLostError
+from ..errors import GenerationError, PeerLostError
 from ..nn.lora import add_adapter
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
 from ..video import Shape
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .curve import cut_log, write_curve
 from .objective import Batch, loss_and_gradients, loss_only
 from .peers import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 
-CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 
@@ -84,7 +82,7 @@ class Trainer:
             betas=[0.9, 0.95],
             weight_decay=settings.weight_decay,
         )
-        self.optimizer.init(_tree(self._parameters()))
+        self.optimizer.init(tree_unflatten(self._parameters()))
         peers.agree({"settings": settings, **self.data})
 
     def _parameters(self) -> dict[str, mx.array]:
@@ -183,7 +181,7 @@ class Trainer:
                 path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
             }
             mx.eval(total)
-        total = self.peers.averaged(_tree(total))
+        total = self.peers.averaged(tree_unflatten(total))
         total, norm = optim.clip_grad_norm(total, self.settings.clip_norm)
         size = self.settings.batch_size
         means = [float(np.mean([part[:size] for part in losses]))]
@@ -197,7 +195,7 @@ class Trainer:
                 f"the loss of step {self.step + 1} is {means[0]} and its gradient {norm.item()}: "
                 "try a lower learning rate, or another dtype"
             )
-        new = self.optimizer.apply_gradients(total, _tree(self._parameters()))
+        new = self.optimizer.apply_gradients(total, tree_unflatten(self._parameters()))
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
@@ -293,23 +291,10 @@ class Trainer:
         Of the checkpoints, the last `keep` stay.
         """
         self.save_adapter(self.folder)
-        checkpoints = self.folder / CHECKPOINTS
-        checkpoints.mkdir(exist_ok=True)
-        final = checkpoints / f"{self.step:07}"
-        partial = checkpoints / f".{self.step:07}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        mx.save_safetensors(str(partial / "adapter.safetensors"), self._parameters())
         state = dict(tree_flatten(self.optimizer.state))
-        mx.save_safetensors(str(partial / "optimizer.safetensors"), state)
-        write_config(
-            partial / "training.json",
-            {"step": self.step, "settings": self._settings_together(), "data": self.data},
-        )
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in saved_checkpoints(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+        checkpoint = Checkpoint(self.step, self._parameters(), state)
+        together = self._settings_together()
+        save_checkpoint(self.folder, checkpoint, together, self.data, self.keep)
         write_curve(self.folder / LOG, self.folder / "loss.svg")
 
     def _settings_together(self) -> dict[str, Any]:
@@ -334,46 +319,15 @@ class Trainer:
             InvalidInputError: it was begun with other settings.
         """
         if self.peers.leads:
-            self._load_checkpoint()
+            self.step, adapter, state = load_checkpoint(
+                self.folder, self._settings_together(), self.data
+            )
+            self.transformer.update(tree_unflatten(adapter))
+            self.optimizer.state = tree_unflatten(state)
         self.step = self.peers.shared({"step": mx.array(self.step)})["step"].item()
-        self.transformer.update(_tree(self.peers.shared(self._parameters())))
+        self.transformer.update(tree_unflatten(self.peers.shared(self._parameters())))
         state = dict(tree_flatten(self.optimizer.state))
-        self.optimizer.state = _tree(self.peers.shared(state))
-
-    def _load_checkpoint(self) -> None:
-        found = saved_checkpoints(self.folder)
-        if not found:
-            raise CheckpointError(f"{self.folder} has no checkpoint to resume from")
-        told = read_config(found[-1] / "training.json")
-        now = json.loads(json.dumps(self._settings_together()))
-        other = [
-            f"{name} was {value} and is now {now.get(name)}"
-            for name, value in told["settings"].items()
-            if name != "iters" and now.get(name) != value
-        ]
-        before = told.get("data", self.data)
-        other += [
-            f"the {name} were others" for name in self.data if before[name] != self.data[name]
-        ]
-        if other:
-            raise InvalidInputError(f"{found[-1]} was begun otherwise: {'; '.join(other)}")
-        files = found[-1] / "adapter.safetensors", found[-1] / "optimizer.safetensors"
-        try:
-            adapter, state = (mx.load(str(file)) for file in files)
-            mx.eval(adapter, state)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"{found[-1]} is damaged ({reason}): remove it to go on from the one before"
-            ) from None
-        self.step = told["step"]
-        self.transformer.update(_tree(adapter))
-        self.optimizer.state = _tree(state)
-
-
-def saved_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(path for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+        self.optimizer.state = tree_unflatten(self.peers.shared(state))
 
 
 def _digests(
@@ -406,11 +360,6 @@ def _learning_rate(settings: Settings) -> Callable[[mx.array], mx.array] | float
     return optim.join_schedules(
         [optim.linear_schedule(rate / warmup, rate, warmup), after], [warmup]
     )
-
-
-def _tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
-    """Arrays by their paths as the nested dictionaries and lists that MLX's functions take."""
-    return tree_unflatten(list(arrays.items()))
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:

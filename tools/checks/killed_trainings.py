@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_cogvideo.training.trainer import saved_checkpoints
+from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.video import write_video
 
 ROOT = Path(__file__).parents[2]

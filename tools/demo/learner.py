@@ -109,7 +109,7 @@ class Learner:
         )
         if (folder / "optimizer.safetensors").is_file():
             stored = mx.load(str(folder / "optimizer.safetensors"))
-            self.optimizer.state.update(tree_unflatten(list(stored.items())))
+            self.optimizer.state.update(tree_unflatten(stored))
         progress = json.loads((folder / "progress.json").read_text())
         self.steps, self.seconds = progress["steps"], progress["seconds"]
 
