@@ -77,11 +77,7 @@ class Trainer:
         self.transformer.freeze()
         self.layers = new_adapter(self.transformer, settings)
         add_adapter(self.transformer, self.layers)
-        self.optimizer = optim.AdamW(
-            learning_rate=_learning_rate(settings),
-            betas=[0.9, 0.95],
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = make_optimizer(settings)
         self.optimizer.init(tree_unflatten(self._parameters()))
         peers.agree({"settings": settings, **self.data})
 
@@ -347,6 +343,16 @@ def _digests(
         name: hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         for name, told in whole.items()
     }
+
+
+def make_optimizer(settings: Settings) -> optim.Optimizer:
+    """AdamW as the original trainers have it."""
+    return optim.AdamW(
+        learning_rate=_learning_rate(settings),
+        betas=[0.9, 0.95],
+        weight_decay=settings.weight_decay,
+        bias_correction=True,
+    )
 
 
 def _learning_rate(settings: Settings) -> Callable[[mx.array], mx.array] | float:
