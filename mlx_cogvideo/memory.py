@@ -46,6 +46,9 @@ SCORE_TABLES = 5
 VAE_BANDS = {"none": 3, "seamless": 16, "tiled": 7}
 VAE_BANDS_ON_CPU = 37
 
+# What whole frames may take in any case.
+WHOLE_FRAMES = 2 * 2**30
+
 
 def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> dict[str, int]:
     """Bytes that each stage of a run needs at its peak: weights and activations. An estimate."""
@@ -149,8 +152,11 @@ def training_forecast(
 def text_memory(pipe: "CogVideoXPipeline") -> int:
     """Bytes that the text encoder needs. An estimate."""
     text, length = pipe.configs["text_encoder"], pipe.configs["transformer"].max_text_seq_length
-    layer = length * (2 * text.d_ff + 6 * text.d_model) * pipe.dtype.size
-    return pipe.weight_bytes("text_encoder") + layer + text.num_heads * length**2 * 4
+    elements = length * (2 * text.d_ff + 6 * text.d_model)
+    if pipe.is_packed("text_encoder"):
+        elements += text.block_weights
+    scores = text.num_heads * length**2 * 4
+    return pipe.weight_bytes("text_encoder") + elements * pipe.dtype.size + scores
 
 
 def vae_memory(
@@ -187,13 +193,16 @@ def vae_memory(
 def choose_tiling(
     pipe: "CogVideoXPipeline", height: int, width: int, *, decode: bool = True
 ) -> str:
-    """The VAE's fastest way for which there is memory; of the exact ones if there is for any."""
+    """The VAE's fastest way for which there is memory; of the exact ones if there is for any.
+
+    Whole frames save a second of minutes, and aren't to be what a run needs most memory for.
+    """
     there_is = usable_memory(pipe)
-    modes = ["none", "seamless"]
+    limits = {"none": max(pipe.weight_bytes("transformer"), WHOLE_FRAMES), "seamless": there_is}
     if decode and largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width)) >= MAX_ELEMENTS:
-        modes.remove("none")
-    for mode in modes:
-        if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= there_is:
+        del limits["none"]
+    for mode, limit in limits.items():
+        if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= min(limit, there_is):
             return mode
     return "tiled"
 

@@ -33,6 +33,7 @@ from .guidance import check_uncond, schedule_name
 from .memory import check_memory_limit, choose_tiling, denoising_memory, usable_memory
 from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
+from .nn.portions import Portions
 from .request import Geometry, Request
 from .schedulers import Scheduler, scheduler_name
 
@@ -369,7 +370,8 @@ class CogVideoXPipeline(ModelFolder):
         length = self.configs["transformer"].max_text_seq_length
         if lost := self.tokenizer.truncated_text(prompt, length):
             logger.warning("the prompt is cut at %d tokens; this is lost: %s", length, lost)
-        return self.text_encoder(self.tokenizer([prompt], max_length=length))
+        ids = self.tokenizer([prompt], max_length=length)
+        return self.text_encoder(ids, Portions(ahead=0))
 
     def condition(
         self, request: Request, *, on_progress: Progress | None = None

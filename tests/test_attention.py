@@ -14,13 +14,13 @@ def inputs(tokens=37, heads=5):
     return [mx.random.normal((2, heads, tokens, 16), key=key) for key in keys]
 
 
-@pytest.mark.parametrize("metal", [False, True])
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("at_a_time", [2**26, 2 * 2 * 37 * 37, 2 * 37 * 10, 1], ids=str)
-def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, metal):
+def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, own):
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
     *arguments, cotangent = inputs()
     (output,), expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
-    monkeypatch.setattr(module, "_on_metal", lambda: metal)
+    monkeypatch.setattr(module, "_has_own_backward", lambda dtype: own)
     gradients = attention_gradients(*arguments, output, cotangent)
     for a, b in zip(gradients, expected, strict=True):
         assert relative_error(a, b) < 1e-5

@@ -14,6 +14,9 @@ quarter of a second on the slowest."""
 SCORES_AT_A_TIME = 2**26
 """Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
 
+QUERIES_TOGETHER = 128
+"""Of which CUDA's own backward takes a multiple."""
+
 
 def attention(
     queries: mx.array,
@@ -50,8 +53,12 @@ def attention(
     return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
+def _on_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 def _on_metal() -> bool:
-    return mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
+    return mx.metal.is_available() and _on_gpu()
 
 
 def _groups(operations: int, heads: int) -> int:
@@ -65,18 +72,35 @@ def attention_gradients(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The gradients of ``attention(queries, keys, values)``, computed in bounded memory.
 
-    Metal's own backward keeps to blocks of scores. Those of CUDA and the CPU hold the tables of all
-    scores; there some heads and queries are computed at a time.
+    The backward of Metal, and that of CUDA in 16 bits, keep to blocks of scores. Others hold the
+    tables of all scores; there some heads and queries are computed at a time.
 
     Args:
         output: what it gave.
         cotangent: the gradient of `output`.
     """
-    if _on_metal():
-        arrays = [queries, keys, values]
-        _, gradients = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
-        mx.eval(gradients)
-        return tuple(gradients)
+    if not _has_own_backward(queries.dtype):
+        return _gradients_in_parts(queries, keys, values, output, cotangent)
+    tokens = queries.shape[2]
+    if not _on_metal():
+        # Queries whose output has no gradient add nothing to those of keys and values.
+        more = [(0, 0), (0, 0), (0, -tokens % QUERIES_TOGETHER), (0, 0)]
+        queries, cotangent = mx.pad(queries, more), mx.pad(cotangent, more)
+    arrays = [queries, keys, values]
+    _, (of_queries, *others) = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
+    gradients = of_queries[:, :, :tokens], *others
+    mx.eval(gradients)
+    return gradients
+
+
+def _has_own_backward(dtype: mx.Dtype) -> bool:
+    """Whether MLX's backward is fused here."""
+    return _on_gpu() and (mx.metal.is_available() or dtype.size == 2)
+
+
+def _gradients_in_parts(
+    queries: mx.array, keys: mx.array, values: mx.array, output: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
     scale, work = queries.shape[-1] ** -0.5, Portions()
     gradients: tuple[list[mx.array], ...] = ([], [], [])
     for group, parts in _parts(queries.shape, keys.shape[2]):

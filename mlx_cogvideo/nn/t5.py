@@ -13,6 +13,7 @@ import numpy as np
 
 from .attention import attention, merge_heads, split_heads
 from .config import Config
+from .portions import LAZY, Portions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class T5Config(Config):
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
 
+    @property
+    def block_weights(self) -> int:
+        """Numbers in the matrices of a block."""
+        return self.d_model * (4 * self.num_heads * self.d_kv + 3 * self.d_ff)
+
 
 class T5EncoderModel(nn.Module):
     def __init__(self, config: T5Config):
@@ -37,10 +43,10 @@ class T5EncoderModel(nn.Module):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config)
 
-    def __call__(self, input_ids: mx.array) -> mx.array:
+    def __call__(self, input_ids: mx.array, work: Portions = LAZY) -> mx.array:
         """``[batch, length]`` token ids to ``[batch, length, d_model]`` in the weights' dtype."""
         embedded = self.shared(input_ids)
-        return self.encoder(embedded).astype(embedded.dtype)
+        return work.finish(self.encoder(embedded, work).astype(embedded.dtype))
 
 
 class T5Stack(nn.Module):
@@ -55,13 +61,14 @@ class T5Stack(nn.Module):
         self.block = [T5Block(config, has_bias=i == 0) for i in range(config.num_layers)]
         self.final_layer_norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
         length, dtype = x.shape[1], x.dtype
         # Only the first block has a table of position biases; all blocks use it.
         bias = self.block[0].layer[0].SelfAttention.position_bias(length).astype(dtype)
         x = x.astype(mx.float32)
         for block in self.block:
-            x = block(x, bias, dtype)
+            # Packed weights are unpacked on the way, and are larger than all else.
+            x = work.done(block(x, bias, dtype), self.config.block_weights)
         return self.final_layer_norm(x)
 
 
