@@ -139,7 +139,7 @@ class CogVideoXPipeline(ModelFolder):
             seed: of the initial noise and of the DPM sampler's; None draws one.
             tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
                 same result and less memory, ``"tiled"`` in tiles with another result and the
-                least memory; ``"auto"`` is the first of these for which there is enough.
+                least memory; ``"auto"`` chooses by the memory there is.
             tile_size: height and width of a tile in pixels; None is half the model's native size.
             tile_overlap: share of a tile's height and width that the next one covers, too.
 

@@ -5,6 +5,7 @@ import pytest
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.coding import Tiling
 from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.record import Meter
@@ -67,6 +68,14 @@ def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, there_is, 
     assert pipe.request("a", height=192, width=192).tiling.mode == mode
     assert pipe.request("a", height=192, width=192, tiling="none").tiling.mode == "none"
     assert pipe.request("a", tile_size=(48, 48)).tiling.mode == "tiled"
+
+
+def test_whole_frames_arent_what_a_run_needs_most_memory_for(pipe, monkeypatch):
+    whole = memory.vae_memory(pipe, Tiling("none"), 12, 12)
+    for limit, mode in ((whole, "none"), (whole - 1, "seamless")):
+        monkeypatch.setattr(memory, "WHOLE_FRAMES", limit)
+        assert pipe.weight_bytes("transformer") < limit
+        assert pipe.request("a").tiling.mode == mode
 
 
 def test_the_passes_of_guidance_take_turns_where_there_is_no_memory_for_both(pipe, monkeypatch):

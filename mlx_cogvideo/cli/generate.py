@@ -161,7 +161,7 @@ def make_parser() -> Parser:
         "--tiling",
         choices=("auto", *TILINGS),
         help="how the VAE takes a frame: whole, in bands with the same result and less memory, or "
-        "in tiles with another result and the least (default: the first for which there is memory)",
+        "in tiles with another result and the least (default: by the memory there is)",
     )
     add(
         "--source-tiling",
