@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -38,6 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(train, arguments)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a command line asks for, checked and with nothing left to a default.
+
+    Attributes:
+        name: of the model, as it was given.
+        prior: prompts whose videos are to stay as they are.
+        samples: what to make on the way.
+    """
+
+    pipe: CogVideoXPipeline
+    name: str | Path
+    clips: Sequence[Clip]
+    reading: Reading
+    settings: Settings
+    prior: Sequence[str]
+    samples: Sequence[Request]
+    cache: Path
+
+
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
@@ -45,6 +66,25 @@ def train(arguments: Sequence[str] | None) -> int | None:
     if args.quiet or not peers.leads:
         be_quiet()
         args.quiet = True
+    job = _read_job(args, peers)
+    _announce(job, args, peers.size)
+    if args.dry_run:
+        return _list(job.clips, job.reading) if peers.leads else None
+    lock = nullcontext()
+    if peers.leads:
+        args.adapter_path.mkdir(parents=True, exist_ok=True)
+        lock = locked(args.adapter_path)
+    manage_memory()
+    interrupts = Interrupts()
+    with mlx_errors(), interrupts, lock:
+        try:
+            return _train(job, args, interrupts, peers)
+        except OSError as error:
+            raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
+
+
+def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
+    """Checks all that can be before anything is computed."""
     settings = Settings(
         iters=args.iters,
         learning_rate=args.learning_rate,
@@ -80,32 +120,7 @@ def train(arguments: Sequence[str] | None) -> int | None:
     samples = [
         sample_request(pipe, prompt, reading.shapes[0], args) for prompt in args.sample_prompt
     ]
-    _announce(pipe, name, clips, reading, settings, args, peers.size)
-    if args.dry_run:
-        return _list(clips, reading) if peers.leads else None
-    lock = nullcontext()
-    if peers.leads:
-        args.adapter_path.mkdir(parents=True, exist_ok=True)
-        lock = locked(args.adapter_path)
-    manage_memory()
-    interrupts = Interrupts()
-    with mlx_errors(), interrupts, lock:
-        try:
-            return _train(
-                pipe,
-                name,
-                clips,
-                prior,
-                samples,
-                reading,
-                settings,
-                Cache(cache),
-                args,
-                interrupts,
-                peers,
-            )
-        except OSError as error:
-            raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
+    return Job(pipe, name, clips, reading, settings, prior, samples, cache)
 
 
 def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
@@ -125,16 +140,9 @@ def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
     return Reading(tuple(shapes), args.crop, args.seed, args.timeout)
 
 
-def _announce(
-    pipe: CogVideoXPipeline,
-    name: str | Path,
-    clips: Sequence[Clip],
-    reading: Reading,
-    settings: Settings,
-    args: argparse.Namespace,
-    processes: int,
-) -> None:
+def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     """Says on stderr what will be learned, and what it needs."""
+    pipe, clips, reading, settings = job.pipe, job.clips, job.reading, job.settings
     by_each = f" by each of {processes} processes" * (processes > 1)
     without = sum(not clip.caption for clip in clips)
     captions = f", {without} without a caption" * (without > 0)
@@ -152,7 +160,7 @@ def _announce(
     there_is = available_memory()
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     for title, text in [
-        ("model", f"{name}, {pipe.dtype_name}"),
+        ("model", f"{job.name}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
@@ -190,26 +198,17 @@ def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
     return None if usable else FAILED
 
 
-def _train(
-    pipe: CogVideoXPipeline,
-    name: str | Path,
-    clips: Sequence[Clip],
-    prior: Sequence[str],
-    samples: Sequence[Request],
-    reading: Reading,
-    settings: Settings,
-    cache: Cache,
-    args: argparse.Namespace,
-    interrupts: Interrupts,
-    peers: Peers,
-) -> int | None:
+def _train(job: Job, args: argparse.Namespace, interrupts: Interrupts, peers: Peers) -> int | None:
+    pipe, settings = job.pipe, job.settings
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
-        identity = model_identity(name, pipe.folder)
-        also = [*(sample.prompt for sample in samples), *prior]
+        identity = model_identity(job.name, pipe.folder)
+        also = [*(sample.prompt for sample in job.samples), *job.prior]
         peers.agree({"--resume": args.resume})
         with peers.first_first():
-            learned, texts = prepare(pipe, identity, clips, reading, cache, bars, also)
+            learned, texts = prepare(
+                pipe, identity, job.clips, job.reading, Cache(job.cache), bars, also
+            )
         bars.close()
         mx.reset_peak_memory()
         with pipe.keeping("transformer"):
@@ -220,7 +219,7 @@ def _train(
                 settings,
                 args.adapter_path,
                 keep=args.keep_checkpoints,
-                prior=[texts[prompt] for prompt in prior],
+                prior=[texts[prompt] for prompt in job.prior],
                 model=identity.get("sha256", identity),
                 peers=peers,
             )
@@ -234,7 +233,7 @@ def _train(
                 if "validation" in told:
                     say(f"step {told['step']}: validation loss {told['validation']:.4f}")
                 if args.sample_every and told["step"] % args.sample_every == 0:
-                    make_samples(pipe, samples, texts, reading.shapes[0].fps, args, told["step"])
+                    make_samples(job, texts, args.adapter_path / "samples", told["step"])
 
             # What was prepared is on disk; only a step is worth waiting for.
             interrupts.patient = True
@@ -279,18 +278,11 @@ def sample_request(
     )
 
 
-def make_samples(
-    pipe: CogVideoXPipeline,
-    samples: Sequence[Request],
-    texts: dict[str, Path],
-    fps: float,
-    args: argparse.Namespace,
-    step: int,
-) -> None:
+def make_samples(job: Job, texts: dict[str, Path], folder: Path, step: int) -> None:
     """Writes the clips. One that can't be made is no reason to stop a training."""
-    folder = args.adapter_path / "samples"
     folder.mkdir(exist_ok=True)
-    for number, request in enumerate(samples):
+    pipe, fps = job.pipe, job.reading.shapes[0].fps
+    for number, request in enumerate(job.samples):
         output = folder / f"{step:07}-{number}.mp4"
         embeds = [load_text(texts[text]) for text in ("", request.prompt)]
         embeds = mx.concatenate(embeds[-1 - request.guided :])
