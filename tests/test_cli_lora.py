@@ -19,8 +19,11 @@ from clips import make_clip
 from commands import errors, generate
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
+from mlx_cogvideo.checkpoints import ADAPTER_FILES
+from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.lora import locked, main
+from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.nn.lora import add_adapter
 from mlx_cogvideo.schedulers import make_scheduler
 from mlx_cogvideo.training import trainer as trainer_module
@@ -223,12 +226,15 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rank", 0], "rank must be at least 1; got 0"),
-        (["--iters", 0], "iters must be at least 1; got 0"),
+        (["--rank", 0], "--rank: must be at least 1, got 0"),
+        (["--iters", 0], "--iters: must be at least 1, got 0"),
+        (["--grad-accumulation-steps", 0], "--grad-accumulation-steps: must be at least 1"),
+        (["--val-every", -1], "--val-every: must be 0 or more"),
+        (["--iter", 3], "unrecognized arguments: --iter"),
         (["--learning-rate", 0], "learning_rate must be a number above 0"),
         (["--target", "to_q", "to_out"], "the model's blocks have no layers to_out"),
         (["--seed", -1], "seed must be at least 0"),
-        (["--warmup", -3], "warmup must be at least 0"),
+        (["--warmup", -3], "--warmup: must be 0 or more, got -3"),
         (["--alpha", 0], "alpha must be a number above 0"),
         (["--skip-frames", 1, 2, 1], "--skip-frames takes one or two numbers"),
         (["--skip-frames", -2], "--skip-frames takes one or two numbers"),
@@ -253,11 +259,56 @@ def test_what_cant_be_learned_is_one_line(clips, adapter, capsys, options, messa
 def test_an_adapter_that_is_there_isnt_trained_over(clips, adapter, capsys):
     assert lora(clips, adapter, "--iters", 1) == 0
     assert lora(clips, adapter, "--iters", 2) == 1
-    assert "holds an adapter: choose another --adapter-path, or go on" in capsys.readouterr().err
+    refused = "holds a training: choose another --adapter-path, or go on with --resume"
+    assert refused in capsys.readouterr().err
+    for name in ADAPTER_FILES[::2]:
+        (adapter / name).unlink()
+    assert lora(clips, adapter, "--iters", 2) == 1
+    assert refused in capsys.readouterr().err
     assert lora(clips, adapter, "--iters", 2, "--resume", "--rank", 8) == 2
     assert "was begun otherwise: rank was 4 and is now 8" in capsys.readouterr().err
     assert lora(clips, adapter.with_name("none"), "--resume") == 1
     assert "has no checkpoint to resume from" in capsys.readouterr().err
+    assert not adapter.with_name("none").exists()
+
+
+@pytest.mark.parametrize("name", ADAPTER_FILES)
+def test_an_adapter_of_another_tool_isnt_trained_over(clips, adapter, capsys, name):
+    adapter.mkdir()
+    (adapter / name).write_text("{}")
+    assert lora(clips, adapter, "--iters", 1) == 1
+    assert "holds an adapter: choose another --adapter-path" in capsys.readouterr().err
+    assert (adapter / name).read_text() == "{}"
+
+
+def test_an_interruption_at_once_says_what_is_kept(clips, adapter, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", interrupted)
+        assert lora(clips, adapter, "--iters", 3) == 130
+        assert "interrupted: nothing was learned yet" in capsys.readouterr().err
+    assert lora(clips, adapter, "--iters", 3) == 0
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    assert lora(clips, adapter, "--iters", 5, "--resume") == 130
+    assert f"interrupted: 3 of 5 steps are kept in {adapter}; " in capsys.readouterr().err
+
+
+def test_samples_and_adapters_among_the_clips_arent_learned(clips, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".*"))
+    monkeypatch.chdir(data)
+    sampled = ["--sample-every", 1, "--sample-prompt", "a red circle", "--sample-steps", 1]
+    assert lora(".", "adapters", "--iters", 1, *sampled) == 0
+    assert lora(".", "adapters", "--iters", 2, "--resume") == 0
+
+
+def test_a_picture_for_samples_that_isnt_there_is_told_at_once(clips, adapter, capsys):
+    sampled = ["--sample-every", 1, "--sample-prompt", "a red circle@@none.png"]
+    assert lora(clips, adapter, "--model", "demo-i2v", *sampled) == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert "none.png" in error and not adapter.exists()
 
 
 def test_a_path_that_cant_be_written_is_one_line(clips, tmp_path, capsys):
@@ -311,6 +362,11 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(clips, adapter
     (tmp_path / "training.json").write_text('{"iters": 6, "dry_run": true}')
     assert lora(clips, adapter, "--config", tmp_path / "training.json") == 0
     assert "6 steps of 1" in capsys.readouterr().err
+    config.write_text('adapter-path = "~/mine"\ngrad-accumulation-steps = 4\ndry-run = true\n')
+    assert lora(clips, adapter, "--config", config, "--iters", 5, "--adapter-path", adapter) == 0
+    assert "5 updates of 4 times 1" in capsys.readouterr().err
+    words = with_config_file(make_parser(), ["--config", str(config)])
+    assert f"--adapter-path={Path.home() / 'mine'}" in words
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 from commands import PROMPT, SMALL, errors, generate, run, start
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.cli import common
+from mlx_cogvideo.cli.signals import Interrupts
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel
 from mlx_cogvideo.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video
@@ -269,6 +271,34 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_a_step(folder, monkeypatch, capf
     said = capfd.readouterr().err
     assert said.count("stopping after this step (once more to stop at once)") == 1
     assert "interrupted: 2 of 4 steps are kept" in said
+
+
+def test_only_ctrl_c_is_impatient_the_second_time(capfd):
+    with Interrupts() as interrupts:
+        interrupts.patient = True
+        for name in ("SIGHUP", "SIGTERM", "SIGTERM"):
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.01)
+        assert interrupts.wanted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_nobody_need_listen(monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    muted = []
+    monkeypatch.setattr(common, "mute", lambda *streams: muted.append(streams))
+    monkeypatch.setattr(common, "tqdm", gone)
+    gone.write = gone
+    common.say("hello")
+    bars = common.Bars()
+    bars("train", 1, 3)
+    bars("train", 2, 3)
+    bars.close()
+    assert muted == 3 * [(2,)]
 
 
 def test_who_asked_to_ignore_signals_is_obeyed(folder):

@@ -143,8 +143,15 @@ FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
         ),
         (lambda t: {"x": mx.ones(1)}, None, "that aren't LoRA"),
         (lambda t: t, {"use_dora": True}, "DoRA"),
+        (lambda t: {**t, FIRST: t[FIRST].astype(mx.int32)}, None, "as I32: only F32, F16, BF16"),
+        (lambda t: {**t, FIRST: mx.to_fp8(t[FIRST])}, None, "as U8: only F32"),
+        (lambda t: t, {"alpha_pattern": [1]}, r"alpha_pattern is \[1\]"),
+        (lambda t: t, {"alpha_pattern": {"(": 1}}, "alpha_pattern is .*can't be understood"),
     ],
-    ids=["foreign", "dora tensor", "stray", "alpha", "half", "shape", "layer", "none", "dora"],
+    ids=[
+        *("foreign", "dora tensor", "stray", "alpha", "half", "shape", "layer", "none", "dora"),
+        *("whole numbers", "8 bits", "pattern", "expression"),
+    ],
 )
 def test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read(
     adapter, change, config, message
@@ -159,6 +166,25 @@ def test_metadata_that_isnt_json_is_an_error(adapter):
     pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
     with pytest.raises(CheckpointError, match="isn't JSON"):
         pipe.load_lora(altered(adapter, lambda t: t, {"lora_adapter_metadata": "{"}))
+
+
+def test_an_adapter_with_nan_in_it_is_an_error(adapter, tmp_path):
+    altered(adapter, lambda t: {**t, FIRST: t[FIRST] * float("nan")})
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+    with pytest.raises(CheckpointError, match="has NaN or infinity in it"):
+        pipe.load_lora(adapter)
+        forward(pipe)
+    options = ["--lora", str(adapter), "--mlx-path", str(tmp_path / "fused")]
+    assert convert(["--model", "demo", *options]) == 1
+    assert not (tmp_path / "fused").exists()
+
+
+def test_an_adapter_may_be_called_anything(adapter, tmp_path):
+    file = tmp_path / "adapter.bin"
+    file.write_bytes((adapter / FILE).read_bytes())
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+    pipe.load_lora(file)
+    assert forward(pipe).shape == INPUTS.shape
 
 
 def test_alpha_beside_the_file_counts_and_in_the_file_counts_more(adapter, tmp_path):

@@ -316,6 +316,32 @@ def test_a_line_of_metadata_that_isnt_json_is_named(tmp_path):
         find_clips(tmp_path)
 
 
+def test_a_row_of_a_table_is_named_by_its_line(tmp_path):
+    touch(tmp_path / "metadata.csv", "file_name,text\na.mp4,first\n,second\n")
+    with pytest.raises(InvalidInputError, match=r"line 3 of .*metadata.csv names no file"):
+        find_clips(tmp_path)
+
+
+def test_hidden_files_and_adapters_are_passed_over(tmp_path):
+    for name in ("a.mp4", "._a.mp4", ".trash/b.mp4", "adapters/samples/c.mp4"):
+        touch(tmp_path / name)
+    touch(tmp_path / "a.txt", "first")
+    (tmp_path / "._a.txt").write_bytes(b"\xff\xfe")
+    touch(tmp_path / "adapters/adapter_config.json", "{}")
+    assert find_clips(tmp_path) == [Clip(tmp_path / "a.mp4", "first")]
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(
+        InvalidInputError, match=f"{tmp_path.name} can't be read: Permission denied"
+    ):
+        find_clips(tmp_path)
+
+
 def test_a_clip_is_measured_as_it_is_shown(tmp_path):
     assert measure(write_clip(tmp_path / "a.mp4", 12), 8) == Measured(48, 64, 12)
     assert measure(tmp_path / "a.mp4", 4, (2, 2)) == Measured(48, 64, 4)
@@ -383,7 +409,7 @@ def test_pixels_that_arent_square_are_shown_as_they_should(tmp_path):
 def test_a_still_picture_is_a_clip_of_one_frame(tmp_path):
     write_video(tmp_path / "a", make_clip(1), 8)
     for path in (tmp_path / "a" / "0001.png", tmp_path / "a"):
-        assert measure(path, 8) == Measured(48, 64, 1)
+        assert str(measure(path, 8)) == str(Measured(48, 64, 1))
 
 
 def test_blank_lines_pair_up(tmp_path):

@@ -1,6 +1,7 @@
 """Where weights come from and go to: model folders in the official layout, and the hub."""
 
-from .adapters import Adapter, open_adapter, save_adapter
+from .adapters import ADAPTER_FILES, Adapter, open_adapter, save_adapter
+from .arrays import save_arrays
 from .components import (
     COMPONENT_STEMS,
     check_component,
@@ -23,8 +24,10 @@ from .resolve import (
     resolve_model,
     resolve_text_encoder,
 )
+from .safetensors_header import read_header
 
 __all__ = [
+    "ADAPTER_FILES",
     "BUNDLED",
     "COMPONENT_STEMS",
     "DEMO_PATH",
@@ -40,10 +43,12 @@ __all__ = [
     "model_identity",
     "open_adapter",
     "read_config",
+    "read_header",
     "resolve_configuration",
     "resolve_model",
     "resolve_text_encoder",
     "save_adapter",
+    "save_arrays",
     "save_component",
     "write_config",
 ]

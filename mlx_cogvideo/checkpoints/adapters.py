@@ -21,7 +21,8 @@ from ..digest import file_digest
 from ..errors import CheckpointError, ModelNotFoundError
 from ..nn.lora import LowRank
 from .adapter_names import AdapterNames, sat_part
-from .components import read_config, write_config
+from .arrays import save_arrays
+from .components import FLOATING, read_config, write_config
 from .resolve import fetch_file, hub_id
 from .safetensors_header import read_header, read_metadata
 from .sat import sat_file
@@ -30,6 +31,7 @@ from .torch_file import TorchFile, tensors_in
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILES = (DIFFUSERS_FILE, PEFT_FILE, CONFIG_FILE)
 
 METADATA_KEY = "lora_adapter_metadata"
 FINETRAINERS_KEY = "lora_config"
@@ -61,12 +63,20 @@ class Adapter:
         return {"source": self.source, "scale": scale, "sha256": file_digest(self.file)}
 
     def load(self, scale: float = 1.0) -> dict[str, LowRank]:
-        """Reads the tensors; `scale` comes on top of the adapter's own."""
+        """Reads the tensors; `scale` comes on top of the adapter's own.
+
+        Raises:
+            CheckpointError: there is NaN or infinity among them.
+        """
         _, read = _tensors(self.file)
-        return {
+        layers = {
             layer: LowRank(*map(read, names), scale * self.scales[layer])
             for layer, names in self.names.items()
         }
+        finite = [mx.isfinite(x).all() for low in layers.values() for x in (low.lora_A, low.lora_B)]
+        if not mx.stack(finite).all().item():
+            raise CheckpointError(f"{self.file} has NaN or infinity in it: it can't be used")
+        return layers
 
 
 def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> Adapter:
@@ -144,9 +154,15 @@ def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx
     if _is_pickle(file):
         stored = tensors_in(TorchFile(file).contents)
         return {name: t.shape for name, t in stored.items()}, lambda name: stored[name].read()
-    shapes = {name: info.shape for name, info in read_header(file).items()}
-    arrays = mx.load(str(file))
-    return shapes, arrays.__getitem__
+    header = read_header(file)
+    # An alpha of its own may be a whole number.
+    if strange := [n for n, i in header.items() if i.dtype not in FLOATING and i.size > 1]:
+        raise CheckpointError(
+            f"{file} has {strange[0]} as {header[strange[0]].dtype}: only {', '.join(FLOATING)} "
+            "can be used"
+        )
+    arrays = mx.load(str(file), format="safetensors")
+    return {name: info.shape for name, info in header.items()}, arrays.__getitem__
 
 
 def _is_pickle(file: Path) -> bool:
@@ -182,10 +198,8 @@ def save_adapter(
     targets = sorted({blocks.sub("", layer) for layer in layers})
     config = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
     metadata = {f"{PREFIX}{name}": value for name, value in config.items()}
-    final = folder / DIFFUSERS_FILE
-    partial = final.with_name(f"{final.stem}.partial.safetensors")
-    mx.save_safetensors(str(partial), tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
-    partial.replace(final)
+    about = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
+    save_arrays(folder / DIFFUSERS_FILE, tensors, about)
     write_config(
         folder / CONFIG_FILE,
         {"peft_type": "LORA", "base_model_name_or_path": base_model, **config},
@@ -247,9 +261,12 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> fl
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float) -> float:
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
-            return value
+    try:
+        for pattern, value in (patterns or {}).items():
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
+                return value
+    except (AttributeError, re.error):
+        raise CheckpointError(f"alpha_pattern is {patterns!r}: it can't be understood") from None
     return default
 
 

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..nn.quantization import Quantization, linear_layers, quantize_layers
+from .arrays import save_arrays
 from .safetensors_header import TensorInfo, read_header
 
 COMPONENT_STEMS = {
@@ -208,9 +209,7 @@ def save_component(
         weight = mx.moveaxis(weight, -1, 1) if weight.ndim >= 4 else weight
         tensors[name] = mx.contiguous(weight if dtype is None else weight.astype(dtype))
     final = folder / f"{COMPONENT_STEMS[folder.name]}.safetensors"
-    partial = final.with_name(f"{final.stem}.partial.safetensors")
-    mx.save_safetensors(str(partial), tensors, metadata={"format": "pt"})
-    partial.replace(final)
+    save_arrays(final, tensors, {"format": "pt"})
     write_config(folder / "config.json", config)
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -20,7 +22,10 @@ DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line long."""
+    """An argument parser whose complaints are one line long. Options are written out in full."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
@@ -45,6 +50,13 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
 def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -65,6 +77,9 @@ def run(
     except KeyboardInterrupt as error:
         say(f"interrupted: {with_notes(error) or 'nothing was written'}")
         return INTERRUPTED
+    except OSError as error:
+        say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        return FAILED
 
 
 def with_notes(error: BaseException) -> str:
@@ -74,7 +89,24 @@ def with_notes(error: BaseException) -> str:
 
 def say(message: str) -> None:
     """A line on stderr, above any progress bar."""
-    tqdm.write(message, file=sys.stderr)
+    with unheard():
+        tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """For what is said on stderr: that nobody reads it any more is no reason to stop."""
+    try:
+        yield
+    except OSError:
+        mute(2)
+
+
+def mute(*streams: int) -> None:
+    """Has what is written to these go nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
 
 
 def show_log_messages() -> None:
@@ -111,13 +143,14 @@ class Bars:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._quiet:
             return
-        if stage != self._stage or done < self._bar.n:
-            self.close()
-            self._stage = stage
-            self._bar = tqdm(
-                total=total, initial=done, desc=stage, file=sys.stderr, **self._options
-            )
-        self._bar.update(done - self._bar.n)
+        with unheard():
+            if self._bar is None or stage != self._stage or done < self._bar.n:
+                self.close()
+                self._stage = stage
+                self._bar = tqdm(
+                    total=total, initial=done, desc=stage, file=sys.stderr, **self._options
+                )
+            self._bar.update(done - self._bar.n)
 
     def note(self, text: str) -> None:
         """Puts a few words behind the bar."""
@@ -126,7 +159,8 @@ class Bars:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with unheard():
+                self._bar.close()
 
 
 class StageBars(Bars):

@@ -22,7 +22,7 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
         InvalidInputError: there is no such file, or it holds something else.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    finder = Parser(add_help=False, allow_abbrev=False)
+    finder = Parser(add_help=False)
     finder.add_argument("--config", type=Path)
     path = finder.parse_known_args(arguments)[0].config
     if path is None:
@@ -64,6 +64,8 @@ def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iter
     values = value if isinstance(value, list) else [value]
     if any(isinstance(word, bool | dict | list) for word in values):
         raise InvalidInputError(f"{path}: {option} can't be {value!r}")
+    if action.type is Path:  # a shell would have done this
+        values = [Path(str(word)).expanduser() for word in values]
     if isinstance(action, argparse._AppendAction):
         for word in values:
             yield from (option, str(word))

@@ -13,13 +13,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import default_model, model_identity
+from ..checkpoints import ADAPTER_FILES, default_model, model_identity
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
-from ..training.checkpoint import saved_checkpoints
+from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
 from ..training.peers import Peers
 from ..training.prepare import Reading, load_text, prepare
@@ -79,8 +79,25 @@ def train(arguments: Sequence[str] | None) -> int | None:
     with mlx_errors(), interrupts, lock:
         try:
             return _train(job, args, interrupts, peers)
+        except KeyboardInterrupt as error:
+            if peers.leads:
+                error.add_note(_kept(args.adapter_path, job.settings.iters))
+            raise
+        except CogVideoXError:
+            raise
         except OSError as error:
             raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
+
+
+def _kept(adapter_path: Path, iters: int) -> str:
+    """What there is to go on from."""
+    found = saved_checkpoints(adapter_path)
+    if not found:
+        return "nothing was learned yet; clips and captions that were prepared are kept"
+    return (
+        f"{int(found[-1].name)} of {iters} steps are kept in {adapter_path}; the same command with "
+        "--resume goes on"
+    )
 
 
 def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
@@ -111,7 +128,7 @@ def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
     if peers.leads:
         check_adapter_path(args.adapter_path, args.resume)
     cache = args.cache or args.data / ".mlx_cogvideo"
-    check_writable(cache)
+    check_writable(cache, "--cache")
     name = args.model or default_model()
     pipe = CogVideoXPipeline.from_pretrained(
         name, DTYPES.get(args.dtype), download=not args.dry_run
@@ -144,6 +161,9 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     """Says on stderr what will be learned, and what it needs."""
     pipe, clips, reading, settings = job.pipe, job.clips, job.reading, job.settings
     by_each = f" by each of {processes} processes" * (processes > 1)
+    updates = f"steps of {settings.batch_size}"
+    if settings.accumulate > 1:
+        updates = f"updates of {settings.accumulate} times {settings.batch_size}"
     without = sum(not clip.caption for clip in clips)
     captions = f", {without} without a caption" * (without > 0)
     needs = [
@@ -164,7 +184,7 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
-        ("training", f"{settings.iters} steps of {settings.batch_size}{by_each}"),
+        ("training", f"{settings.iters} {updates}{by_each}"),
         ("memory", f"about {told}; {size(there_is)} can be had"),
     ]:
         logger.info("%-8s %s", title, text)
@@ -246,10 +266,7 @@ def _train(job: Job, args: argparse.Namespace, interrupts: Interrupts, peers: Pe
     finally:
         bars.close()
     if not done and peers.leads:
-        say(
-            f"interrupted: {trainer.step} of {settings.iters} steps are kept in "
-            f"{args.adapter_path}; the same command with --resume goes on"
-        )
+        say(f"interrupted: {_kept(args.adapter_path, settings.iters)}")
     if not done:
         return INTERRUPTED
     if peers.leads:
@@ -266,7 +283,7 @@ def sample_request(
         InvalidInputError: the model can't make it.
     """
     prompt, mark, image = (part.strip() for part in text.partition(IMAGE_MARK))
-    return pipe.request(
+    request = pipe.request(
         prompt,
         image=image if mark else None,
         image_latent_scale=args.image_latent_scale if mark else None,
@@ -276,6 +293,8 @@ def sample_request(
         num_inference_steps=args.sample_steps,
         seed=args.seed,
     )
+    request.source.check(request.geometry, shape.fps)
+    return request
 
 
 def make_samples(job: Job, texts: dict[str, Path], folder: Path, step: int) -> None:
@@ -298,24 +317,36 @@ def make_samples(job: Job, texts: dict[str, Path], folder: Path, step: int) -> N
 
 
 def check_adapter_path(path: Path, resume: bool) -> None:
-    """Raises OutputError where an adapter can't be written, or another one is already."""
-    check_writable(path)
-    if not resume and (path / "adapter_config.json").exists():
-        more = ", or go on with --resume" if saved_checkpoints(path) else ""
-        raise OutputError(f"{path} holds an adapter: choose another --adapter-path{more}")
+    """Raises an error where an adapter can't be written, another one is already, or there is
+    nothing to resume."""
+    check_writable(path, "--adapter-path")
+    if resume:
+        last_checkpoint(path)
+    elif saved_checkpoints(path):
+        raise OutputError(
+            f"{path} holds a training: choose another --adapter-path, or go on with --resume"
+        )
+    elif any((path / name).exists() for name in ADAPTER_FILES):
+        raise OutputError(f"{path} holds an adapter: choose another --adapter-path")
 
 
-def check_writable(folder: Path) -> None:
-    """Raises OutputError where a folder can't be made, or nothing can be written into it."""
+def check_writable(folder: Path, option: str) -> None:
+    """Raises OutputError where a folder can't be made, or nothing can be written into it.
+
+    Args:
+        option: that would name another one.
+    """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise OutputError(f"{nearest} is a file: choose another folder than {folder}")
+        raise OutputError(f"{nearest} is a file: choose another {option} than {folder}")
     probe = nearest / f".mlx_cogvideo-probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"{nearest} can't be written: {error.strerror}") from None
+        raise OutputError(
+            f"{nearest} can't be written ({error.strerror}): choose another {option}"
+        ) from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..conditioning import IMAGE_LATENT_SCALES
 from ..training.settings import TARGETS
 from ..video.clip import TIMEOUT
-from .common import DTYPES, Parser, at_least_one, positive
+from .common import DTYPES, Parser, at_least_one, not_negative, positive
 
 
 def make_parser() -> Parser:
@@ -16,11 +16,11 @@ def make_parser() -> Parser:
     add("--data", type=Path, required=True, metavar="DIR", help="clips and their captions")
     add("--model", help="folder, hub id or short name, as in generate.py")
     add("--adapter-path", type=Path, default=Path("adapters"), help="default: adapters")
-    add("--iters", type=int, default=1000, help="steps (default: 1000)")
+    add("--iters", type=at_least_one, default=1000, help="updates of the adapter (default: 1000)")
     add("--learning-rate", type=float, default=1e-4, help="default: 1e-4")
     add("--lr-schedule", choices=("constant", "cosine"), default="constant")
-    add("--warmup", type=int, default=50, metavar="STEPS", help="default: 50")
-    add("--rank", type=int, default=64, help="default: 64")
+    add("--warmup", type=not_negative, default=50, metavar="STEPS", help="default: 50")
+    add("--rank", type=at_least_one, default=64, help="default: 64")
     add("--alpha", type=float, help="scale of the adapter, times its rank (default: the rank)")
     add(
         "--target",
@@ -29,8 +29,14 @@ def make_parser() -> Parser:
         metavar="LAYER",
         help=f"layers to adapt (default: {' '.join(TARGETS)}; ff.net.0.proj and ff.net.2 too)",
     )
-    add("--batch-size", type=int, default=1, help="default: 1")
-    add("--grad-accumulation-steps", type=int, default=1, metavar="N", help="default: 1")
+    add("--batch-size", type=at_least_one, default=1, help="default: 1")
+    add(
+        "--grad-accumulation-steps",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="batches an update (default: 1)",
+    )
     add("--caption-dropout", type=float, default=0.1, metavar="SHARE", help="default: 0.1")
     add(
         "--prior-prompts",
@@ -79,8 +85,8 @@ def make_parser() -> Parser:
     add("--seed", type=int, default=0)
     add("--save-every", type=at_least_one, default=250, metavar="STEPS", help="default: 250")
     add("--keep-checkpoints", type=at_least_one, default=3, metavar="N", help="default: 3")
-    add("--val-every", type=int, default=0, metavar="STEPS", help="default: never")
-    add("--sample-every", type=int, default=0, metavar="STEPS", help="default: never")
+    add("--val-every", type=not_negative, default=0, metavar="STEPS", help="default: never")
+    add("--sample-every", type=not_negative, default=0, metavar="STEPS", help="default: never")
     add(
         "--sample-prompt",
         action="append",

@@ -6,6 +6,8 @@ import threading
 from types import FrameType
 from typing import Self
 
+from .common import mute
+
 # A closed terminal and a system that shuts down say SIGHUP and SIGTERM.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -16,7 +18,8 @@ class Interrupts:
     """While it is entered, the first of these signals may wait for the step that is under way.
 
     Attributes:
-        patient: whether it may; else, and the second time, KeyboardInterrupt is raised at once.
+        patient: whether it may; else, and at the second Ctrl-C, KeyboardInterrupt is raised at
+            once. (Whoever ends a process from afar may well send two of them.)
         wanted: whether a signal has come and waits.
     """
 
@@ -37,7 +40,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.patient or self.wanted:
+        if not self.patient or (self.wanted and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.wanted = True
         # Not print: the signal may have come in the middle of one.
@@ -45,6 +48,4 @@ class Interrupts:
             os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         except OSError:
             # The terminal is gone: what is said from now on is to do no harm.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
-                os.dup2(nowhere, stream)
+            mute(1, 2)

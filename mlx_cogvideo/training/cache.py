@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
+from ..checkpoints import save_arrays
+from ..errors import CheckpointError
 
 
 class Cache:
@@ -23,6 +25,19 @@ class Cache:
     def write(self, path: Path, arrays: dict[str, mx.array]) -> None:
         """Puts arrays where ``path`` said: whole, or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
-        mx.save_safetensors(str(partial), arrays)
-        partial.replace(path)
+        save_arrays(path, arrays)
+
+
+def read_cached(path: Path) -> dict[str, mx.array]:
+    """What `Cache.write` put there.
+
+    Raises:
+        CheckpointError: it is damaged, or gone.
+    """
+    try:
+        return mx.load(str(path))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} can't be read ({reason}): remove it, and it is made again at the next start"
+        ) from None

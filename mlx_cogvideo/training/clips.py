@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from io import StringIO
 from math import log
 from pathlib import Path
+from typing import Any
 
+from ..checkpoints.adapters import CONFIG_FILE as ADAPTER_CONFIG
 from ..errors import InvalidInputError
 from ..video import Measured, Shape
 from ..video.clip import IMAGES
@@ -34,12 +36,18 @@ def find_clips(data: Path) -> list[Clip]:
     a folder ``labels``; or ``clip.txt`` beside each ``clip.mp4``. A clip may be a folder of frames,
     which a file of metadata names, or beside which ``clip.txt`` lies.
 
+    Names that begin with a dot are passed over, and folders that hold an adapter.
+
     Raises:
-        InvalidInputError: there are no clips, or none of them has a caption.
+        InvalidInputError: there are no clips, none of them has a caption, or something can't be
+            read.
     """
-    if not data.is_dir():
-        raise InvalidInputError(f"{data} is no folder")
-    clips = list(_listed(data))
+    try:
+        if not data.is_dir():
+            raise InvalidInputError(f"{data} is no folder")
+        clips = list(_listed(data))
+    except OSError as error:
+        raise InvalidInputError(f"{error.filename} can't be read: {error.strerror}") from None
     if not clips:
         raise InvalidInputError(f"{data} holds no clips ({', '.join(sorted(SUFFIXES))})")
     if missing := [str(clip.path) for clip in clips if not clip.path.exists()]:
@@ -73,6 +81,9 @@ def _listed(data: Path) -> Iterator[Clip]:
 def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:
     """The clips of a folder, whose captions lie in `texts` under the same names."""
     for path in sorted(folder.iterdir()):
+        # A Mac leaves ._clip.mp4 beside clip.mp4 on other systems' disks.
+        if path.name.startswith(".") or (path / ADAPTER_CONFIG).is_file():
+            continue
         name = path.name if path.is_dir() else path.stem
         caption = texts / f"{name}.txt"
         if path.is_dir() and not caption.is_file():
@@ -94,18 +105,19 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in _text(path).rstrip().split("\n")]
 
 
-def _rows(path: Path) -> list[dict]:
-    """The rows of a metadata file."""
+def _rows(path: Path) -> list[tuple[int, Any]]:
+    """The rows of a metadata file, and the lines where they end."""
     if path.suffix == ".csv":
+        reader = csv.DictReader(StringIO(_text(path), newline=""))
         try:
-            return list(csv.DictReader(StringIO(_text(path), newline="")))
+            return [(reader.line_num, row) for row in reader]
         except csv.Error as error:
             raise InvalidInputError(f"{path} can't be read: {error}") from None
     rows = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append((number, json.loads(line)))
             except json.JSONDecodeError as error:
                 raise InvalidInputError(
                     f"line {number} of {path} isn't JSON: {error.msg}"
@@ -113,8 +125,8 @@ def _rows(path: Path) -> list[dict]:
     return rows
 
 
-def _from_rows(data: Path, source: Path, rows: list[dict]) -> Iterator[Clip]:
-    for number, row in enumerate(rows, start=1):
+def _from_rows(data: Path, source: Path, rows: list[tuple[int, Any]]) -> Iterator[Clip]:
+    for number, row in rows:
         row = row if isinstance(row, dict) else {}
         file = next((row[name] for name in FILES if row.get(name)), None)
         if file is None:

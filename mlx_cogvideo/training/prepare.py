@@ -17,7 +17,7 @@ from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
 from ..video import Measured, Shape, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
-from .cache import Cache
+from .cache import Cache, read_cached
 from .clips import Clip, choose_shape
 
 logger = logging.getLogger(__name__)
@@ -102,13 +102,13 @@ class Sample:
 
 
 def _posterior(path: Path) -> Posterior:
-    arrays = mx.load(str(path))
+    arrays = read_cached(path)
     return Posterior(arrays["mean"], arrays["logvar"])
 
 
 def load_text(path: Path) -> mx.array:
     """``[1, text_length, text_embed_dim]``."""
-    return mx.load(str(path))["embeds"]
+    return read_cached(path)["embeds"]
 
 
 def prepare(

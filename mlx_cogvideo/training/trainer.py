@@ -104,19 +104,24 @@ class Trainer:
         try:
             return self._train(save_every, validate_every, on_step, should_stop)
         except PeerLostError as error:
-            go_on = "--resume"
-            if not self.peers.leads:
-                # Its own folder may hold another adapter, or be the first one's.
-                name = f"{self.folder.name}-rescued-{self.peers.rank}-{self.step:07}"
-                self.folder = self.folder.with_name(name)
-                go_on = f"--resume --adapter-path {self.folder}"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.save()
-            error.add_note(
-                f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes "
-                "on; with other processes, if their batches together are as large"
-            )
+            if self.step > 0:
+                self._rescue(error)
             raise
+
+    def _rescue(self, error: PeerLostError) -> None:
+        """Saves what was learned, and has the error tell where."""
+        go_on = "--resume"
+        if not self.peers.leads:
+            # Its own folder may hold another adapter, or be the first one's.
+            whole = self.folder.absolute()
+            self.folder = whole.with_name(f"{whole.name}-rescued-{self.peers.rank}-{self.step:07}")
+            go_on = f"--resume --adapter-path {self.folder}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save()
+        error.add_note(
+            f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes on; "
+            "with other processes, if their batches together are as large"
+        )
 
     def _train(
         self,
@@ -287,11 +292,13 @@ class Trainer:
         Of the checkpoints, the last `keep` stay.
         """
         self.save_adapter(self.folder)
-        state = dict(tree_flatten(self.optimizer.state))
-        checkpoint = Checkpoint(self.step, self._parameters(), state)
         together = self._settings_together()
-        save_checkpoint(self.folder, checkpoint, together, self.data, self.keep)
+        save_checkpoint(self.folder, self._checkpoint(), together, self.data, self.keep)
         write_curve(self.folder / LOG, self.folder / "loss.svg")
+
+    def _checkpoint(self) -> Checkpoint:
+        state = dict(tree_flatten(self.optimizer.state))
+        return Checkpoint(self.step, self._parameters(), state)
 
     def _settings_together(self) -> dict[str, Any]:
         """The settings of one process that would do the same as all of the peers."""
@@ -316,7 +323,7 @@ class Trainer:
         """
         if self.peers.leads:
             self.step, adapter, state = load_checkpoint(
-                self.folder, self._settings_together(), self.data
+                self.folder, self._checkpoint(), self._settings_together(), self.data
             )
             self.transformer.update(tree_unflatten(adapter))
             self.optimizer.state = tree_unflatten(state)

@@ -137,7 +137,7 @@ def measure(
     height, width = frame.height, round(frame.width * aspect)
     if _quarter_turns(frame) % 2:
         height, width = width, height
-    return Measured(height, width, max(bool(times), ceil((end - start) * fps - 1e-6)))
+    return Measured(height, width, max(min(len(times), 1), ceil((end - start) * fps - 1e-6)))
 
 
 def frame_files(folder: Path) -> list[Path]:

@@ -1,0 +1,28 @@
+"""Arrays to a file, whole or not at all."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import OutputError
+
+
+def save_arrays(
+    path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file under its name once it is whole. Several processes may write it.
+
+    Raises:
+        OutputError: the system won't have it, most often because the disk is full.
+    """
+    mx.eval(list(arrays.values()))
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
+    try:
+        mx.save_safetensors(str(partial), dict(arrays), metadata)
+    except RuntimeError as error:  # what MLX makes of the system's refusal
+        partial.unlink(missing_ok=True)
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"{path} can't be written ({reason}): is the disk full?") from None
+    partial.replace(path)
