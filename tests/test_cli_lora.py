@@ -288,7 +288,7 @@ def test_an_interruption_at_once_says_what_is_kept(clips, adapter, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", interrupted)
         assert lora(clips, adapter, "--iters", 3) == 130
-        assert "interrupted: nothing was learned yet" in capsys.readouterr().err
+        assert "interrupted: no step is saved yet" in capsys.readouterr().err
     assert lora(clips, adapter, "--iters", 3) == 0
     monkeypatch.setattr(Trainer, "train", interrupted)
     assert lora(clips, adapter, "--iters", 5, "--resume") == 130

@@ -93,7 +93,7 @@ def _kept(adapter_path: Path, iters: int) -> str:
     """What there is to go on from."""
     found = saved_checkpoints(adapter_path)
     if not found:
-        return "nothing was learned yet; clips and captions that were prepared are kept"
+        return "no step is saved yet; clips and captions that were prepared are kept"
     return (
         f"{int(found[-1].name)} of {iters} steps are kept in {adapter_path}; the same command with "
         "--resume goes on"
