@@ -1,4 +1,4 @@
-"""Attention in parts: its gradients, and on a Mac the heads."""
+"""Attention in parts: its gradients, and on a Mac the heads and the queries."""
 
 import mlx.core as mx
 import pytest
@@ -26,21 +26,33 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, own):
         assert relative_error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize(("at_a_time", "calls"), [(1e12, 1), (7e5, 2), (2.5e5, 6), (1, 6)])
-def test_heads_are_divided_where_they_would_take_too_long_at_once(monkeypatch, at_a_time, calls):
+@pytest.mark.parametrize(
+    ("at_a_time", "shapes"),
+    [
+        (1e12, [(6, 37)]),
+        (7e5, [(3, 37)] * 2),
+        (2.5e5, [(1, 37)] * 6),
+        (9e4, [(1, 18), (1, 19)] * 6),
+        (1, [(1, 1)] * 6 * 37),
+    ],
+    ids=str,
+)
+def test_heads_then_queries_are_divided_where_they_would_take_too_long_at_once(
+    monkeypatch, at_a_time, shapes
+):
     queries, keys, values, _ = inputs(heads=6)
     expected = attention(queries, keys, values)
     made, compute = [], mx.fast.scaled_dot_product_attention
     monkeypatch.setattr(
         mx.fast,
         "scaled_dot_product_attention",
-        lambda q, *rest, **how: made.append(q.shape[1]) or compute(q, *rest, **how),
+        lambda q, *rest, **how: made.append(q.shape[1:3]) or compute(q, *rest, **how),
     )
     monkeypatch.setattr(module, "_on_metal", lambda: True)
     monkeypatch.setattr(module, "OPERATIONS_AT_A_TIME", at_a_time)
     mixed = attention(queries, keys, values)
     assert mixed.shape == expected.shape and relative_error(mixed, expected) < 1e-6
-    assert made == [6 // calls] * calls
+    assert made == shapes
 
 
 def peak(monkeypatch, tokens, heads, at_a_time) -> int:

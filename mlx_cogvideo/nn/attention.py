@@ -1,6 +1,7 @@
 """Scaled dot-product attention, the one place where every caller computes it."""
 
 from collections.abc import Iterator
+from math import ceil
 
 import mlx.core as mx
 
@@ -8,8 +9,8 @@ from .fusion import fused
 from .portions import Portions
 
 OPERATIONS_AT_A_TIME = 1e12
-"""Of one kernel on a Mac, where the system ends work that keeps the display waiting for seconds: a
-quarter of a second on the slowest."""
+"""Of one kernel on a Mac, where the system ends work that keeps the display waiting for seconds: at
+least 0.4 s on the slowest, an M1 of 2.6 TFLOP/s."""
 
 SCORES_AT_A_TIME = 2**26
 """Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
@@ -39,17 +40,21 @@ def attention(
     """
     if scale is None:
         scale = queries.shape[-1] ** -0.5
-    groups = 1
+    groups = stretches = 1
     if bias is None and _on_metal():
-        groups = _groups(4 * queries.size * keys.shape[2], queries.shape[1])
-    if groups == 1:
+        groups, stretches = _division(4 * queries.size * keys.shape[2], queries.shape)
+    if groups == stretches == 1:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
     # Joined where the heads of a token lie side by side, as the caller wants them in the end.
     parts = (mx.split(x, groups, axis=1) for x in (queries, keys, values))
-    mixed = [
-        mx.fast.scaled_dot_product_attention(*some, scale=scale).swapaxes(1, 2)
-        for some in zip(*parts, strict=True)
-    ]
+    edges = [i * queries.shape[2] // stretches for i in range(1, stretches)]
+    mixed = []
+    for q, k, v in zip(*parts, strict=True):
+        rows = [
+            mx.fast.scaled_dot_product_attention(some, k, v, scale=scale).swapaxes(1, 2)
+            for some in mx.split(q, edges, axis=2)
+        ]
+        mixed.append(mx.concatenate(rows, axis=1))
     return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
@@ -61,10 +66,13 @@ def _on_metal() -> bool:
     return mx.metal.is_available() and _on_gpu()
 
 
-def _groups(operations: int, heads: int) -> int:
-    """Into how many equal groups of heads that much is divided."""
+def _division(operations: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Into how many equal groups of heads that much is divided, and where a head is too much still,
+    into how many stretches of its queries."""
+    _, heads, tokens, _ = shape
     wanted = operations / OPERATIONS_AT_A_TIME
-    return next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
+    groups = next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
+    return groups, max(1, min(tokens, ceil(wanted / groups)))
 
 
 def attention_gradients(
