@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import mlx.core as mx
 import numpy as np
 import pytest
 from clips import make_clip
 
-from mlx_cogvideo import InvalidInputError
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
+from mlx_cogvideo.training import prepare
 from mlx_cogvideo.training.clips import Clip, choose_shape, find_clips
 from mlx_cogvideo.training.prepare import Reading
 from mlx_cogvideo.video import Measured, Shape, content_digest, measure, read_clip, write_video
@@ -427,3 +430,20 @@ def test_a_listed_clip_of_another_ending_is_kept_and_a_missing_folder_is_told(tm
     touch(tmp_path / "metadata.jsonl", '{"file_name": "wlak", "text": "x"}\n')
     with pytest.raises(InvalidInputError, match="lists files that aren't there"):
         find_clips(tmp_path)
+
+
+def test_noisy_pictures_pass_the_vae_one_by_one_in_the_way_that_is_chosen(monkeypatch):
+    pipe = CogVideoXPipeline.from_pretrained("demo-i2v")
+    images, calls = mx.random.normal((3, 1, 32, 48, 3), key=mx.random.key(0)), []
+    expected = pipe.vae.encode(images, "seamless")
+    encode = AutoencoderKLCogVideoX.encode
+    monkeypatch.setattr(
+        AutoencoderKLCogVideoX,
+        "encode",
+        lambda self, x, tiling: calls.append((len(x), tiling)) or encode(self, x, tiling),
+    )
+    monkeypatch.setattr(prepare, "choose_tiling", lambda *_, decode: "tiled")
+    posterior = prepare._encode_images(pipe, images)
+    assert calls == [(1, "tiled")] * 3
+    assert mx.allclose(posterior.mean, expected.mean, atol=1e-4)
+    assert posterior.logvar.shape == expected.logvar.shape

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError
+from ..memory import choose_tiling
 from ..nn.autoencoder import Posterior
 from ..pipeline import CogVideoXPipeline
 from ..video import Measured, Shape, content_digest, measure, read_clip
@@ -206,8 +207,21 @@ def _latents(
     _write(cache, paths[0], pipe.encode_video(frames, shape.frames))
     if pipe.takes_image:
         noisy = noisy_images(frames[0], mx.random.key(int(digest[:15], 16)))
-        _write(cache, paths[1], pipe.vae.encode(noisy.astype(pipe.dtype), "seamless"))
+        _write(cache, paths[1], _encode_images(pipe, noisy))
     return paths
+
+
+def _encode_images(pipe: CogVideoXPipeline, images: mx.array) -> Posterior:
+    """``[B, 1, H, W, 3]`` to a posterior, picture by picture, as ``encode_video`` takes frames."""
+    ratio = pipe.configs["vae"].spatial_compression_ratio
+    height, width = (side // ratio for side in images.shape[2:4])
+    tiling = choose_tiling(pipe, height, width, decode=False)
+    each = []
+    for image in mx.split(images.astype(pipe.dtype), len(images)):
+        posterior = pipe.vae.encode(image, tiling)
+        mx.eval(posterior.mean, posterior.logvar)
+        each.append(posterior)
+    return Posterior(*(mx.concatenate([getattr(p, f) for p in each]) for f in ("mean", "logvar")))
 
 
 def _write(cache: Cache, path: Path, posterior: Posterior) -> None:
