@@ -9,7 +9,7 @@ them. Two ways to tell which:
   computed. It needs nothing fitted.
 
 Memory: beside what a step takes, an array like the tokens of all passes; with the first block two,
-and while it decides, another.
+and while it decides, another (which is less than the blocks take in the steps that are computed).
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,9 @@ from .nn.transformer import CogVideoXTransformer3DModel
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
 """The caches and their usual thresholds."""
+
+CACHED_ARRAYS = {"teacache": 1, "first-block": 2}
+"""As large as the tokens of all passes, that each of them holds."""
 
 # Coefficients, highest power first, as the authors of TeaCache fitted them.
 POLYNOMIALS = {
@@ -63,7 +66,7 @@ def teacache_steps(
 ) -> list[bool]:
     """Which steps are to be computed: always the first and the last one, and one where the changes
     since the last computed one add up to the threshold."""
-    dtype = transformer.time_embedding.linear_1.weight.dtype
+    dtype = transformer.norm_final.weight.dtype  # linear layers may have adapters around them
     embedded = transformer.embed_time(mx.array(list(timesteps)), dtype)
     embedded = np.array(embedded.astype(mx.float32), np.float64)
     changes = np.abs(np.diff(embedded, axis=0)).mean(1) / np.abs(embedded[:-1]).mean(1)

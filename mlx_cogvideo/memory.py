@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from .caching import CACHED_ARRAYS
 from .coding import Tiling
 from .errors import InvalidInputError
 from .nn.attention import SCORES_AT_A_TIME
 from .nn.autoencoder import (
     BAND_ELEMENTS,
+    CHUNK_FRAMES,
     MAX_ELEMENTS,
     TILE_BAND_ELEMENTS,
     footprint,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 # table of attention scores.
 ATTENTION_ARRAYS = 11
 FEED_FORWARD_ARRAYS = 6
-ARRAYS_ON_CPU = 26
+ARRAYS_ON_CPU = 43
 
 # The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
 # tables of scores that are computed at a time. Counted in training/backward.py, and checked with
@@ -40,6 +42,9 @@ ARRAYS_ON_CPU = 26
 BACKWARD_ARRAYS = 15
 WIDE_PIECES = 10
 SCORE_TABLES = 5
+
+# Of scores, that Metal's own backward of attention holds for each head, and their height and width.
+METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
 
 # What the VAE holds beside whole maps, in bands of the size that it works on. Small ones it takes
 # several at a time. On the CPU, MLX unfolds the windows of a convolution, 27 for the VAE's.
@@ -50,29 +55,57 @@ VAE_BANDS_ON_CPU = 37
 WHOLE_FRAMES = 2 * 2**30
 
 
-def forecast(pipe: "CogVideoXPipeline", request: Request, *, decode: bool = True) -> dict[str, int]:
-    """Bytes that each stage of a run needs at its peak: weights and activations. An estimate."""
+def forecast(
+    pipe: "CogVideoXPipeline",
+    request: Request,
+    *,
+    decode: bool = True,
+    done: Collection[str] = (),
+) -> dict[str, int]:
+    """Bytes that each stage of a run needs at its peak: weights and activations. An estimate.
+
+    Args:
+        done: stages that are behind it, which are left out.
+    """
     _, frames, height, width, _ = request.geometry.latent_shape
-    batch = 2 if request.guided and not request.sequential_guidance else 1
+    batch = 2 if request.guided else 1
+    passes = batch if request.sequential_guidance else 1
     needs = {
         "encode": text_memory(pipe),
-        "denoise": denoising_memory(pipe, request.geometry, batch),
+        "denoise": denoising_memory(
+            pipe, request.geometry, batch, passes=passes, cache=request.cache
+        ),
     }
     if request.encodes_frames:
-        way = Tiling(request.source.tiling)
-        needs["source"] = vae_memory(pipe, way, height, width, frames=frames, decode=False)
+        count = frames if request.source.image is None else 1
+        way = request.source_tiling
+        needs["source"] = vae_memory(pipe, way, height, width, frames=count, decode=False)
     if decode:
         needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
-    return needs
+    return {stage: need for stage, need in needs.items() if stage not in done}
 
 
-def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) -> int:
-    """Bytes that the transformer needs for so many videos at a time. An estimate."""
+def denoising_memory(
+    pipe: "CogVideoXPipeline",
+    geometry: Geometry,
+    batch: int,
+    *,
+    passes: int = 1,
+    cache: str | None = None,
+) -> int:
+    """Bytes that the transformer needs for a batch of so many videos. An estimate.
+
+    Args:
+        passes: parts of the batch, computed one after another.
+        cache: of steps.
+    """
     config, itemsize = pipe.configs["transformer"], pipe.dtype.size
     tokens, dim = config.token_count(geometry.latent_shape), config.dim
-    hidden = batch * tokens * dim
+    cached = CACHED_ARRAYS.get(cache, 0) * batch * tokens * dim * itemsize
+    at_a_time = batch // passes
+    hidden = at_a_time * tokens * dim
     if _on_cpu():
-        scores = batch * config.num_attention_heads * tokens**2
+        scores = at_a_time * config.num_attention_heads * tokens**2
         activations = ARRAYS_ON_CPU * hidden * itemsize + 4 * scores
     else:
         # Two parts of the wide layer at a time, each before and after its activation.
@@ -82,7 +115,12 @@ def denoising_memory(pipe: "CogVideoXPipeline", geometry: Geometry, batch: int) 
         if pipe.is_packed("transformer"):
             elements += 2 * min(2, parts) * 4 * dim**2  # the two linear layers' weights
         activations = int(elements * itemsize)
-    return pipe.weight_bytes("transformer") + activations
+    return pipe.weight_bytes("transformer") + activations + cached
+
+
+def guides_in_turn(pipe: "CogVideoXPipeline", geometry: Geometry, cache: str | None = None) -> bool:
+    """Whether there is no memory for the two passes of guidance at a time."""
+    return denoising_memory(pipe, geometry, batch=2, cache=cache) > usable_memory(pipe)
 
 
 def check_memory_limit(
@@ -92,34 +130,38 @@ def check_memory_limit(
     decode: bool = True,
     done: Collection[str] = (),
 ) -> None:
-    """Raises InvalidInputError where a run would take more than the pipeline's limit.
+    """Raises InvalidInputError where a run is foretold to take more than the pipeline's limit.
 
     Args:
         done: stages that are behind it.
     """
     if pipe.memory_limit is None:
         return
-    needs = forecast(pipe, request, decode=decode)
-    needs = {stage: need for stage, need in needs.items() if stage not in done}
+    needs = forecast(pipe, request, decode=decode, done=done)
     stage = max(needs, key=needs.get, default=None)
-    if stage is None:
-        return
-    if needs[stage] > pipe.memory_limit:
-        advice = "a smaller size or fewer frames need less"
-        if stage == "encode":
-            advice = "a text encoder in 4 bits needs less (mlx_cogvideo.convert)"
-        elif stage == "decode" and request.tiling.mode != "tiled":
-            advice = "--tiling tiled needs less"
-        elif stage == "source" and request.source.tiling != "tiled":
-            advice = "--source-tiling tiled needs less"
-        elif stage == "denoise" and request.guided and not request.sequential_guidance:
-            advice = "--sequential-guidance needs less"
-        elif stage == "denoise" and 2 * pipe.weight_bytes("transformer") > pipe.memory_limit:
-            advice = "a transformer in 4 bits needs less (mlx_cogvideo.convert)"
+    if stage is not None and needs[stage] > pipe.memory_limit:
         raise InvalidInputError(
             f"{stage} needs about {size(needs[stage])} and the limit is "
-            f"{size(pipe.memory_limit)}: {advice}"
+            f"{size(pipe.memory_limit)}: {what_needs_less(pipe, request, stage)}"
         )
+
+
+def what_needs_less(pipe: "CogVideoXPipeline", request: Request, stage: str) -> str:
+    """What to do where a stage needs more memory than it may take."""
+    there_is = usable_memory(pipe)
+    if stage == "decode" and request.tiling.mode != "tiled":
+        return "--tiling tiled needs less"
+    if stage == "source" and request.source.tiling != "tiled":
+        return "--source-tiling tiled needs less"
+    if stage == "denoise" and request.guided and not request.sequential_guidance:
+        return "--sequential-guidance needs less"
+    network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
+    weights = pipe.weight_bytes(network)
+    if network != "vae" and 2 * weights > there_is and not pipe.is_packed(network):
+        return f"a {network.replace('_', ' ')} in 4 bits needs less (mlx_cogvideo.convert)"
+    if stage == "encode" or weights > there_is:
+        return "no setting makes it less"
+    return "a smaller size or fewer frames need less"
 
 
 def training_forecast(
@@ -133,10 +175,14 @@ def training_forecast(
     scores = batch_size * config.num_attention_heads * tokens**2
     # The input of each block is kept, too.
     elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
-    elements += max(
+    pieces = [
         WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
         SCORE_TABLES * min(SCORES_AT_A_TIME, scores),
-    )
+    ]
+    if mx.metal.is_available():
+        side = min(METAL_TABLE_SIDE, tokens)
+        pieces.append(METAL_TABLES * batch_size * config.num_attention_heads * side**2)
+    elements += max(pieces)
     train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
     train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
     if _on_cpu():
@@ -165,26 +211,28 @@ def vae_memory(
     height: int,
     width: int,
     *,
-    frames: int = 0,
+    frames: int = 3,
     decode: bool = True,
 ) -> int:
     """Bytes that the VAE needs for frames of `height` and `width` latent pixels. An estimate.
 
     Args:
-        frames: latent frames of the clip; tiles keep the pixels of all of them.
+        frames: latent frames of the clip, of which a chunk has 3 at most; tiles keep the pixels of
+            all of them.
     """
     config = pipe.configs["vae"]
     ratio = config.spatial_compression_ratio
+    chunk = min(CHUNK_FRAMES, (frames - 1) * config.temporal_compression_ratio + 1)
     elements = {"none": None, "seamless": BAND_ELEMENTS, "tiled": TILE_BAND_ELEMENTS}[tiling.mode]
     # Pixels in float32, on the device and off it.
-    pixels = 2 * 4 * 9 * height * width * ratio**2 * config.out_channels
+    pixels = 2 * 4 * chunk * height * width * ratio**2 * config.out_channels
     if (tiles := tiling.tiles(config, height, width)) is not None:
         # A row of tiles with all frames, twice, and the clip as uint8.
         rows = height + 2 * tiles.size[0] * pipe.dtype.size
         pixels = frames * config.temporal_compression_ratio * rows * width
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
-    parts = footprint(config, height, width, decode=decode, band_elements=elements)
+    parts = footprint(config, height, width, frames=chunk, decode=decode, band_elements=elements)
     bands = VAE_BANDS_ON_CPU if _on_cpu() else VAE_BANDS[tiling.mode]
     count = parts.remembered + parts.maps + bands * parts.band
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
@@ -208,7 +256,7 @@ def choose_tiling(
 
 
 def usable_memory(pipe: "CogVideoXPipeline") -> int:
-    """Bytes that a run of the pipeline may take: what there is, up to its limit."""
+    """Bytes that a run may be foretold to need: what there is, up to the pipeline's limit."""
     there_is = available_memory()
     return there_is if pipe.memory_limit is None else min(there_is, pipe.memory_limit)
 
@@ -253,7 +301,7 @@ def manage_memory(limit: int | None = None) -> None:
     limit to set, and earlier systems take it for an error.
 
     Args:
-        limit: bytes that the run may take.
+        limit: bytes that the run is to keep to, which MLX takes for a guideline.
     """
     there_is = available_memory()
     if limit is not None:

@@ -40,7 +40,8 @@ class ModelFolder:
         variant: the official variant that the transformer's configuration matches, or None.
         dtype: of the weights and activations.
         tokenizer: text to token ids.
-        memory_limit: bytes that a run may take at any time; None is what there is.
+        memory_limit: bytes that a run may be foretold to need, by an estimate within some per cent;
+            None is what there is.
         adapters: what ``load_lora`` has added, with its scales.
     """
 
@@ -52,6 +53,7 @@ class ModelFolder:
         }
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
+        self._adapter_bytes = 0
         self.memory_limit: int | None = None
         self._kept: set[str] = set()
         self.variant = match_variant(self.configs["transformer"])
@@ -129,22 +131,28 @@ class ModelFolder:
             raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
+        layers = adapter.load(scale)
         self.adapters.append((adapter, scale))
+        self._adapter_bytes += sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
         if "transformer" in self._networks:
-            add_adapter(self._networks["transformer"], adapter.load(scale))
+            add_adapter(self._networks["transformer"], layers)
 
     def unload_lora(self) -> None:
         """Takes all adapters off again."""
         self.adapters.clear()
-        self.free("transformer")
+        self._adapter_bytes = 0
+        # Even one that is kept, which would have them still.
+        self._networks.pop("transformer", None)
+        mx.clear_cache()
 
     def weight_bytes(self, name: str) -> int:
-        """Memory that a network's weights take when it is loaded."""
+        """Memory that a network's weights take when it is loaded, with its adapters."""
         integers = {"U32": 4, "U8": 1}
-        return sum(
+        stored = sum(
             tensor.size * integers.get(tensor.dtype, self.dtype.size)
             for tensor in self._stored[name].values()
         )
+        return stored + self._adapter_bytes * (name == "transformer")
 
     def is_packed(self, name: str) -> bool:
         """Whether weights of a network are quantized."""

@@ -30,7 +30,7 @@ from .denoising import DenoisingState, denoising_steps, make_run_scheduler
 from .errors import InvalidInputError
 from .extension import Joiner, choose_overlap, window_request
 from .guidance import check_uncond, schedule_name
-from .memory import check_memory_limit, choose_tiling, denoising_memory, usable_memory
+from .memory import check_memory_limit, choose_tiling, guides_in_turn
 from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
 from .nn.portions import Portions
@@ -160,9 +160,7 @@ class CogVideoXPipeline(ModelFolder):
             height, width = self.variant.size_like(picture_size(image))
         geometry = self.geometry(num_frames, height, width)
         if sequential_guidance is None:
-            sequential_guidance = guidance_scale > 1 and denoising_memory(
-                self, geometry, batch=2
-            ) > usable_memory(self)
+            sequential_guidance = guidance_scale > 1 and guides_in_turn(self, geometry, cache)
         way = self._tiling(
             tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True
         )
@@ -256,7 +254,15 @@ class CogVideoXPipeline(ModelFolder):
         check_uncond(request.uncond, negative_prompt_embeds is not None)
         if output_type != "latent":
             self.check_decodable(request)
-        check_memory_limit(self, request, decode=output_type != "latent")
+        encodes = prompt_embeds is None or (
+            _needs_negative(request) and negative_prompt_embeds is None
+        )
+        check_memory_limit(
+            self,
+            request,
+            decode=output_type != "latent",
+            done=() if encodes else ("encode",),
+        )
         request.source.check(geometry, self.fps)
         report = on_progress or (lambda stage, done, total: None)
 
@@ -355,7 +361,7 @@ class CogVideoXPipeline(ModelFolder):
             return known[text]
 
         negative = negative_prompt_embeds
-        if request.guided and request.uncond == "empty" and negative is None:
+        if _needs_negative(request) and negative is None:
             negative = embeds_of(request.negative_prompt)
         positive = embeds_of(request.prompt) if prompt_embeds is None else prompt_embeds
         embeds = [positive]
@@ -386,10 +392,7 @@ class CogVideoXPipeline(ModelFolder):
             return None
         report = on_progress or (lambda stage, done, total: None)
         report("source", 0, 1)
-        key = _source_key(request.seed)
-        way: dict[str, Any] = {"tiling": source.tiling}
-        if source.tiling == "tiled":
-            way = {**request.tiling.settings(), **way}
+        key, way = _source_key(request.seed), request.source_tiling.settings()
         if source.image is not None:
             posterior = self.encode_video(source.read_image(geometry)[None], 1, **way)
             scale = image_latent_scale(config, source.image_latent_scale)
@@ -548,6 +551,11 @@ class CogVideoXPipeline(ModelFolder):
         if self.variant is not None:
             return getattr(self.variant, field)
         return {"dynamic_cfg": False, "scheduler": None}[field]
+
+
+def _needs_negative(request: Request) -> bool:
+    """Whether the unconditional is the embeddings of a text."""
+    return request.guided and request.uncond == "empty"
 
 
 def _source_key(seed: int) -> mx.array:

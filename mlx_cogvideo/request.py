@@ -1,6 +1,6 @@
 """What is asked of a model: the size of a run and its settings, checked before it starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .coding import Tiling
@@ -97,6 +97,13 @@ class Request:
     def encodes_frames(self) -> bool:
         """Whether the VAE encodes something: what the video starts from, or goes on from."""
         return bool(self.extend) or not self.source.is_noise
+
+    @property
+    def source_tiling(self) -> Tiling:
+        """How the VAE takes what the video starts from: where in tiles, in those of decoding."""
+        if self.source.tiling == "tiled":
+            return replace(self.tiling, mode="tiled")
+        return Tiling(self.source.tiling)
 
     @property
     def guided(self) -> bool:

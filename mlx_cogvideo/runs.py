@@ -42,6 +42,7 @@ class Job:
         record: of the run.
         output: where the video goes.
         path: where the run is saved until then.
+        done: stages that are behind it.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Job:
     record: Record
     output: str
     path: Path
+    done: tuple[str, ...] = ()
 
 
 def begin(

@@ -189,7 +189,13 @@ def test_before_the_start_it_says_what_will_happen(output, capsys):
 def test_a_run_that_may_not_fit_into_memory_is_warned_of(output, monkeypatch, capsys):
     monkeypatch.setattr("mlx_cogvideo.cli.announce.usable_memory", lambda pipe: 10 * 2**20)
     assert generate(output, "--dry-run") == 0
-    assert "warning: this may need more memory than there is" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: decode may need more memory than there is: --tiling tiled needs less" in said
+
+
+@pytest.mark.parametrize("limit", ["3e10", "1e300"])
+def test_a_limit_above_all_memory_is_none(output, limit):
+    assert generate(output, "--memory-limit", limit) == 0
 
 
 def test_after_two_steps_it_foretells_the_rest(output, capsys):

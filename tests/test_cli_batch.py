@@ -143,6 +143,17 @@ def test_seeds_that_were_drawn_do_not_make_a_rerun_begin_again(folder, capsys):
     assert "0 made, 5 made before, 1 failed" in capsys.readouterr().err
 
 
+def test_a_memory_limit_makes_no_other_video_of_a_finished_one(folder, monkeypatch, capsys):
+    assert batch("--seed", 1) == 1
+    monkeypatch.setattr("mlx_cogvideo.pipeline.guides_in_turn", lambda *_: True)
+    assert batch("--seed", 1, "--memory-limit", 1) == 1
+    assert "0 made, 5 made before, 1 failed" in capsys.readouterr().err
+    single = ["--prompt", PROMPT, "--output", "out/1-1.mp4", *SMALL, "--seed", 1, "--resume"]
+    assert run(*single, "--memory-limit", 1) == 0
+    assert run(*single, "--memory-limit", 1, "--sequential-guidance") == 1
+    assert "sequential_guidance was False and is now True" in capsys.readouterr().err
+
+
 def test_a_video_made_otherwise_is_no_finished_one(folder, capsys):
     assert batch("--seed", 1) == 1
     capsys.readouterr()

@@ -108,6 +108,13 @@ def test_a_run_goes_on_to_be_decoded_in_another_way(stopped, folder, options, ol
     assert settings["tile_size"] == ([16, 32] if "--tile-size" in options else None)
 
 
+def test_what_is_behind_a_run_is_not_warned_of(stopped, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_cogvideo.memory.text_memory", lambda pipe: 2**60)
+    assert run("--resume", "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "memory   about denoise" in said and "warning" not in said
+
+
 def test_a_run_goes_on_to_another_output(stopped, folder):
     assert run("--resume", "video.mp4.resume", "--output", "other.gif") == 0
     assert names(folder) == {"other.gif"}

@@ -103,6 +103,21 @@ def stop(session, job):
     raise KeyboardInterrupt
 
 
+def test_an_adapter_on_the_time_embedding_goes_with_teacache(output):
+    adapter = make_adapter(output.parent / "time", targets=("time_embedding.linear_1",))
+    assert generate(output, "--lora", adapter, "--cache", "teacache") == 0
+
+
+def test_an_adapter_is_off_when_it_is_unloaded_while_the_transformer_is_kept(adapter):
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    plain = forward(pipe)
+    with pipe.keeping("transformer"):
+        pipe.load_lora(adapter)
+        assert relative_error(forward(pipe), plain) > 0.05
+        pipe.unload_lora()
+        assert relative_error(forward(pipe), plain) == 0
+
+
 def altered(folder, change, metadata=None, config=None):
     """The adapter in `folder` with other tensors or settings, without ours."""
     (file,) = folder.glob("*.safetensors")

@@ -5,7 +5,7 @@ import sys
 
 from ..checkpoints import BUNDLED
 from ..coding import Tiling
-from ..memory import forecast, size, usable_memory
+from ..memory import forecast, size, usable_memory, what_needs_less
 from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
 from ..request import Geometry, Request
@@ -34,14 +34,15 @@ def announce(plan: Plan) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        memory, too_much, too_much_to_decode = _memory(plan)
+        needs, there_is = _needs(plan), usable_memory(plan.pipe)
+        told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
+        memory = f"about {told or 'nothing'}; {size(there_is)} can be had"
         for title, text in [*_lines(plan), ("memory", memory)]:
             logger.info("%-8s %s", title, text)
-        if too_much:
-            logger.warning(
-                "this may need more memory than there is: a smaller size or fewer frames need less"
-                + ", and to decode, --tiling tiled" * too_much_to_decode
-            )
+        for stage, need in needs.items():
+            if need > there_is:
+                advice = what_needs_less(plan.pipe, plan.jobs[0].request, stage)
+                logger.warning("%s may need more memory than there is: %s", stage, advice)
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
@@ -106,12 +107,12 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
     return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
 
 
-def _memory(plan: Plan) -> tuple[str, bool, bool]:
-    """The forecast in words, and whether it, and decoding, is more than there is."""
-    decode = any(output_form(job.output) != LATENTS for job in plan.jobs)
-    needs = forecast(plan.pipe, plan.jobs[0].request, decode=decode)
-    there_is = usable_memory(plan.pipe)
-    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    too_much_to_decode = needs.get("decode", 0) > there_is
-    text = f"about {told}; {size(there_is)} can be had"
-    return text, max(needs.values()) > there_is, too_much_to_decode
+def _needs(plan: Plan) -> dict[str, int]:
+    """Bytes that each stage that is left needs at its peak, of the video that needs most there."""
+    needs: dict[str, int] = {}
+    for job in plan.jobs:
+        decode = output_form(job.output) != LATENTS
+        told = forecast(plan.pipe, job.request, decode=decode, done=job.done)
+        for stage, need in told.items():
+            needs[stage] = max(need, needs.get(stage, 0))
+    return needs

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -168,8 +169,8 @@ class _Planner:
 
         pipe, model = self._open_model()
         if args.memory_limit is not None:
-            self.given = {"sequential_guidance": None} | self.given  # chosen anew
-            pipe.memory_limit = int(args.memory_limit * 2**30)
+            self.settings = {**self.settings, "sequential_guidance": None}  # chosen anew
+            pipe.memory_limit = int(min(args.memory_limit * 2**30, sys.maxsize))
         self.result = Plan(pipe, model, is_batch)
         if args.preview_every is not None:
             self.result.preview = Preview(pipe)
@@ -288,7 +289,7 @@ class _Planner:
             plan.pipe,
             job.request,
             decode=output_form(job.output) != LATENTS,
-            done=saved.stages_done if saved is not None else (),
+            done=job.done,
         )
         if saved is not None:
             plan.begun[job.path] = saved.progress
@@ -323,7 +324,7 @@ class _Planner:
             self.result.warnings.append(f"a little may come out otherwise: {difference}")
         resumed_at = [*saved.record.get("resumed_at", []), saved.steps_done]
         record = {**saved.record, "settings": record["settings"], "resumed_at": resumed_at}
-        return replace(job, request=request, record=record)
+        return replace(job, request=request, record=record, done=saved.stages_done)
 
     def _is_finished(self, job: Job, seed_matters: bool) -> bool:
         """Whether the output of a batch, or of a run that was to go on, is there already.

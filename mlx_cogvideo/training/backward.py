@@ -31,8 +31,9 @@ def block_gradients(
 ) -> tuple[Gradients, mx.array]:
     """The gradients of ``block(x, *context)``, computed.
 
-    Memory: a dozen arrays as large as `x`, the pieces of the wide layer, and a few tables of scores
-    of `SCORES_AT_A_TIME`.
+    Memory: a dozen arrays as large as `x`, the pieces of the wide layer, and tables of scores: a
+    few of `SCORES_AT_A_TIME`, or of Metal's own backward about three of 1024 x 1024 for each head
+    of each clip.
 
     Args:
         x: ``[B, tokens, dim]``.

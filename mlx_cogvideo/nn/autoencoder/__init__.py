@@ -2,7 +2,7 @@
 
 from .bands import MAX_ELEMENTS
 from .coders import AutoencoderConfig
-from .footprint import footprint
+from .footprint import CHUNK_FRAMES, footprint
 from .model import (
     BAND_ELEMENTS,
     ENCODE_CHUNK,
@@ -18,6 +18,7 @@ from .tiles import Tiles
 
 __all__ = [
     "BAND_ELEMENTS",
+    "CHUNK_FRAMES",
     "ENCODE_CHUNK",
     "MAX_ELEMENTS",
     "TILE_BAND_ELEMENTS",

@@ -5,7 +5,7 @@ from math import ceil
 
 from .coders import AutoencoderConfig
 
-FRAMES = 9
+CHUNK_FRAMES = 9
 """Of the largest usual chunk, the first of 8N+1."""
 
 
@@ -31,10 +31,15 @@ def footprint(
     height: int,
     width: int,
     *,
+    frames: int = CHUNK_FRAMES,
     decode: bool = True,
     band_elements: int | None = None,
 ) -> Footprint:
-    """Of a pass over frames of `height` and `width` latent pixels, in bands or whole."""
+    """Of a pass over frames of `height` and `width` latent pixels, in bands or whole.
+
+    Args:
+        frames: of a chunk.
+    """
     channels = config.block_out_channels
     area = height * width
     top = area * config.spatial_compression_ratio**2
@@ -49,10 +54,10 @@ def footprint(
         neighbour = min(level + 1, len(channels) - 1) if decode else max(level - 1, 0)
         remembered += top // 4**level * (channels[neighbour] + (2 * layers - 1) * inner)
     widest = max(channels[:2]) if decode else channels[0]
-    maps = FRAMES * top * max(widest, 2 * channels[0])
+    maps = frames * top * max(widest, 2 * channels[0])
     count = 1 if band_elements is None else min(ceil(top * widest / band_elements), height)
     return Footprint(
         2 * remembered,
         maps,
-        FRAMES * top * widest * ceil(height / count) // height,
+        frames * top * widest * ceil(height / count) // height,
     )
