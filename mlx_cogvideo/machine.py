@@ -10,13 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import __version__
 from .coding import Tiling
-from .memory import available_memory, forecast
+from .memory import available_memory, choose_tiling, forecast, guides_in_turn, usable_memory
 from .networks import NETWORKS
 from .nn.attention import attention
+from .nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, linear_layers
 from .request import Geometry
 from .variants import VARIANTS, Variant
 
@@ -24,7 +26,7 @@ SECONDS = 0.25  # of measuring, each
 # Arrays as large as the tokens that a block reads or writes besides its products; as if all of it
 # were bandwidth. From the times of its norms, rotations and other elementwise parts on an H100.
 ARRAYS_PER_BLOCK = 65
-PACKED_SHARE = 0.33  # of the size, in 4 bits
+PACKINGS = {"16 bits": None, "4 bits": Quantization(4, 64)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Outlook:
 
     Attributes:
         step: seconds, with guidance; `video`: of all 50.
-        memory: bytes at the peak in 16 bits, and in 4 bits.
+        memory: bytes at the peak of what ``generate.py`` chooses here, in 16 bits, and in 4 bits.
     """
 
     variant: str
@@ -113,19 +115,27 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
     scores = 4 * tokens**2 * dim / ceilings.attention
     rest = ARRAYS_PER_BLOCK * tokens * dim * 2 / ceilings.bandwidth
     step = 2 * layers * (products + scores + rest)
-    needs = {
-        share: max(forecast(_imagined(variant.alias, share), model.request).values())
-        for share in (1.0, PACKED_SHARE)
-    }
-    whole, packed = needs[1.0], needs[PACKED_SHARE]
-    there_is = available_memory()
-    if whole <= there_is:
-        advice = "16 bits"
-    elif packed <= there_is:
-        advice = "4 bits"
-    else:
-        advice = "fewer frames or a smaller size, in 4 bits, with --tiling tiled"
-    return Outlook(variant.alias, step, 50 * step, whole, packed, advice)
+    needs, fitting = [], []
+    for bits, packing in PACKINGS.items():
+        model = _imagined(variant.alias, packing)
+        request = _chosen(model)
+        needs.append(max(forecast(model, request).values()))
+        if needs[-1] <= usable_memory(model):
+            fitting.append(bits + ", tiled" * (request.tiling.mode == "tiled"))
+    advice = next(iter(fitting), "fewer frames or a smaller size, in 4 bits")
+    return Outlook(variant.alias, step, 50 * step, *needs, advice)
+
+
+def _chosen(model: SimpleNamespace) -> SimpleNamespace:
+    """The request that generate.py makes by itself, as far as a forecast looks at it."""
+    return SimpleNamespace(
+        geometry=model.geometry,
+        guided=True,
+        sequential_guidance=guides_in_turn(model, model.geometry),
+        cache=None,
+        encodes_frames=False,
+        tiling=Tiling(choose_tiling(model, *model.geometry.latent_shape[2:4])),
+    )
 
 
 def report(ceilings: list[Ceilings]) -> dict[str, Any]:
@@ -150,23 +160,22 @@ def dtype_advice(ceilings: list[Ceilings]) -> str:
 
 
 @cache
-def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
+def _imagined(alias: str, packing: Quantization | None = None) -> SimpleNamespace:
     """An official model that isn't here, as far as a forecast looks at it.
 
     Args:
         alias: its short name.
-        share: of its size that the text encoder and the transformer have.
+        packing: how the converter packed it.
     """
     variant = next(variant for variant in VARIANTS if variant.alias == alias)
     told = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
     configs = {
         name: config_class.from_dict(told[name]) for name, (_, config_class) in NETWORKS.items()
     }
-    count = {
-        name: sum(prod(a.shape) for _, a in tree_flatten(network(configs[name]).parameters()))
+    weights = {
+        name: _weight_bytes(network(configs[name]), packing)
         for name, (network, _) in NETWORKS.items()
     }
-    shares = {"transformer": share, "text_encoder": share, "vae": 1.0}
     geometry = Geometry.choose(
         variant,
         configs["transformer"],
@@ -175,19 +184,26 @@ def _imagined(alias: str, share: float = 1.0) -> SimpleNamespace:
         height=None,
         width=None,
     )
-    request = SimpleNamespace(
-        geometry=geometry,
-        guided=True,
-        sequential_guidance=False,
-        encodes_frames=False,
-        tiling=Tiling("seamless"),
-    )
     return SimpleNamespace(
         configs=configs,
         dtype=mx.bfloat16,
         geometry=geometry,
-        request=request,
         memory_limit=None,
-        weight_bytes=lambda name: int(2 * count[name] * shares[name]),
-        is_packed=lambda name: shares[name] < 1,
+        weight_bytes=weights.__getitem__,
+        is_packed=lambda name: packing is not None and name != "vae",
     )
+
+
+def _weight_bytes(network: nn.Module, packing: Quantization | None) -> int:
+    """Of a network in 16 bits, whose layers are packed as the converter packs them."""
+    total = 2 * sum(prod(a.shape) for _, a in tree_flatten(network.parameters()))
+    if packing is None:
+        return total
+    layers = linear_layers(network)
+    kinds = {path: kind for path in layers if (kind := layer_kind(path))}
+    for path, kind in kinds.items():
+        how = RECIPES["standard"](kind, path, blocks_in(kinds), packing)
+        for part, shape in how.packed_shapes(*layers[path]).items():
+            total += prod(shape) * (4 if part == "weight" else 2)
+        total -= 2 * prod(layers[path])
+    return total

@@ -8,9 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_cogvideo import memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.check import main
-from mlx_cogvideo.machine import Ceilings, dtype_advice, outlook
+from mlx_cogvideo.machine import PACKINGS, Ceilings, _imagined, dtype_advice, outlook
 from mlx_cogvideo.stages import check_stages
 from mlx_cogvideo.variants import VARIANTS
 
@@ -74,6 +75,31 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
     assert outlook(by_alias["2b"], fast).step < five.step < outlook(by_alias["1.5-5b"], fast).step
     assert five.video == 50 * five.step
     assert five.memory_packed < five.memory
+
+
+@pytest.mark.parametrize(
+    ("there_is", "advice"),
+    [
+        (5, ["4 bits, tiled", "4 bits, tiled", "fewer frames or a smaller size, in 4 bits"]),
+        (8, ["4 bits", "4 bits", "4 bits, tiled"]),
+        (12, ["16 bits", "16 bits", "4 bits, tiled"]),
+        (14, ["16 bits", "16 bits", "16 bits, tiled"]),
+        (24, ["16 bits", "16 bits", "16 bits"]),
+    ],
+)
+def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, there_is, advice):
+    monkeypatch.setattr(memory, "available_memory", lambda: there_is * 2**30)
+    monkeypatch.setattr(memory, "_on_cpu", lambda: False)
+    ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
+    by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
+    assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice
+
+
+def test_a_packed_model_has_the_size_that_the_converter_makes_it():
+    """As it was measured: docs/benchmarks.md, in GB."""
+    model = _imagined("5b", PACKINGS["4 bits"])
+    assert model.weight_bytes("transformer") == pytest.approx(3.56e9, rel=0.01)
+    assert sum(map(model.weight_bytes, model.configs)) == pytest.approx(7.36e9, rel=0.01)
 
 
 def test_the_dtype_that_is_fast_is_advised():
