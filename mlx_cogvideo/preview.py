@@ -5,18 +5,22 @@ models is from kijai/ComfyUI-CogVideoXWrapper; a folder may bring its own, ``lat
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from .errors import InvalidInputError
+from . import __version__
+from .errors import InvalidInputError, OutputError
 from .model_folder import ModelFolder
-from .video import write_video
+from .video import read_record, write_video
 
 FILE = "latent_rgb.json"
 OFFICIAL = Path(__file__).with_name(FILE)
 SHORTEST_SIDE = 128  # pixels, of the picture
+MARK = "preview"
+"""In the record of a file that is one, by which it is told from others."""
 
 
 class Preview:
@@ -25,13 +29,13 @@ class Preview:
     def __init__(self, model: ModelFolder):
         """
         Raises:
-            InvalidInputError: there is no map for this model.
+            InvalidInputError: there is no map for this model, or none that can be used.
         """
         own = model.folder / FILE
         if not own.is_file() and model.variant is None:
             raise InvalidInputError(f"{model.folder} has no {FILE}, which previews are drawn with")
-        told = json.loads((own if own.is_file() else OFFICIAL).read_text(encoding="utf-8"))
-        self._factors, self._bias = (np.array(told[name]) for name in ("factors", "bias"))
+        channels = model.configs["transformer"].out_channels
+        self._factors, self._bias = _read_map(own if own.is_file() else OFFICIAL, channels)
         # The published map gives colours of little contrast.
         self._stretch = not own.is_file()
         self._fps = model.fps / model.configs["vae"].temporal_compression_ratio
@@ -53,10 +57,48 @@ class Preview:
         Raises:
             OutputError: it can't be written.
         """
-        write_video(path, self.frames(latents), self._fps, overwrite=True)
+        record = {"mlx_cogvideo": __version__, MARK: True}
+        write_video(path, self.frames(latents), self._fps, overwrite=True, record=record)
+
+
+def _read_map(file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The factors ``[channels, 3]`` and the bias ``[3]`` in a file."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        factors, bias = (np.array(told[name], np.float64) for name in ("factors", "bias"))
+    except (OSError, ValueError, KeyError, TypeError):
+        factors = bias = np.zeros(0)
+    if factors.shape != (channels, 3) or bias.shape != (3,):
+        raise InvalidInputError(
+            f"{file} should hold factors, {channels} rows of 3 numbers, and bias, 3 numbers: "
+            "leave out --preview-every, or mend it"
+        )
+    return factors, bias
 
 
 def preview_path(output: str | Path) -> Path:
     """Where the preview of an output is while it is made."""
     path = Path(output)
     return path.with_name(f"{path.name}.preview.gif")
+
+
+def check_preview_path(output: str | Path) -> None:
+    """Raises OutputError where something else is in the preview's place."""
+    path = preview_path(output)
+    if path.exists() and not _is_preview(path):
+        raise OutputError(f"{path} exists, where previews would be: move it, or use --overwrite")
+
+
+def remove_preview(output: str | Path) -> None:
+    """Removes the preview of an output, if there is one; where that can't be, it does no harm."""
+    path = preview_path(output)
+    if _is_preview(path):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_preview(path: Path) -> bool:
+    try:
+        return MARK in (read_record(path) or {})
+    except InvalidInputError:
+        return False

@@ -1,16 +1,18 @@
 """Rough pictures on the way."""
 
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from commands import generate
+from commands import errors, generate, run
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
+from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.preview import Preview
 from mlx_cogvideo.variants import VARIANTS
-from mlx_cogvideo.video import read_video
+from mlx_cogvideo.video import read_video, write_video
 
 
 @pytest.fixture
@@ -40,6 +42,44 @@ def test_the_official_map_is_stretched(pipe, monkeypatch, tmp_path):
     frames = Preview(pipe).frames(mx.random.normal((1, 3, 60, 90, 16), key=mx.random.key(0)))
     assert frames.shape == (3, 180, 270, 3)
     assert frames.min() == 0 and frames.max() == 255 and 60 < frames.mean() < 195
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", '{"factors": [[1, 2, 3]], "bias": [1, 2, 3]}'], ids=str
+)
+def test_a_map_that_cant_be_used_is_one_line_before_the_run(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO_PATH, tmp_path / "mlx_model")
+    (tmp_path / "mlx_model" / "latent_rgb.json").write_text(text)
+    assert generate("video.mp4", "--preview-every", 1) == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "latent_rgb.json should hold factors, 16 rows of 3 numbers, and bias" in line
+
+
+def test_a_file_in_the_place_of_a_preview_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "video.mp4.preview.gif"
+    write_video(mine, np.zeros((2, 16, 16, 3), np.uint8), 8)
+    before = mine.read_bytes()
+    assert generate("video.mp4", "--preview-every", 1) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert "video.mp4.preview.gif exists, where previews would be" in line
+    assert generate("video.mp4") == 0
+    assert mine.read_bytes() == before
+
+
+def test_a_resumed_run_removes_its_preview(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def stop(session, stage, done, total):
+        session._interrupts.wanted = (stage, done) == ("denoise", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop)
+        assert generate("video.mp4", "--preview-every", 1) == 130
+    assert Path("video.mp4.preview.gif").exists()
+    assert run("--resume", "video.mp4.resume", "--output", "other.mp4") == 0
+    assert [path.name for path in Path().iterdir()] == ["other.mp4"]
 
 
 def test_previews_are_beside_the_output_until_it_is_there(tmp_path, monkeypatch):

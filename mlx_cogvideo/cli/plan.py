@@ -17,7 +17,7 @@ from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..memory import check_memory_limit, size
 from ..pipeline import CogVideoXPipeline
-from ..preview import Preview
+from ..preview import Preview, check_preview_path
 from ..record import (
     DECODING,
     MAY_CHANGE,
@@ -285,6 +285,8 @@ class _Planner:
         else:
             open_writer(job.output, job.record["settings"]["fps"], overwrite=args.overwrite)
             plan.pipe.check_decodable(job.request)
+        if plan.preview is not None and not args.overwrite:
+            check_preview_path(job.output)
         check_memory_limit(
             plan.pipe,
             job.request,

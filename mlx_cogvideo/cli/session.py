@@ -4,13 +4,13 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from ..denoising import DenoisingState
 from ..errors import CogVideoXError, OutputError
-from ..preview import preview_path
+from ..preview import preview_path, remove_preview
 from ..request import Request
 from ..runs import Job, begin, finish
 from ..saved_run import SavedRun
@@ -74,7 +74,8 @@ class Session:
 
     def _finish(self, job: Job) -> None:
         self._interrupts.patient = False
-        saved = replace(SavedRun.load(job.path), record=job.record, output=job.output)
+        begun = SavedRun.load(job.path)
+        saved = replace(begun, record=job.record, output=job.output)
         windows = job.request.extend - len(saved.windows)
         self._bars.later = windows * job.request.num_inference_steps
         record = finish(
@@ -87,9 +88,8 @@ class Session:
             on_state=self._previewed(job.output),
             should_stop=lambda: self._interrupts.wanted,
         )
-        if self.plan.preview is not None:
-            with suppress(OSError):  # it does no harm
-                preview_path(job.output).unlink(missing_ok=True)
+        for output in (begun.output, job.output):
+            remove_preview(output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             print(job.output, flush=True)
