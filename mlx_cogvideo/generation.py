@@ -45,7 +45,8 @@ def generate_video(
         output_path: an .mp4 or .gif file that doesn't exist yet, or without an ending a folder
             of PNG frames. How the video was made is stored inside.
         tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the same
-            result, ``"tiled"``, or ``"auto"``, the first of these for which there is memory.
+            result, ``"tiled"``, or ``"auto"``, which chooses by the memory there is: whole frames
+            only where they need no more than the transformer's weights or 2 GiB.
         image: for image-to-video models, the picture that it begins with: a file or pixels.
         video: a clip to make another one of: a file, a folder of frames, or pixels.
         strength: how much of `video` is made anew, above 0 and up to 1; None is 0.8.
