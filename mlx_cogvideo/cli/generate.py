@@ -187,8 +187,8 @@ def make_parser() -> Parser:
         "--memory-limit",
         type=positive,
         metavar="GIB",
-        help="keep what is foretold, an estimate within some per cent, under so much: less memory is "
-        "used where there are ways to, and what can't be done is said before it begins",
+        help="keep what is foretold, an estimate within some per cent, under so much: less memory "
+        "is used where there are ways to, and what can't be done is said before it begins",
     )
     add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")
 
