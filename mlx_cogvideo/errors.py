@@ -32,6 +32,11 @@ class PeerLostError(CogVideoXError, RuntimeError):
     """A process that trains together with this one has ended, or its machine can't be reached."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of another library's message, for one of ours."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 @contextmanager
 def mlx_errors(
     advice: str = "close other programs or ask for a smaller size or fewer frames",
@@ -46,5 +51,6 @@ def mlx_errors(
     except CogVideoXError:
         raise
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise GenerationError(f"MLX failed ({reason}): if memory ran out, {advice}") from error
+        raise GenerationError(
+            f"MLX failed ({first_line(error)}): if memory ran out, {advice}"
+        ) from error

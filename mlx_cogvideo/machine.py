@@ -18,7 +18,7 @@ from .coding import Tiling
 from .memory import available_memory, choose_tiling, forecast, guides_in_turn, usable_memory
 from .networks import NETWORKS
 from .nn.attention import attention
-from .nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, linear_layers
+from .nn.quantization import Quantization, linear_layers, packings
 from .request import Geometry
 from .variants import VARIANTS, Variant
 
@@ -200,9 +200,7 @@ def _weight_bytes(network: nn.Module, packing: Quantization | None) -> int:
     if packing is None:
         return total
     layers = linear_layers(network)
-    kinds = {path: kind for path in layers if (kind := layer_kind(path))}
-    for path, kind in kinds.items():
-        how = RECIPES["standard"](kind, path, blocks_in(kinds), packing)
+    for path, how in packings(layers, packing, "standard").items():
         for part, shape in how.packed_shapes(*layers[path]).items():
             total += prod(shape) * (4 if part == "weight" else 2)
         total -= 2 * prod(layers[path])

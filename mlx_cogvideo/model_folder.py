@@ -131,7 +131,7 @@ class ModelFolder:
             raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
-        layers = adapter.load(scale)
+        layers = adapter.load(scale)  # now, so that NaN in it is told of before all else
         self.adapters.append((adapter, scale))
         self._adapter_bytes += sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
         if "transformer" in self._networks:

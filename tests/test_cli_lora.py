@@ -19,7 +19,7 @@ from clips import make_clip
 from commands import errors, generate
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
-from mlx_cogvideo.checkpoints import ADAPTER_FILES
+from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
 from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.lora import locked, main

@@ -1,6 +1,6 @@
 """Where weights come from and go to: model folders in the official layout, and the hub."""
 
-from .adapters import ADAPTER_FILES, Adapter, open_adapter, save_adapter
+from .adapters import Adapter, holds_adapter, open_adapter, save_adapter
 from .arrays import save_arrays
 from .components import (
     COMPONENT_STEMS,
@@ -27,7 +27,6 @@ from .resolve import (
 from .safetensors_header import read_header
 
 __all__ = [
-    "ADAPTER_FILES",
     "BUNDLED",
     "COMPONENT_STEMS",
     "DEMO_PATH",
@@ -37,6 +36,7 @@ __all__ = [
     "component_folder",
     "default_model",
     "download_bytes",
+    "holds_adapter",
     "hub_cache",
     "hub_id",
     "load_component",

@@ -79,6 +79,11 @@ class Adapter:
         return layers
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder has one in it, or a file of one."""
+    return any((folder / name).is_file() for name in ADAPTER_FILES)
+
+
 def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> Adapter:
     """Finds an adapter and checks that it fits; reads its header only.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import OutputError
+from ..errors import OutputError, first_line
 
 
 def save_arrays(
@@ -23,6 +23,6 @@ def save_arrays(
         mx.save_safetensors(str(partial), dict(arrays), metadata)
     except RuntimeError as error:  # what MLX makes of the system's refusal
         partial.unlink(missing_ok=True)
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise OutputError(f"{path} can't be written ({reason}): is the disk full?") from None
     partial.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from ..errors import ModelNotFoundError
+from ..errors import ModelNotFoundError, first_line
 from ..variants import ALIASES
 from .components import read_config
 
@@ -170,6 +170,6 @@ def _fetch(
     except hub_errors.DryRunError:
         raise
     except network_errors() as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         problem = f"couldn't be fetched ({reason}): run this again, it goes on where it stopped"
     raise ModelNotFoundError(f"{repo!r} {problem}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from ..errors import InvalidInputError, OutputError
+from ..errors import InvalidInputError, OutputError, first_line
 from .resolve import network_errors
 
 
@@ -30,5 +30,5 @@ def upload_folder(folder: Path, repo: str) -> None:
         api.create_repo(repo, exist_ok=True)
         send(repo_id=repo, folder_path=folder, repo_type="model")
     except (hub_errors.HfHubHTTPError, *network_errors()) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise OutputError(f"{folder} is whole, but can't be uploaded to {repo}: {reason}") from None

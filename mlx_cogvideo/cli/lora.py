@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import ADAPTER_FILES, default_model, model_identity
+from ..checkpoints import default_model, holds_adapter, model_identity
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
@@ -326,7 +326,7 @@ def check_adapter_path(path: Path, resume: bool) -> None:
         raise OutputError(
             f"{path} holds a training: choose another --adapter-path, or go on with --resume"
         )
-    elif any((path / name).exists() for name in ADAPTER_FILES):
+    elif holds_adapter(path):
         raise OutputError(f"{path} holds an adapter: choose another --adapter-path")
 
 

@@ -88,7 +88,7 @@ class Session:
             on_state=self._previewed(job.output),
             should_stop=lambda: self._interrupts.wanted,
         )
-        for output in (begun.output, job.output):
+        for output in {begun.output, job.output}:
             remove_preview(output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:

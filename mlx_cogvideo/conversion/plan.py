@@ -16,7 +16,7 @@ from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
 from ..checkpoints.sources import ComponentSource, folder_source, sat_sources
 from ..errors import CheckpointError, InvalidInputError
 from ..networks import NETWORKS
-from ..nn.quantization import RECIPES, Quantization, blocks_in, layer_kind, linear_layers
+from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..variants import Variant, match_variant
 
@@ -284,15 +284,13 @@ def _settle(
 ) -> None:
     """Decides what becomes of each tensor of a component."""
     weights = [tensor.layer for tensor in plan.tensors if tensor.name.endswith(".weight")]
-    kinds = {layer: kind for layer in weights if (kind := layer_kind(layer))}
-    blocks = blocks_in(kinds)
+    ways = {} if quantization is None else packings(weights, quantization, recipe)
     told: dict[str, Any] = {}
     tensors = []
     for tensor in plan.tensors:
         kind, wanted = None, None
-        if quantization is not None and tensor.name.endswith(".weight") and tensor.layer in kinds:
-            kind = kinds[tensor.layer]
-            wanted = RECIPES[recipe](kind, tensor.layer, blocks, quantization)
+        if tensor.name.endswith(".weight") and tensor.layer in ways:
+            kind, wanted = layer_kind(tensor.layer), ways[tensor.layer]
             if not wanted.fits(tensor.shape[1]):
                 plan.unfit.append(tensor.layer)
                 told[tensor.layer], wanted = False, None

@@ -1,7 +1,7 @@
 """Which layers are stored in few bits, in how many, and the linear layer that uses them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -102,6 +102,13 @@ def layer_kind(path: str) -> str | None:
 def blocks_in(paths: Mapping[str, object]) -> int:
     """How many blocks the layers of a network belong to."""
     return len({match[1] for path in paths if (match := re.search(r"\.(\d+)\.", path))})
+
+
+def packings(paths: Iterable[str], asked: Quantization, recipe: str) -> dict[str, Quantization]:
+    """How those layers of a network are packed that can be, by a recipe."""
+    kinds = {path: kind for path in paths if (kind := layer_kind(path))}
+    blocks = blocks_in(kinds)
+    return {path: RECIPES[recipe](kind, path, blocks, asked) for path, kind in kinds.items()}
 
 
 class QuantizedLinear(nn.Module):

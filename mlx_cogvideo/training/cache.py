@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import save_arrays
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 
 class Cache:
@@ -37,7 +37,7 @@ def read_cached(path: Path) -> dict[str, mx.array]:
     try:
         return mx.load(str(path))
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{path} can't be read ({reason}): remove it, and it is made again at the next start"
         ) from None

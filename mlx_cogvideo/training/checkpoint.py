@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..checkpoints import read_config, read_header, save_arrays, write_config
-from ..errors import CheckpointError, InvalidInputError
+from ..errors import CheckpointError, InvalidInputError, first_line
 
 CHECKPOINTS = "checkpoints"
 ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
@@ -121,7 +121,7 @@ def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
         arrays = mx.load(str(file))
         mx.eval(arrays)
     except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
-        raise _damaged(file.parent, str(error).partition("\n")[0]) from None
+        raise _damaged(file.parent, first_line(error)) from None
     return arrays
 
 

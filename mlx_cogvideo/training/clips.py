@@ -9,7 +9,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.adapters import CONFIG_FILE as ADAPTER_CONFIG
+from ..checkpoints import holds_adapter
 from ..errors import InvalidInputError
 from ..video import Measured, Shape
 from ..video.clip import IMAGES
@@ -82,7 +82,7 @@ def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:
     """The clips of a folder, whose captions lie in `texts` under the same names."""
     for path in sorted(folder.iterdir()):
         # A Mac leaves ._clip.mp4 beside clip.mp4 on other systems' disks.
-        if path.name.startswith(".") or (path / ADAPTER_CONFIG).is_file():
+        if path.name.startswith(".") or holds_adapter(path):
             continue
         name = path.name if path.is_dir() else path.stem
         caption = texts / f"{name}.txt"

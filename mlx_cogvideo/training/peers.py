@@ -15,7 +15,7 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InvalidInputError, PeerLostError
+from ..errors import InvalidInputError, PeerLostError, first_line
 
 
 class Peers:
@@ -46,7 +46,7 @@ class Peers:
         try:
             return cls(mx.distributed.init())
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise InvalidInputError(
                 f"the processes of this training can't reach each other ({reason}): another "
                 "training may have the port (mlx.launch --starting-port)"
@@ -144,5 +144,5 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise PeerLostError(f"another process of this training is gone ({reason})") from error
