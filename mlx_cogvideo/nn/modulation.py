@@ -3,7 +3,9 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cuda
 from .fusion import fused
+from .portions import LAZY, Portions
 
 
 class CogVideoXLayerNormZero(nn.Module):
@@ -19,7 +21,7 @@ class CogVideoXLayerNormZero(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
 
     def __call__(
-        self, x: mx.array, temb: mx.array, is_text: mx.array
+        self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
         """
         Args:
@@ -32,7 +34,11 @@ class CogVideoXLayerNormZero(nn.Module):
         """
         vectors = self.linear(nn.silu(temb))[:, None]
         shift, scale, gate, text_shift, text_scale, text_gate = mx.split(vectors, 6, axis=-1)
-        x = _modulate(self.norm(x), is_text, shift, scale, text_shift, text_scale)
+        if work.evaluate and cuda.available():
+            weight, bias = self.norm.weight, self.norm.bias
+            x = cuda.modulated_norm(x, weight, bias, self.norm.eps, is_text, vectors)
+        else:
+            x = _modulate(self.norm(x), is_text, shift, scale, text_shift, text_scale)
         return x, (gate, text_gate)
 
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import cuda
 from .attention import attention, merge_heads, split_heads
 from .config import Config
 from .fusion import fused
@@ -329,7 +330,7 @@ class CogVideoXBlock(nn.Module):
         work: Portions = LAZY,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, ``[B, heads, tokens, head_dim]`` each."""
-        modulated, _ = self.norm1(x, temb, is_text)
+        modulated, _ = self.norm1(x, temb, is_text, work)
         return self.attn1(modulated, rotation, work)
 
     def add_attention(
@@ -342,7 +343,7 @@ class CogVideoXBlock(nn.Module):
     def add_feed_forward(
         self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
     ) -> mx.array:
-        modulated, gates = self.norm2(x, temb, is_text)
+        modulated, gates = self.norm2(x, temb, is_text, work)
         return work.done(gated_residual(x, self.ff(modulated, work), is_text, *gates))
 
 
@@ -368,8 +369,8 @@ class Attention(nn.Module):
         work: Portions = LAZY,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """``[B, tokens, dim]`` to queries, keys and values ``[B, heads, tokens, head_dim]``."""
-        queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation))
-        keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation))
+        queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation, work))
+        keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation, work))
         return queries, keys, split_heads(self.to_v(x), self.heads)
 
     def _positioned(
@@ -378,6 +379,7 @@ class Attention(nn.Module):
         linear: nn.Module,
         norm: nn.LayerNorm,
         rotation: tuple[mx.array, mx.array] | None,
+        work: Portions,
     ) -> mx.array:
         """Queries or keys ``[B, heads, tokens, head_dim]``."""
         heads, weight, bias = self.heads, norm.weight, norm.bias
@@ -389,6 +391,8 @@ class Attention(nn.Module):
             order = half_split(1, head_dim)
             weight, bias = weight[order], bias[order]
         y = y.reshape(*x.shape[:2], heads, head_dim)
+        if work.evaluate and cuda.available(head_dim):
+            return cuda.norm_heads(y, weight, bias, norm.eps, rotation).swapaxes(1, 2)
         y = mx.fast.layer_norm(y, weight, bias, norm.eps)
         return (y if rotation is None else rotate(y, *rotation)).swapaxes(1, 2)
 
