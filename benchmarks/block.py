@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import mlx.core as mx
 from cases import add_size, model_and_size
@@ -23,8 +24,13 @@ from mlx_cogvideo.nn.attention import attention
 from mlx_cogvideo.nn.lora import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
 from mlx_cogvideo.nn.portions import Portions
-from mlx_cogvideo.nn.positions import half_split, rotate
-from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig, gelu_tanh
+from mlx_cogvideo.nn.positions import half_split
+from mlx_cogvideo.nn.transformer import (
+    CogVideoXTransformer3DModel,
+    TransformerConfig,
+    gelu_tanh,
+    norm_heads,
+)
 
 REPEATS = 4
 
@@ -80,10 +86,11 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     turned = apart.swapaxes(1, 2)
     mx.eval(block.parameters(), x, context, modulated, gates, wide)
 
+    work = Portions()
     array, square = x.nbytes, 2 * x.size * config.dim
     yield (
         "modulated norm",
-        lambda: block.norm1(x, context.temb, context.is_text)[0],
+        lambda: block.norm1(x, context.temb, context.is_text, work)[0],
         "bytes",
         2 * array,
     )
@@ -92,17 +99,17 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
         yield name, lambda linear=linear: in_order(linear, modulated, order), "product", square
     yield "values", lambda: attend.to_v(modulated), "product", square
     for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
-        yield name, lambda norm=norm: norm(apart), "bytes", 2 * array
-    if context.rotation is not None:
-        for name in ("rotation of queries", "rotation of keys"):
-            yield name, lambda: rotate(apart, *context.rotation), "bytes", 2 * array
+        compute = partial(
+            norm_heads, apart, norm.weight, norm.bias, norm.eps, context.rotation, work
+        )
+        yield name, compute, "bytes", 2 * array
     scores = 4 * x.size * x.shape[1]
     yield "attention", lambda: attention(turned, turned, turned), "scores", scores
     yield "out of attention", lambda: attend.to_out[0](modulated), "product", square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
     yield (
         "modulated norm",
-        lambda: block.norm2(x, context.temb, context.is_text)[0],
+        lambda: block.norm2(x, context.temb, context.is_text, work)[0],
         "bytes",
         2 * array,
     )
@@ -110,7 +117,6 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
-    work = Portions()
     yield "a block", lambda: work.finish(block(x, *context, work)), "bytes", 0
 
 

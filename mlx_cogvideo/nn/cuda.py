@@ -11,120 +11,132 @@ from functools import cache
 import mlx.core as mx
 
 HEAD_DIM = 64
-"""Features of a head, of which each thread of a warp takes two."""
+"""Features of a head that `norm_heads` takes."""
+
+THREADS = 256
+"""Of a block, each by itself but for the others of its warp."""
+
+HEADER = """
+// Features that a thread reads and writes at once.
+template <typename T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Features {
+    T at[N];
+};
+
+// The sum over neighbouring threads, for each of them.
+template <int COUNT>
+__device__ float sum_over(float value) {
+    for (int k = COUNT / 2; k > 0; k /= 2) {
+        value += __shfl_xor_sync(0xffffffff, value, k);
+    }
+    return value;
+}
+"""
 
 NORM_HEADS = """
-    // A warp takes a head of a token: a lane the feature of its number, and the one 32 after, with
-    // which that is turned.
-    size_t row = size_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+    // Eight threads take a head of a token: each takes four features, and the four with which
+    // those are turned, which come 32 after. The last threads may repeat the last head.
+    using Four = Features<T, 4>;
+    size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    size_t row = min(thread / 8, size_t(ROWS - 1));
+    int i = thread % 8, j = i + 8;
+    const Four* head = reinterpret_cast<const Four*>(x) + 16 * row;
+    const Four* weights = reinterpret_cast<const Four*>(weight);
+    const Four* biases = reinterpret_cast<const Four*>(bias);
+    Four *to = reinterpret_cast<Four*>(out) + 16 * row, first = head[i], second = head[j];
+    float a[4], b[4], mean = 0, squares = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        a[k] = float(first.at[k]);
+        b[k] = float(second.at[k]);
+        mean += a[k] + b[k];
+    }
+    mean = sum_over<8>(mean) / 64;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        a[k] -= mean;
+        b[k] -= mean;
+        squares += a[k] * a[k] + b[k] * b[k];
+    }
+    float scale = rsqrtf(sum_over<8>(squares) / 64 + *eps);
+    size_t token = row / HEADS % TOKENS;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        a[k] = a[k] * scale * float(weights[i].at[k]) + float(biases[i].at[k]);
+        b[k] = b[k] * scale * float(weights[j].at[k]) + float(biases[j].at[k]);
+        if (TURNED) {
+            float cosine = cosines[32 * token + 4 * i + k], sine = sines[64 * token + 4 * j + k];
+            float turned = a[k] * cosine - b[k] * sine;
+            b[k] = b[k] * cosine + a[k] * sine;
+            a[k] = turned;
+        }
+        first.at[k] = T(a[k]);
+        second.at[k] = T(b[k]);
+    }
+    to[i] = first;
+    to[j] = second;
+"""
+
+MODULATED_NORM = """
+    // A warp takes a token: each of its threads eight features, and every 256th eight after.
+    using Eight = Features<T, 8>;
+    constexpr int PARTS = DIM / 8, EACH = (PARTS + 31) / 32;
+    size_t row = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     int lane = threadIdx.x % 32;
     if (row >= ROWS) {
         return;
     }
-    const T* head = x + row * 64;
-    float a = float(head[lane]), b = float(head[lane + 32]);
-    float mean = a + b;
-    for (int k = 16; k > 0; k /= 2) {
-        mean += __shfl_xor_sync(0xffffffff, mean, k);
-    }
-    mean /= 64;
-    a -= mean;
-    b -= mean;
-    float squares = a * a + b * b;
-    for (int k = 16; k > 0; k /= 2) {
-        squares += __shfl_xor_sync(0xffffffff, squares, k);
-    }
-    float scale = rsqrtf(squares / 64 + *eps);
-    a = a * scale * float(weight[lane]) + float(bias[lane]);
-    b = b * scale * float(weight[lane + 32]) + float(bias[lane + 32]);
-    if (TURNED) {
-        size_t token = row / HEADS % TOKENS;
-        float cosine = cosines[token * 32 + lane];
-        float first = a * cosine + b * sines[token * 64 + lane];
-        b = b * cosine + a * sines[token * 64 + 32 + lane];
-        a = first;
-    }
-    out[row * 64 + lane] = T(a);
-    out[row * 64 + lane + 32] = T(b);
-"""
-
-MODULATED_NORM = """
-    // A block takes a token, and a thread of it every so many pairs of features.
-    constexpr int PAIRS = DIM / 2, EACH = (PAIRS + THREADS - 1) / THREADS;
-    struct alignas(2 * sizeof(T)) Pair {
-        T first, second;
-    };
-    __shared__ float sums[2][THREADS / 32];
-    size_t row = blockIdx.x;
-    const Pair* pairs = reinterpret_cast<const Pair*>(x) + row * PAIRS;
-    float2 values[EACH];
+    const Eight* parts = reinterpret_cast<const Eight*>(x) + row * PARTS;
+    Eight part[EACH];
     float mean = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        int at = threadIdx.x + i * THREADS;
-        if (at < PAIRS) {
-            Pair pair = pairs[at];
-            values[i] = {float(pair.first), float(pair.second)};
-            mean += values[i].x + values[i].y;
+        if (lane + 32 * i < PARTS) {
+            part[i] = parts[lane + 32 * i];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                mean += float(part[i].at[k]);
+            }
         }
     }
-    for (int k = 16; k > 0; k /= 2) {
-        mean += __shfl_xor_sync(0xffffffff, mean, k);
-    }
-    if (threadIdx.x % 32 == 0) {
-        sums[0][threadIdx.x / 32] = mean;
-    }
-    __syncthreads();
-    mean = 0;
-    for (int i = 0; i < THREADS / 32; i++) {
-        mean += sums[0][i];
-    }
-    mean /= DIM;
+    mean = sum_over<32>(mean) / DIM;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        if (threadIdx.x + i * THREADS < PAIRS) {
-            values[i].x -= mean;
-            values[i].y -= mean;
-            squares += values[i].x * values[i].x + values[i].y * values[i].y;
+        if (lane + 32 * i < PARTS) {
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                float from_mean = float(part[i].at[k]) - mean;
+                squares += from_mean * from_mean;
+            }
         }
     }
-    for (int k = 16; k > 0; k /= 2) {
-        squares += __shfl_xor_sync(0xffffffff, squares, k);
-    }
-    if (threadIdx.x % 32 == 0) {
-        sums[1][threadIdx.x / 32] = squares;
-    }
-    __syncthreads();
-    squares = 0;
-    for (int i = 0; i < THREADS / 32; i++) {
-        squares += sums[1][i];
-    }
-    float scale = rsqrtf(squares / DIM + *eps);
+    float scale = rsqrtf(sum_over<32>(squares) / DIM + *eps);
     // The vectors of a batch are shift, scale and gate of the video, and the same of the text.
     const T* of_row = vectors + row / TOKENS * 6 * DIM + (is_text[row % TOKENS] ? 3 * DIM : 0);
-    const Pair* shifts = reinterpret_cast<const Pair*>(of_row);
-    const Pair* scales = reinterpret_cast<const Pair*>(of_row + DIM);
-    const Pair* weights = reinterpret_cast<const Pair*>(weight);
-    const Pair* biases = reinterpret_cast<const Pair*>(bias);
+    const Eight* weights = reinterpret_cast<const Eight*>(weight);
+    const Eight* biases = reinterpret_cast<const Eight*>(bias);
+    const Eight* shifts = reinterpret_cast<const Eight*>(of_row);
+    const Eight* scales = reinterpret_cast<const Eight*>(of_row + DIM);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        int at = threadIdx.x + i * THREADS;
-        if (at < PAIRS) {
-            Pair by = weights[at], plus = biases[at], more = scales[at], shift = shifts[at];
-            float first = values[i].x * scale * float(by.first) + float(plus.first);
-            float second = values[i].y * scale * float(by.second) + float(plus.second);
-            first = first * (1 + float(more.first)) + float(shift.first);
-            second = second * (1 + float(more.second)) + float(shift.second);
-            reinterpret_cast<Pair*>(out)[row * PAIRS + at] = {T(first), T(second)};
+        int at = lane + 32 * i;
+        if (at < PARTS) {
+            Eight by = weights[at], plus = biases[at], more = scales[at], shift = shifts[at];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                float normed = (float(part[i].at[k]) - mean) * scale;
+                normed = normed * float(by.at[k]) + float(plus.at[k]);
+                part[i].at[k] = T(normed * (1 + float(more.at[k])) + float(shift.at[k]));
+            }
+            reinterpret_cast<Eight*>(out)[row * PARTS + at] = part[i];
         }
     }
 """
 
 
-def available(head_dim: int = HEAD_DIM) -> bool:
-    """Whether these can be used here, for heads of so many features."""
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    return mx.cuda.is_available() and on_gpu and head_dim == HEAD_DIM
+def available() -> bool:
+    """Whether arrays are computed by CUDA."""
+    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def norm_heads(
@@ -141,18 +153,12 @@ def norm_heads(
         rotation: of `rope_tables`, or None.
     """
     _, tokens, heads, _ = x.shape
-    rows, threads = x.size // HEAD_DIM, 256
+    rows = x.size // HEAD_DIM
     tables = (mx.zeros(1), mx.zeros(1)) if rotation is None else rotation
-    constants = {"T": x.dtype, "ROWS": rows, "TOKENS": tokens, "HEADS": heads}
-    (out,) = _kernel("norm_heads", NORM_HEADS, "x weight bias eps cosines sines")(
-        inputs=[x, weight, bias, mx.array([eps]), *tables],
-        template=[*constants.items(), ("TURNED", rotation is not None)],
-        grid=(-(-rows * 32 // threads) * threads, 1, 1),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[x.dtype],
-    )
-    return out
+    constants = {"ROWS": rows, "TOKENS": tokens, "HEADS": heads, "TURNED": rotation is not None}
+    inputs = [x, *(a.astype(x.dtype) for a in (weight, bias)), mx.array([eps]), *tables]
+    kernel = _kernel("norm_heads", "x weight bias eps cosines sines", NORM_HEADS)
+    return _run(kernel, inputs, constants, 8 * rows)
 
 
 def modulated_norm(
@@ -166,18 +172,27 @@ def modulated_norm(
     """The norm of `CogVideoXLayerNormZero`, modulated.
 
     Args:
-        x: ``[batch, tokens, dim]``.
+        x: ``[batch, tokens, dim]``; dim divisible by 8.
         is_text: ``[tokens, 1]``.
         vectors: ``[batch, 1, 6 · dim]``, what the time embedding became.
     """
     _, tokens, dim = x.shape
-    rows, threads = x.size // dim, 192
-    constants = {"T": x.dtype, "DIM": dim, "TOKENS": tokens, "THREADS": threads}
-    (out,) = _kernel("modulated_norm", MODULATED_NORM, "x weight bias eps is_text vectors")(
-        inputs=[x, *(a.astype(x.dtype) for a in (weight, bias)), mx.array([eps]), is_text, vectors],
-        template=list(constants.items()),
-        grid=(rows * threads, 1, 1),
-        threadgroup=(threads, 1, 1),
+    rows = x.size // dim
+    constants = {"ROWS": rows, "TOKENS": tokens, "DIM": dim}
+    weight, bias, vectors = (a.astype(x.dtype) for a in (weight, bias, vectors))
+    inputs = [x, weight, bias, mx.array([eps]), is_text, vectors]
+    kernel = _kernel("modulated_norm", "x weight bias eps is_text vectors", MODULATED_NORM)
+    return _run(kernel, inputs, constants, 32 * rows)
+
+
+def _run(kernel, inputs: list[mx.array], constants: dict[str, int], threads: int) -> mx.array:
+    """What `kernel` makes of the first of the inputs, shaped like it."""
+    x = inputs[0]
+    (out,) = kernel(
+        inputs=inputs,
+        template=[("T", x.dtype), *constants.items()],
+        grid=(-(-threads // THREADS) * THREADS, 1, 1),
+        threadgroup=(THREADS, 1, 1),
         output_shapes=[x.shape],
         output_dtypes=[x.dtype],
     )
@@ -185,5 +200,5 @@ def modulated_norm(
 
 
 @cache
-def _kernel(name: str, source: str, inputs: str):
-    return mx.fast.cuda_kernel(name, inputs.split(), ["out"], source)
+def _kernel(name: str, inputs: str, source: str):
+    return mx.fast.cuda_kernel(name, inputs.split(), ["out"], source, HEADER)

@@ -391,10 +391,28 @@ class Attention(nn.Module):
             order = half_split(1, head_dim)
             weight, bias = weight[order], bias[order]
         y = y.reshape(*x.shape[:2], heads, head_dim)
-        if work.evaluate and cuda.available(head_dim):
-            return cuda.norm_heads(y, weight, bias, norm.eps, rotation).swapaxes(1, 2)
-        y = mx.fast.layer_norm(y, weight, bias, norm.eps)
-        return (y if rotation is None else rotate(y, *rotation)).swapaxes(1, 2)
+        return norm_heads(y, weight, bias, norm.eps, rotation, work).swapaxes(1, 2)
+
+
+def norm_heads(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    eps: float,
+    rotation: tuple[mx.array, mx.array] | None,
+    work: Portions = LAZY,
+) -> mx.array:
+    """Layer norm of each head, and then its rotation where there is one.
+
+    Args:
+        x: ``[B, tokens, heads, head_dim]``, in the order of `half_split` where it is rotated.
+        weight, bias: ``[head_dim]``, in the same order.
+        rotation: of `rope_tables`.
+    """
+    if work.evaluate and x.shape[-1] == cuda.HEAD_DIM and cuda.available():
+        return cuda.norm_heads(x, weight, bias, eps, rotation)
+    x = mx.fast.layer_norm(x, weight, bias, eps)
+    return x if rotation is None else rotate(x, *rotation)
 
 
 class FeedForward(nn.Module):
