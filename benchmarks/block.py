@@ -21,6 +21,7 @@ from cases import add_size, model_and_size
 
 from mlx_cogvideo.machine import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
+from mlx_cogvideo.nn.gelu import gelu_tanh
 from mlx_cogvideo.nn.lora import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
 from mlx_cogvideo.nn.portions import Portions
@@ -28,7 +29,6 @@ from mlx_cogvideo.nn.positions import half_split
 from mlx_cogvideo.nn.transformer import (
     CogVideoXTransformer3DModel,
     TransformerConfig,
-    gelu_tanh,
     norm_heads,
 )
 

@@ -23,9 +23,9 @@ from .request import Geometry
 from .variants import VARIANTS, Variant
 
 SECONDS = 0.25  # of measuring, each
-# Arrays as large as the tokens that a block reads or writes besides its products; as if all of it
-# were bandwidth. From the times of its norms, rotations and other elementwise parts on an H100.
-ARRAYS_PER_BLOCK = 65
+# Arrays as large as the tokens that a block reads or writes besides its products, as if all of it
+# were bandwidth: from the times of its norms and elementwise parts on an H100.
+ARRAYS_PER_BLOCK = 30
 PACKINGS = {"16 bits": None, "4 bits": Quantization(4, 64)}
 
 

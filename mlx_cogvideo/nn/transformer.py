@@ -17,7 +17,7 @@ import numpy as np
 from . import cuda
 from .attention import attention, merge_heads, split_heads
 from .config import Config
-from .fusion import fused
+from .gelu import gelu_tanh
 from .lora import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
 from .portions import LAZY, Portions
@@ -448,12 +448,6 @@ class GELU(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return gelu_tanh(self.proj(x))
-
-
-@fused
-def gelu_tanh(x):
-    # (1 + tanh u) / 2 is sigmoid(2u), which costs less and loses nothing where tanh nears -1.
-    return x * mx.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 class TimestepEmbedding(nn.Module):
