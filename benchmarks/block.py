@@ -114,7 +114,7 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
         2 * array,
     )
     yield "into the wide layer", lambda: into.proj(modulated), "product", 4 * square
-    yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
+    yield "GELU", lambda: gelu_tanh(wide, work), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
     yield "a block", lambda: work.finish(block(x, *context, work)), "bytes", 0

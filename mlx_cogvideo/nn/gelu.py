@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 
 from .fusion import fused
+from .portions import LAZY, Portions
 
 # (1 + tanh u) / 2 is sigmoid(2u), which costs less and loses nothing where tanh nears -1. 2u is
 # SCALE · (x + CUBIC · x³).
@@ -12,15 +13,10 @@ SCALE = math.sqrt(8 / math.pi)
 CUBIC = 0.044715
 
 
-@mx.custom_function
-def gelu_tanh(x: mx.array) -> mx.array:
+def gelu_tanh(x: mx.array, work: Portions = LAZY) -> mx.array:
     """``x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2``, computed in float32 (arXiv:1606.08415)."""
-    return _gelu(x)
-
-
-@gelu_tanh.vjp
-def _vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-    return _gradient(x, cotangent)
+    # A function with a gradient of its own holds `x`, where the result takes its memory otherwise.
+    return _gelu(x) if work.evaluate else _with_gradient(x)
 
 
 @fused
@@ -37,3 +33,13 @@ def _gradient(x, cotangent):
     slope = SCALE + 3 * SCALE * CUBIC * square
     gradient = share + wide * share * (1 - share) * slope
     return (gradient * cotangent.astype(mx.float32)).astype(x.dtype)
+
+
+@mx.custom_function
+def _with_gradient(x):
+    return _gelu(x)
+
+
+@_with_gradient.vjp
+def _vjp(x, cotangent, _):
+    return _gradient(x, cotangent)

@@ -429,16 +429,15 @@ class FeedForward(nn.Module):
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
         count = math.ceil(4 * x.size / FEED_FORWARD_ELEMENTS) if work.evaluate else 1
         if count == 1:
-            return self._run(x)
+            return self._run(x, work)
         rows = x.flatten(0, 1)
         edges = [i * len(rows) // count for i in range(count + 1)]
-        parts = [work.done(self._run(rows[a:b])) for a, b in pairwise(edges)]
+        parts = [work.done(self._run(rows[a:b], work)) for a, b in pairwise(edges)]
         return mx.concatenate(parts).reshape(x.shape)
 
-    def _run(self, x: mx.array) -> mx.array:
-        for layer in self.net:
-            x = layer(x)
-        return x
+    def _run(self, x: mx.array, work: Portions) -> mx.array:
+        into, _, out_of = self.net
+        return out_of(into(x, work))
 
 
 class GELU(nn.Module):
@@ -446,8 +445,8 @@ class GELU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(dim, inner_dim)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return gelu_tanh(self.proj(x))
+    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
+        return gelu_tanh(self.proj(x), work)
 
 
 class TimestepEmbedding(nn.Module):
