@@ -21,7 +21,6 @@ from cases import add_size, model_and_size
 
 from mlx_cogvideo.machine import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
-from mlx_cogvideo.nn.gelu import gelu_tanh
 from mlx_cogvideo.nn.lora import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
 from mlx_cogvideo.nn.portions import Portions
@@ -29,6 +28,7 @@ from mlx_cogvideo.nn.positions import half_split
 from mlx_cogvideo.nn.transformer import (
     CogVideoXTransformer3DModel,
     TransformerConfig,
+    gelu_tanh,
     norm_heads,
 )
 
@@ -114,7 +114,7 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
         2 * array,
     )
     yield "into the wide layer", lambda: into.proj(modulated), "product", 4 * square
-    yield "GELU", lambda: gelu_tanh(wide, work), "bytes", 8 * array
+    yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
     yield "a block", lambda: work.finish(block(x, *context, work)), "bytes", 0

@@ -17,7 +17,7 @@ import numpy as np
 from . import cuda
 from .attention import attention, merge_heads, split_heads
 from .config import Config
-from .gelu import gelu_tanh
+from .fusion import fused
 from .lora import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
 from .portions import LAZY, Portions
@@ -429,15 +429,16 @@ class FeedForward(nn.Module):
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
         count = math.ceil(4 * x.size / FEED_FORWARD_ELEMENTS) if work.evaluate else 1
         if count == 1:
-            return self._run(x, work)
+            return self._run(x)
         rows = x.flatten(0, 1)
         edges = [i * len(rows) // count for i in range(count + 1)]
-        parts = [work.done(self._run(rows[a:b], work)) for a, b in pairwise(edges)]
+        parts = [work.done(self._run(rows[a:b])) for a, b in pairwise(edges)]
         return mx.concatenate(parts).reshape(x.shape)
 
-    def _run(self, x: mx.array, work: Portions) -> mx.array:
-        into, _, out_of = self.net
-        return out_of(into(x, work))
+    def _run(self, x: mx.array) -> mx.array:
+        for layer in self.net:
+            x = layer(x)
+        return x
 
 
 class GELU(nn.Module):
@@ -445,8 +446,16 @@ class GELU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(dim, inner_dim)
 
-    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
-        return gelu_tanh(self.proj(x), work)
+    def __call__(self, x: mx.array) -> mx.array:
+        return gelu_tanh(self.proj(x))
+
+
+@fused
+def gelu_tanh(x):
+    # (1 + tanh u) / 2 is sigmoid(2u), which costs less and loses nothing where tanh nears -1.
+    wide = x.astype(mx.float32)
+    twice_u = math.sqrt(8 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (wide * mx.sigmoid(twice_u)).astype(x.dtype)
 
 
 class TimestepEmbedding(nn.Module):

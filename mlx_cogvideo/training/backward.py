@@ -1,8 +1,8 @@
 """The gradients of a block of the transformer, in bounded memory.
 
 All of a block but attention treats each token by itself, so that its gradients are taken for some
-tokens at a time, and those of attention between by a function of their own. The pieces are handed
-to the device in portions: nothing of a lazy graph is left to be held.
+tokens at a time, and those of attention between by a function of their own. Each piece is computed
+before the next is begun: nothing of a lazy graph is left to be held.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ Gradients = dict[str, mx.array]
 
 
 def block_gradients(
-    block: CogVideoXBlock, x: mx.array, context: BlockContext, cotangent: mx.array, work: Portions
+    block: CogVideoXBlock, x: mx.array, context: BlockContext, cotangent: mx.array
 ) -> tuple[Gradients, mx.array]:
-    """The gradients of ``block(x, *context)``.
+    """The gradients of ``block(x, *context)``, computed.
 
     Memory: a dozen arrays as large as `x`, the pieces of the wide layer, and tables of scores: a
     few of `SCORES_AT_A_TIME`, or of Metal's own backward about three of 1024 x 1024 for each head
@@ -38,16 +38,16 @@ def block_gradients(
     Args:
         x: ``[B, tokens, dim]``.
         cotangent: the gradient of what the block made of it.
-        work: what they are part of.
 
     Returns:
         Those of its trainable parameters by their paths, and that of `x`.
     """
     temb, is_text, rotation = context
+    work = Portions()
     queries, keys, values = block.to_attend(x, *context, work)
-    attended = work.kept(attention(queries, keys, work.kept(values)))
-    between = work.done(block.add_attention(x, attended, temb, is_text))
-    backward = _Backward(block, x.shape, work)
+    attended = attention(queries, keys, values)
+    between = work.finish(block.add_attention(x, attended, temb, is_text))
+    backward = _Backward(block, x.shape)
 
     (cotangent,) = backward(
         FEED_FORWARD,
@@ -63,7 +63,7 @@ def block_gradients(
         [cotangent],
     )
     del cotangent
-    cotangents = work.all_done(attention_gradients(queries, keys, values, attended, of_attended))
+    cotangents = attention_gradients(queries, keys, values, attended, of_attended)
     del queries, keys, values, attended, of_attended
 
     def to_attend(rows: slice, x: mx.array) -> Sequence[mx.array]:
@@ -71,7 +71,9 @@ def block_gradients(
         return block.to_attend(x, temb, is_text[rows], turn)
 
     (of_x,) = backward(TO_ATTEND, to_attend, [x], cotangents)
-    return backward.gradients, work.done(of_x + residual)
+    of_x = of_x + residual
+    mx.eval(of_x)
+    return backward.gradients, of_x
 
 
 class _Backward:
@@ -81,14 +83,13 @@ class _Backward:
         gradients: of the parameters, as far as they have been taken.
     """
 
-    def __init__(self, block: CogVideoXBlock, shape: tuple[int, ...], work: Portions):
+    def __init__(self, block: CogVideoXBlock, shape: tuple[int, ...]):
         """`shape` is ``[B, tokens, dim]``."""
-        self._block, self._work = block, work
+        self._block = block
         self._parameters = dict(tree_flatten(block.trainable_parameters()))
         self.gradients: Gradients = {}
         batch, self._tokens, dim = shape
-        self._wide_elements = 4 * batch * self._tokens * dim
-        self._count = ceil(self._wide_elements / WIDE_ELEMENTS)
+        self._count = ceil(4 * batch * self._tokens * dim / WIDE_ELEMENTS)
 
     def __call__(
         self,
@@ -119,12 +120,12 @@ class _Backward:
                 _, found = mx.vjp(run, primals, [g[..., rows, :] for g in cotangents])
             finally:  # tracing has left its own arrays in the block
                 self._block.update(tree_unflatten(mine))
-            for name, gradient in zip(mine, found, strict=False):
+            of_parameters = dict(zip(mine, found, strict=False))
+            for name, gradient in of_parameters.items():
                 before = self.gradients.get(name)
-                gradient = gradient if before is None else before + gradient
-                self.gradients[name] = self._work.kept(gradient)
-            wide = self._wide_elements * (end - first) // self._tokens
-            pieces.append(self._work.all_done(found[len(mine) :], wide))
-        return self._work.all_done(
-            [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
-        )
+                self.gradients[name] = gradient if before is None else before + gradient
+            pieces.append(found[len(mine) :])
+            mx.eval(pieces[-1], [self.gradients[name] for name in mine])
+        whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
+        mx.eval(whole)
+        return whole

@@ -56,7 +56,7 @@ def loss_and_gradients(
     """The losses of a batch's clips, and the gradients of their total in the blocks.
 
     The blocks run forwards one by one, of which only their inputs are kept; then backwards, each
-    computed anew. Memory: the inputs of all blocks and what
+    computed anew and finished before the one before it. Memory: the inputs of all blocks and what
     the backward of one holds.
 
     Args:
@@ -71,7 +71,7 @@ def loss_and_gradients(
     inputs, work = [], Portions()
     for block in transformer.transformer_blocks:
         inputs.append(x)
-        x = block(x, *context, work)
+        x = work.finish(block(x, *context, work))
 
     # Seen from the loss, the mean over a million numbers, the gradient of each is next to nothing
     # in float16. The loss is multiplied on the way; by a power of two, so that nothing is rounded.
@@ -90,11 +90,10 @@ def loss_and_gradients(
     for i in reversed(range(len(inputs))):
         block = transformer.transformer_blocks[i]
         # Both are popped: what has been used is to be free.
-        of_block, of_input = block_gradients(block, inputs.pop(), context, cotangents.pop(), work)
+        of_block, of_input = block_gradients(block, inputs.pop(), context, cotangents.pop())
         cotangents.append(of_input)
         del of_input
         gradients |= {f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()}
-    work.finish(cotangents.pop())
     return losses, gradients
 
 
