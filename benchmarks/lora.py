@@ -93,7 +93,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx_cogvideo.nn import attention
     from mlx_cogvideo.nn.lora import add_adapter
     from mlx_cogvideo.schedulers import make_scheduler
-    from mlx_cogvideo.training.objective import Batch, loss_and_gradients
+    from mlx_cogvideo.training.objective import Batch, Objective
     from mlx_cogvideo.training.settings import Settings, new_adapter
 
     if "parts" in how:
@@ -103,10 +103,11 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
+    objective = Objective(network, scheduler, mx.bfloat16)
 
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))
-        losses, gradients = loss_and_gradients(network, scheduler, batch, mx.bfloat16)
+        losses, gradients = objective.loss_and_gradients(batch)
         parameters = tree_unflatten(tree_flatten(network.trainable_parameters()))
         network.update(optimizer.apply_gradients(tree_unflatten(gradients), parameters))
         mx.eval(network.trainable_parameters(), optimizer.state)

@@ -26,10 +26,9 @@ from mlx_cogvideo.cli.lora import locked, main
 from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.nn.lora import add_adapter
 from mlx_cogvideo.schedulers import make_scheduler
-from mlx_cogvideo.training import trainer as trainer_module
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.clips import Clip
-from mlx_cogvideo.training.objective import Batch, loss_and_gradients
+from mlx_cogvideo.training.objective import Batch, Objective
 from mlx_cogvideo.training.peers import ALONE
 from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
@@ -442,7 +441,7 @@ def test_float16_gradients_of_large_clips_are_not_lost():
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         # As if the clip were a thousand times as large, and the loss their mean.
         one = Tiny(*(getattr(batch, field.name) for field in fields(batch)))
-        _, of_all = loss_and_gradients(transformer, scheduler, one, dtype)
+        _, of_all = Objective(transformer, scheduler, dtype).loss_and_gradients(one)
         gradients[dtype] = mx.concatenate([g.flatten() for g in of_all.values()])
     exact, rough = gradients[mx.float32], gradients[mx.float16].astype(mx.float32)
     norms = mx.linalg.norm(exact) * mx.linalg.norm(rough)
@@ -460,7 +459,7 @@ class Tiny(Batch):
 def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
     clips, adapter, monkeypatch, capsys
 ):
-    train_step = trainer_module.loss_and_gradients
+    train_step = Objective.loss_and_gradients
     calls = []
 
     def broken(*arguments):
@@ -470,7 +469,7 @@ def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
             gradients = {name: g + float("inf") for name, g in gradients.items()}
         return losses, gradients
 
-    monkeypatch.setattr(trainer_module, "loss_and_gradients", broken)
+    monkeypatch.setattr(Objective, "loss_and_gradients", broken)
     options = ["--iters", 4, "--save-every", 1]
     assert lora(clips, adapter, *options) == 1
     assert "the loss of step 3 is" in capsys.readouterr().err

@@ -80,8 +80,8 @@ def attention_gradients(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The gradients of ``attention(queries, keys, values)``, computed in bounded memory.
 
-    The backward of Metal, and that of CUDA in 16 bits, keep to blocks of scores. Others hold the
-    tables of all scores; there some heads and queries are computed at a time.
+    The backward of Metal, and that of CUDA in 16 bits, keep to blocks of scores: it is left lazy.
+    Others hold the tables of all scores; there some heads and queries are computed at a time.
 
     Args:
         output: what it gave.
@@ -96,9 +96,7 @@ def attention_gradients(
         queries, cotangent = mx.pad(queries, more), mx.pad(cotangent, more)
     arrays = [queries, keys, values]
     _, (of_queries, *others) = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
-    gradients = of_queries[:, :, :tokens], *others
-    mx.eval(gradients)
-    return gradients
+    return of_queries[:, :, :tokens], *others
 
 
 def _has_own_backward(dtype: mx.Dtype) -> bool:

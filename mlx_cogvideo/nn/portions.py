@@ -1,6 +1,6 @@
 """Handing lazy work to the device piece by piece, so that what one piece leaves is freed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
@@ -53,6 +53,11 @@ class Portions:
                 self._running.append(x)
                 self._waiting, self._waiting_elements = [], 0
         return x
+
+    def all_done(self, arrays: Sequence[mx.array], elements: int | None = None) -> list[mx.array]:
+        """The arrays, which are about to be computed together; see `done`."""
+        *others, last = arrays
+        return [*map(self.kept, others), self.done(last, elements)]
 
     def finish(self, x: mx.array) -> mx.array:
         """`x`, the last piece, computed with all that waits."""

@@ -1,131 +1,157 @@
 """The gradients of a block of the transformer, in bounded memory.
 
 All of a block but attention treats each token by itself, so that its gradients are taken for some
-tokens at a time, and those of attention between by a function of their own. Each piece is computed
-before the next is begun: nothing of a lazy graph is left to be held.
+tokens at a time, and those of attention between by a function of their own. The pieces are handed
+to the device in portions: nothing of a lazy graph is left to be held.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..nn.attention import attention, attention_gradients
+from ..nn.fusion import fused
 from ..nn.portions import Portions
 from ..nn.transformer import BlockContext, CogVideoXBlock
 
 WIDE_ELEMENTS = 2**26
 """Of the feed-forward part's wide layer that gradients are taken of at a time."""
 
-TO_ATTEND = ("norm1.", "attn1.to_q.", "attn1.to_k.", "attn1.to_v.", "attn1.norm_")
-ATTENDED = ("norm1.", "attn1.to_out.")
-FEED_FORWARD = ("norm2.", "ff.")
-"""What the parameters of the parts are called."""
-
+Part = Callable[..., Sequence[mx.array]]
 Gradients = dict[str, mx.array]
 
 
-def block_gradients(
-    block: CogVideoXBlock, x: mx.array, context: BlockContext, cotangent: mx.array
-) -> tuple[Gradients, mx.array]:
-    """The gradients of ``block(x, *context)``, computed.
-
-    Memory: a dozen arrays as large as `x`, the pieces of the wide layer, and tables of scores: a
-    few of `SCORES_AT_A_TIME`, or of Metal's own backward about three of 1024 x 1024 for each head
-    of each clip.
-
-    Args:
-        x: ``[B, tokens, dim]``.
-        cotangent: the gradient of what the block made of it.
-
-    Returns:
-        Those of its trainable parameters by their paths, and that of `x`.
-    """
-    temb, is_text, rotation = context
-    work = Portions()
-    queries, keys, values = block.to_attend(x, *context, work)
-    attended = attention(queries, keys, values)
-    between = work.finish(block.add_attention(x, attended, temb, is_text))
-    backward = _Backward(block, x.shape)
-
-    (cotangent,) = backward(
-        FEED_FORWARD,
-        lambda rows, x: [block.add_feed_forward(x, temb, is_text[rows])],
-        [between],
-        [cotangent],
-    )
-    del between
-    residual, of_attended = backward(
-        ATTENDED,
-        lambda rows, x, attended: [block.add_attention(x, attended, temb, is_text[rows])],
-        [x, attended],
-        [cotangent],
-    )
-    del cotangent
-    cotangents = attention_gradients(queries, keys, values, attended, of_attended)
-    del queries, keys, values, attended, of_attended
-
-    def to_attend(rows: slice, x: mx.array) -> Sequence[mx.array]:
-        turn = None if rotation is None else tuple(table[rows] for table in rotation)
-        return block.to_attend(x, temb, is_text[rows], turn)
-
-    (of_x,) = backward(TO_ATTEND, to_attend, [x], cotangents)
-    of_x = of_x + residual
-    mx.eval(of_x)
-    return backward.gradients, of_x
+def _to_attend(block: CogVideoXBlock, context: BlockContext, x: mx.array) -> Sequence[mx.array]:
+    return block.to_attend(x, *context)
 
 
-class _Backward:
-    """Takes the gradients of a block's parts.
+def _add_attention(
+    block: CogVideoXBlock, context: BlockContext, x: mx.array, attended: mx.array
+) -> Sequence[mx.array]:
+    return [block.add_attention(x, attended, context.temb, context.is_text)]
 
-    Attributes:
-        gradients: of the parameters, as far as they have been taken.
-    """
 
-    def __init__(self, block: CogVideoXBlock, shape: tuple[int, ...]):
-        """`shape` is ``[B, tokens, dim]``."""
+def _add_feed_forward(
+    block: CogVideoXBlock, context: BlockContext, x: mx.array
+) -> Sequence[mx.array]:
+    return [block.add_feed_forward(x, context.temb, context.is_text)]
+
+
+PARTS: dict[Part, tuple[str, ...]] = {
+    _to_attend: ("norm1.", "attn1.to_q.", "attn1.to_k.", "attn1.to_v.", "attn1.norm_"),
+    _add_attention: ("norm1.", "attn1.to_out."),
+    _add_feed_forward: ("norm2.", "ff."),
+}
+"""What treats each token by itself, and what its parameters' names begin with."""
+
+
+class Backward:
+    """Takes the gradients of a block. Its frozen weights must stay the same."""
+
+    def __init__(self, block: CogVideoXBlock):
         self._block = block
-        self._parameters = dict(tree_flatten(block.trainable_parameters()))
-        self.gradients: Gradients = {}
-        batch, self._tokens, dim = shape
-        self._count = ceil(4 * batch * self._tokens * dim / WIDE_ELEMENTS)
+        trained = [name for name, _ in tree_flatten(block.trainable_parameters())]
+        self._names, self._pull = {}, {}
+        for part, prefixes in PARTS.items():
+            names = self._names[part] = [name for name in trained if name.startswith(prefixes)]
+            # As a whole: under a transformation MLX doesn't fuse what is fused by itself.
+            self._pull[part] = fused(partial(_pull, block, part, names))
 
     def __call__(
+        self, x: mx.array, context: BlockContext, cotangent: mx.array, work: Portions
+    ) -> tuple[Gradients, mx.array]:
+        """The gradients of ``block(x, *context)``.
+
+        Memory: a dozen arrays as large as `x`, the pieces of the wide layer, and tables of scores:
+        a few of `SCORES_AT_A_TIME`, or of Metal's own backward about three of 1024 x 1024 for each
+        head of each clip.
+
+        Args:
+            x: ``[B, tokens, dim]``.
+            cotangent: the gradient of what the block made of it.
+            work: what they are part of.
+
+        Returns:
+            Those of its trainable parameters by their paths, and that of `x`.
+        """
+        block, gradients = self._block, {}
+        take = partial(self._take, context, work, gradients)
+        queries, keys, values = block.to_attend(x, *context, work)
+        attended = work.kept(attention(queries, keys, work.kept(values)))
+        between = work.done(block.add_attention(x, attended, context.temb, context.is_text))
+        (cotangent,) = take(_add_feed_forward, [between], [cotangent])
+        del between
+        residual, of_attended = take(_add_attention, [x, attended], [cotangent])
+        del cotangent
+        cotangents = attention_gradients(queries, keys, values, attended, of_attended)
+        cotangents = work.all_done(cotangents)
+        del queries, keys, values, attended, of_attended
+        (of_x,) = take(_to_attend, [x], cotangents)
+        return gradients, work.done(of_x + residual)
+
+    def _take(
         self,
-        names: tuple[str, ...],
-        part: Callable[..., Sequence[mx.array]],
+        context: BlockContext,
+        work: Portions,
+        gradients: Gradients,
+        part: Part,
         inputs: Sequence[mx.array],
         cotangents: Sequence[mx.array],
     ) -> list[mx.array]:
-        """The gradients of the inputs of a part; those of its parameters are added up.
+        """The gradients of the inputs of a part; those of its parameters are added to the others.
 
         Args:
-            names: what the parameters that it uses begin with.
-            part: is given a slice of tokens, and those of the inputs.
             inputs, cotangents: arrays whose last axis but one are the tokens.
         """
-        mine = {n: p for n, p in self._parameters.items() if n.startswith(names)}
+        names, pull = self._names[part], self._pull[part]
+        trained = dict(tree_flatten(self._block.trainable_parameters()))
+        parameters = [trained[name] for name in names]
+        temb, is_text, rotation = context
+        batch, tokens, dim = inputs[0].shape
+        count = ceil(4 * batch * tokens * dim / WIDE_ELEMENTS)
         pieces = []
-        for i in range(self._count):
-            first, end = (k * self._tokens // self._count for k in (i, i + 1))
-            rows = slice(first, end)
+        for i in range(count):
+            first, end = (k * tokens // count for k in (i, i + 1))
+            of_rows = [temb, *(table[first:end] for table in (is_text, *(rotation or ())))]
+            found = pull(
+                parameters,
+                of_rows,
+                [x[..., first:end, :] for x in inputs],
+                [g[..., first:end, :] for g in cotangents],
+            )
+            for name, gradient in zip(names, found, strict=False):
+                if name in gradients:
+                    gradient = gradients[name] + gradient
+                gradients[name] = work.kept(gradient)
+            wide = 4 * batch * (end - first) * dim
+            pieces.append(work.all_done(found[len(names) :], wide))
+        return work.all_done(
+            [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
+        )
 
-            def run(*arrays: mx.array, rows: slice = rows) -> list[mx.array]:
-                self._block.update(tree_unflatten(dict(zip(mine, arrays, strict=False))))
-                return list(part(rows, *arrays[len(mine) :]))
 
-            primals = [*mine.values(), *(x[..., rows, :] for x in inputs)]
-            try:
-                _, found = mx.vjp(run, primals, [g[..., rows, :] for g in cotangents])
-            finally:  # tracing has left its own arrays in the block
-                self._block.update(tree_unflatten(mine))
-            of_parameters = dict(zip(mine, found, strict=False))
-            for name, gradient in of_parameters.items():
-                before = self.gradients.get(name)
-                self.gradients[name] = gradient if before is None else before + gradient
-            pieces.append(found[len(mine) :])
-            mx.eval(pieces[-1], [self.gradients[name] for name in mine])
-        whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
-        mx.eval(whole)
-        return whole
+def _pull(
+    block: CogVideoXBlock,
+    part: Part,
+    names: list[str],
+    parameters: list[mx.array],
+    context: list[mx.array],
+    inputs: list[mx.array],
+    cotangents: list[mx.array],
+) -> list[mx.array]:
+    """The gradients of some parameters, and of the inputs of a part of `block`."""
+    temb, is_text, *rotation = context
+    context = BlockContext(temb, is_text, tuple(rotation) or None)
+
+    def run(*arrays: mx.array) -> list[mx.array]:
+        block.update(tree_unflatten(list(zip(names, arrays, strict=False))))
+        return list(part(block, context, *arrays[len(names) :]))
+
+    own = block.trainable_parameters()
+    try:
+        return mx.vjp(run, [*parameters, *inputs], cotangents)[1]
+    finally:  # tracing has left its own arrays in the block
+        block.update(own)

@@ -10,7 +10,7 @@ from ..nn.lora import without_adapters
 from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..schedulers import Scheduler
-from .backward import block_gradients
+from .backward import Backward
 
 SMALLEST_MEAN = 64
 """Numbers of which the loss may be the mean for float16's gradients to be exact."""
@@ -50,82 +50,90 @@ def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
     return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
 
 
-def loss_and_gradients(
-    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
-) -> tuple[mx.array, dict[str, mx.array]]:
-    """The losses of a batch's clips, and the gradients of their total in the blocks.
+class Objective:
+    """What a transformer with an adapter learns. What of it is frozen must stay the same."""
 
-    The blocks run forwards one by one, of which only their inputs are kept; then backwards, each
-    computed anew and finished before the one before it. Memory: the inputs of all blocks and what
-    the backward of one holds.
+    def __init__(
+        self, transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, dtype: mx.Dtype
+    ):
+        """`dtype` is that of the activations."""
+        self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
+        self._backward = [Backward(block) for block in transformer.transformer_blocks]
 
-    Args:
-        dtype: of the activations.
+    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+        """The losses of a batch's clips, and the gradients of their total in the blocks.
 
-    Returns:
-        The losses ``[B]`` in float32, and gradients by the paths of the parameters.
-    """
-    noisy, target = _noisy(transformer, scheduler, batch, dtype)
-    x, context = transformer.embed(noisy.astype(dtype), batch.text.astype(dtype), batch.timestep)
-    mx.eval(x, context)
-    inputs, work = [], Portions()
-    for block in transformer.transformer_blocks:
-        inputs.append(x)
-        x = work.finish(block(x, *context, work))
+        The blocks run forwards one by one, of which only their inputs are kept; then backwards,
+        each computed anew. Memory: the inputs of all blocks and what the backward of one holds.
 
-    # Seen from the loss, the mean over a million numbers, the gradient of each is next to nothing
-    # in float16. The loss is multiplied on the way; by a power of two, so that nothing is rounded.
-    scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
+        Returns:
+            The losses ``[B]`` in float32, and gradients by the paths of the parameters.
+        """
+        transformer, dtype = self._transformer, self._dtype
+        noisy, target = self._noisy(batch)
+        x, context = transformer.embed(
+            noisy.astype(dtype), batch.text.astype(dtype), batch.timestep
+        )
+        mx.eval(x, context)
+        inputs, work = [], Portions(ahead=0)
+        for block in transformer.transformer_blocks:
+            inputs.append(x)
+            x = block(x, *context, work)
 
-    def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
-        losses = mean_squared_errors(transformer.project(x, context, noisy.shape), target)
-        return scale * batch.total(losses), losses
+        # Seen from the loss, the mean over a million numbers, the gradient of each is next to
+        # nothing in float16. The loss is multiplied on the way; by a power of two, so that nothing
+        # is rounded.
+        scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
 
-    (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
-    mx.eval(losses, cotangent)
-    del x
-    gradients: dict[str, mx.array] = {}
-    cotangents = [cotangent]
-    del cotangent
-    for i in reversed(range(len(inputs))):
-        block = transformer.transformer_blocks[i]
-        # Both are popped: what has been used is to be free.
-        of_block, of_input = block_gradients(block, inputs.pop(), context, cotangents.pop())
-        cotangents.append(of_input)
-        del of_input
-        gradients |= {f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()}
-    return losses, gradients
+        def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
+            velocity = transformer.project(x, context, noisy.shape)
+            losses = mean_squared_errors(velocity, target)
+            return scale * batch.total(losses), losses
 
+        (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
+        mx.eval(losses, cotangent)
+        del x
+        gradients: dict[str, mx.array] = {}
+        cotangents = [cotangent]
+        del cotangent
+        for i in reversed(range(len(inputs))):
+            # Both are popped: what has been used is to be free.
+            of_block, of_input = self._backward[i](inputs.pop(), context, cotangents.pop(), work)
+            cotangents.append(of_input)
+            del of_input
+            gradients |= {
+                f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()
+            }
+        work.finish(cotangents.pop())
+        return losses, gradients
 
-def loss_only(
-    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
-) -> mx.array:
-    """The loss of a batch, for validation."""
-    noisy, target = _noisy(transformer, scheduler, batch, dtype)
-    velocity = velocities(
-        transformer, noisy.astype(dtype), batch.text.astype(dtype), batch.timestep
-    )
-    return mean_squared_errors(velocity, target).mean()
+    def loss(self, batch: Batch) -> mx.array:
+        """The loss of a batch, for validation."""
+        noisy, target = self._noisy(batch)
+        velocity = velocities(
+            self._transformer,
+            noisy.astype(self._dtype),
+            batch.text.astype(self._dtype),
+            batch.timestep,
+        )
+        return mean_squared_errors(velocity, target).mean()
 
-
-def _noisy(
-    transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, batch: Batch, dtype: mx.Dtype
-) -> tuple[mx.array, mx.array]:
-    """The transformer's input, image latents included, and the velocity it should answer."""
-    latents = batch.latents.astype(mx.float32)
-    noisy = scheduler.add_noise(latents, batch.noise, batch.timestep)
-    target = scheduler.get_velocity(latents, batch.noise, batch.timestep)
-    if batch.image_latents is not None:
-        noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
-    if batch.prior:
-        first = len(noisy) - batch.prior
-        with without_adapters(transformer):
-            own = velocities(
-                transformer,
-                noisy[first:].astype(dtype),
-                batch.text[first:].astype(dtype),
-                batch.timestep[first:],
-            )
-        target = mx.concatenate([target[:first], own.astype(mx.float32)])
-        mx.eval(target)
-    return noisy, target
+    def _noisy(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """The transformer's input, image latents included, and the velocity it should answer."""
+        latents = batch.latents.astype(mx.float32)
+        noisy = self._scheduler.add_noise(latents, batch.noise, batch.timestep)
+        target = self._scheduler.get_velocity(latents, batch.noise, batch.timestep)
+        if batch.image_latents is not None:
+            noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
+        if batch.prior:
+            first = len(noisy) - batch.prior
+            with without_adapters(self._transformer):
+                own = velocities(
+                    self._transformer,
+                    noisy[first:].astype(self._dtype),
+                    batch.text[first:].astype(self._dtype),
+                    batch.timestep[first:],
+                )
+            target = mx.concatenate([target[:first], own.astype(mx.float32)])
+            mx.eval(target)
+        return noisy, target

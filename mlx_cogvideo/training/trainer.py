@@ -28,7 +28,7 @@ from ..schedulers import make_scheduler
 from ..video import Shape
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .curve import cut_log, write_curve
-from .objective import Batch, loss_and_gradients, loss_only
+from .objective import Batch, Objective
 from .peers import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
@@ -72,11 +72,12 @@ class Trainer:
         self._prior, self.peers = prior, peers
         self.data = _digests(model, pipe.dtype_name, samples, prior)
         self._unconditional = load_text(unconditional)
-        self._scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.transformer = pipe.transformer
         self.transformer.freeze()
         self.layers = new_adapter(self.transformer, settings)
         add_adapter(self.transformer, self.layers)
+        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        self._objective = Objective(self.transformer, scheduler, pipe.dtype)
         self.optimizer = make_optimizer(settings)
         self.optimizer.init(tree_unflatten(self._parameters()))
         peers.agree({"settings": settings, **self.data})
@@ -173,9 +174,7 @@ class Trainer:
         total, losses = {}, []
         for part in range(self.settings.accumulate):
             batch = self.batch(self.step * self.settings.accumulate + part)
-            of_part, gradients = loss_and_gradients(
-                self.transformer, self._scheduler, batch, self.pipe.dtype
-            )
+            of_part, gradients = self._objective.loss_and_gradients(batch)
             losses.append(np.array(of_part))
             share = 1 / self.settings.accumulate
             total = {
@@ -259,11 +258,8 @@ class Trainer:
         """The loss at fixed timesteps and noise, over at most eight clips: it tells of learning
         what the loss of a step, at whatever timestep, can't."""
         losses = [
-            loss_only(
-                self.transformer,
-                self._scheduler,
-                self._part(sample, t, mx.random.key(i), load_text(sample.text)),
-                self.pipe.dtype,
+            self._objective.loss(
+                self._part(sample, t, mx.random.key(i), load_text(sample.text))
             ).item()
             for i, sample in enumerate(self.samples[:8])
             for t in VALIDATION_TIMESTEPS

@@ -24,7 +24,7 @@ from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.schedulers import make_scheduler
 from mlx_cogvideo.training import backward
-from mlx_cogvideo.training.objective import Batch, loss_and_gradients, loss_only
+from mlx_cogvideo.training.objective import Batch, Objective
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
 TOLERANCE = 1e-4
@@ -68,10 +68,11 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         ours(frames_first(image)) if variant.endswith("i2v") else None,
     )
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    losses, gradients = loss_and_gradients(model, scheduler, batch, mx.float32)
+    objective = Objective(model, scheduler, mx.float32)
+    losses, gradients = objective.loss_and_gradients(batch)
     loss = losses.mean()
     assert abs(loss.item() / expected_loss.item() - 1) < 1e-5
-    assert abs(loss_only(model, scheduler, batch, mx.float32).item() / loss.item() - 1) < 1e-5
+    assert abs(objective.loss(batch).item() / loss.item() - 1) < 1e-5
 
     expected = {
         name.replace(".default.weight", ""): parameter.grad
