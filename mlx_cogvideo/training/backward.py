@@ -57,7 +57,7 @@ class Backward:
         self._names, self._pull = {}, {}
         for part, prefixes in PARTS.items():
             names = self._names[part] = [name for name in trained if name.startswith(prefixes)]
-            # As a whole: under a transformation MLX doesn't fuse what is fused by itself.
+            # As a whole: where gradients are taken, MLX undoes the fusing of single functions.
             self._pull[part] = fused(partial(_pull, block, part, names))
 
     def __call__(
@@ -78,7 +78,8 @@ class Backward:
             Those of its trainable parameters by their paths, and that of `x`.
         """
         block, gradients = self._block, {}
-        take = partial(self._take, context, work, gradients)
+        parameters = dict(tree_flatten(block.trainable_parameters()))
+        take = partial(self._take, parameters, context, work, gradients)
         queries, keys, values = block.to_attend(x, *context, work)
         attended = work.kept(attention(queries, keys, work.kept(values)))
         between = work.done(block.add_attention(x, attended, context.temb, context.is_text))
@@ -94,6 +95,7 @@ class Backward:
 
     def _take(
         self,
+        parameters: dict[str, mx.array],
         context: BlockContext,
         work: Portions,
         gradients: Gradients,
@@ -104,11 +106,11 @@ class Backward:
         """The gradients of the inputs of a part; those of its parameters are added to the others.
 
         Args:
+            parameters: all that are trained.
+            gradients: what has been found of them.
             inputs, cotangents: arrays whose last axis but one are the tokens.
         """
         names, pull = self._names[part], self._pull[part]
-        trained = dict(tree_flatten(self._block.trainable_parameters()))
-        parameters = [trained[name] for name in names]
         temb, is_text, rotation = context
         batch, tokens, dim = inputs[0].shape
         count = ceil(4 * batch * tokens * dim / WIDE_ELEMENTS)
@@ -117,7 +119,7 @@ class Backward:
             first, end = (k * tokens // count for k in (i, i + 1))
             of_rows = [temb, *(table[first:end] for table in (is_text, *(rotation or ())))]
             found = pull(
-                parameters,
+                [parameters[name] for name in names],
                 of_rows,
                 [x[..., first:end, :] for x in inputs],
                 [g[..., first:end, :] for g in cotangents],
@@ -128,9 +130,8 @@ class Backward:
                 gradients[name] = work.kept(gradient)
             wide = 4 * batch * (end - first) * dim
             pieces.append(work.all_done(found[len(names) :], wide))
-        return work.all_done(
-            [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
-        )
+        whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
+        return work.all_done(whole)
 
 
 def _pull(

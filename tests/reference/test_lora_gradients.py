@@ -1,11 +1,13 @@
 """One training step's gradients equal those of torch and peft."""
 
+from shutil import which
+
 import diffusers
 import mlx.core as mx
 import peft
 import pytest
 import torch
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
 from torch_reference import (
     TEXT_LENGTH,
@@ -31,10 +33,19 @@ TOLERANCE = 1e-4
 """Relative to the largest value of a gradient. Measured errors are 2e-6 to 1e-5."""
 
 
-@pytest.mark.parametrize("pieces", [False, True], ids=["whole", "in pieces"])
+COMPILED = pytest.param(
+    "compiled",
+    # As on a GPU. On the CPU MLX compiles by a compiler of the system's.
+    marks=pytest.mark.skipif(which("g++") is None, reason="there is no g++"),
+)
+
+
+@pytest.mark.parametrize("how", ["whole", "in pieces", COMPILED])
 @pytest.mark.parametrize("variant", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
-def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, pieces):
-    if pieces:
+def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, how):
+    if how == "compiled":
+        monkeypatch.setattr(backward, "fused", mx.compile)
+    if how == "in pieces":
         monkeypatch.setattr(backward, "WIDE_ELEMENTS", 10_000)
         monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 2_000)
         monkeypatch.setattr(portions, "PORTION_ELEMENTS", 1_000)
@@ -69,6 +80,11 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
     )
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
     objective = Objective(model, scheduler, mx.float32)
+    # Those of another adapter before, of which nothing is to be left.
+    own = model.trainable_parameters()
+    model.update(tree_map(lambda parameter: 2 * parameter, own))
+    objective.loss_and_gradients(batch)
+    model.update(own)
     losses, gradients = objective.loss_and_gradients(batch)
     loss = losses.mean()
     assert abs(loss.item() / expected_loss.item() - 1) < 1e-5
