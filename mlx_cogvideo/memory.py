@@ -21,6 +21,7 @@ from .nn.autoencoder import (
     footprint,
     largest_decode_tensor,
 )
+from .nn.portions import PORTION_ELEMENTS
 from .nn.transformer import FEED_FORWARD_ELEMENTS
 from .request import Geometry, Request
 from .training.backward import WIDE_ELEMENTS
@@ -38,10 +39,11 @@ ARRAYS_ON_CPU = 43
 
 # The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
 # tables of scores that are computed at a time. Counted in training/backward.py, and checked with
-# the demo on the CPU.
+# the demo on the CPU. Of a small model, whole blocks wait until they fill a portion.
 BACKWARD_ARRAYS = 15
 WIDE_PIECES = 10
 SCORE_TABLES = 5
+WAITING_ARRAYS = 18
 
 # Of scores, that Metal's own backward of attention holds for each head, and their height and width.
 METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
@@ -175,6 +177,7 @@ def training_forecast(
     scores = batch_size * config.num_attention_heads * tokens**2
     # The input of each block is kept, too.
     elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
+    elements += min(WAITING_ARRAYS * config.num_layers * hidden, PORTION_ELEMENTS)
     pieces = [
         WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
         SCORE_TABLES * min(SCORES_AT_A_TIME, scores),

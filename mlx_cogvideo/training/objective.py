@@ -64,7 +64,8 @@ class Objective:
         """The losses of a batch's clips, and the gradients of their total in the blocks.
 
         The blocks run forwards one by one, of which only their inputs are kept; then backwards,
-        each computed anew. Memory: the inputs of all blocks and what the backward of one holds.
+        each computed anew. Memory: the inputs of all blocks and what the backward of one holds, or
+        of as many small ones as fill a portion.
 
         Returns:
             The losses ``[B]`` in float32, and gradients by the paths of the parameters.
