@@ -43,7 +43,7 @@ ARRAYS_ON_CPU = 43
 BACKWARD_ARRAYS = 15
 WIDE_PIECES = 10
 SCORE_TABLES = 5
-WAITING_ARRAYS = 18
+WAITING_ARRAYS = 16
 
 # Of scores, that Metal's own backward of attention holds for each head, and their height and width.
 METAL_TABLES, METAL_TABLE_SIDE = 3, 1024

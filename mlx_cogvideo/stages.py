@@ -14,6 +14,7 @@ import numpy as np
 from .checkpoints import DEMO_PATH
 from .model_folder import ModelFolder
 from .nn.attention import attention
+from .nn.portions import Portions
 from .nn.quantization import Quantization, QuantizedLinear
 from .schedulers import make_scheduler
 
@@ -79,7 +80,8 @@ def check_stages(folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32) -> Iter
     yield Result("tokenizer", float(np.abs(np.array(ids) - np.array(stored["ids"])).max()), 0)
     yield compared("text encoder", model.text_encoder(ids)[0], stored["text"])
     text = stored["text"][None].astype(dtype)
-    velocity = model.transformer(mx.array(latents()).astype(dtype), text, mx.array([TIMESTEP]))
+    given, work = (mx.array(latents()).astype(dtype), text, mx.array([TIMESTEP])), Portions()
+    velocity = work.finish(model.transformer(*given, work=work))
     yield compared("transformer", velocity, stored["velocity"])
     yield from (compared(f"sampler {kind}", *pair) for kind, pair in _samplers(model, stored))
     for mode in ("none", "seamless", "tiled"):

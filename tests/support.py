@@ -1,6 +1,9 @@
 """Small helpers that several test files share."""
 
+from shutil import which
+
 import numpy as np
+import pytest
 
 OFFICIAL_SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
@@ -18,6 +21,10 @@ OFFICIAL_SCHEDULER_CONFIG = {
     "timestep_spacing": "trailing",
     "trained_betas": None,
 }
+
+
+# On a GPU MLX compiles by itself, on the CPU by a compiler of the system's.
+needs_compiler = pytest.mark.skipif(which("g++") is None, reason="there is no g++")
 
 
 def scheduler_config(**changes) -> dict:

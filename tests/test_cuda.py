@@ -48,8 +48,9 @@ def test_the_kernels_give_what_mlx_gives_in_float32_rounded_once(dtype, limit):
     for turned in (False, True):
         shapes = (2, TOKENS, 3, 64), (64,), (64,)
         compare(cuda.norm_heads, norm_heads, *shapes, rest=[rotation(turned)])
-    shapes = (2, TOKENS, 192), (192,), (192,), (2, 1, 6 * 192)
-    compare(cuda.modulated_norm, modulated_norm, *shapes, rest=[IS_TEXT])
+    for dim in (192, 1920):  # of less and of more than a warp takes at once
+        shapes = (2, TOKENS, dim), (dim,), (dim,), (2, 1, 6 * dim)
+        compare(cuda.modulated_norm, modulated_norm, *shapes, rest=[IS_TEXT])
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -78,10 +78,10 @@ def _division(operations: int, shape: tuple[int, ...]) -> tuple[int, int]:
 def attention_gradients(
     queries: mx.array, keys: mx.array, values: mx.array, output: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of ``attention(queries, keys, values)``, computed in bounded memory.
+    """The gradients of ``attention(queries, keys, values)``, in bounded memory.
 
-    The backward of Metal, and that of CUDA in 16 bits, keep to blocks of scores: it is left lazy.
-    Others hold the tables of all scores; there some heads and queries are computed at a time.
+    MLX's backward keeps to blocks of scores on Metal, and in 16 bits on CUDA, and is left lazy.
+    Elsewhere it holds the tables of all scores; some heads and queries are computed at a time.
 
     Args:
         output: what it gave.

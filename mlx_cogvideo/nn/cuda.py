@@ -1,11 +1,12 @@
 """The transformer's norms on CUDA, each in one pass over memory.
 
 MLX gives each row of a norm a block of threads, which for heads of 64 features takes seven times as
-long as a copy, and what is done to the result takes another pass. A Mac wouldn't gain anything
-here: its products take hundreds of times as long as its norms. Elsewhere than on CUDA, and where
-gradients are taken, the layers use MLX's own functions, to the same numbers.
+long as a copy, and what is done to the result takes another pass. On a Mac it is the products that
+take the time. Elsewhere than on CUDA, and where gradients are taken, the layers use MLX's own
+functions, to the same numbers but for rounding.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
@@ -13,8 +14,11 @@ import mlx.core as mx
 HEAD_DIM = 64
 """Features of a head that `norm_heads` takes."""
 
+FEATURES = 8
+"""Of a token, that `modulated_norm` takes at once."""
+
 THREADS = 256
-"""Of a block, each by itself but for the others of its warp."""
+"""That run together, each by itself but for the others of its warp."""
 
 HEADER = """
 // Features that a thread reads and writes at once.
@@ -156,7 +160,8 @@ def norm_heads(
     rows = x.size // HEAD_DIM
     tables = (mx.zeros(1), mx.zeros(1)) if rotation is None else rotation
     constants = {"ROWS": rows, "TOKENS": tokens, "HEADS": heads, "TURNED": rotation is not None}
-    inputs = [x, *(a.astype(x.dtype) for a in (weight, bias)), mx.array([eps]), *tables]
+    weight, bias = (a.astype(x.dtype) for a in (weight, bias))
+    inputs = [x, weight, bias, mx.array([eps]), *tables]
     kernel = _kernel("norm_heads", "x weight bias eps cosines sines", NORM_HEADS)
     return _run(kernel, inputs, constants, 8 * rows)
 
@@ -172,7 +177,7 @@ def modulated_norm(
     """The norm of `CogVideoXLayerNormZero`, modulated.
 
     Args:
-        x: ``[batch, tokens, dim]``; dim divisible by 8.
+        x: ``[batch, tokens, dim]``; dim divisible by `FEATURES`.
         is_text: ``[tokens, 1]``.
         vectors: ``[batch, 1, 6 · dim]``, what the time embedding became.
     """
@@ -185,7 +190,12 @@ def modulated_norm(
     return _run(kernel, inputs, constants, 32 * rows)
 
 
-def _run(kernel, inputs: list[mx.array], constants: dict[str, int], threads: int) -> mx.array:
+def _run(
+    kernel: Callable[..., list[mx.array]],
+    inputs: list[mx.array],
+    constants: dict[str, int],
+    threads: int,
+) -> mx.array:
     """What `kernel` makes of the first of the inputs, shaped like it."""
     x = inputs[0]
     (out,) = kernel(
@@ -200,5 +210,5 @@ def _run(kernel, inputs: list[mx.array], constants: dict[str, int], threads: int
 
 
 @cache
-def _kernel(name: str, inputs: str, source: str):
+def _kernel(name: str, inputs: str, source: str) -> Callable[..., list[mx.array]]:
     return mx.fast.cuda_kernel(name, inputs.split(), ["out"], source, HEADER)

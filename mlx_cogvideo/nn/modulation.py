@@ -28,13 +28,14 @@ class CogVideoXLayerNormZero(nn.Module):
             x: ``[batch, tokens, dim]``, text rows first.
             temb: ``[batch, time_dim]``.
             is_text: ``[tokens, 1]``, True for text rows.
+            work: what it is part of.
 
         Returns:
             The modulated sequence, and the gates ``(video, text)`` for `gated_residual`.
         """
         vectors = self.linear(nn.silu(temb))[:, None]
         shift, scale, gate, text_shift, text_scale, text_gate = mx.split(vectors, 6, axis=-1)
-        if work.evaluate and cuda.available():
+        if work.evaluate and x.shape[-1] % cuda.FEATURES == 0 and cuda.available():
             weight, bias = self.norm.weight, self.norm.bias
             x = cuda.modulated_norm(x, weight, bias, self.norm.eps, is_text, vectors)
         else:

@@ -408,6 +408,7 @@ def norm_heads(
         x: ``[B, tokens, heads, head_dim]``, in the order of `half_split` where it is rotated.
         weight, bias: ``[head_dim]``, in the same order.
         rotation: of `rope_tables`.
+        work: what it is part of.
     """
     if work.evaluate and x.shape[-1] == cuda.HEAD_DIM and cuda.available():
         return cuda.norm_heads(x, weight, bias, eps, rotation)

@@ -60,7 +60,9 @@ class Backward:
             # As a whole: where gradients are taken, MLX undoes the fusing of single functions.
             self._pull[part] = fused(partial(_pull, block, part, names))
 
-    def __call__(
+    # By its name: an argument of `__call__` is held until it returns, and `cotangent` couldn't be
+    # let go.
+    def gradients(
         self, x: mx.array, context: BlockContext, cotangent: mx.array, work: Portions
     ) -> tuple[Gradients, mx.array]:
         """The gradients of ``block(x, *context)``.
@@ -77,9 +79,9 @@ class Backward:
         Returns:
             Those of its trainable parameters by their paths, and that of `x`.
         """
-        block, gradients = self._block, {}
+        block, found = self._block, {}
         parameters = dict(tree_flatten(block.trainable_parameters()))
-        take = partial(self._take, parameters, context, work, gradients)
+        take = partial(self._take, parameters, context, work, found)
         queries, keys, values = block.to_attend(x, *context, work)
         attended = work.kept(attention(queries, keys, work.kept(values)))
         between = work.done(block.add_attention(x, attended, context.temb, context.is_text))
@@ -91,7 +93,7 @@ class Backward:
         cotangents = work.all_done(cotangents)
         del queries, keys, values, attended, of_attended
         (of_x,) = take(_to_attend, [x], cotangents)
-        return gradients, work.done(of_x + residual)
+        return found, work.done(of_x + residual)
 
     def _take(
         self,

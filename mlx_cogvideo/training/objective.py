@@ -92,14 +92,17 @@ class Objective:
             return scale * batch.total(losses), losses
 
         (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
-        mx.eval(losses, cotangent)
+        work.kept(losses)
+        work.finish(cotangent)
         del x
         gradients: dict[str, mx.array] = {}
         cotangents = [cotangent]
         del cotangent
         for i in reversed(range(len(inputs))):
             # Both are popped: what has been used is to be free.
-            of_block, of_input = self._backward[i](inputs.pop(), context, cotangents.pop(), work)
+            of_block, of_input = self._backward[i].gradients(
+                inputs.pop(), context, cotangents.pop(), work
+            )
             cotangents.append(of_input)
             del of_input
             gradients |= {

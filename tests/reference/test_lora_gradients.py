@@ -1,14 +1,12 @@
 """One training step's gradients equal those of torch and peft."""
 
-from shutil import which
-
 import diffusers
 import mlx.core as mx
 import peft
 import pytest
 import torch
 from mlx.utils import tree_flatten, tree_map
-from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
+from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
 from torch_reference import (
     TEXT_LENGTH,
     frames_first,
@@ -33,14 +31,9 @@ TOLERANCE = 1e-4
 """Relative to the largest value of a gradient. Measured errors are 2e-6 to 1e-5."""
 
 
-COMPILED = pytest.param(
-    "compiled",
-    # As on a GPU. On the CPU MLX compiles by a compiler of the system's.
-    marks=pytest.mark.skipif(which("g++") is None, reason="there is no g++"),
+@pytest.mark.parametrize(
+    "how", ["whole", "in pieces", pytest.param("compiled", marks=needs_compiler)]
 )
-
-
-@pytest.mark.parametrize("how", ["whole", "in pieces", COMPILED])
 @pytest.mark.parametrize("variant", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
 def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, how):
     if how == "compiled":

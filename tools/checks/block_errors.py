@@ -23,6 +23,7 @@ from step import rotation_tables
 
 from mlx_cogvideo.checkpoints import load_component, read_config
 from mlx_cogvideo.networks import make_network
+from mlx_cogvideo.nn.portions import Portions
 
 
 def main() -> int:
@@ -59,9 +60,9 @@ def main() -> int:
             parts |= named
             x = joined(parts["encoder_hidden_states"], parts["hidden_states"])
             temb = mx.array(parts["temb"].float().cpu().numpy()).astype(dtype)
-            result = ours.transformer_blocks[number](
-                mx.array(x).astype(dtype), temb, context.is_text, context.rotation
-            )
+            x, work = mx.array(x).astype(dtype), Portions()
+            result = ours.transformer_blocks[number](x, *context._replace(temb=temb), work)
+            result = work.finish(result)
             expected = joined(made[1], made[0])
             result = np.array(result.astype(mx.float32))
             errors.append(np.abs(result - expected).max() / np.abs(expected).max())

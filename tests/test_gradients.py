@@ -1,0 +1,67 @@
+"""Gradients block by block, by functions that are compiled as on a GPU."""
+
+import mlx.core as mx
+import pytest
+from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
+
+from mlx_cogvideo.nn.lora import add_adapter
+from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize_layers
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.schedulers import make_scheduler
+from mlx_cogvideo.training import backward
+from mlx_cogvideo.training.objective import Batch, Objective
+from mlx_cogvideo.training.settings import Settings, new_adapter
+
+CONFIG = TransformerConfig(
+    num_attention_heads=2,
+    attention_head_dim=32,
+    num_layers=2,
+    time_embed_dim=32,
+    text_embed_dim=32,
+    use_rotary_positional_embeddings=True,
+)
+BITS = {
+    "transformer_blocks.0.attn1.to_q": 8,
+    "transformer_blocks.0.ff.net.2": 4,
+    "transformer_blocks.1.attn1.to_q": 4,
+}
+
+
+def network(bits: dict[str, int], targets: tuple[str, ...]) -> CogVideoXTransformer3DModel:
+    """With random weights, some of them packed, and an adapter that adds something."""
+    mx.random.seed(0)
+    model = CogVideoXTransformer3DModel(CONFIG)
+    weights = {path: layer.weight for path, layer in model.named_modules() if path in bits}
+    quantize_layers(model, {path: Quantization(n, 32) for path, n in bits.items()})
+    for path, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            made = mx.quantize(weights[path], **layer.quantization.arguments())
+            layer.weight, layer.scales, layer.biases = made
+            layer.bias = mx.zeros(layer.bias.shape)
+    model.freeze()
+    layers = new_adapter(model, Settings(rank=4, targets=targets))
+    for layer in layers.values():
+        layer.lora_B = 0.1 * mx.random.normal(layer.lora_B.shape)
+    add_adapter(model, layers)
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize("targets", [("to_q",), ("ff.net.2", "norm1.linear")], ids=str)
+@pytest.mark.parametrize("bits", [{}, BITS], ids=["16 bits", "packed"])
+def test_compiled_gradients_of_some_layers_are_the_others(monkeypatch, bits, targets):
+    shape = 1, 2, 8, 8, 16
+    latents, noise, text = map(mx.random.normal, (shape, shape, (1, 7, 32)))
+    batch = Batch(latents, text, noise, mx.array([300]))
+    scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
+
+    def gradients():
+        objective = Objective(network(bits, targets), scheduler, mx.float32)
+        return objective.loss_and_gradients(batch)[1]
+
+    expected = gradients()
+    monkeypatch.setattr(backward, "fused", mx.compile)
+    found = gradients()
+    assert found.keys() == expected.keys() and len(found) == 4 * len(targets)
+    for path, gradient in found.items():
+        assert relative_error(gradient, expected[path]) < 1e-5, path
