@@ -76,6 +76,7 @@ class Objective:
             noisy.astype(dtype), batch.text.astype(dtype), batch.timestep
         )
         mx.eval(x, context)
+        # None ahead of the one that is computed: a tenth slower on an H100, and a gigabyte less.
         inputs, work = [], Portions(ahead=0)
         for block in transformer.transformer_blocks:
             inputs.append(x)
