@@ -21,6 +21,7 @@ from .nn.autoencoder import (
     footprint,
     largest_decode_tensor,
 )
+from .nn.device import on_gpu
 from .nn.portions import PORTION_ELEMENTS
 from .nn.transformer import FEED_FORWARD_ELEMENTS
 from .request import Geometry, Request
@@ -106,7 +107,7 @@ def denoising_memory(
     cached = CACHED_ARRAYS.get(cache, 0) * batch * tokens * dim * itemsize
     at_a_time = batch // passes
     hidden = at_a_time * tokens * dim
-    if _on_cpu():
+    if not on_gpu():
         scores = at_a_time * config.num_attention_heads * tokens**2
         activations = ARRAYS_ON_CPU * hidden * itemsize + 4 * scores
     else:
@@ -188,7 +189,7 @@ def training_forecast(
     elements += max(pieces)
     train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
     train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
-    if _on_cpu():
+    if not on_gpu():
         train += 4 * scores
     tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
     return {
@@ -236,7 +237,7 @@ def vae_memory(
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
     parts = footprint(config, height, width, frames=chunk, decode=decode, band_elements=elements)
-    bands = VAE_BANDS_ON_CPU if _on_cpu() else VAE_BANDS[tiling.mode]
+    bands = VAE_BANDS[tiling.mode] if on_gpu() else VAE_BANDS_ON_CPU
     count = parts.remembered + parts.maps + bands * parts.band
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
@@ -269,7 +270,7 @@ def available_memory() -> int:
 
     On a Mac, what the GPU may use of the memory that it shares with everything else.
     """
-    if not _on_cpu():
+    if on_gpu():
         info = mx.device_info()
         # Metal's name for it, then CUDA's two.
         for name in ("max_recommended_working_set_size", "free_memory", "total_memory"):
@@ -281,10 +282,6 @@ def available_memory() -> int:
         return int(meminfo["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _on_cpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 def size(count: float) -> str:

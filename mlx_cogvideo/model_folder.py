@@ -21,6 +21,7 @@ from .checkpoints import (
 from .errors import InvalidInputError
 from .networks import NETWORKS
 from .nn.autoencoder import AutoencoderKLCogVideoX
+from .nn.device import on_gpu
 from .nn.lora import add_adapter
 from .nn.quantization import linear_layers
 from .nn.t5 import T5EncoderModel
@@ -191,7 +192,7 @@ class ModelFolder:
 
 
 def _default_dtype(stored: dict) -> mx.Dtype:
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if not on_gpu():
         return mx.float32
     floating = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
     # The large tensors decide: some checkpoints keep a few small ones in float32.

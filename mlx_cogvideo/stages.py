@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoints import DEMO_PATH
+from .denoising import velocities
 from .model_folder import ModelFolder
 from .nn.attention import attention
-from .nn.portions import Portions
 from .nn.quantization import Quantization, QuantizedLinear
 from .schedulers import make_scheduler
 
@@ -80,8 +80,8 @@ def check_stages(folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32) -> Iter
     yield Result("tokenizer", float(np.abs(np.array(ids) - np.array(stored["ids"])).max()), 0)
     yield compared("text encoder", model.text_encoder(ids)[0], stored["text"])
     text = stored["text"][None].astype(dtype)
-    given, work = (mx.array(latents()).astype(dtype), text, mx.array([TIMESTEP])), Portions()
-    velocity = work.finish(model.transformer(*given, work=work))
+    noisy = mx.array(latents()).astype(dtype)
+    velocity = velocities(model.transformer, noisy, text, mx.array([TIMESTEP]))
     yield compared("transformer", velocity, stored["velocity"])
     yield from (compared(f"sampler {kind}", *pair) for kind, pair in _samplers(model, stored))
     for mode in ("none", "seamless", "tiled"):

@@ -89,7 +89,7 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
 )
 def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, there_is, advice):
     monkeypatch.setattr(memory, "available_memory", lambda: there_is * 2**30)
-    monkeypatch.setattr(memory, "_on_cpu", lambda: False)
+    monkeypatch.setattr(memory, "on_gpu", lambda: True)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice

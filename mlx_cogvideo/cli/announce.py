@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable, Mapping
 
 from ..checkpoints import BUNDLED
 from ..coding import Tiling
@@ -35,14 +36,24 @@ def announce(plan: Plan) -> None:
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
         needs, there_is = _needs(plan), usable_memory(plan.pipe)
-        told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-        memory = f"about {told or 'nothing'}; {size(there_is)} can be had"
-        for title, text in [*_lines(plan), ("memory", memory)]:
-            logger.info("%-8s %s", title, text)
+        show_plan(_lines(plan), needs, there_is)
         for stage, need in needs.items():
             if need > there_is:
                 advice = what_needs_less(plan.pipe, plan.jobs[0].request, stage)
                 logger.warning("%s may need more memory than there is: %s", stage, advice)
+
+
+def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], there_is: int) -> None:
+    """Says on stderr what will be done, and in how much memory.
+
+    Args:
+        lines: titles and what they say.
+        needs: bytes that each stage needs, of those that `there_is`.
+    """
+    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
+    memory = f"about {told or 'nothing'}; {size(there_is)} can be had"
+    for title, text in [*lines, ("memory", memory)]:
+        logger.info("%-8s %s", title, text)
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:

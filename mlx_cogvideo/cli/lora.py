@@ -26,6 +26,7 @@ from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import Trainer
 from ..video import Shape, write_video
+from .announce import show_plan
 from .batch import IMAGE_MARK, read_prompts
 from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say
 from .config_file import with_config_file
@@ -178,16 +179,14 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     needs = {stage: max(need[stage] for need in needs) for stage in needs[0]}
     fps = reading.shapes[0].fps
     there_is = available_memory()
-    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    for title, text in [
+    lines = [
         ("model", f"{job.name}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, reading.shapes))}, {fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
-        ("memory", f"about {told}; {size(there_is)} can be had"),
-    ]:
-        logger.info("%-8s %s", title, text)
+    ]
+    show_plan(lines, needs, there_is)
     if max(needs.values()) > there_is:
         logger.warning(
             "this may need more memory than there is: a smaller size, fewer frames or a quantized "

@@ -5,6 +5,7 @@ from math import ceil
 
 import mlx.core as mx
 
+from .device import on_gpu
 from .fusion import fused
 from .portions import Portions
 
@@ -58,12 +59,8 @@ def attention(
     return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
-def _on_gpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu
-
-
 def _on_metal() -> bool:
-    return mx.metal.is_available() and _on_gpu()
+    return mx.metal.is_available() and on_gpu()
 
 
 def _division(operations: int, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -101,7 +98,7 @@ def attention_gradients(
 
 def _has_own_backward(dtype: mx.Dtype) -> bool:
     """Whether MLX's backward is fused here."""
-    return _on_gpu() and (mx.metal.is_available() or dtype.size == 2)
+    return on_gpu() and (mx.metal.is_available() or dtype.size == 2)
 
 
 def _gradients_in_parts(

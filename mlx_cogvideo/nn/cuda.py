@@ -11,6 +11,8 @@ from functools import cache
 
 import mlx.core as mx
 
+from .device import on_gpu
+
 HEAD_DIM = 64
 """Features of a head that `norm_heads` takes."""
 
@@ -140,7 +142,7 @@ MODULATED_NORM = """
 
 def available() -> bool:
     """Whether arrays are computed by CUDA."""
-    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
+    return mx.cuda.is_available() and on_gpu()
 
 
 def norm_heads(

@@ -5,6 +5,8 @@ from functools import wraps
 
 import mlx.core as mx
 
+from .device import on_gpu
+
 
 def fused(function: Callable) -> Callable:
     """Compiles `function` for the GPU and calls it as it is on the CPU.
@@ -16,7 +18,6 @@ def fused(function: Callable) -> Callable:
 
     @wraps(function)
     def call(*arrays):
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return compiled(*arrays) if on_gpu else function(*arrays)
+        return compiled(*arrays) if on_gpu() else function(*arrays)
 
     return call

@@ -95,6 +95,11 @@ class BlockContext(NamedTuple):
     is_text: mx.array
     rotation: tuple[mx.array, mx.array] | None
 
+    def of_rows(self, first: int, end: int) -> "BlockContext":
+        """For some of the tokens."""
+        turn = self.rotation and tuple(table[first:end] for table in self.rotation)
+        return BlockContext(self.temb, self.is_text[first:end], turn)
+
 
 class CogVideoXTransformer3DModel(nn.Module):
     """Predicts the velocity of noisy latents."""

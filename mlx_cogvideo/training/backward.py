@@ -53,12 +53,8 @@ class Backward:
 
     def __init__(self, block: CogVideoXBlock):
         self._block = block
-        trained = [name for name, _ in tree_flatten(block.trainable_parameters())]
-        self._names, self._pull = {}, {}
-        for part, prefixes in PARTS.items():
-            names = self._names[part] = [name for name in trained if name.startswith(prefixes)]
-            # As a whole: where gradients are taken, MLX undoes the fusing of single functions.
-            self._pull[part] = fused(partial(_pull, block, part, names))
+        # As a whole: where gradients are taken, MLX undoes the fusing of single functions.
+        self._gradients_of = {part: fused(partial(_gradients, block, part)) for part in PARTS}
 
     # By its name: an argument of `__call__` is held until it returns, and `cotangent` couldn't be
     # let go.
@@ -112,42 +108,38 @@ class Backward:
             gradients: what has been found of them.
             inputs, cotangents: arrays whose last axis but one are the tokens.
         """
-        names, pull = self._names[part], self._pull[part]
-        temb, is_text, rotation = context
+        mine = {name: p for name, p in parameters.items() if name.startswith(PARTS[part])}
         batch, tokens, dim = inputs[0].shape
         count = ceil(4 * batch * tokens * dim / WIDE_ELEMENTS)
         pieces = []
         for i in range(count):
             first, end = (k * tokens // count for k in (i, i + 1))
-            of_rows = [temb, *(table[first:end] for table in (is_text, *(rotation or ())))]
-            found = pull(
-                [parameters[name] for name in names],
-                of_rows,
+            of_parameters, of_inputs = self._gradients_of[part](
+                mine,
+                context.of_rows(first, end),
                 [x[..., first:end, :] for x in inputs],
                 [g[..., first:end, :] for g in cotangents],
             )
-            for name, gradient in zip(names, found, strict=False):
+            for name, gradient in of_parameters.items():
                 if name in gradients:
                     gradient = gradients[name] + gradient
                 gradients[name] = work.kept(gradient)
             wide = 4 * batch * (end - first) * dim
-            pieces.append(work.all_done(found[len(names) :], wide))
+            pieces.append(work.all_done(of_inputs, wide))
         whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
         return work.all_done(whole)
 
 
-def _pull(
+def _gradients(
     block: CogVideoXBlock,
     part: Part,
-    names: list[str],
-    parameters: list[mx.array],
-    context: list[mx.array],
+    parameters: dict[str, mx.array],
+    context: BlockContext,
     inputs: list[mx.array],
     cotangents: list[mx.array],
-) -> list[mx.array]:
-    """The gradients of some parameters, and of the inputs of a part of `block`."""
-    temb, is_text, *rotation = context
-    context = BlockContext(temb, is_text, tuple(rotation) or None)
+) -> tuple[Gradients, list[mx.array]]:
+    """Those of some parameters, and of the inputs of a part of `block`."""
+    names = list(parameters)
 
     def run(*arrays: mx.array) -> list[mx.array]:
         block.update(tree_unflatten(list(zip(names, arrays, strict=False))))
@@ -155,6 +147,7 @@ def _pull(
 
     own = block.trainable_parameters()
     try:
-        return mx.vjp(run, [*parameters, *inputs], cotangents)[1]
+        _, found = mx.vjp(run, [*parameters.values(), *inputs], cotangents)
     finally:  # tracing has left its own arrays in the block
         block.update(own)
+    return dict(zip(names, found, strict=False)), found[len(names) :]
