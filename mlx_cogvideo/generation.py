@@ -1,6 +1,7 @@
 """One call from a prompt to a video file."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from .checkpoints import default_model, model_identity
 from .conditioning import Picture
 from .errors import mlx_errors
+from .files import locked
 from .pipeline import TILED, CogVideoXPipeline
 from .record import Meter, make_record
 from .video import check_output_path, write_video
@@ -57,31 +59,33 @@ def generate_video(
     Raises:
         CogVideoXError: one of its children; before any expensive work wherever that is possible.
     """
+    lock: AbstractContextManager[None] = nullcontext()
     if output_path is not None:
-        check_output_path(output_path)
-    model = default_model() if model is None else model
-    pipe = CogVideoXPipeline.from_pretrained(model)
-    request = pipe.request(
-        prompt,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=cfg_scale,
-        seed=seed,
-        tiling=tiling,
-        image=image,
-        video=video,
-        strength=strength,
-    )
-    if tiling == "auto" and request.tiling.mode == "tiled":
-        logger.warning(TILED)
-    identity = {} if output_path is None else model_identity(model, pipe.folder)
-    record = make_record(pipe, request, identity, fps=pipe.fps)
-    with mlx_errors():
-        given = {**request.settings(), **({} if image is None else {"image": image})}
-        given |= {} if video is None else {"video": video}
-        frames = pipe(**given, on_progress=Meter(record))
-    if output_path is not None:
-        write_video(output_path, frames, pipe.fps, record=record)
-    return frames
+        lock = locked(check_output_path(output_path), "choose another output_path")
+    with lock:
+        model = default_model() if model is None else model
+        pipe = CogVideoXPipeline.from_pretrained(model)
+        request = pipe.request(
+            prompt,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=cfg_scale,
+            seed=seed,
+            tiling=tiling,
+            image=image,
+            video=video,
+            strength=strength,
+        )
+        if tiling == "auto" and request.tiling.mode == "tiled":
+            logger.warning(TILED)
+        identity = {} if output_path is None else model_identity(model, pipe.folder)
+        record = make_record(pipe, request, identity, fps=pipe.fps)
+        with mlx_errors():
+            given = {**request.settings(), **({} if image is None else {"image": image})}
+            given |= {} if video is None else {"video": video}
+            frames = pipe(**given, on_progress=Meter(record))
+        if output_path is not None:
+            write_video(output_path, frames, pipe.fps, record=record)
+        return frames

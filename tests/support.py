@@ -1,9 +1,15 @@
 """Small helpers that several test files share."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from shutil import which
 
 import numpy as np
 import pytest
+
+from mlx_cogvideo.files import locked
 
 OFFICIAL_SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
@@ -37,6 +43,26 @@ def relative_error(actual, expected) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+@contextmanager
+def locked_elsewhere(path: Path, lock_file: Path | None = None) -> Iterator[None]:
+    """Another thread has the lock of an output: to this one, it is as another process's."""
+    has_it, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(path, "wait", lock_file):
+            has_it.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert has_it.wait(10)
+    try:
+        yield
+    finally:
+        may_end.set()
+        thread.join()
 
 
 VOCABULARY = """

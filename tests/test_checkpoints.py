@@ -62,6 +62,40 @@ def weights_equal(first, second) -> bool:
     return all(a == b and mx.array_equal(x, y).item() for (a, x), (b, y) in pairs)
 
 
+def stray(folder) -> None:
+    """Puts a single file of other weights beside the shards."""
+    tensors = dict(mx.load(str(folder / FILE)))
+    mx.eval(tensors)
+    shard(folder)
+    mx.save_safetensors(str(folder / FILE), {name: -2 * t for name, t in tensors.items()})
+
+
+def test_an_index_goes_before_a_single_file_which_is_named(folder, caplog):
+    stray(folder)
+    loaded = load_component(make_model(), folder)
+    mx.random.seed(0)
+    assert weights_equal(loaded, make_model())
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{folder / FILE} isn't used: {FILE}.index.json names other files" in message
+
+
+@pytest.mark.parametrize("index", ["a shard is gone", "not JSON", "null", "[]", '{"a": 3}', "{}"])
+def test_an_index_that_cannot_be_followed_gives_way_to_a_single_file(folder, index, caplog):
+    stray(folder)
+    if index == "a shard is gone":
+        (folder / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    else:
+        text = index if index == "not JSON" else f'{{"weight_map": {index}}}'
+        (folder / f"{FILE}.index.json").write_text(text)
+    loaded = load_component(make_model(), folder)
+    mx.random.seed(0)
+    assert not weights_equal(loaded, make_model())
+    assert not caplog.records
+    (folder / FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"lacks|weight_map|JSON"):
+        load_component(make_model(), folder)
+
+
 def test_what_is_saved_is_loaded(folder):
     loaded = load_component(make_model(), folder)
     mx.random.seed(0)

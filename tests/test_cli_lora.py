@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from clips import make_clip
 from commands import errors, generate
+from support import locked_elsewhere
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
 from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.convert import main as convert
-from mlx_cogvideo.cli.lora import locked, main
+from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.nn.lora import add_adapter
 from mlx_cogvideo.schedulers import make_scheduler
@@ -521,9 +522,11 @@ def test_a_log_that_was_cut_off_does_no_harm(clips, adapter):
 
 def test_a_second_training_keeps_out_of_a_folder(clips, adapter, capsys):
     adapter.mkdir()
-    with locked(adapter):
+    with locked_elsewhere(adapter, adapter / ".lock"):
         assert lora(clips, adapter, "--iters", 1) == 1
-    assert "another training is writing to" in capsys.readouterr().err
+    (line,) = errors(capsys.readouterr().err)
+    assert f"{adapter} is being written by process {os.getpid()} on " in line
+    assert "choose another --adapter-path" in line
     assert lora(clips, adapter, "--iters", 1) == 0
 
 

@@ -136,9 +136,6 @@ def test_a_saved_run_that_cannot_be_removed_does_no_harm(stopped, folder, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", refuse)
-        patch.setattr("mlx_cogvideo.video.writer.remove_temporary", lambda _: None)
-        patch.setattr("mlx_cogvideo.video.mp4.remove_temporary", lambda _: None)
-        patch.setattr("mlx_cogvideo.video.paths.remove_temporary", lambda _: None)
         assert run("--resume") == 0
     assert "can't be removed: Permission denied" in capsys.readouterr().err
 

@@ -242,10 +242,11 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_conversion_left_is_replaced(tmp_path):
+def test_a_folder_named_like_a_temporary_is_left_alone(tmp_path):
     (tmp_path / ".copy.part" / "vae").mkdir(parents=True)
     make(tmp_path / "copy")
-    assert [file.name for file in tmp_path.iterdir()] == ["copy"]
+    assert {file.name for file in tmp_path.iterdir()} == {"copy", ".copy.part"}
+    assert (tmp_path / ".copy.part" / "vae").is_dir()
 
 
 def test_shards_have_an_index_and_load_as_one(tmp_path, monkeypatch):

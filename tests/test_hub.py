@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import filter_repo_objects
 
 from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
 from mlx_cogvideo.checkpoints import (
@@ -91,9 +92,7 @@ def test_only_the_files_that_are_needed_are_asked_for(asked):
         "scheduler/scheduler_config.json",
     ]
     unwanted = ["README.md", "transformer/diffusion_pytorch_model.bin", "assets/video.mp4"]
-    filtered = huggingface_hub.utils.filter_repo_objects(
-        [*wanted, *unwanted], allow_patterns=patterns
-    )
+    filtered = filter_repo_objects([*wanted, *unwanted], allow_patterns=patterns)
     assert list(filtered) == wanted
 
 

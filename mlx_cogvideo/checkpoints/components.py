@@ -5,7 +5,10 @@ are checked by their headers, names and shapes alike, before any weight is read.
 """
 
 import json
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ PACKED = (*FLOATING, "U32", "U8")
 
 REDUNDANT = {"encoder.embed_tokens.weight"}
 """Copies of other tensors that some checkpoints carry: T5's tied token embedding."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -214,7 +219,10 @@ def save_component(
 
 
 def component_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component: one, or the shards that its index names.
+    """The safetensors files of a component: the shards that its index names, else the single one.
+
+    An index goes first, as in diffusers, if all of its shards are there; a single file beside them
+    is passed over with a warning.
 
     Raises:
         CheckpointError: a file is missing.
@@ -223,14 +231,40 @@ def component_files(folder: Path) -> list[Path]:
     single = folder / f"{stem}.safetensors"
     index = folder / f"{stem}.safetensors.index.json"
     if single.is_file():
-        return [single]
+        shards = []
+        with suppress(CheckpointError):
+            shards = _shards(index) if index.is_file() else []
+        if shards:
+            _warn_of_a_single_file(single, index)
+        return shards or [single]
     if not index.is_file():
         raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}")
-    shards = sorted(set(read_config(index).get("weight_map", {}).values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
+    return _shards(index)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: it names none, or one that isn't there.
+    """
+    named = read_config(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+        raise CheckpointError(f"{index} should hold a weight_map of tensors' names to files'")
+    shards = sorted(set(named.values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing or not shards:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing) or 'its shards'}")
-    return [folder / name for name in shards]
+        raise CheckpointError(f"{index.parent} lacks {', '.join(missing) or 'its shards'}")
+    return [index.parent / name for name in shards]
+
+
+@cache
+def _warn_of_a_single_file(single: Path, index: Path) -> None:
+    logger.warning(
+        "%s isn't used: %s names other files, which are all there; remove the one or the other",
+        single,
+        index.name,
+    )
 
 
 def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from ..errors import ModelNotFoundError, first_line
@@ -129,7 +130,7 @@ def hub_id(model: str | Path) -> str | None:
 
 def hub_cache() -> Path:
     """The folder that downloads go to."""
-    return Path(huggingface_hub.constants.HF_HUB_CACHE)
+    return Path(hub_constants.HF_HUB_CACHE)
 
 
 def network_errors() -> tuple[type[Exception], ...]:

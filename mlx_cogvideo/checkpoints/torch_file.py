@@ -9,7 +9,9 @@ harmless of our own, and every other one is refused.
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +34,46 @@ _DTYPES = {
 }
 
 
+MAX_ELEMENTS = 2**31
+MAX_DIMENSIONS = 8
+
+
+class _Stateless:
+    """What a pickle can't change once it is made: its BUILD instruction sets attributes unchecked.
+
+    ``slots=True`` would be no protection: a frozen dataclass with slots is given a
+    ``__setstate__`` that sets any field.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"a {type(self).__name__} is given another state")
+
+
+class _Function(_Stateless):
+    """A function that a pickle may call; of a plain one it could change the defaults."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+
 @dataclass(frozen=True)
-class _Storage:
+class _Storage(_Stateless):
     key: str
     kind: str
 
 
 @dataclass(frozen=True)
-class TorchTensor:
+class TorchTensor(_Stateless):
     """A tensor in a file: how it is stored, and `read` to get it.
 
     Attributes:
         dtype: in safetensors' spelling, such as ``BF16``.
+        offset, strides: in elements of the storage.
     """
 
     file: "TorchFile"
@@ -60,21 +90,51 @@ class TorchTensor:
         """The tensor; only its part of the storage is read.
 
         Raises:
-            CheckpointError: the file is cut off.
+            CheckpointError: the file is cut off, or the tensor isn't inside its storage.
         """
         numpy_dtype = np.dtype(_DTYPES[self.storage.kind][1])
-        extent = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1
-        if 0 in self.shape:
-            extent = 0
+        # Checked here as well as where the tensor is made: strides that point outside the bytes
+        # that were read would copy whatever else is in memory.
+        extent = self.extent()
         data = self.file.bytes_of(
             self.storage.key, self.offset * numpy_dtype.itemsize, extent * numpy_dtype.itemsize
         )
-        strides = [s * numpy_dtype.itemsize for s in self.strides]
-        array = np.lib.stride_tricks.as_strided(
-            np.frombuffer(data, numpy_dtype), self.shape, strides, writeable=False
-        )
+        if not extent:
+            array = np.zeros(self.shape, numpy_dtype)
+        else:
+            strides = [s * numpy_dtype.itemsize for s in self.strides]
+            array = np.lib.stride_tricks.as_strided(
+                np.frombuffer(data, numpy_dtype, count=extent),
+                self.shape,
+                strides,
+                writeable=False,
+            )
         array = mx.array(np.array(array, order="C"))
         return array.view(mx.bfloat16) if self.dtype == "BF16" else array
+
+    def extent(self) -> int:
+        """Elements of the storage from the first to the last that the tensor reaches.
+
+        Raises:
+            CheckpointError: it reaches what isn't there, or is larger than any tensor of a model.
+        """
+        numbers = [self.offset, *self.shape, *self.strides]
+        possible = (
+            len(self.shape) == len(self.strides) <= MAX_DIMENSIONS
+            and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+            and all(n < MAX_ELEMENTS for n in self.shape)
+        )
+        if not possible or prod(self.shape) >= MAX_ELEMENTS:
+            raise CheckpointError(f"{self.file.path} has a tensor of an impossible shape")
+        # No stride is negative, so that nothing is reached before the offset.
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        extent = 0 if 0 in self.shape else last + 1
+        itemsize = np.dtype(_DTYPES[self.storage.kind][1]).itemsize
+        if (self.offset + extent) * itemsize > self.file.size_of(self.storage.key):
+            raise CheckpointError(
+                f"{self.file.path} has a tensor that reaches past the end of its storage"
+            )
+        return extent
 
 
 class TorchFile:
@@ -113,6 +173,13 @@ class TorchFile:
         except (pickle.UnpicklingError, AttributeError, IndexError, TypeError) as error:
             raise CheckpointError(f"{path} holds a damaged pickle: {error}") from None
 
+    def size_of(self, key: str) -> int:
+        """Bytes of a storage."""
+        try:
+            return self._archive.getinfo(f"{self._root}data/{key}").file_size
+        except KeyError as error:
+            raise CheckpointError(f"{self.path} can't be read to the end: {error}") from None
+
     def bytes_of(self, key: str, start: int, size: int) -> bytes:
         """A part of a storage."""
         try:
@@ -136,8 +203,17 @@ def tensors_in(contents: Any) -> dict[str, TorchTensor]:
     return {}
 
 
+class _StateDict(OrderedDict):
+    """Of a module; its state, the versions of the module's parts, is passed over."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _Passed:
     """Stands for what trainers save beside the weights; takes any call and state, does nothing."""
+
+    __slots__ = ()
 
     def __init__(self, *_: Any, **__: Any):
         pass
@@ -176,9 +252,9 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return name
         known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): _parameter,
+            ("collections", "OrderedDict"): _StateDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
+            ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
             ("torch", "Size"): tuple,
             **dict.fromkeys(_PASSED, _Passed),
         }
@@ -193,14 +269,16 @@ class _Unpickler(pickle.Unpickler):
         kind, storage_type, key, *_ = reference
         if kind != "storage" or storage_type not in _DTYPES:
             raise CheckpointError(f"{self._file.path} refers to a {kind} that is no tensor's")
-        return _Storage(str(key), storage_type)
+        if not isinstance(key, str):
+            raise CheckpointError(f"{self._file.path} has a storage without a name")
+        return _Storage(key, storage_type)
 
     def _tensor(self, storage: _Storage, offset: int, shape, strides, *_: Any) -> TorchTensor:
-        numbers = [offset, *shape, *strides]
-        # Strides that point outside the storage would show what else is in memory.
-        if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise CheckpointError(f"{self._file.path} has a tensor of an impossible shape")
-        return TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
+        if not isinstance(storage, _Storage):
+            raise CheckpointError(f"{self._file.path} has a tensor without a storage")
+        tensor = TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
+        tensor.extent()
+        return tensor
 
 
 def _parameter(tensor: TorchTensor, *_: Any) -> TorchTensor:

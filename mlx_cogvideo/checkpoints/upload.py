@@ -4,6 +4,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InvalidInputError, OutputError, first_line
 from .resolve import network_errors
@@ -12,7 +13,7 @@ from .resolve import network_errors
 def check_repo_name(repo: str) -> None:
     """Raises InvalidInputError for what can't be a repository's name."""
     try:
-        huggingface_hub.utils.validate_repo_id(repo)
+        validate_repo_id(repo)
     except hub_errors.HFValidationError as error:
         raise InvalidInputError(f"{repo!r} is no name for a repository: {error}") from None
 

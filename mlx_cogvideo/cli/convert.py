@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..conversion import (
     check_destination,
     convert,
     describe_folder,
+    lock_destination,
     plan_conversion,
 )
 from ..errors import InvalidInputError, OutputError
@@ -50,8 +52,16 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         print(_table(describe_folder(args.info)))
         return
     quantization = asked_quantization(args)
-    if args.mlx_path.exists() and not args.dry_run:
-        raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
+    lock: AbstractContextManager[None] = nullcontext()
+    if not args.dry_run:
+        if args.mlx_path.exists():
+            raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
+        lock = lock_destination(args.mlx_path)
+    with lock:
+        _convert(args, quantization)
+
+
+def _convert(args: argparse.Namespace, quantization: Quantization | None) -> None:
     if args.upload_repo:
         check_repo_name(args.upload_repo)
     sat = is_sat(Path(args.model))

@@ -36,11 +36,12 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     plan = make_plan(args)
-    announce(plan)
-    if args.dry_run:
-        return FAILED if plan.failed else None
-    manage_memory(plan.pipe.memory_limit)
-    return Session(plan, args).run()
+    with plan.locks:
+        announce(plan)
+        if args.dry_run:
+            return FAILED if plan.failed else None
+        manage_memory(plan.pipe.memory_limit)
+        return Session(plan, args).run()
 
 
 def show(file: Path) -> None:

@@ -1,7 +1,6 @@
 """``lora.py``: clips and captions in, an adapter out."""
 
 import argparse
-import fcntl
 import logging
 import os
 from collections import deque
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..checkpoints import default_model, holds_adapter, model_identity
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
+from ..files import locked
 from ..memory import available_memory, manage_memory, size, training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
@@ -73,8 +73,7 @@ def train(arguments: Sequence[str] | None) -> int | None:
         return _list(job.clips, job.reading) if peers.leads else None
     lock = nullcontext()
     if peers.leads:
-        args.adapter_path.mkdir(parents=True, exist_ok=True)
-        lock = locked(args.adapter_path)
+        lock = locked_adapter(args.adapter_path, args.resume)
     manage_memory()
     interrupts = Interrupts()
     with mlx_errors(), interrupts, lock:
@@ -349,17 +348,13 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second training out of a folder. The system lifts the lock when the process ends.
+def locked_adapter(path: Path, resume: bool) -> Iterator[None]:
+    """Keeps other trainings out of a folder, which is made if it isn't there.
 
     Raises:
-        OutputError: there is one.
+        OutputError: there is one, or there has been one since `check_adapter_path` looked.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(
-                f"another training is writing to {folder}: choose another --adapter-path"
-            ) from None
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path, "choose another --adapter-path", path / ".lock"):
+        check_adapter_path(path, resume)
         yield

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ import mlx.core as mx
 from ..checkpoints import default_model, model_identity
 from ..conditioning import AN_ARRAY
 from ..errors import CogVideoXError, InvalidInputError, OutputError
+from ..files import check_unlocked, locked
 from ..memory import check_memory_limit, size
 from ..pipeline import CogVideoXPipeline
 from ..preview import Preview, check_preview_path
@@ -67,6 +69,8 @@ SETTINGS = {
 }
 """From options to the names of a record's settings."""
 
+_OTHER_OUTPUT = "choose another --output"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -90,6 +94,7 @@ class Plan:
         failed: what can't be made.
         warnings: of what won't be as it was.
         preview: what previews are drawn with, if any are.
+        locks: keep other processes from writing what this one is about to; to be closed.
     """
 
     pipe: CogVideoXPipeline
@@ -101,22 +106,29 @@ class Plan:
     failed: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     preview: Preview | None = None
+    locks: ExitStack = field(default_factory=ExitStack)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Opens the model and settles what becomes of each video that was asked for.
 
+    What is found on disk stays so until the plan's locks are closed.
+
     Raises:
         CogVideoXError: none of them can be made.
     """
-    return _Planner(args).plan()
+    with ExitStack() as locks:
+        plan = _Planner(args, locks).plan()
+        plan.locks = locks.pop_all()
+        return plan
 
 
 class _Planner:
     """Works out a plan; keeps what the arguments mean for all videos alike."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, locks: ExitStack):
         self.args = args
+        self.locks = locks
         self.given = {
             name: getattr(args, option)
             for option, name in SETTINGS.items()
@@ -262,6 +274,7 @@ class _Planner:
     def _settle(self, job: Job) -> None:
         """Adds a job to those that are to be made, or to those that are finished."""
         args, plan = self.args, self.result
+        self._lock(job)
         saved = None
         if job.path.exists() and (args.resume or not args.overwrite):
             saved = SavedRun.load(job.path)
@@ -296,6 +309,14 @@ class _Planner:
         if saved is not None:
             plan.begun[job.path] = saved.progress
         plan.jobs.append(job)
+
+    def _lock(self, job: Job) -> None:
+        """Raises OutputError where another process writes the output or the saved run of a job."""
+        for path in (Path(job.output), job.path):
+            if self.args.dry_run:
+                check_unlocked(path, _OTHER_OUTPUT)
+            else:
+                self.locks.enter_context(locked(path, _OTHER_OUTPUT))
 
     def _continued(self, job: Job, saved: SavedRun) -> Job:
         """The job as it goes on from a saved run.

@@ -1,6 +1,6 @@
 """From an official checkpoint to a model folder of our own, quantized if that is asked for."""
 
-from .convert import check_destination, convert
+from .convert import check_destination, convert, lock_destination
 from .info import describe_folder
 from .plan import ComponentPlan, ConversionPlan, TensorPlan, plan_conversion
 
@@ -11,5 +11,6 @@ __all__ = [
     "check_destination",
     "convert",
     "describe_folder",
+    "lock_destination",
     "plan_conversion",
 ]

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
+from ..files import locked, remove_temporary, temporary_path
 from ..model_card import model_card
 from ..nn.lora import LowRank
-from ..video.paths import output_errors, remove_temporary, temporary_path
+from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
 REPORT = "conversion.json"
@@ -45,12 +46,12 @@ def convert(
         signal-to-noise ratio of each kind of layer in dB.
 
     Raises:
-        OutputError: the folder exists or can't be written, or the disk is too small.
+        OutputError: the folder exists, can't be written or is being written by another process,
+            or the disk is too small.
     """
-    check_destination(destination, plan.bytes_after)
-    part = temporary_path(destination)
-    with output_errors(destination):
-        remove_temporary(part)
+    with lock_destination(destination), output_errors(destination):
+        check_destination(destination, plan.bytes_after)
+        part = temporary_path(destination)
         part.mkdir()
         try:
             with mlx_errors():
@@ -73,6 +74,15 @@ def convert(
                 remove_temporary(part)
             raise
     return report
+
+
+def lock_destination(destination: Path) -> AbstractContextManager[None]:
+    """Keeps other processes from writing the folder that is to appear there.
+
+    Raises:
+        OutputError: when entered, where one of them does.
+    """
+    return locked(destination, "choose another --mlx-path")
 
 
 def check_destination(destination: Path, size: int) -> None:

@@ -12,7 +12,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from .paths import MP4, remove_temporary, temporary_path
+from ..files import remove_temporary, temporary_path
+from .paths import MP4
 from .writer import FrameWriter, as_video_frame
 
 # Visually lossless for most clips; x264's own default of 23 is meant for streaming.
@@ -36,10 +37,6 @@ class VideoWriter(FrameWriter):
     """
 
     form = MP4
-
-    def _make(self, part: Path) -> None:
-        remove_temporary(temporary_path(self.path, ".tagged"))
-        super()._make(part)
 
     def _open(self, height: int, width: int) -> None:
         even_height, even_width = height + height % 2, width + width % 2
@@ -72,7 +69,7 @@ class VideoWriter(FrameWriter):
         Tags are written with the header, before the first frame, and the record isn't known
         before the last.
         """
-        tagged = temporary_path(self.path, ".tagged")
+        tagged = temporary_path(self.path)
         try:
             with av.open(str(part)) as source, _new_container(tagged) as target:
                 target.metadata["comment"] = comment

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..errors import InvalidInputError
+from ..files import locked
 from .gif import GifWriter
 from .mp4 import VideoWriter
 from .paths import (
@@ -94,7 +95,6 @@ def write_latents(
     """
     if output_form(path) != LATENTS:
         raise InvalidInputError(f"{path} is for frames: write latents to a {LATENTS} file")
-    path = check_output_path(path, overwrite)
     latents = np.asarray(latents)
     if latents.dtype != np.float32 or latents.ndim != 5 or len(latents) != 1:
         raise InvalidInputError(
@@ -102,4 +102,6 @@ def write_latents(
         )
     metadata = None if record is None else {KEY: record_text(record)}
     data = save({"latents": np.ascontiguousarray(latents)}, metadata)
-    publish(write_temporary(path, data), path, overwrite)
+    path = check_output_path(path, overwrite)
+    with locked(path, "choose another name"):
+        publish(write_temporary(path, data), path, overwrite)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 import av
 
 from ..errors import OutputError
+from ..files import remove_temporary, temporary_path
 
 MP4, GIF, LATENTS = ".mp4", ".gif", ".safetensors"
 FRAMES = ""
 """The ending of a folder of PNG frames."""
 
 _FRAME_NAME = re.compile(r"[0-9]+\.png")
-# Most file systems allow names of 255 bytes; temporary ones are a little longer than the output's.
+# That of the saved run is a little longer, and most file systems allow names of 255 bytes.
 _LONGEST_NAME = 240
 
 
@@ -80,21 +80,8 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.stem))
 
 
-def temporary_path(path: Path, stage: str = "") -> Path:
-    """The hidden neighbour in which the output at `path` grows."""
-    return path.with_name(f".{path.name}{stage}.part")
-
-
-def remove_temporary(part: Path) -> None:
-    """Removes what a run has left there, if anything."""
-    if part.is_dir() and not part.is_symlink():
-        shutil.rmtree(part)
-    else:
-        part.unlink(missing_ok=True)
-
-
 def write_temporary(path: Path, data: bytes) -> Path:
-    """Writes the whole of a file to its hidden neighbour, down to the disk, and returns that.
+    """Writes the whole of a file to a temporary neighbour, down to the disk, and returns that.
 
     Raises:
         OutputError: that isn't possible; nothing is left.
@@ -102,8 +89,7 @@ def write_temporary(path: Path, data: bytes) -> Path:
     part = temporary_path(path)
     with output_errors(path):
         try:
-            remove_temporary(part)
-            with part.open("wb") as stream:
+            with part.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -1,6 +1,6 @@
 """What all writers of frames share: checks, the temporary name, and how a block ends."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,14 +9,8 @@ import av
 import numpy as np
 
 from ..errors import InvalidInputError, OutputError
-from .paths import (
-    check_output_path,
-    output_errors,
-    output_form,
-    publish,
-    remove_temporary,
-    temporary_path,
-)
+from ..files import locked, remove_temporary, temporary_path
+from .paths import check_output_path, output_errors, output_form, publish
 from .record import record_text
 
 # That of the NTSC rates, 24000/1001 and its like.
@@ -32,9 +26,9 @@ class FrameWriter:
             writer.write(frames)
             writer.record = {"mlx_cogvideo": "0.1.0", "settings": {"seed": 1}}
 
-    Until then the frames go to a hidden temporary file or folder beside it, ``.clip.mp4.part``;
-    one that a killed run has left is replaced. Leaving the block by an exception removes it, so
-    a partial clip never bears the final name.
+    Until then the frames go to a hidden temporary file or folder beside it, and no other process
+    can write the output. Leaving the block by an exception removes the temporary, so a partial
+    clip never bears the final name.
 
     Attributes:
         path: where the output goes.
@@ -71,19 +65,20 @@ class FrameWriter:
         self._container: av.container.OutputContainer | None = None
 
     def __enter__(self) -> Self:
-        part = temporary_path(self.path)
-        with output_errors(self.path):
-            remove_temporary(part)
-            self._make(part)
-        self._part = part
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path, "choose another name"))
+            part = temporary_path(self.path)
+            with output_errors(self.path):
+                self._make(part)
+            self._part = part
+            stack.callback(self._abandon)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        try:
+        with self._stack:
             if kind is None:
                 self._complete()
-        finally:
-            self._abandon()
 
     def write(self, frames: np.ndarray) -> None:
         """Appends frames, uint8 [F, H, W, 3], or a single one, [H, W, 3].
@@ -112,7 +107,7 @@ class FrameWriter:
 
     def _make(self, part: Path) -> None:
         """Creates the temporary, so that a closed folder is noticed before any frame."""
-        part.touch()
+        part.touch(exist_ok=False)
 
     def _open(self, height: int, width: int) -> None:
         """Starts the encoder."""

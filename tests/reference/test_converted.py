@@ -1,10 +1,15 @@
 """Converted folders without quantization are official folders: PyTorch's libraries open them."""
 
+import shutil
+
 import diffusers
 import mlx.core as mx
+import numpy as np
 import pytest
 import torch
 import transformers
+from mlx.utils import tree_flatten
+from safetensors.torch import load_file, save_file
 from support import relative_error
 from torch_reference import TOLERANCE, frames_first, ours, random, rotary_embedding
 
@@ -54,3 +59,27 @@ def test_a_dequantized_folder_gives_in_diffusers_what_the_quantized_one_gives_he
         expected = theirs(latents, text, torch.tensor([400]), image_rotary_emb=rotary).sample
     result = transformer(ours(frames_first(latents)), ours(text), mx.array([400]))
     assert relative_error(result, frames_first(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("part", OPENED_BY)
+def test_shards_with_an_index_go_before_a_stray_single_file(tmp_path, folders, part, caplog):
+    """As in diffusers. (transformers takes the single file; a pipeline's parts follow one rule.)"""
+    folder = tmp_path / "model"
+    shutil.copytree(folders("5b"), folder)
+    network = OPENED_BY[part].from_pretrained(folder / part)
+    network.save_pretrained(folder / part, max_shard_size="50KB")
+    (stray,) = (file.name for file in (folders("5b") / part).glob("*.safetensors"))
+    assert (folder / part / f"{stray}.index.json").is_file()
+    tensors = load_file(folders("5b") / part / stray)
+    save_file({n: 0.5 * t for n, t in tensors.items()}, folder / part / stray, {"format": "pt"})
+
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    expected = network.state_dict()
+    if part != "text_encoder":
+        from_index = OPENED_BY[part].from_pretrained(folder / part).state_dict()
+        assert all(torch.equal(expected[name], from_index[name]) for name in expected)
+    found = dict(tree_flatten(getattr(pipe, part).parameters()))
+    for name, tensor in found.items():
+        tensor = mx.moveaxis(tensor, -1, 1) if tensor.ndim >= 4 else tensor
+        assert (np.array(tensor) == expected[name].numpy()).all(), name
+    assert [r.getMessage() for r in caplog.records if "isn't used" in r.getMessage()]

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections import OrderedDict
 from fractions import Fraction
 
 import mlx.core as mx
@@ -25,7 +26,14 @@ from torch_reference import (
     rotary_embedding,
 )
 
-from mlx_cogvideo.checkpoints.torch_file import TorchFile, TorchTensor, _Unpickler, tensors_in
+from mlx_cogvideo.checkpoints.torch_file import (
+    _PASSED,
+    TorchFile,
+    TorchTensor,
+    _Storage,
+    _Unpickler,
+    tensors_in,
+)
 from mlx_cogvideo.cli.convert import main
 from mlx_cogvideo.errors import CheckpointError
 from mlx_cogvideo.pipeline import CogVideoXPipeline
@@ -229,7 +237,124 @@ def test_a_tensor_that_points_outside_its_storage_is_refused(tmp_path, strides):
     file.path = tmp_path / "a.pt"
     unpickler = _Unpickler(io.BytesIO(b""), file)
     with pytest.raises(CheckpointError, match="impossible shape"):
-        unpickler._tensor(None, 0, (2, 3), strides)
+        unpickler._tensor(_Storage("0", "FloatStorage"), 0, (2, 3), strides)
+
+
+class Rebuilt:
+    """A tensor in a pickle, with a state that is set after it is rebuilt, as BUILD does."""
+
+    def __init__(self, tensor, state, shape=None, strides=None):
+        self.tensor, self.state = tensor, state
+        self.shape = tuple(tensor.shape) if shape is None else shape
+        self.strides = tensor.stride() if strides is None else strides
+
+    def __reduce__(self):
+        storage = self.tensor.untyped_storage()
+        storage = torch.storage.TypedStorage(
+            wrap_storage=storage, dtype=self.tensor.dtype, _internal=True
+        )
+        arguments = (storage, 0, self.shape, self.strides, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments, self.state
+
+
+BELOW = {"strides": (-1, -3)}
+STATES = {
+    "below the storage": BELOW,
+    "far away": {"strides": (-(2**40), 1)},
+    "beyond the storage": {"shape": (2**16, 2**16)},
+    "another offset": {"offset": 2**40},
+    "slots": (None, BELOW),
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_tensor_that_is_changed_after_its_checks_is_refused(tmp_path, state):
+    tensor = torch.arange(6.0).reshape(2, 3)
+    torch.save({"module": {"a": Rebuilt(tensor, None)}}, tmp_path / "valid.pt")
+    read = tensors_in(TorchFile(tmp_path / "valid.pt").contents)["a"].read()
+    assert (np.array(read) == tensor.numpy()).all()
+
+    torch.save({"module": {"a": Rebuilt(tensor, state)}}, tmp_path / "a.pt")
+    with pytest.raises((pickle.UnpicklingError, TypeError, RuntimeError)):
+        torch.load(tmp_path / "a.pt", weights_only=True)
+    with pytest.raises(CheckpointError, match=r"damaged pickle: .* is given another state"):
+        TorchFile(tmp_path / "a.pt")
+
+
+def test_a_crafted_checkpoint_writes_no_model(tmp_path, text_folder, capsys):
+    everything = {
+        **{
+            PREFIX + n: tensor
+            for n, tensor in sat_transformer(make_transformer("5b"), "5b").items()
+        },
+        **{f"first_stage_model.{name}": tensor for name, tensor in sat_vae(vae()).items()},
+        **{
+            f"conditioner.embedders.0.transformer.{n}": t for n, t in make_t5().state_dict().items()
+        },
+    }
+    name = PREFIX + "transformer.layers.0.mlp.dense_h_to_4h.weight"
+    _, columns = everything[name].shape
+    everything[name] = Rebuilt(everything[name], {"strides": (-columns, -1)})
+    torch.save({"module": everything}, tmp_path / "all.pt")
+    arguments = ["--model", tmp_path / "all.pt", "--text-encoder", text_folder]
+    assert main([str(a) for a in [*arguments, "--mlx-path", tmp_path / "out"]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "damaged pickle" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "message"),
+    [
+        ((3, 3), (3, 1), "reaches past the end of its storage"),
+        ((2, 3), (2**62, 1), "reaches past the end of its storage"),
+        ((2**31, 2**31), (0, 0), "impossible shape"),
+        ((2**40,), (0,), "impossible shape"),
+        ((1,) * 70, (1,) * 70, "impossible shape"),
+    ],
+    ids=str,
+)
+def test_a_tensor_larger_than_its_storage_or_any_weight_is_refused(
+    tmp_path, shape, strides, message
+):
+    tensor = torch.arange(6.0).reshape(2, 3)
+    torch.save({"module": {"a": Rebuilt(tensor, None, shape, strides)}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message):
+        TorchFile(tmp_path / "a.pt")
+
+
+def test_what_is_read_is_checked_again_right_before(tmp_path):
+    torch.save({"module": {"a": torch.arange(6.0).reshape(2, 3)}}, tmp_path / "a.pt")
+    tensor = tensors_in(TorchFile(tmp_path / "a.pt").contents)["a"]
+    for field, value in {"strides": (-3, 1), "shape": (9, 9), "offset": -1}.items():
+        before = getattr(tensor, field)
+        object.__setattr__(tensor, field, value)
+        with pytest.raises(CheckpointError, match=r"impossible shape|past the end"):
+            tensor.read()
+        object.__setattr__(tensor, field, before)
+    assert (np.array(tensor.read()) == np.arange(6).reshape(2, 3)).all()
+
+
+def test_nothing_that_a_pickle_is_given_takes_a_state_over(tmp_path):
+    """Functions and classes neither: a change of theirs would outlive the file."""
+    names = [(module, name) for module, name in sorted(_PASSED)] + [
+        ("collections", "OrderedDict"),
+        ("torch", "Size"),
+        ("torch", "FloatStorage"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+    ]
+    for module, name in names:
+        for state in ({"__doc__": "changed"}, (None, {"__doc__": "changed"})):
+            stream = io.BytesIO()
+            pickler = pickle._Pickler(stream, 2)
+            pickler.write(pickle.PROTO + b"\x02" + f"c{module}\n{name}\n".encode())
+            pickler.save(state)
+            pickler.write(pickle.BUILD + pickle.STOP)
+            with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+                archive.writestr("archive/data.pkl", stream.getvalue())
+            with pytest.raises(CheckpointError, match="damaged pickle"):
+                TorchFile(tmp_path / "a.pt")
 
 
 def test_the_vae_is_found_beside_the_folder_of_a_named_transformer(tmp_path, text_folder):

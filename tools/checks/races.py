@@ -1,0 +1,224 @@
+"""Starts pairs of commands that write one output, at the same moment, and looks at what they leave.
+
+    python tools/checks/races.py --pairs 50
+
+Of two runs of ``generate.py`` with one ``--output``, and of two conversions into one folder, one
+writes the output, which is its own from the first to the last byte, and the other says in one line
+that somebody else does, or has done so already. Batches that share one of their videos make the
+others; two trainings in one folder are one training. Nothing is left beside the outputs.
+"""
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_cogvideo.saved_run import SavedRun
+from mlx_cogvideo.video import read_record, read_video, write_video
+
+ROOT = Path(__file__).parents[2]
+GENERATE = [sys.executable, str(ROOT / "generate.py"), "--quiet", "--steps", "3", "--seed", "1"]
+GENERATE += ["--frames", "9", "--height", "32", "--width", "48"]
+CONVERT = [sys.executable, "-m", "mlx_cogvideo.convert", "--model", "demo", "--quiet"]
+LORA = [sys.executable, str(ROOT / "lora.py"), "--quiet", "--iters", "2", "--rank", "2"]
+LORA += ["--frames", "9", "--height", "32", "--width", "48"]
+PROMPTS = ("a red circle moves right on a white background", "a blue square grows on black")
+REFUSED = re.compile(
+    r"error: (?:seed \d: )?(\S+) (?:is being written by process (\d+) on \S+ since [\d:]+: .*"
+    r"|exists: .*|exists and was made otherwise .*|holds an adapter: .*|holds a training: .*)"
+)
+
+
+class Race:
+    """Two commands at once in a folder of their own."""
+
+    def __init__(self, folder: Path, commands: list[list[str]], delay: float):
+        self.folder = folder
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started = []
+        for i, command in enumerate(commands):
+            time.sleep(delay * i)
+            started.append(subprocess.Popen(command, cwd=folder, **pipes))
+        self.ends = [(*process.communicate(), process.returncode) for process in started]
+        self.pids = [process.pid for process in started]
+
+    def winner(self, code: int = 0) -> int:
+        """The one that wrote the output; checks what the other says of it."""
+        codes = [end[2] for end in self.ends]
+        assert sorted(codes) == [code, 1], self.ends
+        won = codes.index(code)
+        said = self.ends[1 - won][1].splitlines()
+        refusal = REFUSED.fullmatch(said[-1])
+        assert refusal and len(said) == 1, said
+        assert refusal[2] in (None, str(self.pids[won])), (said, self.pids)
+        return won
+
+    def files(self) -> set[str]:
+        return {file.name for file in self.folder.iterdir()}
+
+
+def frames(file: Path) -> np.ndarray:
+    return read_video(file)[0]
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.suffix in (".safetensors", ".json") and file.name != "conversion.json"
+    }
+
+
+def generations(folder: Path) -> Callable[[Path, float], str]:
+    """Two prompts to one file; each file is of the prompt that its record tells."""
+    commands = [[*GENERATE, "--prompt", prompt, "--output", "v.mp4"] for prompt in PROMPTS]
+    expected = []
+    for command in commands:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        expected.append(frames(folder / "v.mp4"))
+        (folder / "v.mp4").unlink()
+
+    def race(place: Path, delay: float) -> str:
+        race = Race(place, commands, delay)
+        won = race.winner()
+        assert race.files() == {"v.mp4"}, race.files()
+        record = read_record(place / "v.mp4")
+        assert record["settings"]["prompt"] == PROMPTS[won]
+        assert np.array_equal(frames(place / "v.mp4"), expected[won])
+        return f"the {('first', 'second')[won]} wrote it"
+
+    return race
+
+
+def batches(folder: Path) -> Callable[[Path, float], str]:
+    """Seeds 1 and 2 beside seeds 2 and 3, of two prompts: the video of seed 2 is one of them's."""
+
+    def race(place: Path, delay: float) -> str:
+        commands = [
+            [*GENERATE, "--prompt", prompt, "--seed", *seeds, "--output", "v{seed}.mp4"]
+            for prompt, seeds in zip(PROMPTS, (("1", "2"), ("2", "3")), strict=True)
+        ]
+        race = Race(place, commands, delay)
+        won = race.winner()
+        assert race.files() == {"v1.mp4", "v2.mp4", "v3.mp4"}, race.files()
+        prompts = [read_record(place / f"v{seed}.mp4")["settings"]["prompt"] for seed in (1, 2, 3)]
+        assert prompts == [PROMPTS[0], PROMPTS[won], PROMPTS[1]]
+        return f"the {('first', 'second')[won]} wrote the one that both were to"
+
+    return race
+
+
+def resumes(folder: Path) -> Callable[[Path, float], str]:
+    """One saved run goes on by two commands, to two outputs: one of them goes on."""
+    prompt = [*GENERATE, "--prompt", PROMPTS[0], "--steps", "40", "--save-every", "1"]
+    subprocess.run([*prompt, "-o", "whole.mp4"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    expected = frames(folder / "whole.mp4")
+    process = subprocess.Popen([*prompt, "-o", "v.mp4"], cwd=folder, stdout=subprocess.DEVNULL)
+    file = folder / "v.mp4.resume"
+    while not file.exists() or not SavedRun.load(file).steps_done:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    saved = file.read_bytes()
+
+    def race(place: Path, delay: float) -> str:
+        (place / "v.mp4.resume").write_bytes(saved)
+        common = [*GENERATE[:3], "--resume", "v.mp4.resume", "--output"]
+        race = Race(place, [[*common, "a.mp4"], [*common, "b.mp4"]], delay)
+        codes = [end[2] for end in race.ends]
+        assert 0 in codes and set(codes) <= {0, 1, 2}, race.ends
+        won = codes.index(0)
+        (said,) = race.ends[1 - won][1].splitlines()
+        gone = "nothing to resume: there is no v.mp4.resume"
+        assert REFUSED.fullmatch(said) or gone in said, said
+        assert race.files() == {("a.mp4", "b.mp4")[won]}, race.files()
+        assert np.array_equal(frames(place / ("a.mp4", "b.mp4")[won]), expected)
+        return f"the {('first', 'second')[won]} went on"
+
+    return race
+
+
+def conversions(folder: Path) -> Callable[[Path, float], str]:
+    """One folder in 4 and in 8 bits: all of it is one of them."""
+    commands = [[*CONVERT, "-q", bits, "--mlx-path", "m"] for bits in ("4", "8")]
+    expected = []
+    for i, command in enumerate(commands):
+        place = folder / str(i)
+        place.mkdir()
+        subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
+        expected.append(tensors(place / "m"))
+
+    def race(place: Path, delay: float) -> str:
+        race = Race(place, commands, delay)
+        won = race.winner()
+        assert race.files() == {"m"}, race.files()
+        assert tensors(place / "m") == expected[won]
+        return f"the {('first', 'second')[won]} wrote it"
+
+    return race
+
+
+def trainings(folder: Path) -> Callable[[Path, float], str]:
+    """Two ranks in one folder: the adapter, its configuration and its log are one training's."""
+    (folder / "clips").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    write_video(folder / "clips" / "a.mp4", noise, 8)
+    (folder / "clips" / "a.txt").write_text("noise")
+    ranks = (2, 4)
+
+    def race(place: Path, delay: float) -> str:
+        commands = [
+            [*LORA, "--data", str(folder / "clips"), "--adapter-path", "a", "--rank", str(rank)]
+            for rank in ranks
+        ]
+        race = Race(place, commands, delay)
+        won = race.winner()
+        assert ".lock" not in {file.name for file in (place / "a").iterdir()}
+        adapter = mx.load(str(place / "a" / "pytorch_lora_weights.safetensors"))
+        assert {min(tensor.shape) for tensor in adapter.values()} == {ranks[won]}
+        assert len((place / "a" / "log.jsonl").read_text().splitlines()) == 2
+        return f"the {('first', 'second')[won]} trained"
+
+    return race
+
+
+KINDS = {
+    "generate": generations,
+    "batch": batches,
+    "resume": resumes,
+    "convert": conversions,
+    "lora": trainings,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pairs", type=int, default=50)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    for kind in args.kinds:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, seen = Path(temporary), Counter()
+            race = KINDS[kind](folder)
+            for i in range(args.pairs):
+                place = folder / f"race-{i}"
+                place.mkdir()
+                # Most start together, some a little apart.
+                seen[race(place, moments.choice([0, 0, 0, moments.uniform(0, 1)]))] += 1
+        print(f"{kind}: {args.pairs} pairs, {dict(seen)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
