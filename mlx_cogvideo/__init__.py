@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 from .errors import (
     CheckpointError,
     CogVideoXError,
+    DeviceError,
     GenerationError,
     InvalidInputError,
     ModelNotFoundError,
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "CogVideoXError",
     "CogVideoXPipeline",
+    "DeviceError",
     "GenerationError",
     "InvalidInputError",
     "ModelNotFoundError",

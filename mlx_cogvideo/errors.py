@@ -1,7 +1,9 @@
 """What can go wrong, as types. Every message is one line: what was wrong and what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class CogVideoXError(Exception):
@@ -28,29 +30,126 @@ class GenerationError(CogVideoXError, RuntimeError):
     """The model produced something that is no video: NaN, infinity or one constant colour."""
 
 
+class DeviceError(GenerationError):
+    """MLX, or the device that it computes on, failed.
+
+    Attributes:
+        kind: one of `FAILURES`, or ``"other"``.
+        ends_process: whether nothing more can be computed in this process: MLX keeps the error of a
+            GPU and raises it again whenever that GPU is used.
+    """
+
+    def __init__(self, message: str, kind: str = "other", ends_process: bool = False):
+        super().__init__(message)
+        self.kind = kind
+        self.ends_process = ends_process
+
+
 class PeerLostError(CogVideoXError, RuntimeError):
     """A process that trains together with this one has ended, or its machine can't be reached."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """How one kind of failure is recognized, and what to say of it.
+
+    Attributes:
+        pattern: a regular expression for any part of MLX's text. What Metal says changes with
+            macOS, so that its codes count as well as its words.
+        problem: what happened.
+        advice: what to do.
+    """
+
+    pattern: str
+    problem: str
+    advice: str
+
+
+FAILURES = {
+    "interactivity": Failure(
+        r"(?i)0000000e|impacting ?interactivity",
+        "macOS stopped the GPU because it kept the display waiting",
+        "let the display sleep (pmset displaysleepnow), or set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, "
+        "and start the command again",
+    ),
+    "timeout": Failure(
+        r"(?i)00000002:|gpu ?timeout|callbackerrortimeout",
+        "macOS stopped the GPU because a piece of work took too long",
+        "close other programs that use the GPU, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, and start "
+        "the command again",
+    ),
+    "ignored": Failure(
+        r"(?i)00000004:|00000005:|submissionsignored|innocentvictim|excessive gpu errors",
+        "the GPU takes no more work from this process after an earlier failure",
+        "start the command again, and restart the Mac if that fails, too",
+    ),
+    "memory": Failure(
+        r"(?i)00000008|insufficient ?memory|outofmemory|out of memory|unable to allocate"
+        r"|attempting to allocate|memory ?allocation|bad_alloc",
+        "memory ran out",
+        "close other programs or ask for a smaller size or fewer frames",
+    ),
+    "shapes": Failure(
+        r"(?i)broadcast|\bshapes?\b|dimension|input channels|\[(?:conv|matmul|addmm|concatenate"
+        r"|reshape|split|gather|take|scaled_dot_product_attention|layer_norm|quantized_matmul)\]",
+        "arrays don't fit each other",
+        "the model's parts may be of different kinds; if they aren't, please report this",
+    ),
+}
+"""What MLX's errors are about, in the order in which they are tried."""
+
+OTHER = Failure(
+    "", "MLX failed", "see whether python -m mlx_cogvideo.check passes, and report this"
+)
+
+# MLX's messages begin with the name of a function or a backend, or tell of shapes.
+_BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
+
+
 def first_line(error: BaseException) -> str:
-    """Of another library's message, for one of ours."""
+    """The first line of another library's message, for one of ours."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-@contextmanager
-def mlx_errors(
-    advice: str = "close other programs or ask for a smaller size or fewer frames",
-) -> Iterator[None]:
-    """Tells of MLX's own errors, most of which are about memory, as a GenerationError.
+def is_by_mlx(error: BaseException) -> bool:
+    """Whether an error that isn't ours looks like one of MLX's."""
+    return isinstance(error, MemoryError) or _BY_MLX.match(str(error)) is not None
+
+
+def device_error(error: BaseException, out_of_memory: str | None = None) -> DeviceError:
+    """One of MLX's errors in a line that says what happened, MLX's own words, and what to do.
 
     Args:
-        advice: what to do if memory ran out.
+        out_of_memory: what to do if memory ran out; None is the usual advice.
+    """
+    raw = first_line(error)
+    text = "out of memory" if isinstance(error, MemoryError) else str(error)
+    found = (kind for kind, failure in FAILURES.items() if re.search(failure.pattern, text))
+    kind = next(found, "other")
+    failure = FAILURES.get(kind, OTHER)
+    advice = out_of_memory if kind == "memory" and out_of_memory else failure.advice
+    ends_process = "command buffer" in text.lower() or kind in (
+        "interactivity",
+        "timeout",
+        "ignored",
+    )
+    return DeviceError(f"{failure.problem} ({raw}): {advice}", kind, ends_process)
+
+
+@contextmanager
+def mlx_errors(out_of_memory: str | None = None) -> Iterator[None]:
+    """Turns MLX's errors into `DeviceError`; ours pass.
+
+    Args:
+        out_of_memory: what to do if memory ran out; None is the usual advice.
     """
     try:
         yield
     except CogVideoXError:
         raise
     except (RuntimeError, MemoryError) as error:
-        raise GenerationError(
-            f"MLX failed ({first_line(error)}): if memory ran out, {advice}"
-        ) from error
+        raise device_error(error, out_of_memory) from error
+    except (ValueError, IndexError, OverflowError) as error:
+        if not is_by_mlx(error):
+            raise
+        raise device_error(error, out_of_memory) from error

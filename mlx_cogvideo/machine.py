@@ -1,6 +1,5 @@
 """What a machine can do, and what that means for each official model."""
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,13 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from . import __version__
 from .coding import Tiling
-from .memory import available_memory, choose_tiling, forecast, guides_in_turn, usable_memory
+from .device import Machine, mac, this_machine
+from .memory import choose_tiling, forecast, guides_in_turn, largest_memory
 from .networks import NETWORKS
 from .nn.attention import attention
 from .nn.quantization import Quantization, linear_layers, packings
 from .request import Geometry
+from .system import describe
 from .variants import VARIANTS, Variant
 
 SECONDS = 0.25  # of measuring, each
@@ -27,6 +27,9 @@ SECONDS = 0.25  # of measuring, each
 # were bandwidth: from the times of its norms and elementwise parts on an H100.
 ARRAYS_PER_BLOCK = 30
 PACKINGS = {"16 bits": None, "4 bits": Quantization(4, 64)}
+ALL_PACKINGS = {"16 bits": None, "8 bits": Quantization(8, 64), "4 bits": Quantization(4, 64)}
+MAC_SIZES = (8, 16, 24, 32, 36, 48, 64, 96, 128)
+"""Memory of Macs, in GB."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,49 @@ class Outlook:
     advice: str
 
 
-def describe() -> dict[str, Any]:
-    """Chip, memory, system and versions."""
-    name = mx.device_info().get("device_name", platform.processor())
-    return {
-        "mlx_cogvideo": __version__,
-        "mlx": mx.__version__,
-        "device": f"{mx.default_device().type.name} {name}",
-        "system": f"{platform.system()} {platform.release()}",
-        "memory": available_memory(),
-    }
+@dataclass(frozen=True)
+class Choice:
+    """What ``generate.py`` chooses for an official model on a Mac, at the model's own size.
+
+    Attributes:
+        bits: ``16 bits``, ``8 bits`` or ``4 bits``.
+        gigabytes: the Mac's memory.
+        memory: bytes that the stage that needs most is estimated to need; `limit`: that a run can
+            have there.
+        tiling: the VAE's mode.
+        split_guidance: whether the two passes of guidance are computed one after the other.
+    """
+
+    variant: str
+    bits: str
+    gigabytes: int
+    memory: int
+    limit: int
+    tiling: str
+    split_guidance: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.limit
+
+
+def choices_on_macs() -> list[Choice]:
+    """What is chosen for each official model, in each size, on Macs of all sizes."""
+    return [
+        _choice(variant.alias, bits, gigabytes)
+        for variant in VARIANTS
+        for bits in ALL_PACKINGS
+        for gigabytes in MAC_SIZES
+    ]
+
+
+def _choice(alias: str, bits: str, gigabytes: int) -> Choice:
+    model = _imagined(alias, ALL_PACKINGS[bits], mac(gigabytes))
+    request = _chosen(model)
+    need = max(forecast(model, request).values())
+    limit = model.machine.memory
+    mode, split = request.tiling.mode, request.sequential_guidance
+    return Choice(alias, bits, gigabytes, need, limit, mode, split)
 
 
 def measure_ceilings(dtype: mx.Dtype) -> Ceilings:
@@ -120,7 +156,7 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
         model = _imagined(variant.alias, packing)
         request = _chosen(model)
         needs.append(max(forecast(model, request).values()))
-        if needs[-1] <= usable_memory(model):
+        if needs[-1] <= largest_memory(model):
             fitting.append(bits + ", tiled" * (request.tiling.mode == "tiled"))
     advice = next(iter(fitting), "fewer frames or a smaller size, in 4 bits")
     return Outlook(variant.alias, step, 50 * step, *needs, advice)
@@ -139,13 +175,14 @@ def _chosen(model: SimpleNamespace) -> SimpleNamespace:
 
 
 def report(ceilings: list[Ceilings]) -> dict[str, Any]:
-    """All of it, fit for JSON; times are by the fastest of the dtypes."""
+    """All that isn't a comparison, fit for JSON; times are by the fastest of the dtypes."""
     fastest = max(ceilings, key=lambda c: c.matmul)
     return {
         **describe(),
         "dtype": dtype_advice(ceilings),
         "ceilings": [asdict(c) for c in ceilings],
         "outlook": [asdict(outlook(variant, fastest)) for variant in VARIANTS],
+        "macs": [{**asdict(choice), "fits": choice.fits} for choice in choices_on_macs()],
     }
 
 
@@ -159,14 +196,33 @@ def dtype_advice(ceilings: list[Ceilings]) -> str:
     return "what the checkpoint has: float16 for 2B, bfloat16 for the others"
 
 
-@cache
-def _imagined(alias: str, packing: Quantization | None = None) -> SimpleNamespace:
-    """An official model that isn't here, as far as a forecast looks at it.
+def _imagined(
+    alias: str, packing: Quantization | None = None, machine: Machine | None = None
+) -> SimpleNamespace:
+    """An official model that isn't here, as far as an estimate looks at it.
 
     Args:
         alias: its short name.
         packing: how the converter packed it.
+        machine: None is this one.
     """
+    configs, weights, geometry = _sizes(alias, packing)
+    return SimpleNamespace(
+        configs=configs,
+        dtype=mx.bfloat16,
+        geometry=geometry,
+        machine=machine or this_machine(),
+        memory_limit=None,
+        weight_bytes=weights.__getitem__,
+        is_packed=lambda name: packing is not None and name != "vae",
+    )
+
+
+@cache
+def _sizes(
+    alias: str, packing: Quantization | None
+) -> tuple[dict[str, Any], dict[str, int], Geometry]:
+    """A model's configurations, the bytes of its networks, and its own size."""
     variant = next(variant for variant in VARIANTS if variant.alias == alias)
     told = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
     configs = {
@@ -184,14 +240,7 @@ def _imagined(alias: str, packing: Quantization | None = None) -> SimpleNamespac
         height=None,
         width=None,
     )
-    return SimpleNamespace(
-        configs=configs,
-        dtype=mx.bfloat16,
-        geometry=geometry,
-        memory_limit=None,
-        weight_bytes=weights.__getitem__,
-        is_packed=lambda name: packing is not None and name != "vae",
-    )
+    return configs, weights, geometry
 
 
 def _weight_bytes(network: nn.Module, packing: Quantization | None) -> int:

@@ -1,16 +1,12 @@
-"""How much memory a run needs, how much there is, and what to tell the system about it."""
+"""How much memory a run needs, and which of its modes there is memory for."""
 
-import os
-import platform
 from collections.abc import Collection
-from math import ceil
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import mlx.core as mx
 
 from .caching import CACHED_ARRAYS
 from .coding import Tiling
+from .device import Machine, size
 from .errors import InvalidInputError
 from .nn.attention import SCORES_AT_A_TIME
 from .nn.autoencoder import (
@@ -21,22 +17,58 @@ from .nn.autoencoder import (
     footprint,
     largest_decode_tensor,
 )
-from .nn.device import on_gpu
 from .nn.portions import PORTION_ELEMENTS
-from .nn.transformer import FEED_FORWARD_ELEMENTS
+from .nn.transformer import feed_forward_parts
 from .request import Geometry, Request
 from .training.backward import WIDE_ELEMENTS
 
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline
 
-# Peak activations of the transformer in arrays as large as its tokens: while it attends, and beside
-# the wide layer of the feed-forward part. Measured on CUDA (benchmarks/step.py), by which those of
-# Metal are guessed. On the CPU small videos are computed in one portion, and MLX holds the whole
-# table of attention scores.
-ATTENTION_ARRAYS = 11
-FEED_FORWARD_ARRAYS = 6
-ARRAYS_ON_CPU = 43
+
+@dataclass(frozen=True)
+class Constants:
+    """What a backend holds at the peak of a stage, beside what any backend would.
+
+    Attributes:
+        whole, strips, tiles: for the VAE's modes, feature maps of the size that is worked on (the
+            whole frame, a strip of rows, a strip of a tile) beside the widest map and what the
+            convolutions remember.
+        attention: for the transformer, arrays as large as its tokens while it attends.
+        feed_forward: the same beside the wide layer of the feed-forward part.
+    """
+
+    whole: int
+    strips: int
+    tiles: int
+    attention: int
+    feed_forward: int
+
+    def maps(self, tiling: str) -> int:
+        """The VAE's, for one of its modes."""
+        return {"none": self.whole, "seamless": self.strips, "tiled": self.tiles}[tiling]
+
+
+CONSTANTS = {
+    # Measured on an H100: benchmarks/step.py and benchmarks/vae.py.
+    "cuda": Constants(whole=3, strips=16, tiles=7, attention=11, feed_forward=6),
+    # Counted in MLX's source, not measured. A causal convolution is computed as three 2-D ones:
+    # their padded input, three results and an output that isn't used are held until the GPU is
+    # done, and joining the parts of a result takes one more. Products and attention have no
+    # workspace there, so that CUDA's numbers hold or are too high.
+    "metal": Constants(whole=5, strips=17, tiles=7, attention=11, feed_forward=6),
+    # Winograd holds its transformed input and output, 2.7 maps, for each of the three.
+    "metal winograd": Constants(whole=17, strips=19, tiles=17, attention=11, feed_forward=6),
+    # MLX unfolds the windows of a convolution, 27 for the VAE's. Small videos are computed in one
+    # portion. Measured with the demo.
+    "cpu": Constants(whole=37, strips=37, tiles=37, attention=43, feed_forward=6),
+}
+
+
+def constants(machine: Machine) -> Constants:
+    """Those of a machine's backend."""
+    return CONSTANTS["metal winograd" if machine.winograd else machine.backend]
+
 
 # The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
 # tables of scores that are computed at a time. Counted in training/backward.py, and checked with
@@ -48,11 +80,6 @@ WAITING_ARRAYS = 16
 
 # Of scores, that Metal's own backward of attention holds for each head, and their height and width.
 METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
-
-# What the VAE holds beside whole maps, in bands of the size that it works on. Small ones it takes
-# several at a time. On the CPU, MLX unfolds the windows of a convolution, 27 for the VAE's.
-VAE_BANDS = {"none": 3, "seamless": 16, "tiled": 7}
-VAE_BANDS_ON_CPU = 37
 
 # What whole frames may take in any case.
 WHOLE_FRAMES = 2 * 2**30
@@ -106,19 +133,19 @@ def denoising_memory(
     tokens, dim = config.token_count(geometry.latent_shape), config.dim
     cached = CACHED_ARRAYS.get(cache, 0) * batch * tokens * dim * itemsize
     at_a_time = batch // passes
-    hidden = at_a_time * tokens * dim
-    if not on_gpu():
-        scores = at_a_time * config.num_attention_heads * tokens**2
-        activations = ARRAYS_ON_CPU * hidden * itemsize + 4 * scores
-    else:
-        # Two parts of the wide layer at a time, each before and after its activation.
-        parts = ceil(4 * hidden / FEED_FORWARD_ELEMENTS)
-        wide = 2 * min(2, parts) * 4 * hidden / parts
-        elements = max(ATTENTION_ARRAYS * hidden, FEED_FORWARD_ARRAYS * hidden + wide)
-        if pipe.is_packed("transformer"):
-            elements += 2 * min(2, parts) * 4 * dim**2  # the two linear layers' weights
-        activations = int(elements * itemsize)
-    return pipe.weight_bytes("transformer") + activations + cached
+    rows = at_a_time * tokens
+    hidden = rows * dim
+    # Two parts of the wide layer at a time, each before and after its activation.
+    machine = pipe.machine
+    parts = feed_forward_parts(rows, dim, machine.kernel_operations)
+    wide = 2 * min(2, parts) * 4 * hidden / parts
+    held = constants(machine)
+    elements = max(held.attention * hidden, held.feed_forward * hidden + wide)
+    if machine.backend == "cpu":  # where MLX holds the whole table of scores, in float32
+        cached += 4 * at_a_time * config.num_attention_heads * tokens**2
+    elif pipe.is_packed("transformer"):
+        elements += 2 * min(2, parts) * 4 * dim**2  # the two linear layers' weights
+    return pipe.weight_bytes("transformer") + int(elements * itemsize) + cached
 
 
 def guides_in_turn(pipe: "CogVideoXPipeline", geometry: Geometry, cache: str | None = None) -> bool:
@@ -150,8 +177,8 @@ def check_memory_limit(
 
 
 def what_needs_less(pipe: "CogVideoXPipeline", request: Request, stage: str) -> str:
-    """What to do where a stage needs more memory than it may take."""
-    there_is = usable_memory(pipe)
+    """What to do where a stage needs more memory than this machine, or the limit, allows."""
+    there_is = largest_memory(pipe)
     if stage == "decode" and request.tiling.mode != "tiled":
         return "--tiling tiled needs less"
     if stage == "source" and request.source.tiling != "tiled":
@@ -183,13 +210,13 @@ def training_forecast(
         WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
         SCORE_TABLES * min(SCORES_AT_A_TIME, scores),
     ]
-    if mx.metal.is_available():
+    if pipe.machine.backend == "metal":
         side = min(METAL_TABLE_SIDE, tokens)
         pieces.append(METAL_TABLES * batch_size * config.num_attention_heads * side**2)
     elements += max(pieces)
     train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
     train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
-    if not on_gpu():
+    if pipe.machine.backend == "cpu":
         train += 4 * scores
     tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
     return {
@@ -237,79 +264,41 @@ def vae_memory(
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
     parts = footprint(config, height, width, frames=chunk, decode=decode, band_elements=elements)
-    bands = VAE_BANDS[tiling.mode] if on_gpu() else VAE_BANDS_ON_CPU
-    count = parts.remembered + parts.maps + bands * parts.band
+    count = parts.remembered + parts.maps + constants(pipe.machine).maps(tiling.mode) * parts.band
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
 
 def choose_tiling(
     pipe: "CogVideoXPipeline", height: int, width: int, *, decode: bool = True
 ) -> str:
-    """The VAE's fastest way for which there is memory; of the exact ones if there is for any.
+    """The VAE's fastest mode for which there is memory; of the exact ones if there is for any.
 
-    Whole frames save a second of minutes, and aren't to be what a run needs most memory for.
+    Whole frames save a second of minutes, and aren't to be what a run needs most memory for. They
+    and strips give the same video, and what is free now may choose between them. Tiles give another
+    one: only the memory of the machine may choose these, so that a command gives the same video
+    whatever else is running.
     """
-    there_is = usable_memory(pipe)
-    limits = {"none": max(pipe.weight_bytes("transformer"), WHOLE_FRAMES), "seamless": there_is}
+    limits = {
+        "none": min(max(pipe.weight_bytes("transformer"), WHOLE_FRAMES), usable_memory(pipe)),
+        "seamless": largest_memory(pipe),
+    }
     if decode and largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width)) >= MAX_ELEMENTS:
         del limits["none"]
     for mode, limit in limits.items():
-        if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= min(limit, there_is):
+        if vae_memory(pipe, Tiling(mode), height, width, decode=decode) <= limit:
             return mode
     return "tiled"
 
 
 def usable_memory(pipe: "CogVideoXPipeline") -> int:
-    """Bytes that a run may be foretold to need: what there is, up to the pipeline's limit."""
-    there_is = available_memory()
+    """Bytes that a run may be estimated to need now: what is available, up to the limit."""
+    return _limited(pipe.machine.available, pipe)
+
+
+def largest_memory(pipe: "CogVideoXPipeline") -> int:
+    """Bytes that a run may be estimated to need on this machine at all, up to the limit."""
+    return _limited(pipe.machine.memory, pipe)
+
+
+def _limited(there_is: int, pipe: "CogVideoXPipeline") -> int:
     return there_is if pipe.memory_limit is None else min(there_is, pipe.memory_limit)
-
-
-def available_memory() -> int:
-    """Bytes that a run can have now.
-
-    On a Mac, what the GPU may use of the memory that it shares with everything else.
-    """
-    if on_gpu():
-        info = mx.device_info()
-        # Metal's name for it, then CUDA's two.
-        for name in ("max_recommended_working_set_size", "free_memory", "total_memory"):
-            if name in info:
-                return info[name]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        meminfo = dict(line.split(":", 1) for line in lines)
-        return int(meminfo["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def size(count: float) -> str:
-    """Bytes as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
-    for unit in ("KiB", "MiB"):
-        count /= 1024
-        if count < 1023.5:
-            return f"{count:.0f} {unit}"
-    return f"{count / 1024:.1f} GiB"
-
-
-def manage_memory(limit: int | None = None) -> None:
-    """Tells MLX and the system what to hold on to while a video is made.
-
-    What has been freed is kept for the next use up to an eighth of the memory. macOS 15 and later
-    keep a model's memory wired, so that nothing of it is paged out; elsewhere there is no such
-    limit to set, and earlier systems take it for an error.
-
-    Args:
-        limit: bytes that the run is to keep to, which MLX takes for a guideline.
-    """
-    there_is = available_memory()
-    if limit is not None:
-        mx.set_memory_limit(limit)
-        there_is = min(there_is, limit)
-    mx.set_cache_limit(there_is // 8)
-    if not mx.metal.is_available():
-        return
-    version = platform.mac_ver()[0]
-    if version and int(version.split(".")[0]) >= 15:
-        mx.set_wired_limit(min(int(mx.device_info()["max_recommended_working_set_size"]), there_is))

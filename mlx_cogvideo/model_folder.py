@@ -18,6 +18,7 @@ from .checkpoints import (
     read_config,
     resolve_model,
 )
+from .device import Machine, this_machine
 from .errors import InvalidInputError
 from .networks import NETWORKS
 from .nn.autoencoder import AutoencoderKLCogVideoX
@@ -41,6 +42,7 @@ class ModelFolder:
         variant: the official variant that the transformer's configuration matches, or None.
         dtype: of the weights and activations.
         tokenizer: text to token ids.
+        machine: what estimates of memory are for; this one unless it is set.
         memory_limit: bytes that a run may be foretold to need, by an estimate within some per cent;
             None is what there is.
         adapters: what ``load_lora`` has added, with its scales.
@@ -65,6 +67,7 @@ class ModelFolder:
             for name, (network, _) in NETWORKS.items()
         }
         self.dtype = dtype or _default_dtype(self._stored["transformer"])
+        self.machine: Machine = this_machine()
 
     @classmethod
     def from_pretrained(

@@ -103,7 +103,8 @@ def finish(
 
     Raises:
         InvalidInputError: what was saved doesn't fit its own settings.
-        GenerationError: the model produced no video, or MLX failed, for want of memory for example.
+        GenerationError: the model produced no video.
+        DeviceError: MLX or the GPU failed.
         OutputError: the output can't be written.
         KeyboardInterrupt: as ``should_stop`` wished, or Ctrl-C. Like the errors it has a note that
             tells where the steps so far are kept.
@@ -186,16 +187,16 @@ def _write(
             keeper.save()
         return latents
 
-    advice = "go on with --tiling tiled, which decodes in the least"
+    less = "go on with --tiling tiled, which decodes in the least"
     if request.tiling.mode == "tiled":
-        advice = "close other programs"
+        less = "close other programs"
     frames = pipe.join(request, denoised, on_progress=meter)
-    with mlx_errors(advice):
+    with mlx_errors(out_of_memory=less):
         first = next(frames)
     record = keeper.saved.record
     with open_writer(keeper.saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
         writer.write(first)
-        with mlx_errors(advice):
+        with mlx_errors(out_of_memory=less):
             for more in frames:
                 writer.write(more)
         writer.record = record

@@ -105,7 +105,11 @@ class SavedRun:
             arrays |= {"latents": self.state.latents, "x0": self.state.x0}
             about |= {"timestep": self.state.timestep, "skipped": self.state.skipped}
         # 16-bit numbers are float32 numbers, and back again: nothing is lost.
-        numbers = {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
+        # Converted on the CPU: a GPU that has failed computes nothing any more.
+        numbers = {
+            name: np.array(array.astype(mx.float32, stream=mx.cpu))
+            for name, array in arrays.items()
+        }
         metadata = {KEY: record_text(self.record), "run": json.dumps(about)}
         publish(write_temporary(path, save(numbers, metadata)), path, overwrite=True)
 

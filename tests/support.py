@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_cogvideo.device import mac
 from mlx_cogvideo.files import locked
 
 OFFICIAL_SCHEDULER_CONFIG = {
@@ -63,6 +65,19 @@ def locked_elsewhere(path: Path, lock_file: Path | None = None) -> Iterator[None
     finally:
         may_end.set()
         thread.join()
+
+
+def pretend_metal(monkeypatch, chip: str = "Apple M1", gigabytes: int = 16, **info) -> None:
+    """Has decisions be those of a Mac. What is computed is computed on the CPU as before."""
+    told = {
+        "device_name": chip,
+        "architecture": "applegpu_g13g",
+        "max_recommended_working_set_size": mac(gigabytes).memory,
+        **info,
+    }
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: told)
 
 
 VOCABULARY = """

@@ -48,8 +48,7 @@ def test_heads_then_queries_are_divided_where_they_would_take_too_long_at_once(
         "scaled_dot_product_attention",
         lambda q, *rest, **how: made.append(q.shape[1:3]) or compute(q, *rest, **how),
     )
-    monkeypatch.setattr(module, "_on_metal", lambda: True)
-    monkeypatch.setattr(module, "OPERATIONS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(module, "kernel_operations", lambda: at_a_time)
     mixed = attention(queries, keys, values)
     assert mixed.shape == expected.shape and relative_error(mixed, expected) < 1e-6
     assert made == shapes

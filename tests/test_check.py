@@ -8,9 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_cogvideo import memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.check import main
+from mlx_cogvideo.device import Machine
 from mlx_cogvideo.machine import PACKINGS, Ceilings, _imagined, dtype_advice, outlook
 from mlx_cogvideo.stages import check_stages
 from mlx_cogvideo.variants import VARIANTS
@@ -51,7 +51,7 @@ def test_one_wrong_weight_is_found_in_its_stage(copy, capsys, component, weight,
     logging.getLogger("mlx_cogvideo").handlers.clear()
     assert main(["--stages-only", "--model", str(copy)]) == 1
     told = capsys.readouterr()
-    wrong = {line[10:34].strip() for line in told.out.splitlines() if "WRONG" in line}
+    wrong = {line[10:44].strip() for line in told.out.splitlines() if "WRONG" in line}
     assert wrong == stages
     assert all(stage in told.err for stage in stages)
 
@@ -88,8 +88,8 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
     ],
 )
 def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, there_is, advice):
-    monkeypatch.setattr(memory, "available_memory", lambda: there_is * 2**30)
-    monkeypatch.setattr(memory, "on_gpu", lambda: True)
+    machine = Machine("cuda", "", there_is * 2**30)
+    monkeypatch.setattr("mlx_cogvideo.machine.this_machine", lambda: machine)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from clips import make_clip
@@ -528,6 +529,39 @@ def test_a_second_training_keeps_out_of_a_folder(clips, adapter, capsys):
     assert f"{adapter} is being written by process {os.getpid()} on " in line
     assert "choose another --adapter-path" in line
     assert lora(clips, adapter, "--iters", 1) == 0
+
+
+@pytest.mark.parametrize("where", ["gradients", "update"])
+def test_a_failing_gpu_costs_no_step(clips, adapter, monkeypatch, capsys, where):
+    """While the adapter is updated, what is in memory may be of two steps, and isn't saved."""
+    whole, calls = adapter.with_name("whole"), []
+    assert lora(clips, whole, "--iters", 4) == 0
+    text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
+    owner, name = (
+        (Objective, "loss_and_gradients")
+        if where == "gradients"
+        else (optim.Optimizer, "apply_gradients")
+    )
+    compute = getattr(owner, name)
+
+    def fail(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError(text)
+        return compute(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        assert lora(clips, adapter, "--iters", 4, "--save-every", 1) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert text in line and "pmset displaysleepnow" in line
+    if where == "gradients":
+        kept = f"2 steps are kept in {adapter}: the same command with --resume goes on"
+        assert line.endswith(kept)
+    assert [path.name for path in saved_checkpoints(adapter)][-1] == "0000002"
+    assert lora(clips, adapter, "--iters", 4, "--resume") == 0
+    first, second = (mx.load(str(folder / ADAPTER_FILES[0])) for folder in (whole, adapter))
+    assert all(mx.array_equal(first[n], second[n]) for n in first)
 
 
 def test_a_sample_that_fails_is_said_and_the_training_goes_on(clips, adapter, monkeypatch, capsys):

@@ -55,11 +55,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def launched(arguments: list[str]) -> str:
+def launched(arguments: list[str], script: Path = SCRIPT) -> str:
     """What two processes print."""
     launch = [LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", *free_ports(1), "--"]
     done = subprocess.run(
-        [str(word) for word in [*launch, sys.executable, SCRIPT, *arguments]],
+        [str(word) for word in [*launch, sys.executable, script, *arguments]],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -104,6 +104,31 @@ def test_two_processes_go_on_bit_for_bit(clips, tmp_path):
     launched(command(clips, folders[1], *more, "--iters", 6, "--resume"))
     whole, stopped = map(adapter_of, folders)
     assert all(mx.array_equal(array, stopped[name]) for name, array in whole.items())
+
+
+def test_a_process_that_is_late_changes_nothing(clips, tmp_path):
+    """By more than the five seconds for which Metal lets work of a GPU wait."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from mlx_cogvideo.cli.lora import main\n"
+        "from mlx_cogvideo.training.peers import Peers\n"
+        "averaged = Peers.averaged\n"
+        "def sleep_first(self, gradients):\n"
+        "    time.sleep(8 * self.rank)\n"
+        "    return averaged(self, gradients)\n"
+        "Peers.averaged = sleep_first\n"
+        "sys.exit(main())\n"
+    )
+    more = ["--batch-size", 1, "--warmup", 0, "--iters", 2, "-q"]
+    folders = [tmp_path / name for name in ("punctual", "late")]
+    for folder, script in zip(folders, (SCRIPT, late), strict=True):
+        launched(command(clips, folder, *more), script)
+    rows = [json.loads(line) for line in (folders[1] / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and min(row["seconds"] for row in rows) > 8
+    expected, made = map(adapter_of, folders)
+    assert all(mx.array_equal(array, made[name]) for name, array in expected.items())
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from adapters import RANK, make_adapter
 
-from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, memory
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device, memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.coding import Tiling
+from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.record import Meter
@@ -114,7 +115,7 @@ def test_each_way_of_decoding_is_foretold(pipe, size, monkeypatch):
     ("there_is", "mode"), [(2**40, "none"), (250e6, "seamless"), (10e6, "tiled")]
 )
 def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, there_is, mode):
-    monkeypatch.setattr(memory, "available_memory", lambda: there_is)
+    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", int(there_is)))
     monkeypatch.setattr(memory, "BAND_ELEMENTS", 2**14)
     assert pipe.request("a", height=192, width=192).tiling.mode == mode
     assert pipe.request("a", height=192, width=192, tiling="none").tiling.mode == "none"
@@ -132,7 +133,7 @@ def test_whole_frames_arent_what_a_run_needs_most_memory_for(pipe, monkeypatch):
 def test_the_passes_of_guidance_take_turns_where_there_is_no_memory_for_both(pipe, monkeypatch):
     needs = memory.denoising_memory(pipe, pipe.geometry(), batch=2)
     for there_is, sequential in ((needs, False), (needs - 1, True)):
-        monkeypatch.setattr(memory, "available_memory", lambda there_is=there_is: there_is)
+        monkeypatch.setattr(pipe, "machine", Machine("cpu", "", there_is))
         assert pipe.request("a").sequential_guidance is sequential
         assert pipe.request("a", sequential_guidance=False).sequential_guidance is False
         assert pipe.request("a", guidance_scale=1).sequential_guidance is False
@@ -165,7 +166,7 @@ def test_embeddings_need_no_text_encoder(monkeypatch):
 
 def test_what_is_advised_can_help(monkeypatch):
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", 2**20))
 
     def advice(stage, **how):
         return memory.what_needs_less(pipe, pipe.request("a", **how), stage)
@@ -176,7 +177,7 @@ def test_what_is_advised_can_help(monkeypatch):
     assert advice("decode", tiling="seamless") == "--tiling tiled needs less"
     monkeypatch.setattr(pipe, "is_packed", lambda name: True)
     assert advice("encode") == advice("denoise") == "no setting makes it less"
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**24)
+    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", 2**24))
     assert advice("decode").startswith("a smaller size")
     assert advice("denoise", guidance_scale=1).startswith("a smaller size")
 
@@ -187,7 +188,7 @@ def test_training_on_metal_has_larger_tables_of_scores_for_more_clips(pipe, monk
     monkeypatch.setattr(memory, "WIDE_ELEMENTS", 2**10)
 
     def need(metal):
-        monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+        monkeypatch.setattr(pipe, "machine", Machine("metal" if metal else "cuda", "", 2**40))
         return memory.training_forecast(pipe, geometry, 8, 0)["train"]
 
     tables = 3 * 8 * 3 * 1024**2 - 10 * 2**10
@@ -195,31 +196,9 @@ def test_training_on_metal_has_larger_tables_of_scores_for_more_clips(pipe, monk
 
 
 def test_frames_too_large_to_be_whole_are_cut_where_there_is_all_the_memory(pipe, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**60)
+    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", 2**60))
     assert pipe.request("a", height=4096, width=4096).tiling.mode == "seamless"
 
 
 def test_there_is_some_memory():
-    assert 2**28 < memory.available_memory() < 2**45
-
-
-@pytest.mark.parametrize(
-    ("metal", "version", "limits"),
-    [
-        (True, "15.1", [123]),
-        (True, "26.0", [123]),
-        (True, "14.7.1", []),
-        (True, "", []),
-        (False, "", []),
-    ],
-)
-def test_memory_is_wired_only_where_the_system_knows_of_it(monkeypatch, metal, version, limits):
-    set_to = []
-    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
-    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 123})
-    monkeypatch.setattr(mx, "set_wired_limit", set_to.append)
-    monkeypatch.setattr(memory.platform, "mac_ver", lambda: (version, ("", "", ""), ""))
-    monkeypatch.setattr(mx, "set_cache_limit", lambda limit: None)
-    monkeypatch.setattr(memory, "available_memory", lambda: 2**40)
-    memory.manage_memory()
-    assert set_to == limits
+    assert 2**28 < device.available_memory() <= device.machine_memory() < 2**45

@@ -20,7 +20,8 @@ def save_arrays(
     mx.eval(list(arrays.values()))
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
     try:
-        mx.save_safetensors(str(partial), dict(arrays), metadata)
+        with mx.stream(mx.cpu):  # a GPU that has failed doesn't even copy
+            mx.save_safetensors(str(partial), dict(arrays), metadata)
     except RuntimeError as error:  # what MLX makes of the system's refusal
         partial.unlink(missing_ok=True)
         reason = first_line(error)

@@ -1,12 +1,12 @@
 """What is about to happen, in a few lines before it does."""
 
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import BUNDLED
 from ..coding import Tiling
-from ..memory import forecast, size, usable_memory, what_needs_less
+from ..device import size
+from ..memory import forecast, largest_memory, usable_memory, what_needs_less
 from ..nn.autoencoder import AutoencoderConfig
 from ..record import model_title
 from ..request import Geometry, Request
@@ -38,9 +38,22 @@ def announce(plan: Plan) -> None:
         needs, there_is = _needs(plan), usable_memory(plan.pipe)
         show_plan(_lines(plan), needs, there_is)
         for stage, need in needs.items():
-            if need > there_is:
+            if need > largest_memory(plan.pipe):
                 advice = what_needs_less(plan.pipe, plan.jobs[0].request, stage)
                 logger.warning("%s may need more memory than there is: %s", stage, advice)
+            elif need > there_is:
+                warn_of_the_moment(stage, need, there_is)
+
+
+def warn_of_the_moment(what: str, need: int, there_is: int) -> None:
+    """Warns that the machine has the memory that something needs, but not now."""
+    logger.warning(
+        "%s needs about %s and %s are free now: close other programs, or it may take several "
+        "times as long",
+        what,
+        size(need),
+        size(there_is),
+    )
 
 
 def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], there_is: int) -> None:
@@ -51,7 +64,7 @@ def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], there_
         needs: bytes that each stage needs, of those that `there_is`.
     """
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    memory = f"about {told or 'nothing'}; {size(there_is)} can be had"
+    memory = f"about {told or 'nothing'}; {size(there_is)} available"
     for title, text in [*lines, ("memory", memory)]:
         logger.info("%-8s %s", title, text)
 
@@ -94,8 +107,6 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         lines.append(("resumed", f"after {next(iter(plan.begun.values()))}"))
     elif plan.begun:
         lines.append(("resumed", f"{len(plan.begun)} of these videos"))
-    if sys.platform == "darwin":
-        lines.append(("awake", "'caffeinate -i' in front of the command keeps a Mac from sleeping"))
     return lines
 
 

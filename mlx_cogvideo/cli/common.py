@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..errors import CogVideoXError, InvalidInputError
+from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -80,6 +81,11 @@ def run(
     except OSError as error:
         say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
         return FAILED
+    except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        if not is_by_mlx(error):
+            raise
+        say(f"error: {with_notes(device_error(error))}")
+        return FAILED
 
 
 def with_notes(error: BaseException) -> str:
@@ -107,6 +113,48 @@ def mute(*streams: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream)
+
+
+def add_machine_options(add: Callable[..., Any]) -> None:
+    """Adds the options about this machine that long commands share.
+
+    Args:
+        add: a parser's or a group's ``add_argument``.
+    """
+    add(
+        "--wired-limit",
+        type=positive,
+        metavar="GIB",
+        help="keep up to GIB of the model resident on macOS 15 and later, whatever other programs "
+        "need (default: leave it to the system, which is safer: such limits have ended in kernel "
+        "panics)",
+    )
+    add_awake_option(add)
+
+
+def add_awake_option(add: Callable[..., Any]) -> None:
+    """Adds ``--no-caffeinate``; see `add_machine_options`."""
+    add(
+        "--no-caffeinate",
+        dest="caffeinate",
+        action="store_false",
+        help="let a Mac fall asleep during the run (default: a run of more than a minute keeps it "
+        "awake)",
+    )
+
+
+def wired_bytes(args: argparse.Namespace) -> int | None:
+    """What ``--wired-limit`` asks for.
+
+    Raises:
+        InvalidInputError: this system has no such limit.
+    """
+    if args.wired_limit is None:
+        return None
+    version = platform.mac_ver()[0]
+    if not version or int(version.split(".")[0]) < 15:
+        raise InvalidInputError("--wired-limit needs macOS 15 or later: leave it out")
+    return int(min(args.wired_limit * 2**30, sys.maxsize))
 
 
 def show_log_messages() -> None:

@@ -29,13 +29,14 @@ from ..conversion import (
     lock_destination,
     plan_conversion,
 )
+from ..device import size
 from ..errors import InvalidInputError, OutputError
-from ..memory import size
 from ..model_card import model_card
 from ..networks import NETWORKS
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from ..variants import ALIASES
-from .common import DTYPES, Bars, Parser, WithScale, be_quiet, run
+from .awake import awake
+from .common import DTYPES, Bars, Parser, WithScale, add_awake_option, be_quiet, run
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         if args.mlx_path.exists():
             raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
         lock = lock_destination(args.mlx_path)
-    with lock:
+    with lock, awake(args.caffeinate and not args.dry_run):
         _convert(args, quantization)
 
 
@@ -266,5 +267,6 @@ def make_parser() -> Parser:
     add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
     add("--dry-run", action="store_true", help="say what would happen and stop there")
     add("--info", type=Path, metavar="FOLDER", help="only say what a model folder holds")
+    add_awake_option(add)
     add("--quiet", action="store_true", help="say only what is wrong")
     return parser

@@ -8,15 +8,27 @@ from pathlib import Path
 from ..caching import CACHES
 from ..checkpoints import BUNDLED
 from ..conditioning import IMAGE_LATENT_SCALES
+from ..device import manage_memory
 from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
-from ..memory import manage_memory
 from ..nn.autoencoder import TILINGS
 from ..schedulers import SCHEDULERS
 from ..variants import ALIASES
 from ..video import FITS, read_record
 from .announce import announce
-from .common import DTYPES, FAILED, Parser, WithScale, at_least_one, be_quiet, positive, run
+from .awake import awake
+from .common import (
+    DTYPES,
+    FAILED,
+    Parser,
+    WithScale,
+    add_machine_options,
+    at_least_one,
+    be_quiet,
+    positive,
+    run,
+    wired_bytes,
+)
 from .plan import make_plan
 from .session import Session
 
@@ -35,13 +47,15 @@ def generate(arguments: Sequence[str] | None) -> int | None:
         return None
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
+    wired = wired_bytes(args)
     plan = make_plan(args)
     with plan.locks:
         announce(plan)
         if args.dry_run:
             return FAILED if plan.failed else None
-        manage_memory(plan.pipe.memory_limit)
-        return Session(plan, args).run()
+        manage_memory(plan.pipe.memory_limit, wired)
+        with awake(args.caffeinate):
+            return Session(plan, args).run()
 
 
 def show(file: Path) -> None:
@@ -225,6 +239,7 @@ def make_parser() -> Parser:
         help="draw a small, rough preview beside the output every so many steps, as "
         "OUTPUT.preview.gif, until the video is there",
     )
+    add_machine_options(add)
     add("--dry-run", action="store_true", help="say what would happen and stop there")
     add("--quiet", "-q", action="store_true", help="say only what is wrong")
     add("--json", action="store_true", help="print one line of JSON instead of the outputs' names")

@@ -13,9 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import default_model, holds_adapter, model_identity
+from ..device import manage_memory, size
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import locked
-from ..memory import available_memory, manage_memory, size, training_forecast
+from ..memory import training_forecast
 from ..pipeline import CogVideoXPipeline
 from ..request import Request
 from ..training.cache import Cache
@@ -24,11 +25,12 @@ from ..training.clips import Clip, choose_shape, find_clips
 from ..training.peers import Peers
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
-from ..training.trainer import Trainer
+from ..training.trainer import LESS_MEMORY, Trainer
 from ..video import Shape, write_video
-from .announce import show_plan
+from .announce import show_plan, warn_of_the_moment
+from .awake import awake
 from .batch import IMAGE_MARK, read_prompts
-from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say
+from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts
@@ -63,6 +65,7 @@ class Job:
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
+    wired = wired_bytes(args)
     peers = Peers.connect()
     if args.quiet or not peers.leads:
         be_quiet()
@@ -74,9 +77,9 @@ def train(arguments: Sequence[str] | None) -> int | None:
     lock = nullcontext()
     if peers.leads:
         lock = locked_adapter(args.adapter_path, args.resume)
-    manage_memory()
+    manage_memory(wired=wired)
     interrupts = Interrupts()
-    with mlx_errors(), interrupts, lock:
+    with mlx_errors(), interrupts, lock, awake(args.caffeinate):
         try:
             return _train(job, args, interrupts, peers)
         except KeyboardInterrupt as error:
@@ -177,7 +180,7 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     ]
     needs = {stage: max(need[stage] for need in needs) for stage in needs[0]}
     fps = reading.shapes[0].fps
-    there_is = available_memory()
+    there_is, machine = pipe.machine.available, pipe.machine.memory
     lines = [
         ("model", f"{job.name}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
@@ -186,11 +189,11 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     show_plan(lines, needs, there_is)
-    if max(needs.values()) > there_is:
-        logger.warning(
-            "this may need more memory than there is: a smaller size, fewer frames or a quantized "
-            "--model need less"
-        )
+    need = max(needs.values())
+    if need > machine:
+        logger.warning("this may need more memory than there is: %s", LESS_MEMORY)
+    elif need > there_is:
+        warn_of_the_moment("this", need, there_is)
 
 
 def _described(shape: Shape) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..conditioning import IMAGE_LATENT_SCALES
 from ..training.settings import TARGETS
 from ..video.clip import TIMEOUT
-from .common import DTYPES, Parser, at_least_one, not_negative, positive
+from .common import DTYPES, Parser, add_machine_options, at_least_one, not_negative, positive
 
 
 def make_parser() -> Parser:
@@ -99,6 +99,7 @@ def make_parser() -> Parser:
     add("--cache", type=Path, metavar="DIR", help="default: .mlx_cogvideo in --data")
     add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
     add("--resume", action="store_true", help="go on with an unfinished training")
+    add_machine_options(add)
     add("--dry-run", action="store_true", help="say what would be learned and stop there")
     add("--quiet", "-q", action="store_true", help="say only what is wrong")
     return parser

@@ -15,9 +15,10 @@ import mlx.core as mx
 
 from ..checkpoints import default_model, model_identity
 from ..conditioning import AN_ARRAY
+from ..device import size
 from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..files import check_unlocked, locked
-from ..memory import check_memory_limit, size
+from ..memory import check_memory_limit
 from ..pipeline import CogVideoXPipeline
 from ..preview import Preview, check_preview_path
 from ..record import (

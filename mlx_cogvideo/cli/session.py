@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..denoising import DenoisingState
-from ..errors import CogVideoXError, OutputError
+from ..errors import CogVideoXError, DeviceError, OutputError
 from ..preview import preview_path, remove_preview
 from ..request import Request
 from ..runs import Job, begin, finish
@@ -122,6 +122,12 @@ class Session:
             failure = Failure(job.label, type(error), with_notes(error))
             self.plan.failed.append(failure)
             if not self.plan.is_batch:
+                raise
+            if isinstance(error, DeviceError) and error.ends_process:
+                error.add_note(
+                    f"{len(self.made)} of {len(self.plan.jobs)} videos are made: the same command "
+                    "with --resume makes the rest"
+                )
                 raise
             say(f"error: {failure.label}: {failure.reason}")
 

@@ -5,16 +5,15 @@ from math import ceil
 
 import mlx.core as mx
 
-from .device import on_gpu
+from .device import backend, kernel_operations, on_gpu
 from .fusion import fused
 from .portions import Portions
 
-OPERATIONS_AT_A_TIME = 1e12
-"""Of one kernel on a Mac, where the system ends work that keeps the display waiting for seconds: at
-least 0.4 s on the slowest, an M1 of 2.6 TFLOP/s."""
-
 SCORES_AT_A_TIME = 2**26
 """Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
+
+PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+"""Of queries by keys, that attention takes, and that its gradients take."""
 
 QUERIES_TOGETHER = 128
 """Of which CUDA's own backward takes a multiple."""
@@ -27,14 +26,18 @@ def attention(
     *,
     scale: float | None = None,
     bias: mx.array | None = None,
+    products: int = PRODUCTS,
 ) -> mx.array:
     """softmax(scale · q kᵀ + bias) v.
+
+    On a Mac some heads, and some queries, are computed at a time, so that no kernel takes too long.
 
     Args:
         queries, keys, values: ``[batch, heads, tokens, head_dim]``; any strides whose last is 1.
         scale: ``head_dim ** -0.5`` by default.
         bias: added to the scores, broadcast to ``[batch, heads, tokens, tokens]``. None keeps the
             fused kernels' memory linear in the number of tokens.
+        products: that a kernel computes: `BACKWARD_PRODUCTS` where gradients will be taken.
 
     Returns:
         ``[batch, heads, tokens, head_dim]``, in the dtype of `queries`.
@@ -42,8 +45,9 @@ def attention(
     if scale is None:
         scale = queries.shape[-1] ** -0.5
     groups = stretches = 1
-    if bias is None and _on_metal():
-        groups, stretches = _division(4 * queries.size * keys.shape[2], queries.shape)
+    if bias is None:
+        operations = 2 * products * queries.size * keys.shape[2]
+        groups, stretches = _division(operations, queries.shape)
     if groups == stretches == 1:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=bias)
     # Joined where the heads of a token lie side by side, as the caller wants them in the end.
@@ -59,15 +63,11 @@ def attention(
     return mx.concatenate(mixed, axis=2).swapaxes(1, 2)
 
 
-def _on_metal() -> bool:
-    return mx.metal.is_available() and on_gpu()
-
-
 def _division(operations: int, shape: tuple[int, ...]) -> tuple[int, int]:
     """Into how many equal groups of heads that much is divided, and where a head is too much still,
     into how many stretches of its queries."""
     _, heads, tokens, _ = shape
-    wanted = operations / OPERATIONS_AT_A_TIME
+    wanted = operations / kernel_operations()
     groups = next(n for n in range(1, heads + 1) if heads % n == 0 and (n >= wanted or n == heads))
     return groups, max(1, min(tokens, ceil(wanted / groups)))
 
@@ -87,18 +87,20 @@ def attention_gradients(
     if not _has_own_backward(queries.dtype):
         return _gradients_in_parts(queries, keys, values, output, cotangent)
     tokens = queries.shape[2]
-    if not _on_metal():
+    if backend() == "cuda":
         # Queries whose output has no gradient add nothing to those of keys and values.
         more = [(0, 0), (0, 0), (0, -tokens % QUERIES_TOGETHER), (0, 0)]
         queries, cotangent = mx.pad(queries, more), mx.pad(cotangent, more)
     arrays = [queries, keys, values]
-    _, (of_queries, *others) = mx.vjp(lambda *arrays: [attention(*arrays)], arrays, [cotangent])
+    _, (of_queries, *others) = mx.vjp(
+        lambda *arrays: [attention(*arrays, products=BACKWARD_PRODUCTS)], arrays, [cotangent]
+    )
     return of_queries[:, :, :tokens], *others
 
 
 def _has_own_backward(dtype: mx.Dtype) -> bool:
     """Whether MLX's backward is fused here."""
-    return on_gpu() and (mx.metal.is_available() or dtype.size == 2)
+    return backend() == "metal" or (on_gpu() and dtype.size == 2)
 
 
 def _gradients_in_parts(

@@ -1,8 +1,92 @@
-"""Where arrays are computed."""
+"""Where arrays are computed, and what that asks of the code."""
+
+import math
+import os
 
 import mlx.core as mx
 
+KERNEL_SECONDS = 0.4
+"""The longest that one kernel may take on a Mac, where the system ends work that holds the GPU for
+seconds (ml-explore/mlx#3267)."""
+
+SUSTAINED = 0.7
+"""Of the peak rate, what products and attention reach at least."""
+
+PEAK_TERAFLOPS = {
+    "M1": 2.3,
+    "M1 Pro": 4.6,
+    "M1 Max": 7.8,
+    "M1 Ultra": 15.7,
+    "M2": 2.9,
+    "M2 Pro": 5.7,
+    "M2 Max": 10.7,
+    "M2 Ultra": 21.5,
+    "M3": 2.8,
+    "M3 Pro": 5.0,
+    "M3 Max": 10.6,
+    "M3 Ultra": 21.2,
+    "M4": 3.2,
+    "M4 Pro": 6.5,
+    "M4 Max": 12.9,
+    "M5": 3.3,
+    "M5 Pro": 6.6,
+    "M5 Max": 13.2,
+}
+"""Float32 peak of each chip's smallest version: 256 operations a clock for each GPU core. The
+neural accelerators of the M5, which not every version of macOS and MLX can use, don't count."""
+
+
+def backend() -> str:
+    """``"metal"``, ``"cuda"`` or ``"cpu"``."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
 
 def on_gpu() -> bool:
-    """Whether it is a GPU, of Metal or CUDA."""
-    return mx.default_device().type == mx.DeviceType.gpu
+    """Whether arrays are computed by a GPU, of Metal or CUDA."""
+    return backend() != "cpu"
+
+
+def chip() -> str:
+    """The name of the device, such as ``Apple M2 Max``; "" if MLX doesn't know it."""
+    return str(mx.device_info().get("device_name", ""))
+
+
+def kernel_operations(of_chip: str | None = None) -> float:
+    """Operations that one kernel may take: on a Mac what its chip does in `KERNEL_SECONDS`.
+
+    By a table, and never by a measurement: how work is divided changes the rounding, and a run that
+    goes on later must come to the same video. Chips that aren't in it count as the slowest.
+
+    Args:
+        of_chip: of another Mac; None is this machine.
+    """
+    if of_chip is None:
+        if backend() != "metal":
+            return math.inf
+        of_chip = chip()
+    name = of_chip.removeprefix("Apple ").strip()
+    peak = PEAK_TERAFLOPS.get(name, min(PEAK_TERAFLOPS.values()))
+    return KERNEL_SECONDS * SUSTAINED * peak * 1e12
+
+
+def kernels(operations: float, of_chip: str | None = None) -> int:
+    """Into how many kernels so many operations are divided; see `kernel_operations`."""
+    return max(1, math.ceil(operations / kernel_operations(of_chip)))
+
+
+def disable_winograd() -> None:
+    """Has MLX compute 3x3 convolutions directly on Metal, unless the user has chosen.
+
+    Its Winograd kernels round what is between their steps to 16 bits, which costs the VAE 15 dB in
+    bfloat16 (tools/checks/winograd.py), and hold a scratch of several feature maps. MLX reads the
+    variable at each convolution, and evaluation is lazy: call this before the first one, once.
+    """
+    if mx.metal.is_available():
+        os.environ.setdefault("MLX_CONV_WINOGRAD", "0")
+
+
+def uses_winograd() -> bool:
+    """Whether convolutions go through Metal's Winograd kernels."""
+    return backend() == "metal" and os.environ.get("MLX_CONV_WINOGRAD", "1") != "0"

@@ -1,8 +1,11 @@
 """Handing lazy work to the device piece by piece, so that what one piece leaves is freed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import mlx.core as mx
+
+from .device import kernels
 
 PORTION_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""
@@ -69,6 +72,16 @@ class Portions:
 
 LAZY = Portions(evaluate=False)
 """Computes nothing by itself."""
+
+
+def in_kernels(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """``layer(x)`` of a linear layer as wide as its input, in as many products as a Mac wants."""
+    count = kernels(2 * x.size * x.shape[-1])
+    if count == 1:
+        return layer(x)
+    rows = x.flatten(0, -2)
+    edges = [i * len(rows) // count for i in range(count + 1)]
+    return mx.concatenate([layer(rows[a:b]) for a, b in pairwise(edges)]).reshape(x.shape)
 
 
 def in_passes(passes: int, *batch: mx.array) -> Iterator[tuple[mx.array, ...]]:

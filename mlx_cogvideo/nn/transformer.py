@@ -17,16 +17,31 @@ import numpy as np
 from . import cuda
 from .attention import attention, merge_heads, split_heads
 from .config import Config
+from .device import kernel_operations
 from .fusion import fused
 from .lora import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
-from .portions import LAZY, Portions
+from .portions import LAZY, Portions, in_kernels
 from .positions import half_split, rope_tables, rotate, sincos_table
 
 QK_NORM_EPS = 1e-6
 
 FEED_FORWARD_ELEMENTS = 2**28
 """Of the wide layer that are computed at a time; in 16 bits, 512 MB."""
+
+
+def feed_forward_parts(rows: int, dim: int, operations: float | None = None) -> int:
+    """Into how many parts the feed-forward layers divide their rows.
+
+    Args:
+        operations: that a kernel may take; None is what this machine allows.
+    """
+    at_once = kernel_operations() if operations is None else operations
+    return max(
+        1,
+        math.ceil(4 * rows * dim / FEED_FORWARD_ELEMENTS),
+        math.ceil(8 * rows * dim**2 / at_once),
+    )
 
 
 @dataclass(frozen=True)
@@ -343,7 +358,9 @@ class CogVideoXBlock(nn.Module):
     ) -> mx.array:
         """`attended` is what came of queries, keys and values, shaped like these."""
         _, gates = self.norm1(x, temb, is_text)
-        return gated_residual(x, self.attn1.to_out[0](merge_heads(attended)), is_text, *gates)
+        return gated_residual(
+            x, in_kernels(self.attn1.to_out[0], merge_heads(attended)), is_text, *gates
+        )
 
     def add_feed_forward(
         self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
@@ -376,7 +393,7 @@ class Attention(nn.Module):
         """``[B, tokens, dim]`` to queries, keys and values ``[B, heads, tokens, head_dim]``."""
         queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation, work))
         keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation, work))
-        return queries, keys, split_heads(self.to_v(x), self.heads)
+        return queries, keys, split_heads(in_kernels(self.to_v, x), self.heads)
 
     def _positioned(
         self,
@@ -390,9 +407,9 @@ class Attention(nn.Module):
         heads, weight, bias = self.heads, norm.weight, norm.bias
         head_dim = len(weight)
         if rotation is None:
-            y = linear(x)
+            y = in_kernels(linear, x)
         else:
-            y = in_order(linear, x, half_split(heads, head_dim))
+            y = in_kernels(lambda x: in_order(linear, x, half_split(heads, head_dim)), x)
             order = half_split(1, head_dim)
             weight, bias = weight[order], bias[order]
         y = y.reshape(*x.shape[:2], heads, head_dim)
@@ -433,7 +450,8 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
-        count = math.ceil(4 * x.size / FEED_FORWARD_ELEMENTS) if work.evaluate else 1
+        dim = x.shape[-1]
+        count = feed_forward_parts(x.size // dim, dim) if work.evaluate else 1
         if count == 1:
             return self._run(x)
         rows = x.flatten(0, 1)

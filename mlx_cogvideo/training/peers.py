@@ -3,6 +3,11 @@
 ``mlx.launch`` starts them. Each holds the whole model and learns from clips of its own in each
 step; what they have in common are the gradients, which are averaged, and so the adapter. The first
 of them writes.
+
+An exchange waits for the slowest process, for minutes if need be. On a Mac the GPU must not wait
+with it: Metal ends GPU work that is held up for about five seconds (ml-explore/mlx#4475), and the
+process ends with it. So the arrays are evaluated first, the whole exchange is computed on the CPU,
+and its result is evaluated before anything else uses it.
 """
 
 import hashlib
@@ -66,14 +71,16 @@ class Peers:
         """The mean of a tree of arrays over all processes."""
         if self.size == 1:
             return gradients
-        with _lost():
+        mx.eval(gradients)
+        # `communication_stream` is not enough: it leaves the division, for one, on the GPU.
+        with mx.stream(_exchange_device()), _lost():
             mean = nn.average_gradients(gradients, self._group)
             mx.eval(mean)
             return mean
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The means of numbers that each process has."""
-        return (self._sum(mx.array(values)) / self.size).tolist()
+        return [total / self.size for total in self._sum(mx.array(values)).tolist()]
 
     def any(self, wish: bool) -> bool:
         """Whether one of the processes has it."""
@@ -86,10 +93,7 @@ class Peers:
     def shared(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The first process's arrays, in all."""
         # In the same order everywhere: the arrays may have come from a file, or not.
-        return {
-            name: self._sum(array if self.leads else mx.zeros_like(array))
-            for name, array in sorted(arrays.items())
-        }
+        return {name: self._sum(array, self.leads) for name, array in sorted(arrays.items())}
 
     @contextmanager
     def first_first(self) -> Iterator[None]:
@@ -108,19 +112,22 @@ class Peers:
         """Raises InvalidInputError where something isn't the same in all processes."""
         for name, value in told.items():
             digest = hashlib.sha256(repr(value).encode()).digest()[:4]
-            number = mx.array(int.from_bytes(digest, "little"), mx.uint32)
-            first = self.shared({name: number})[name]
-            if self.any((first != number).item()):
+            number = int.from_bytes(digest, "little")
+            first = self.shared({name: mx.array(number, mx.uint32)})[name].item()
+            if self.any(first != number):
                 raise InvalidInputError(
                     f"the {name} differ between the processes: give each the same command, model "
                     "and clips"
                 )
 
-    def _sum(self, array: mx.array) -> mx.array:
+    def _sum(self, array: mx.array, counts: bool = True) -> mx.array:
+        """The sum over the processes for which it `counts`."""
         if self.size == 1:
             return array
-        with _lost():
-            total = mx.distributed.all_sum(array, group=self._group)
+        mx.eval(array)
+        with mx.stream(_exchange_device()), _lost():
+            own = array if counts else mx.zeros_like(array)
+            total = mx.distributed.all_sum(own, group=self._group)
             mx.eval(total)
             return total
 
@@ -137,6 +144,12 @@ def _contents(file: str) -> str:
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def _exchange_device() -> mx.Device | mx.DeviceType:
+    """The CPU, where every backend of MLX but NCCL communicates. NCCL needs the GPU, and CUDA has
+    no watchdog that ends work for waiting."""
+    return mx.default_device() if mx.cuda.is_available() else mx.cpu
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import save_adapter
 from ..conditioning import image_latent_scale, place_image, with_leading
-from ..errors import GenerationError, PeerLostError
+from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.lora import add_adapter
 from ..pipeline import CogVideoXPipeline
 from ..schedulers import make_scheduler
@@ -33,6 +33,7 @@ from .peers import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 
+LESS_MEMORY = "a smaller size, fewer frames or a quantized --model need less"
 LOG = "log.jsonl"
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 
@@ -69,6 +70,8 @@ class Trainer:
         """
         self.pipe, self.samples, self.settings = pipe, samples, settings
         self.folder, self.keep, self.step = folder, keep, 0
+        # Whether the adapter and the optimizer's state may be of different steps.
+        self._is_updating = False
         self._prior, self.peers = prior, peers
         self.data = _digests(model, pipe.dtype_name, samples, prior)
         self._unconditional = load_text(unconditional)
@@ -100,16 +103,19 @@ class Trainer:
 
         Raises:
             GenerationError: the loss became NaN or infinite.
-            PeerLostError: one of the peers is gone. What was learned until then is saved.
+            DeviceError: MLX or the GPU failed.
+            PeerLostError: one of the peers is gone. As before it, what was learned until then is
+                saved.
         """
         try:
-            return self._train(save_every, validate_every, on_step, should_stop)
-        except PeerLostError as error:
-            if self.step > 0:
+            with mlx_errors(out_of_memory=LESS_MEMORY):
+                return self._train(save_every, validate_every, on_step, should_stop)
+        except (DeviceError, PeerLostError) as error:
+            if self.step > 0 and not self._is_updating:
                 self._rescue(error)
             raise
 
-    def _rescue(self, error: PeerLostError) -> None:
+    def _rescue(self, error: DeviceError | PeerLostError) -> None:
         """Saves what was learned, and has the error tell where."""
         go_on = "--resume"
         if not self.peers.leads:
@@ -119,9 +125,10 @@ class Trainer:
             go_on = f"--resume --adapter-path {self.folder}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save()
+        others = "; with other processes, if their batches together are as large"
         error.add_note(
-            f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes on; "
-            "with other processes, if their batches together are as large"
+            f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes on"
+            + others * (self.peers.size > 1)
         )
 
     def _train(
@@ -195,10 +202,12 @@ class Trainer:
                 f"the loss of step {self.step + 1} is {means[0]} and its gradient {norm.item()}: "
                 "try a lower learning rate, or another dtype"
             )
+        self._is_updating = True
         new = self.optimizer.apply_gradients(total, tree_unflatten(self._parameters()))
         self.transformer.update(new)
         mx.eval(new, self.optimizer.state, norm)
         self.step += 1
+        self._is_updating = False
         return dict(zip(("loss", "prior_loss"), means, strict=False)), norm.item(), stop > 0
 
     def batch(self, number: int) -> Batch:

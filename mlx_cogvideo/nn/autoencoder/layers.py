@@ -1,11 +1,13 @@
 """Layers of the VAE. They take a chunk of frames in bands of rows, and give it back so."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from math import gcd, prod
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..device import kernels
 from ..fusion import fused
 from .bands import Bands, Pass, check_size, with_halo
 
@@ -27,7 +29,8 @@ class CausalConv3d(nn.Module):
         longer = (work.prepend((id(self), i), band, self.history) for i, band in enumerate(bands))
         for i, (band, padding) in enumerate(with_halo(longer, work)):
             x, weight = _padded(check_size(band)), _padded(self.conv.weight)
-            y = mx.conv3d(x, weight, padding=(0, padding, 1))
+            convolve = partial(mx.conv3d, padding=(0, padding, 1))
+            y = _in_kernels(convolve, x, weight, axis=1, history=self.history)
             y = y + self.conv.bias if residual is None else _sum(residual[i], y, self.conv.bias)
             yield work.done(check_size(y))
 
@@ -35,6 +38,38 @@ class CausalConv3d(nn.Module):
 @fused
 def _sum(a, b, c):
     return a + b + c
+
+
+def _in_kernels(
+    convolve: Callable[[mx.array, mx.array], mx.array],
+    x: mx.array,
+    weight: mx.array,
+    *,
+    axis: int,
+    history: int = 0,
+) -> mx.array:
+    """``convolve(x, weight)``, some frames at a time where a kernel would take too long on a Mac.
+
+    Args:
+        axis: of the frames.
+        history: frames before each that a convolution sees.
+    """
+    frames = x.shape[axis] - history
+    count = kernels(2 * weight.size * x.size // x.shape[-1])
+    if count == 1:
+        return convolve(x, weight)
+    groups = min(count, frames)
+    # Where a frame is still too much, some of the output channels, in multiples that are fast.
+    outputs = len(weight)
+    divisors = (n for n in range(1, outputs + 1) if outputs % (16 * n) == 0)
+    shares = next((n for n in divisors if n * groups >= count), max(1, outputs // 16))
+    weights = mx.split(weight, shares) if outputs % 16 == 0 else [weight]
+    parts = []
+    for i in range(groups):
+        first, end = (k * frames // groups for k in (i, i + 1))
+        some = x[:, first : end + history] if axis else x[first : end + history]
+        parts.append(mx.concatenate([convolve(some, w) for w in weights], axis=-1))
+    return mx.concatenate(parts, axis=axis)
 
 
 def _padded(x: mx.array) -> mx.array:
@@ -232,10 +267,11 @@ class Downsample3D(nn.Module):
 
     def __call__(self, x: Bands, work: Pass) -> Bands:
         averaged = map(_average_pairs, x) if self.compress_time else x
-        outputs = []
+        weight, outputs = self.conv.weight, []
         for band, padding in with_halo(averaged, work, above=0):
             frames = mx.pad(band.flatten(0, 1), [(0, 0), (0, padding), (0, 1), (0, 0)])
-            y = self.conv(check_size(frames))
+            y = _in_kernels(partial(mx.conv2d, stride=2), check_size(frames), weight, axis=0)
+            y = y + self.conv.bias
             outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
         return work.cut(outputs)
 
@@ -263,7 +299,8 @@ class Upsample3D(nn.Module):
         enlarged = (self._enlarge(parts.pop(0)) for _ in range(len(parts)))
         for band, padding in with_halo(enlarged, work):
             frames = check_size(band.flatten(0, 1))
-            y = mx.conv2d(frames, self.conv.weight, padding=(padding, 1)) + self.conv.bias
+            convolve = partial(mx.conv2d, padding=(padding, 1))
+            y = _in_kernels(convolve, frames, self.conv.weight, axis=0) + self.conv.bias
             outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
         return outputs
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..device import disable_winograd
 from .bands import Pass
 from .coders import AutoencoderConfig, Decoder3D, Encoder3D
 from .tiles import Tiles
@@ -56,6 +57,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
+        disable_winograd()
         self.config = config
         self.encoder = Encoder3D(config)
         self.decoder = Decoder3D(config)

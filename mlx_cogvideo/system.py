@@ -1,0 +1,91 @@
+"""What computes here: chip, system, versions, and what of them is known to be slow or wrong."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
+
+import mlx.core as mx
+
+from . import __version__
+from .device import available_memory, machine_memory
+from .nn.device import backend, chip, uses_winograd
+
+_ACCELERATED_MACOS = (26, 2)
+_ACCELERATED_WHEEL = 26
+_ACCELERATED_GENERATION = 17  # of Apple's GPUs, as MLX numbers them: that of the M5
+
+
+def describe() -> dict[str, Any]:
+    """Chip, memory, system and versions, fit for JSON."""
+    macos = platform.mac_ver()[0]
+    system = f"macOS {macos}" if macos else f"{platform.system()} {platform.release()}"
+    return {
+        "mlx_cogvideo": __version__,
+        "mlx": mx.__version__,
+        "wheel": metal_wheel(),
+        "python": platform.python_version(),
+        "device": f"{backend()} {chip() or platform.processor()}",
+        "architecture": str(mx.device_info().get("architecture", "")),
+        "system": system,
+        "memory": machine_memory(),
+        "available": available_memory(),
+        "winograd": uses_winograd(),
+        "neural_accelerators": neural_accelerators(),
+        "notes": notes(),
+    }
+
+
+def metal_wheel() -> str | None:
+    """The platform that MLX's Metal library was built for, such as ``macosx_26_0_arm64``."""
+    try:
+        text = distribution("mlx-metal").read_text("WHEEL") or ""
+    except PackageNotFoundError:
+        return None
+    tags = re.findall(r"^Tag: \S+-(\S+)$", text, re.MULTILINE)
+    return tags[0] if tags else None
+
+
+def neural_accelerators() -> bool | None:
+    """Whether products can use the neural accelerators of an M5's GPU; None where it has none.
+
+    Inferred from the chip, macOS and the wheel: MLX doesn't tell.
+    """
+    if not _has_accelerators():
+        return None
+    return _macos() >= _ACCELERATED_MACOS and _wheel_version() >= _ACCELERATED_WHEEL
+
+
+def notes() -> list[str]:
+    """What to know about this machine, a sentence each."""
+    said = []
+    if neural_accelerators() is False:
+        said.append(
+            "this GPU's neural accelerators aren't used, and products take three to four times as "
+            f"long: they need macOS 26.2 (this is {platform.mac_ver()[0]}) and the macosx_26_0 "
+            f"wheel of mlx-metal (this is {metal_wheel()}); update macOS and pip, and reinstall mlx"
+        )
+    if _has_accelerators():
+        said.append(
+            "with --dtype float32, products are TF32 on this GPU, about as exact as float16, "
+            "unless MLX_ENABLE_TF32=0 is set (as this check does)"
+        )
+    if uses_winograd():
+        said.append(
+            "MLX_CONV_WINOGRAD is set: the VAE loses 15 dB in bfloat16, and needs more memory"
+        )
+    return said
+
+
+def _has_accelerators() -> bool:
+    found = re.search(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return backend() == "metal" and found is not None and int(found[1]) >= _ACCELERATED_GENERATION
+
+
+def _macos() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", platform.mac_ver()[0])[:2]) or (0,)
+
+
+def _wheel_version() -> int:
+    found = re.match(r"macosx_(\d+)_", metal_wheel() or "")
+    return int(found[1]) if found else 0

@@ -1,0 +1,148 @@
+"""Where the processes that train together compute what they exchange: on a Mac, not on the GPU.
+
+A stream of its own stands for the GPU's here, and is the default as the GPU's is.
+"""
+
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_cogvideo import InvalidInputError
+from mlx_cogvideo.training.peers import Peers
+
+Operation = tuple[str, str]
+"""Its name, and whose stream it is on."""
+
+
+@pytest.fixture
+def cpu(monkeypatch) -> mx.Stream:
+    """The CPU's stream, whatever the default one is. A second process has zeros to exchange."""
+    stream, cpu = mx.stream, mx.default_stream(mx.cpu)
+    monkeypatch.setattr(mx, "stream", lambda where: stream(cpu if where is mx.cpu else where))
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+
+    def all_sum(array: mx.array, *, group: Any, stream: Any = None) -> mx.array:
+        return mx.maximum(array, array, stream=cpu)  # MLX too takes the CPU's by itself
+
+    monkeypatch.setattr(mx.distributed, "all_sum", all_sum)
+    return cpu
+
+
+@pytest.fixture
+def gpu() -> mx.Stream:
+    return mx.new_stream(mx.default_device())
+
+
+@pytest.fixture
+def pending(cpu, gpu, tmp_path) -> Callable[[Any], list[Operation]]:
+    """Tells of each operation that a tree of arrays still waits for."""
+    one = mx.array(1)
+    owners = {}
+    for owner, stream in (("cpu", cpu), ("gpu", gpu)):
+        ((_, number),) = exported(mx.add(one, one, stream=stream), tmp_path / "graph")
+        owners[number] = owner
+    assert len(owners) == 2
+    return lambda tree: [(name, owners[of]) for name, of in exported(tree, tmp_path / "graph")]
+
+
+@pytest.fixture
+def evaluated(pending, monkeypatch) -> list[list[Operation]]:
+    """What each call of mx.eval computes."""
+    evaluate, calls = mx.eval, []
+
+    def record(*trees: Any) -> None:
+        calls.append(pending(trees))
+        evaluate(*trees)
+
+    monkeypatch.setattr(mx, "eval", record)
+    return calls
+
+
+def exported(tree: Any, file: Path) -> list[tuple[str, bytes]]:
+    """The names and streams of the operations that a tree of arrays still waits for.
+
+    Python can't ask an array for them. A function that MLX exports to a file has the number of
+    each operation's stream and device, of 12 bytes, before the operation's name.
+    """
+    arrays = [array for _, array in tree_flatten(tree)]
+    told: list[dict[str, Any]] = []
+    mx.export_function(told.append, lambda: arrays)
+    mx.export_function(str(file), lambda: arrays)
+    data, place, found = file.read_bytes(), 0, []
+    for name in [each["name"] for each in told if each["type"] == "primitive"]:
+        word = struct.pack("<Q", len(name)) + name.encode()
+        place = data.index(word, place)
+        found.append((name, data[place - 12 : place]))
+        place += len(word)
+    return found
+
+
+def owners(calls: list[list[Operation]]) -> list[set[str]]:
+    return [{owner for _, owner in operations} for operations in calls]
+
+
+def one_of_two(rank: int) -> Peers:
+    return Peers(SimpleNamespace(rank=lambda: rank, size=lambda: 2))
+
+
+@pytest.mark.parametrize("other", [mx.float32, mx.bfloat16])
+def test_every_operation_from_the_gradients_to_their_mean_is_on_the_cpu(
+    gpu, pending, evaluated, other
+):
+    """Where all are of one type they are exchanged in one piece, else each by itself."""
+    with mx.stream(gpu):
+        gradients = {"a": mx.arange(6).reshape(2, 3) / 2, "b": mx.ones(4, other) * 3}
+        mean = one_of_two(0).averaged(gradients)
+    assert owners(evaluated) == [{"gpu"}, {"cpu"}]
+    expected = {"Maximum", "Divide"} | ({"Concatenate", "Split"} if other == mx.float32 else set())
+    assert expected <= {name for name, _ in evaluated[1]}
+    assert pending(mean) == [], "the GPU would wait for it"
+    for name, array in gradients.items():
+        assert mean[name].dtype == array.dtype
+        assert np.array_equal(2 * mean[name].astype(mx.float32), array.astype(mx.float32))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_operation_of_what_is_shared_is_on_the_cpu(gpu, pending, evaluated, rank):
+    with mx.stream(gpu):
+        arrays = {"a": mx.ones(2) * 3, "b": mx.ones(3) * 4}
+        shared = one_of_two(rank).shared(arrays)
+    assert owners(evaluated) == [{"gpu"}, {"cpu"}] * 2
+    assert pending(shared) == []
+
+
+def test_no_exchange_uses_the_gpu(cpu):
+    """A stream computes only in the thread that made it: on this GPU everything fails."""
+    with ThreadPoolExecutor(1) as other_thread:
+        gpu = other_thread.submit(mx.new_stream, mx.default_device()).result()
+    arrays = {"a": mx.array([1.0, 2.0]), "b": mx.array([3])}
+    with mx.stream(gpu):
+        with pytest.raises(RuntimeError, match="Stream"):
+            mx.eval(arrays["a"] + 1)
+        lead, other = one_of_two(0), one_of_two(1)
+        assert lead.averaged(arrays)["a"].tolist() == [0.5, 1]
+        assert lead.mean([3.0, 1.0]) == [1.5, 0.5]
+        assert lead.any(True) and not lead.any(False)
+        for peers, own in ((lead, [1, 2]), (other, [0, 0])):
+            assert peers.shared(arrays)["a"].tolist() == own
+            with peers.first_first():
+                pass
+        lead.agree({"clips": "mine"})
+        with pytest.raises(InvalidInputError, match="the clips differ"):
+            other.agree({"clips": "mine"})
+
+
+def test_with_cuda_the_mean_stays_on_the_gpu(gpu, evaluated, monkeypatch):
+    """Where NCCL exchanges."""
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    with mx.stream(gpu):
+        one_of_two(0).averaged({"a": mx.ones(2) * 3})
+    assert ("Divide", "gpu") in evaluated[-1]
