@@ -88,8 +88,8 @@ def check_decodable(config: AutoencoderConfig, shape: tuple[int, ...], tiling: T
     """Raises InvalidInputError where decoding latents would make an array MLX can't hold."""
     if tiling.mode == "none" and largest_decode_tensor(config, shape) >= MAX_ELEMENTS:
         raise InvalidInputError(
-            "decoding whole frames of this size needs arrays of over 2**31 elements, which MLX "
-            "computes wrongly: use tiling auto, seamless or tiled"
+            "decoding whole frames of this size needs arrays of over 2**31 elements, which are too "
+            "large for MLX: use tiling auto, seamless or tiled"
         )
 
 

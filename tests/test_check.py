@@ -2,16 +2,27 @@
 
 import json
 import logging
+import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from winograd import emulated, nowhere
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.device import Machine
-from mlx_cogvideo.machine import PACKINGS, Ceilings, _imagined, dtype_advice, outlook
+from mlx_cogvideo.machine import (
+    MAC_SIZES,
+    PACKINGS,
+    Ceilings,
+    _imagined,
+    choices_on_macs,
+    dtype_advice,
+    outlook,
+)
 from mlx_cogvideo.stages import check_stages
 from mlx_cogvideo.variants import VARIANTS
 
@@ -109,3 +120,82 @@ def test_the_dtype_that_is_fast_is_advised():
     assert advice(float32=9, bfloat16=1, float16=1).startswith("float32")
     assert advice(float32=1, bfloat16=1, float16=2).startswith("float16 for 2B")
     assert advice(float32=1, bfloat16=2, float16=2).startswith("what the checkpoint has")
+
+
+@pytest.fixture
+def kernels_on_the_cpu(monkeypatch):
+    """Has the kernels compared as if the CPU were a GPU, in sizes that it computes in seconds."""
+    for module in ("kernels", "cli.check"):
+        monkeypatch.setattr(f"mlx_cogvideo.{module}.on_gpu", lambda: True)
+    monkeypatch.setattr("mlx_cogvideo.kernels.TOKENS", 256)
+    monkeypatch.setattr("mlx_cogvideo.cli.check.check_stages", lambda *_: iter([]))
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_a_kernel_that_loses_bits_is_named_with_its_decibels(
+    kernels_on_the_cpu, capsys, monkeypatch, winograd
+):
+    monkeypatch.delenv("MLX_CONV_WINOGRAD", raising=False)
+    with emulated() if winograd else emulated(nowhere):
+        assert main(["--stages-only"]) == int(winograd)
+    told = capsys.readouterr()
+    lines = [line for line in told.out.splitlines() if "dB" in line]
+    assert len(lines) == 3 * 4
+    wrong = [line for line in lines if "WRONG" in line]
+    assert len(wrong) == 6 * winograd and all("convolution" in line for line in wrong)
+    if winograd:
+        named = re.findall(r"(convolution \d+ -> \d+, \d-D) in (\w+) \((\S+) dB\)", told.err)
+        assert len(named) == 6
+        for _, dtype, decibels in named:
+            assert {"bfloat16": 20, "float16": 38}[dtype] < float(decibels) < 46
+    logging.getLogger("mlx_cogvideo").handlers.clear()
+
+
+def test_what_was_not_compared_is_said(capsys):
+    if mx.default_device().type != mx.DeviceType.cpu:
+        pytest.skip("there is a GPU here")
+    assert main(["--stages-only"]) == 0
+    assert "not compared: the convolutions and the attention of official widths" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_report_holds_everything_and_replaces_nothing(tmp_path, capsys, monkeypatch):
+    ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
+    monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", lambda dtype: ceilings)
+    monkeypatch.setattr("mlx_cogvideo.machine.dtype_advice", lambda ceilings: "any")
+    file = tmp_path / "report.json"
+    assert main(["--report", str(file), "--json"]) == 0
+    told = json.loads(file.read_text())
+    assert told == json.loads(capsys.readouterr().out)
+    assert {"right", "stages", "kernels", "not_compared", "device", "system", "mlx", "wheel"} <= (
+        told.keys()
+    )
+    assert len(told["macs"]) == 5 * 3 * 9 and told["memory"] >= told["available"]
+    assert str(tmp_path) not in file.read_text()
+    assert main(["--report", str(file)]) == 1
+    assert "report.json exists" in capsys.readouterr().err
+    assert main(["--report", str(tmp_path / "no" / "report.json"), "--json"]) == 1
+    assert "doesn't exist: make it first" in capsys.readouterr().err
+
+
+def test_the_table_of_macs_is_that_of_the_documentation():
+    """docs/memory.md has the columns that differ."""
+    page = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    rows = re.findall(r"^\| ([^|]*)\| (16|8|4) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 9
+    choices = {(c.variant, c.bits, c.gigabytes): c for c in choices_on_macs()}
+    variants: list[str] = []
+    for names, bits, cells in rows:
+        variants = (
+            [name.strip().lower() for name in names.split(",")] if names.strip() else variants
+        )
+        for size, cell in zip(((8,), (16,), (24,), MAC_SIZES[3:]), cells.split("|"), strict=True):
+            for variant, gigabytes in product(variants, size):
+                choice = choices[variant, f"{bits} bits", gigabytes]
+                told = [f"{choice.memory / 2**30:.1f}"]
+                told += ["tiled"] * (choice.tiling == "tiled")
+                words = cell.replace(",", "").split()
+                told += ["split"] * choice.split_guidance
+                assert words == (told if choice.fits else ["too", "large"]), (variant, bits)
+                assert choice.tiling != "none"

@@ -1,19 +1,14 @@
 """The emulation of Metal's Winograd convolutions in tools/checks/winograd.py."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import winograd
 from support import relative_error
 
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "checks"))
-
-import winograd
 
 
 def normal(*shape: int, seed: int) -> mx.array:

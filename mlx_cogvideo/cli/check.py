@@ -31,8 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(arguments: Sequence[str] | None) -> int | None:
     args = make_parser().parse_args(arguments)
-    if args.report is not None and args.report.exists():
-        raise OutputError(f"{args.report} exists: remove it, or choose another name")
+    if args.report is None:
+        return _check(args)
+    with locked(args.report, "choose another --report"):
+        if args.report.exists():
+            raise OutputError(f"{args.report} exists: remove it, or choose another name")
+        return _check(args)
+
+
+def _check(args: argparse.Namespace) -> int | None:
     with mlx_errors():
         results = {name: _checked(name, args) for name in args.dtype or ("float32",)}
         kernels = [_shown(kernel, args) for kernel in check_kernels(DTYPES)]
@@ -52,8 +59,7 @@ def check(arguments: Sequence[str] | None) -> int | None:
         _print(told)
     if args.report is not None:
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-        with locked(args.report, "choose another --report"):
-            publish(write_temporary(args.report, text.encode()), args.report, overwrite=False)
+        publish(write_temporary(args.report, text.encode()), args.report, overwrite=False)
         say(f"{args.report} holds all of this: please attach it to an issue")
     if wrong:
         say(f"error: these stages give wrong numbers here: {', '.join(wrong)}")

@@ -14,7 +14,7 @@ from ..portions import Portions
 Bands = list[mx.array]
 
 MAX_ELEMENTS = 2**31
-"""Convolutions of arrays of this size and over come out wrong (ml-explore/mlx#3248)."""
+"""MLX refuses arrays of this size in convolutions, or fails to hold them (ml-explore/mlx#3327)."""
 
 
 class Pass(Portions):
@@ -100,10 +100,10 @@ def with_halo(bands: Iterable[mx.array], work: Pass, above: int = 1) -> Iterator
 
 
 def check_size(x: mx.array) -> mx.array:
-    """Raises ValueError for an array that MLX can't be trusted with."""
+    """Raises ValueError for an array that is too large for MLX."""
     if x.size >= MAX_ELEMENTS:
         raise ValueError(
-            f"an array of shape {x.shape} has 2**31 elements or more, which MLX computes wrongly: "
+            f"an array of shape {x.shape} has 2**31 elements or more, which is too large for MLX: "
             'use tiling="seamless" or "tiled"'
         )
     return x
