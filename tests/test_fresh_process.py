@@ -7,6 +7,7 @@ is missed in a user's process only.
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,20 @@ def material(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder, *arguments, code: int = 0) -> subprocess.CompletedProcess:
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+    """Runs Python and checks how it ends."""
+    ended = start(folder, *arguments)
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     return ended
@@ -172,27 +178,40 @@ def test_every_public_function_is_called():
         assert calls.keys() == public - errors
 
 
-@pytest.mark.parametrize(
-    ("module", "call"),
-    [
-        pytest.param(module, call, id=f"{module.__name__}.{name}")
-        for module, calls in FUNCTIONS.items()
-        for name, call in calls.items()
-        if call is not None
-    ],
-)
-def test_a_function_alone_in_its_process(material, tmp_path, module, call):
-    for file in ("a.mp4", "adapter"):
-        (tmp_path / file).symlink_to(material / file)
-    write_latents(tmp_path / "a.safetensors", np.zeros((1, 1, 2, 2, 4), np.float32))
-    code = f"""
-from pathlib import Path
-from {module.__name__} import *
-from mlx_cogvideo import CogVideoXError
-{PREPARED[module]}
-try:
-    {call}
-except CogVideoXError as error:  # nothing here can reach a hub
-    print(error)
-"""
-    run(tmp_path, "-c", code)
+CALLS = {
+    f"{module.__name__}.{name}": (module, call)
+    for module, calls in FUNCTIONS.items()
+    for name, call in calls.items()
+    if call is not None
+}
+
+
+@pytest.fixture(scope="module")
+def ended(material, tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """Each of the calls in a process of its own, as many at a time as there are cores."""
+
+    def call(name: str) -> subprocess.CompletedProcess:
+        folder = tmp_path_factory.mktemp("call")
+        for file in ("a.mp4", "adapter"):
+            (folder / file).symlink_to(material / file)
+        write_latents(folder / "a.safetensors", np.zeros((1, 1, 2, 2, 4), np.float32))
+        module, code = CALLS[name]
+        lines = [
+            "from pathlib import Path",
+            f"from {module.__name__} import *",
+            "from mlx_cogvideo import CogVideoXError",
+            *PREPARED[module].split("\n"),
+            "try:",
+            f"    {code}",
+            "except CogVideoXError as error:  # nothing here can reach a hub",
+            "    print(error)",
+        ]
+        return start(folder, "-c", "\n".join(lines))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(CALLS, pool.map(call, CALLS), strict=True))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_function_alone_in_its_process(ended, name):
+    assert ended[name].returncode == 0, ended[name].stderr

@@ -20,7 +20,7 @@ from .config import Config
 from .device import kernel_operations
 from .fusion import fused
 from .lora import in_order
-from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
+from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, silu
 from .portions import LAZY, Portions, in_kernels
 from .positions import half_split, rope_tables, rotate, sincos_table
 
@@ -210,7 +210,8 @@ class CogVideoXTransformer3DModel(nn.Module):
     def project(self, x: mx.array, context: "BlockContext", shape: tuple[int, ...]) -> mx.array:
         """The last block's tokens to a velocity for latents of `shape`."""
         grid = self._patch_grid(shape)
-        x = self.norm_final(x[:, -math.prod(grid) :])
+        norm = self.norm_final
+        x = layer_norm(x[:, -math.prod(grid) :], norm.weight, norm.bias, norm.eps)
         x = self.proj_out(self.norm_out(x, context.temb))
         return self._unpatchify(x, grid)
 
@@ -491,7 +492,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(nn.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 def sinusoid(values: mx.array, dim: int, config: TransformerConfig) -> mx.array:
