@@ -24,8 +24,8 @@ SAMPLED_ROWS = 18
 """Of the last frame of a convolution, from the top: three of Winograd's tiles, with the edge."""
 
 LIMITS = {"float32": 90.0, "float16": 55.0, "bfloat16": 40.0}
-"""Least signal-to-noise ratios in dB. An NVIDIA H200 has 114, 70 and 52 at least; convolutions through
-Metal's Winograd kernels would have 42 in float16 and 25 in bfloat16."""
+"""Least signal-to-noise ratios in dB. An NVIDIA H200 has 114, 70 and 52 at least; convolutions
+through Metal's Winograd kernels would have 42 in float16 and 25 in bfloat16."""
 
 
 @dataclass(frozen=True)
