@@ -73,7 +73,7 @@ FAILURES = {
         "and start the command again",
     ),
     "timeout": Failure(
-        r"(?i)00000002:|gpu ?timeout|callbackerrortimeout",
+        r"(?i)00000002:|gpu ?timeout|callbackerrortimeout|launch timed out",
         "macOS stopped the GPU because a piece of work took too long",
         "close other programs that use the GPU, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, and start "
         "the command again",
@@ -90,8 +90,8 @@ FAILURES = {
         "close other programs or ask for a smaller size or fewer frames",
     ),
     "shapes": Failure(
-        r"(?i)broadcast|\bshapes?\b|dimension|input channels|\[(?:conv|matmul|addmm|concatenate"
-        r"|reshape|split|gather|take|scaled_dot_product_attention|layer_norm|quantized_matmul)\]",
+        r"^Shapes? \(|cannot be broadcast|^\[(?:conv|matmul|addmm|concatenate|reshape|split|gather"
+        r"|take|broadcast_shapes|scaled_dot_product_attention|layer_norm|quantized_matmul)\]",
         "arrays don't fit each other",
         "the model's parts may be of different kinds; if they aren't, please report this",
     ),
@@ -128,11 +128,8 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
     kind = next(found, "other")
     failure = FAILURES.get(kind, OTHER)
     advice = out_of_memory if kind == "memory" and out_of_memory else failure.advice
-    ends_process = "command buffer" in text.lower() or kind in (
-        "interactivity",
-        "timeout",
-        "ignored",
-    )
+    by_gpu = re.search(r"(?i)command buffer|cuda\w*\(.*failed|illegal memory access", text)
+    ends_process = by_gpu is not None or kind in ("interactivity", "timeout", "ignored")
     return DeviceError(f"{failure.problem} ({raw}): {advice}", kind, ends_process)
 
 

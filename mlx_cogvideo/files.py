@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -13,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import OutputError
@@ -22,6 +24,8 @@ LONGEST_NAME = 255
 """Bytes in a file name that nearly all file systems allow."""
 
 _HEADER = "locked by mlx_cogvideo"
+# Names of what this module makes.
+_HIDDEN = re.compile(r"\..*(\.[0-9a-f]{8}\.part(\.safetensors)?|\.lock)", re.DOTALL)
 # Whoever only looks whether a file is locked holds the lock for a moment, too.
 _PATIENCE_SECONDS = 0.3
 _OPEN_FILES = (2**16, 10_240)
@@ -29,10 +33,52 @@ _OPEN_FILES = (2**16, 10_240)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Lock:
+    """A lock that this process holds.
+
+    Attributes:
+        path: of the output.
+        file: that is locked; it names the process, and the files that are to be removed if the
+            process is killed.
+        stream: of that file.
+        is_held: False where the file system has no locks.
+        owner: the process and the thread that hold it.
+        temporaries: the files, relative to the folder of `path`.
+    """
+
+    path: Path
+    file: Path
     stream: int
-    thread: int
+    is_held: bool
+    owner: tuple[int, int]
+    temporaries: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Writes what the lock's file is to hold."""
+        if not self.is_held:
+            return
+        since = time.strftime("%H:%M:%S")
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        text = f"{_HEADER}\n{holder}\n{json.dumps(self.temporaries)}\n"
+        with suppress(OSError):  # a full disk; then they stay there after a kill
+            os.truncate(self.stream, 0)
+            os.pwrite(self.stream, text.encode(errors="replace"), 0)
+
+    def covers(self, file: Path) -> bool:
+        """Whether a file is a temporary or a lock of the output's, beside or inside it."""
+        if _HIDDEN.fullmatch(file.name) is None:
+            return False
+        beside = file.parent == self.path.parent and file.name.startswith(f".{self.path.name[:40]}")
+        return beside or self.path in file.parents
+
+    def release(self) -> None:
+        """Removes the file and unlocks it, unless another process has its own there by now."""
+        with suppress(OSError):
+            # While it is still held: nobody can have locked what is removed here.
+            if self.is_held and os.path.samestat(os.fstat(self.stream), os.lstat(self.file)):
+                self.file.unlink()
+        os.close(self.stream)
 
 
 _held: dict[Path, _Lock] = {}
@@ -55,27 +101,30 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
         OutputError: another process holds the lock, and the message says which; or the lock's file
             can't be made.
     """
-    key = _absolute(path)
+    key = absolute(path)
+    owner = os.getpid(), threading.get_ident()
     held = _held.get(key)
-    if held is not None and held.thread == threading.get_ident():
+    if held is not None and held.owner == owner:
         yield
         return
     file = lock_file or _neighbour(key, "", ".lock")
-    stream = _acquire(file, path, advice)
-    _held[key] = _Lock(stream, threading.get_ident())
+    lock = _acquire(key, file, path, advice)
+    lock.write()
+    _note(file)
+    _held[key] = lock
     try:
         yield
     finally:
-        del _held[key]
-        # Removed while it is still held: nobody can have locked what is removed here.
-        with suppress(OSError):
-            file.unlink()
-        os.close(stream)
+        if os.getpid() == owner[0]:  # a forked child has only borrowed it
+            if _held.get(key) is lock:
+                del _held[key]
+            lock.release()
+            _forget(file)
 
 
 def check_unlocked(path: Path, advice: str) -> None:
     """Raises OutputError where another process holds the lock of `path`; writes nothing."""
-    file = _neighbour(_absolute(path), "", ".lock")
+    file = _neighbour(absolute(path), "", ".lock")
     try:
         stream = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -90,17 +139,42 @@ def check_unlocked(path: Path, advice: str) -> None:
         os.close(stream)
 
 
-def temporary_path(path: Path) -> Path:
+def temporary_path(path: Path, ending: str = ".part") -> Path:
     """A hidden neighbour that nobody else has, in which the file or folder at `path` can grow.
 
-    If `path` is locked and the process is killed, whoever locks `path` next removes it.
+    If `path`, or a folder around it, is locked and the process is killed, whoever takes the lock
+    next removes it.
+
+    Args:
+        ending: of its name.
     """
-    part = _neighbour(path, f".{secrets.token_hex(4)}", ".part")
-    lock = _held.get(_absolute(path))
-    if lock is not None:
-        with suppress(OSError):  # a full disk; then it stays there after a kill
-            os.write(lock.stream, f"{part.name}\n".encode(errors="surrogateescape"))
+    part = _neighbour(path, f".{secrets.token_hex(4)}", ending)
+    _note(part)
     return part
+
+
+def keep(part: Path) -> None:
+    """Takes a temporary file, which is complete, from those that are removed after a kill."""
+    _forget(part)
+
+
+def _note(file: Path) -> None:
+    """Lists a file in the lock that covers it, to be removed if the process is killed."""
+    file = absolute(file)
+    for lock in _held.values():
+        if lock.covers(file):
+            lock.temporaries.append(str(file.relative_to(lock.path.parent)))
+            lock.write()
+
+
+def _forget(file: Path) -> None:
+    file = absolute(file)
+    for lock in _held.values():
+        if file.is_relative_to(lock.path.parent):
+            name = str(file.relative_to(lock.path.parent))
+            if name in lock.temporaries:
+                lock.temporaries.remove(name)
+                lock.write()
 
 
 def remove_temporary(part: Path) -> None:
@@ -111,10 +185,19 @@ def remove_temporary(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _absolute(path: Path) -> Path:
-    """The same for all ways to a file, which itself may be a link that an output replaces."""
-    absolute = Path(os.path.abspath(path))
-    return Path(os.path.realpath(absolute.parent)) / absolute.name
+def absolute(path: Path) -> Path:
+    """The same for all ways to a file, which itself may be a link that an output replaces.
+
+    Raises:
+        OutputError: it can't be the name of a file.
+    """
+    try:
+        whole = Path(os.path.abspath(path))
+        if "\0" in str(path) or not whole.name:
+            raise OutputError(f"{str(path)!r} is no name for an output: choose another")
+        return Path(os.path.realpath(whole.parent)) / whole.name
+    except FileNotFoundError:
+        raise OutputError("the current folder is gone: change to another") from None
 
 
 def _neighbour(path: Path, middle: str, ending: str) -> Path:
@@ -125,9 +208,10 @@ def _neighbour(path: Path, middle: str, ending: str) -> Path:
     return path.with_name(f".{shown}{middle}{ending}")
 
 
-def _acquire(file: Path, path: Path, advice: str) -> int:
-    """The open and locked file."""
+def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
+    """The lock on an open file, which is cleaned of what a killed process has left."""
     end = time.monotonic() + _PATIENCE_SECONDS
+    owner = os.getpid(), threading.get_ident()
     while True:
         stream = _open(file, path)
         try:
@@ -140,19 +224,21 @@ def _acquire(file: Path, path: Path, advice: str) -> int:
             time.sleep(0.02)
             continue
         except OSError as error:
-            # Some network file systems have no locks.
+            # Some network file systems have no locks: what is there may be another's.
             logger.warning(
                 "%s can't be locked (%s): don't write it by two commands at once",
                 path,
                 error.strerror,
             )
+            return _Lock(key, file, stream, False, owner)
         try:
             is_current = os.path.samestat(os.fstat(stream), os.lstat(file))
         except FileNotFoundError:
             is_current = False
         if is_current:  # else the process before removed it after it was opened here
-            _take_over(stream, file)
-            return stream
+            lock = _Lock(key, file, stream, True, owner)
+            _clean(lock)
+            return lock
         os.close(stream)
 
 
@@ -195,17 +281,30 @@ def _allow_more_files() -> bool:
     return False
 
 
-def _take_over(stream: int, file: Path) -> None:
-    """Removes the temporaries that a killed process has left, and writes who holds the lock."""
-    for name in _read(stream).split("\n")[2:]:
-        if name.startswith(".") and name.endswith(".part") and "/" not in name:
+def _clean(lock: _Lock) -> None:
+    """Removes what a killed process has left, and nothing that it couldn't have made."""
+    lines = _read(lock.stream).split("\n")
+    try:
+        names = json.loads(lines[2]) if len(lines) > 2 else []
+    except (ValueError, RecursionError):
+        return
+    for name in names if isinstance(names, list) else []:
+        if not isinstance(name, str) or "\0" in name or ".." in Path(name).parts:
+            continue
+        file = lock.path.parent / name
+        if lock.covers(file):
             with suppress(OSError):
-                remove_temporary(file.with_name(name))
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
-    with suppress(OSError):  # a full disk
-        os.truncate(stream, 0)
-        os.lseek(stream, 0, os.SEEK_SET)
-        os.write(stream, f"{_HEADER}\n{holder}\n".encode(errors="replace"))
+                _remove_dead_lock(file) if file.suffix == ".lock" else remove_temporary(file)
+
+
+def _remove_dead_lock(file: Path) -> None:
+    stream = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _read(stream).startswith(_HEADER):
+            file.unlink()
+    finally:
+        os.close(stream)
 
 
 def _in_use(path: Path, stream: int, advice: str) -> str:

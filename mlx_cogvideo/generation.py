@@ -63,6 +63,8 @@ def generate_video(
     if output_path is not None:
         lock = locked(check_output_path(output_path), "choose another output_path")
     with lock:
+        if output_path is not None:
+            check_output_path(output_path)  # again: nobody else writes it from here on
         model = default_model() if model is None else model
         pipe = CogVideoXPipeline.from_pretrained(model)
         request = pipe.request(

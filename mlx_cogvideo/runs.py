@@ -202,6 +202,13 @@ def _write(
         writer.record = record
 
 
+def leave_refuge(path: Path) -> None:
+    """Removes the temporary folder that a run was saved in, once nothing is left in it."""
+    if path.parent.name.startswith(REFUGE):
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
 class _Keeper:
     """Saves a run now and then, when an exception ends it, and removes it when it is complete.
 
@@ -280,6 +287,4 @@ class _Keeper:
                     self._written.append(beside)
         for path in self._written:
             remove_saved(path)
-            if path.parent.name.startswith(REFUGE):
-                with suppress(OSError):
-                    path.parent.rmdir()
+            leave_refuge(path)

@@ -79,7 +79,20 @@ def test_an_index_goes_before_a_single_file_which_is_named(folder, caplog):
     assert f"{folder / FILE} isn't used: {FILE}.index.json names other files" in message
 
 
-@pytest.mark.parametrize("index", ["a shard is gone", "not JSON", "null", "[]", '{"a": 3}', "{}"])
+def test_an_index_of_one_file_is_no_reason_for_a_warning(folder, caplog):
+    (folder / f"{FILE}.index.json").write_text(json.dumps({"weight_map": {"a": FILE}}))
+    load_component(make_model(), folder)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *("a shard is gone", "not JSON", "null", "[]", '{"a": 3}', "{}", '{"a": "/etc/passwd"}'),
+        *('{"a": "../a.safetensors"}', '{"a": "' + 5000 * "x" + '"}', 200_000 * "["),
+    ],
+    ids=lambda index: index[:20],
+)
 def test_an_index_that_cannot_be_followed_gives_way_to_a_single_file(folder, index, caplog):
     stray(folder)
     if index == "a shard is gone":

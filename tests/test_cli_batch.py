@@ -100,7 +100,7 @@ def test_one_video_that_fails_does_not_stop_the_rest(folder, monkeypatch, capsys
     captured = capsys.readouterr()
     told = errors(captured.err)
     assert len(told) == 2
-    assert told[1].startswith("error: line 5, seed 1: MLX failed ([metal::malloc] Unable to alloc")
+    assert told[1].startswith("error: line 5, seed 1: memory ran out ([metal::malloc] Unable to al")
     assert "--resume out/3-1.mp4.resume" in told[1]
     assert "9 made, 0 made before, 2 failed" in captured.err
 

@@ -179,7 +179,7 @@ def test_a_second_training_takes_latents_and_texts_from_the_cache(clips, adapter
     monkeypatch.setattr(CogVideoXPipeline, "encode_prompt", None)
     assert lora(clips, adapter.with_name("other"), "--iters", 1) == 0
     assert same(adapter, adapter.with_name("other"))
-    assert not list((clips / ".mlx_cogvideo").glob("*.partial.*"))
+    assert not list((clips / ".mlx_cogvideo").glob("*.part.*"))
 
 
 def test_a_quantized_model_is_trained_and_stays_packed(clips, adapter, tmp_path):

@@ -1,11 +1,15 @@
 """One writer at a time, and temporary files that are nobody else's."""
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,11 +105,155 @@ def test_only_temporaries_beside_a_dead_lock_are_removed(tmp_path):
     outside = tmp_path.parent / ".outside.part"
     outside.write_text("mine")
     lock = tmp_path / ".video.mp4.lock"
-    lines = ["locked by mlx_cogvideo", "process 1", "notes.part", "../.outside.part", "..", ""]
-    lock.write_text("\n".join(lines))
+    listed = ["notes.part", "../.outside.part", "..", "/", "", 3, None, ".other.mp4.01234567.part"]
+    lock.write_text("\n".join(["locked by mlx_cogvideo", "process 1", json.dumps(listed), ""]))
+    (tmp_path / ".other.mp4.01234567.part").write_text("mine")
     write_video(tmp_path / "video.mp4", make_clip(1), 8)
-    assert names(tmp_path) == {"video.mp4", "notes.part"}
+    assert names(tmp_path) == {"video.mp4", "notes.part", ".other.mp4.01234567.part"}
     assert outside.exists()
+
+
+def test_without_locks_nothing_of_another_is_touched(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    lines = ["locked by mlx_cogvideo", "process 1", json.dumps([".v.mp4.01234567.part"]), ""]
+    (tmp_path / ".v.mp4.lock").write_text("\n".join(lines))
+    (tmp_path / ".v.mp4.01234567.part").write_text("growing")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_video(tmp_path / "v.mp4", make_clip(1), 8)
+    assert names(tmp_path) == {"v.mp4", ".v.mp4.lock", ".v.mp4.01234567.part"}
+    assert (tmp_path / ".v.mp4.lock").read_text() == "\n".join(lines)
+    assert "can't be locked (Operation not supported)" in caplog.records[0].getMessage()
+
+
+def test_a_lock_that_another_has_by_now_is_left_to_it(tmp_path):
+    path = tmp_path / "v.mp4"
+    with locked(path, ""):
+        (tmp_path / ".v.mp4.lock").unlink()  # somebody took it for a stale one
+        with locked_elsewhere(path):
+            mine = (tmp_path / ".v.mp4.lock").stat().st_ino
+            with pytest.raises(OutputError), locked(tmp_path / ".." / tmp_path.name / "v.mp4", ""):
+                raise OutputError("as the first one ends")
+            assert (tmp_path / ".v.mp4.lock").stat().st_ino == mine
+
+
+def test_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
+    code = (
+        "import os, pathlib, sys\n"
+        "from mlx_cogvideo.files import locked\n"
+        "path = pathlib.Path('v.mp4')\n"
+        "with locked(path, ''):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        sys.exit()\n"
+        "    os.waitpid(child, 0)\n"
+        "    assert os.path.exists('.v.mp4.lock')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert names(tmp_path) == set()
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def killed(folder, *lines: str) -> None:
+    """Runs lines of Python in a process of their own that is killed after them."""
+    code = "\n".join([*lines, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"])
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_name_with_a_line_break_costs_no_file_of_that_name(folder):
+    (folder / ".mine.part").write_text("mine")
+    name = "x\n.mine.part\ny.mp4"
+    killed(
+        folder,
+        "from pathlib import Path",
+        "from mlx_cogvideo.files import locked, temporary_path",
+        f"lock = locked(Path({name!r}), '')",
+        "lock.__enter__()",
+        f"temporary_path(Path({name!r})).touch()",
+    )
+    assert len(names(folder)) == 3
+    with locked(folder / name, ""):
+        pass
+    assert names(folder) == {".mine.part"}
+
+
+def test_what_a_killed_command_left_beside_and_inside_its_output_is_removed(folder):
+    """A preview beside a video; an adapter and samples in a training's folder."""
+    (folder / "a" / "samples").mkdir(parents=True)
+    (folder / "a" / "samples" / ".mine.part").write_text("mine")
+    killed(
+        folder,
+        "from pathlib import Path",
+        "from mlx_cogvideo.files import locked, temporary_path",
+        "video, preview = locked(Path('v.mp4'), ''), locked(Path('v.mp4.preview.gif'), '')",
+        "video.__enter__(), preview.__enter__()",
+        "temporary_path(Path('v.mp4.preview.gif')).touch()",
+        "training = locked(Path('a'), '', Path('a/.lock').absolute())",
+        "training.__enter__()",
+        "temporary_path(Path('a/weights.safetensors'), '.part.safetensors').touch()",
+        "sample = locked(Path('a/samples/1.mp4'), '')",
+        "sample.__enter__()",
+        "temporary_path(Path('a/samples/1.mp4')).touch()",
+    )
+    assert len(names(folder)) == 4 and len(names(folder / "a" / "samples")) == 3
+    with locked(folder / "v.mp4", ""), locked(folder / "a", "", folder / "a" / ".lock"):
+        pass
+    assert names(folder) == {"a"} and names(folder / "a") == {"samples"}
+    assert names(folder / "a" / "samples") == {".mine.part"}
+
+
+def test_a_finished_output_that_has_no_name_outlives_a_kill(folder):
+    killed(
+        folder,
+        "from mlx_cogvideo.files import locked, temporary_path",
+        "from mlx_cogvideo.video.paths import publish",
+        "from mlx_cogvideo import OutputError",
+        "from pathlib import Path",
+        "lock = locked(Path('v.mp4'), '')",
+        "lock.__enter__()",
+        "part = temporary_path(Path('v.mp4'))",
+        "part.write_text('finished')",
+        "Path('v.mp4').write_text('newer')",
+        "try:",
+        "    publish(part, Path('v.mp4'), overwrite=False)",
+        "except OutputError:",
+        "    pass",
+    )
+    write_video("v.mp4", make_clip(1), 8, overwrite=True)
+    (part,) = names(folder) - {"v.mp4"}
+    assert (folder / part).read_text() == "finished"
+
+
+def test_two_names_of_one_file_are_noticed_in_a_batch(folder, capsys):
+    (folder / "1").mkdir()
+    (folder / "2").symlink_to("1")
+    (folder / "p.txt").write_text("a red circle\na blue square\n")
+    assert run("--prompt-file", "p.txt", *SMALL, "--seed", 1, "-o", "{index}/v.mp4") == 2
+    assert "2 videos would be called v.mp4" in errors(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_conversion_that_is_ended_leaves_nothing(folder, number):
+    code = (
+        "import os\n"
+        "from mlx_cogvideo.checkpoints.safetensors_writer import SafetensorsWriter\n"
+        "from mlx_cogvideo.cli.convert import main\n"
+        f"SafetensorsWriter.write = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "raise SystemExit(main(['--model', 'demo', '--mlx-path', 'tiny', '--quiet']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 130 and ended.stderr == "interrupted: nothing was written\n"
+    assert names(folder) == set()
+
+
+@pytest.mark.parametrize("path", ["/", "a\0b.mp4"])
+def test_what_can_be_no_name_is_one_line(path):
+    with pytest.raises(OutputError, match="is no name for an output"):
+        locked(Path(path), "").__enter__()
 
 
 def test_outputs_of_all_kinds_are_refused_while_another_writes_them(folder):

@@ -1,12 +1,12 @@
 """Arrays to a file, whole or not at all."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..errors import OutputError, first_line
+from ..files import keep, temporary_path
 
 
 def save_arrays(
@@ -18,7 +18,8 @@ def save_arrays(
         OutputError: the system won't have it, most often because the disk is full.
     """
     mx.eval(list(arrays.values()))
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.safetensors")
+    # MLX adds the ending where it isn't there.
+    partial = temporary_path(path, ".part.safetensors")
     try:
         with mx.stream(mx.cpu):  # a GPU that has failed doesn't even copy
             mx.save_safetensors(str(partial), dict(arrays), metadata)
@@ -27,3 +28,4 @@ def save_arrays(
         reason = first_line(error)
         raise OutputError(f"{path} can't be written ({reason}): is the disk full?") from None
     partial.replace(path)
+    keep(partial)

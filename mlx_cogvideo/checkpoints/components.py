@@ -6,6 +6,7 @@ are checked by their headers, names and shapes alike, before any weight is read.
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -50,7 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: the model folder is incomplete") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} should hold a JSON object")
@@ -234,7 +235,7 @@ def component_files(folder: Path) -> list[Path]:
         shards = []
         with suppress(CheckpointError):
             shards = _shards(index) if index.is_file() else []
-        if shards:
+        if shards and shards != [single]:
             _warn_of_a_single_file(single, index)
         return shards or [single]
     if not index.is_file():
@@ -249,13 +250,18 @@ def _shards(index: Path) -> list[Path]:
         CheckpointError: it names none, or one that isn't there.
     """
     named = read_config(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+    if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
         raise CheckpointError(f"{index} should hold a weight_map of tensors' names to files'")
     shards = sorted(set(named.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing or not shards:
         raise CheckpointError(f"{index.parent} lacks {', '.join(missing) or 'its shards'}")
     return [index.parent / name for name in shards]
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether an index may name it: a file beside the index."""
+    return isinstance(name, str) and Path(name).name == name and len(os.fsencode(name)) < 256
 
 
 @cache

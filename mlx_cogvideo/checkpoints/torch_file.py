@@ -8,6 +8,7 @@ harmless of our own, and every other one is refused.
 
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 _DTYPES = {
     "FloatStorage": ("F32", np.float32),
@@ -36,6 +37,28 @@ _DTYPES = {
 
 MAX_ELEMENTS = 2**31
 MAX_DIMENSIONS = 8
+MAX_STRIDE = 2**40
+MAX_REPEATED = 2**24
+"""Elements of a tensor with strides of 0, which are fewer in the file."""
+MAX_WRAPPERS = 8
+"""Dictionaries around the one that holds the tensors."""
+
+# What Python's readers of archives and pickles raise for damaged and for crafted files.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # NotImplementedError and RecursionError, too
+    SystemError,
+    TypeError,
+    ValueError,  # UnicodeDecodeError, too
+)
 
 
 class _Stateless:
@@ -121,15 +144,17 @@ class TorchTensor(_Stateless):
         numbers = [self.offset, *self.shape, *self.strides]
         possible = (
             len(self.shape) == len(self.strides) <= MAX_DIMENSIONS
-            and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-            and all(n < MAX_ELEMENTS for n in self.shape)
+            and all(type(n) is int and 0 <= n < MAX_STRIDE for n in numbers)
+            and prod(max(1, n) for n in self.shape) < MAX_ELEMENTS
         )
-        if not possible or prod(self.shape) >= MAX_ELEMENTS:
+        if not possible:
             raise CheckpointError(f"{self.file.path} has a tensor of an impossible shape")
         # No stride is negative, so that nothing is reached before the offset.
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         extent = 0 if 0 in self.shape else last + 1
         itemsize = np.dtype(_DTYPES[self.storage.kind][1]).itemsize
+        if prod(self.shape) > max(extent, MAX_REPEATED):
+            raise CheckpointError(f"{self.file.path} has a tensor of an impossible shape")
         if (self.offset + extent) * itemsize > self.file.size_of(self.storage.key):
             raise CheckpointError(
                 f"{self.file.path} has a tensor that reaches past the end of its storage"
@@ -170,15 +195,23 @@ class TorchFile:
             raise CheckpointError(
                 f"{path} is no PyTorch file that can be read ({error}): fetch it again"
             ) from None
-        except (pickle.UnpicklingError, AttributeError, IndexError, TypeError) as error:
-            raise CheckpointError(f"{path} holds a damaged pickle: {error}") from None
+        except _DAMAGE as error:
+            raise CheckpointError(f"{path} holds a damaged pickle: {first_line(error)}") from None
 
     def size_of(self, key: str) -> int:
-        """Bytes of a storage."""
+        """Bytes of a storage.
+
+        Raises:
+            CheckpointError: it isn't there, or is compressed: PyTorch doesn't do that, and a small
+                file could fill the memory.
+        """
         try:
-            return self._archive.getinfo(f"{self._root}data/{key}").file_size
+            told = self._archive.getinfo(f"{self._root}data/{key}")
         except KeyError as error:
             raise CheckpointError(f"{self.path} can't be read to the end: {error}") from None
+        if told.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{self.path} has a compressed tensor: save it with PyTorch")
+        return told.file_size
 
     def bytes_of(self, key: str, start: int, size: int) -> bytes:
         """A part of a storage."""
@@ -186,8 +219,9 @@ class TorchFile:
             with self._archive.open(f"{self._root}data/{key}") as stream:
                 stream.seek(start)
                 data = stream.read(size)
-        except (KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise CheckpointError(f"{self.path} can't be read to the end: {error}") from None
+        except _DAMAGE as error:
+            reason = first_line(error)
+            raise CheckpointError(f"{self.path} can't be read to the end: {reason}") from None
         if len(data) < size:
             raise CheckpointError(f"{self.path} is cut off: fetch it again")
         return data
@@ -195,10 +229,13 @@ class TorchFile:
 
 def tensors_in(contents: Any) -> dict[str, TorchTensor]:
     """The state dict of a checkpoint, from under the names that trainers wrap it in, or {}."""
-    while isinstance(contents, dict):
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(contents, dict):
+            break
         wrapped = next((k for k in ("model", "module", "state_dict") if k in contents), None)
         if wrapped is None:
-            return {str(k): v for k, v in contents.items() if isinstance(v, TorchTensor)}
+            tensors = {k: v for k, v in contents.items() if isinstance(v, TorchTensor)}
+            return {k: v for k, v in tensors.items() if isinstance(k, str)}
         contents = contents[wrapped]
     return {}
 
@@ -260,15 +297,15 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise CheckpointError(
-                f"{self._file.path} asks for {module}.{name}, which is no tensor: it isn't opened, "
-                "because such a file can run programs"
+                f"{self._file.path} asks for {repr(f'{module}.{name}')[1:-1]}, which is no tensor: "
+                "it isn't opened, because such a file can run programs"
             )
         return known[module, name]
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, storage_type, key, *_ = reference
         if kind != "storage" or storage_type not in _DTYPES:
-            raise CheckpointError(f"{self._file.path} refers to a {kind} that is no tensor's")
+            raise CheckpointError(f"{self._file.path} refers to something that is no tensor's")
         if not isinstance(key, str):
             raise CheckpointError(f"{self._file.path} has a storage without a name")
         return _Storage(key, storage_type)

@@ -39,7 +39,7 @@ def awake(wanted: bool = True) -> Iterator[None]:
         timer.join()
         for process in started:
             with suppress(OSError):
-                process.terminate()
+                process.kill()
             process.wait()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInputError
+from ..files import absolute
 
 IMAGE_MARK = "@@"
 FIELDS = ("index", "prompt", "seed")
@@ -90,11 +91,14 @@ def default_output(from_file: bool, seeds: int) -> str:
 
 
 def check_distinct(outputs: Iterable[str]) -> None:
-    """Raises InvalidInputError where two videos would have one name, be it on a Mac's own disk."""
-    for name, count in Counter(output.casefold() for output in outputs).most_common(1):
+    """Raises InvalidInputError where two videos would be one file: on a Mac's own disk, upper and
+    lower case are the same, and links lead to the same folder."""
+    names = Counter(str(absolute(Path(output))).casefold() for output in outputs)
+    for name, count in names.most_common(1):
         if count > 1:
             raise InvalidInputError(
-                f"{count} videos would be called {name}: put {{index}} or {{seed}} into --output"
+                f"{count} videos would be called {Path(name).name}: put {{index}} or {{seed}} into "
+                "--output"
             )
 
 

@@ -4,10 +4,13 @@ import argparse
 import logging
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import mlx.core as mx
@@ -71,7 +74,8 @@ def run(
     """Runs a command and turns how it ends into an exit code and at most one line on stderr."""
     show_log_messages()
     try:
-        return command(arguments) or DONE
+        with ended_gently():
+            return command(arguments) or DONE
     except CogVideoXError as error:
         say(f"error: {with_notes(error)}")
         return USAGE if isinstance(error, InvalidInputError) else FAILED
@@ -86,6 +90,27 @@ def run(
             raise
         say(f"error: {with_notes(device_error(error))}")
         return FAILED
+
+
+@contextmanager
+def ended_gently() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half done stays."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # Whoever started this with nohup wants SIGHUP to be ignored.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def with_notes(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     quantization = asked_quantization(args)
     lock: AbstractContextManager[None] = nullcontext()
     if not args.dry_run:
-        if args.mlx_path.exists():
+        if os.path.lexists(args.mlx_path):
             raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
         lock = lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):

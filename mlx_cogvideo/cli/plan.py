@@ -34,7 +34,7 @@ from ..record import (
     version_differences,
 )
 from ..request import Request
-from ..runs import Job
+from ..runs import Job, leave_refuge
 from ..saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
@@ -317,6 +317,7 @@ class _Planner:
             if self.args.dry_run:
                 check_unlocked(path, _OTHER_OUTPUT)
             else:
+                self.locks.callback(leave_refuge, path)
                 self.locks.enter_context(locked(path, _OTHER_OUTPUT))
 
     def _continued(self, job: Job, saved: SavedRun) -> Job:

@@ -44,7 +44,7 @@ class Session:
                 for job in self._encode():
                     with self._reported(job):
                         self._finish(job)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, CogVideoXError) as error:
             if plan.is_batch and (self.made or any(job.path.exists() for job in plan.jobs)):
                 error.add_note(
                     f"{len(self.made)} of {len(plan.jobs)} videos are made: the same command with "
@@ -124,10 +124,6 @@ class Session:
             if not self.plan.is_batch:
                 raise
             if isinstance(error, DeviceError) and error.ends_process:
-                error.add_note(
-                    f"{len(self.made)} of {len(self.plan.jobs)} videos are made: the same command "
-                    "with --resume makes the rest"
-                )
                 raise
             say(f"error: {failure.label}: {failure.reason}")
 

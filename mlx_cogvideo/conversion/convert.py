@@ -6,6 +6,7 @@ a gigabyte (the largest tensor is T5's token embedding with 263 MB).
 """
 
 import math
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ def lock_destination(destination: Path) -> AbstractContextManager[None]:
 def check_destination(destination: Path, size: int) -> None:
     """Raises OutputError where a folder of so many bytes can't be made."""
     parent = destination.absolute().parent
-    if destination.exists():
+    if os.path.lexists(destination):
         raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} doesn't exist: make it first")

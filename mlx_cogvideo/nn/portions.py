@@ -80,6 +80,7 @@ def in_kernels(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
     if count == 1:
         return layer(x)
     rows = x.flatten(0, -2)
+    count = min(count, len(rows))
     edges = [i * len(rows) // count for i in range(count + 1)]
     return mx.concatenate([layer(rows[a:b]) for a, b in pairwise(edges)]).reshape(x.shape)
 

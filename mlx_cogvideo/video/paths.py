@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from ..errors import OutputError
-from ..files import remove_temporary, temporary_path
+from ..files import keep, remove_temporary, temporary_path
 
 MP4, GIF, LATENTS = ".mp4", ".gif", ".safetensors"
 FRAMES = ""
@@ -105,6 +105,7 @@ def publish(part: Path, path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: that isn't possible; the temporary stays and the message tells where it is.
     """
+    keep(part)  # it is complete, and stays there if it can't get its name
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} appeared meanwhile: the finished output is {part}")
     with output_errors(path, part):

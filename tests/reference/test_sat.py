@@ -7,6 +7,7 @@ import pickle
 import shutil
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from fractions import Fraction
 
 import mlx.core as mx
@@ -307,7 +308,10 @@ def test_a_crafted_checkpoint_writes_no_model(tmp_path, text_folder, capsys):
     ("shape", "strides", "message"),
     [
         ((3, 3), (3, 1), "reaches past the end of its storage"),
-        ((2, 3), (2**62, 1), "reaches past the end of its storage"),
+        ((2, 3), (2**39, 1), "reaches past the end of its storage"),
+        ((1, 4), (2**62, 1), "impossible shape"),
+        ((0, 2**31 - 1, 2**31 - 1), (1, 1, 1), "impossible shape"),
+        ((2**29,), (0,), "impossible shape"),
         ((2**31, 2**31), (0, 0), "impossible shape"),
         ((2**40,), (0,), "impossible shape"),
         ((1,) * 70, (1,) * 70, "impossible shape"),
@@ -333,6 +337,59 @@ def test_what_is_read_is_checked_again_right_before(tmp_path):
             tensor.read()
         object.__setattr__(tensor, field, before)
     assert (np.array(tensor.read()) == np.arange(6).reshape(2, 3)).all()
+
+
+def archive(path, pickled: bytes, compression=zipfile.ZIP_STORED) -> TorchFile:
+    """Opens a file with this pickle, and a storage of 64 bytes."""
+    with zipfile.ZipFile(path, "w", compression) as stream:
+        stream.writestr("archive/data.pkl", pickled)
+        stream.writestr("archive/data/0", bytes(64))
+    return TorchFile(path)
+
+
+DAMAGED = {
+    "a length beyond memory": b"\x80\x04\x8d" + b"\xff" * 8,
+    "a number of bytes beyond memory": b"\x80\x04\x8e" + (2**62).to_bytes(8, "little"),
+    "an empty stack": b"\x80\x02\x85.",
+    "no end": b"\x80\x02}",
+    "escape codes in a name": b"\x80\x02cos\x1b[31m\nsystem\n.",
+}
+
+
+@pytest.mark.parametrize("pickled", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_pickle_is_one_line(tmp_path, pickled):
+    with pytest.raises(CheckpointError) as caught:
+        archive(tmp_path / "a.pt", pickled)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_a_dictionary_inside_itself_holds_no_tensors(tmp_path):
+    pickled = b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."
+    assert tensors_in(archive(tmp_path / "a.pt", pickled).contents) == {}
+
+
+def test_a_compressed_tensor_is_refused(tmp_path):
+    torch.save({"module": {"a": torch.zeros(100)}}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as stored,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(CheckpointError, match="has a compressed tensor"):
+        TorchFile(tmp_path / "b.pt")
+
+
+def test_a_flipped_byte_is_read_or_refused(tmp_path):
+    torch.save({"module": {"a": torch.arange(6.0)}}, tmp_path / "a.pt")
+    whole, random_ = (tmp_path / "a.pt").read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[random_.integers(len(whole))] ^= 1 << random_.integers(8)
+        (tmp_path / "b.pt").write_bytes(damaged)
+        with suppress(CheckpointError):
+            for tensor in tensors_in(TorchFile(tmp_path / "b.pt").contents).values():
+                tensor.read()
 
 
 def test_nothing_that_a_pickle_is_given_takes_a_state_over(tmp_path):
