@@ -36,11 +36,16 @@ PEAK_TERAFLOPS = {
 neural accelerators of the M5, which not every version of macOS and MLX can use, don't count."""
 
 
+def has_metal() -> bool:
+    """Whether MLX runs on Metal here, whatever the default device."""
+    return mx.metal.is_available()
+
+
 def backend() -> str:
     """``"metal"``, ``"cuda"`` or ``"cpu"``."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
+    return "metal" if has_metal() else "cuda"
 
 
 def on_gpu() -> bool:
@@ -83,7 +88,7 @@ def disable_winograd() -> None:
     bfloat16 (tools/checks/winograd.py), and hold a scratch of several feature maps. MLX reads the
     variable at each convolution, and evaluation is lazy: call this before the first one, once.
     """
-    if mx.metal.is_available():
+    if has_metal():
         os.environ.setdefault("MLX_CONV_WINOGRAD", "0")
 
 
