@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .nn.device import backend, chip, kernel_operations, uses_winograd
+from .nn.backend import backend, chip, kernel_operations, uses_winograd
 
 GIB = 2**30
 

@@ -1,7 +1,8 @@
-"""Files that one process writes at a time, under a temporary name until they are complete."""
+"""Files on disk: one writer at a time, temporary names until they are complete, and digests."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import OutputError
@@ -319,3 +321,15 @@ def _read(stream: int) -> str:
         return os.pread(stream, 2**20, 0).decode(errors="surrogateescape")
     except OSError:
         return ""
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file in hexadecimal; while it doesn't change, it is worked out once."""
+    told = file.stat()
+    return _digest(file, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, *_: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

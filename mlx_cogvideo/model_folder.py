@@ -22,7 +22,7 @@ from .device import Machine, this_machine
 from .errors import InvalidInputError
 from .networks import NETWORKS
 from .nn.autoencoder import AutoencoderKLCogVideoX
-from .nn.device import on_gpu
+from .nn.backend import on_gpu
 from .nn.lora import add_adapter
 from .nn.quantization import linear_layers
 from .nn.t5 import T5EncoderModel

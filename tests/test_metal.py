@@ -18,7 +18,7 @@ from mlx_cogvideo.machine import MAC_SIZES, choices_on_macs
 from mlx_cogvideo.nn import attention as attention_module
 from mlx_cogvideo.nn.attention import attention, attention_gradients
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
-from mlx_cogvideo.nn.device import PEAK_TERAFLOPS, backend, kernel_operations, kernels
+from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, backend, kernel_operations, kernels
 from mlx_cogvideo.nn.transformer import FeedForward, feed_forward_parts
 from mlx_cogvideo.video import read_video
 
@@ -279,7 +279,7 @@ def test_convolutions_are_divided_by_frames_and_channels_to_the_same_numbers(mon
 
 def recorded_operations(monkeypatch, vae, latents, pixels, mode, limit) -> list[float]:
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_cogvideo.nn.device.kernel_operations", lambda of_chip=None: limit)
+        patch.setattr("mlx_cogvideo.nn.backend.kernel_operations", lambda of_chip=None: limit)
         two, three = recorded(patch, mx, "conv2d"), recorded(patch, mx, "conv3d")
         mx.eval(vae.decode(latents, mode), vae.encode(pixels, mode).mean)
         return two + three
@@ -313,7 +313,7 @@ def test_linear_layers_are_divided_by_rows_to_the_same_numbers(monkeypatch):
     request = pipe.request(PROMPT, seed=1, num_inference_steps=1)
     embeds = mx.random.normal((2, 32, 64), key=mx.random.key(0))
     (expected,) = pipe.denoise(request, embeds)
-    monkeypatch.setattr("mlx_cogvideo.nn.device.kernel_operations", lambda of_chip=None: 1e6)
+    monkeypatch.setattr("mlx_cogvideo.nn.backend.kernel_operations", lambda of_chip=None: 1e6)
     monkeypatch.setattr("mlx_cogvideo.nn.transformer.kernel_operations", lambda: 1e6)
     layers = []
     layer = FeedForward._run

@@ -17,8 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..digest import file_digest
 from ..errors import CheckpointError, ModelNotFoundError
+from ..files import file_digest
 from ..nn.lora import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .arrays import save_arrays

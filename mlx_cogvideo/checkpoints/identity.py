@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..digest import file_digest
+from ..files import file_digest
 from ..variants import ALIASES
 from .resolve import BUNDLED, component_folder
 

@@ -17,7 +17,7 @@ from ..errors import OutputError, mlx_errors
 from ..files import locked
 from ..kernels import Kernel, check_kernels
 from ..machine import MAC_SIZES, Ceilings, measure_ceilings, report
-from ..nn.device import on_gpu
+from ..nn.backend import on_gpu
 from ..stages import Result, check_stages
 from ..video.paths import publish, write_temporary
 from .common import DTYPES, FAILED, Parser, duration, run, say

@@ -5,7 +5,7 @@ from math import ceil
 
 import mlx.core as mx
 
-from .device import backend, kernel_operations, on_gpu
+from .backend import backend, kernel_operations, on_gpu
 from .fusion import fused
 from .portions import Portions
 

@@ -11,7 +11,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from .device import on_gpu
+from .backend import on_gpu
 
 HEAD_DIM = 64
 """Features of a head that `norm_heads` takes."""

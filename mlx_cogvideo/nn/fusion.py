@@ -5,7 +5,7 @@ from functools import wraps
 
 import mlx.core as mx
 
-from .device import on_gpu
+from .backend import on_gpu
 
 
 def fused(function: Callable) -> Callable:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import mlx.core as mx
 
-from .device import kernels
+from .backend import kernels
 
 PORTION_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""

@@ -16,8 +16,8 @@ import numpy as np
 
 from . import cuda
 from .attention import attention, merge_heads, split_heads
+from .backend import kernel_operations
 from .config import Config
-from .device import kernel_operations
 from .fusion import fused
 from .lora import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, silu

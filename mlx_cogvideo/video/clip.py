@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..digest import file_digest
 from ..errors import InvalidInputError
+from ..files import file_digest
 from .reader import open_input
 
 FITS = ("crop", "pad", "stretch")

@@ -7,7 +7,7 @@ from math import gcd, prod
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..device import kernels
+from ..backend import kernels
 from ..fusion import fused
 from .bands import Bands, Pass, check_size, with_halo
 

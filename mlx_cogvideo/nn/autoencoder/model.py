@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..device import disable_winograd
+from ..backend import disable_winograd
 from .bands import Pass
 from .coders import AutoencoderConfig, Decoder3D, Encoder3D
 from .tiles import Tiles
