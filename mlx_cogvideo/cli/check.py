@@ -43,8 +43,7 @@ def _check(args: argparse.Namespace) -> int | None:
     with mlx_errors():
         results = {name: _checked(name, args) for name in args.dtype or ("float32",)}
         kernels = [_shown(kernel, args) for kernel in check_kernels(DTYPES)]
-        wrong = [r.stage for of_dtype in results.values() for r in of_dtype if not r.right]
-        wrong += [f"{k.stage} in {k.dtype} ({k.snr_db} dB)" for k in kernels if not k.right]
+        wrong = _wrong(results, kernels)
         told = {
             "right": not wrong,
             "stages": _as_json(results),
@@ -58,12 +57,22 @@ def _check(args: argparse.Namespace) -> int | None:
     else:
         _print(told)
     if args.report is not None:
-        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-        publish(write_temporary(args.report, text.encode()), args.report, overwrite=False)
-        say(f"{args.report} holds all of this: please attach it to an issue")
+        _write(args.report, told)
     if wrong:
         say(f"error: these stages give wrong numbers here: {', '.join(wrong)}")
     return FAILED if wrong else None
+
+
+def _wrong(results: dict[str, list[Result]], kernels: list[Kernel]) -> list[str]:
+    """The names of what is wrong."""
+    stages = [r.stage for of_dtype in results.values() for r in of_dtype if not r.right]
+    return stages + [f"{k.stage} in {k.dtype} ({k.snr_db} dB)" for k in kernels if not k.right]
+
+
+def _write(file: Path, told: dict[str, Any]) -> None:
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    publish(write_temporary(file, text.encode()), file, overwrite=False)
+    say(f"{file} holds all of this: please attach it to an issue")
 
 
 def _checked(name: str, args: argparse.Namespace) -> list[Result]:
