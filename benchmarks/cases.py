@@ -34,10 +34,10 @@ def model_and_size(args: argparse.Namespace):
     """The configuration of a variant's transformer, and the geometry that was asked for."""
     from official import TRANSFORMERS
 
+    from mlx_cogvideo.checkpoints.variants import match_variant
     from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
     from mlx_cogvideo.nn.transformer import TransformerConfig
     from mlx_cogvideo.request import Geometry
-    from mlx_cogvideo.variants import match_variant
 
     config = TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])
     geometry = Geometry.choose(

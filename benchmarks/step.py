@@ -155,7 +155,7 @@ def our_network(folder: Path, how: str):
     import mlx.core as mx
 
     from mlx_cogvideo.checkpoints import load_component, read_config
-    from mlx_cogvideo.networks import make_network
+    from mlx_cogvideo.checkpoints.networks import make_network
 
     if how.endswith("-bit"):
         folder = packed(folder, int(how[0]))

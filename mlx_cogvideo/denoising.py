@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .caching import StepCache, make_cache
+from .checkpoints.model_folder import ModelFolder
 from .conditioning import Conditioning
 from .errors import GenerationError
 from .guidance import guidance_schedule
-from .model_folder import ModelFolder
 from .nn.portions import Portions, in_passes
 from .nn.transformer import CogVideoXTransformer3DModel
 from .request import Request

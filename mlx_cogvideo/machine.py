@@ -12,15 +12,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .checkpoints.networks import NETWORKS
+from .checkpoints.variants import VARIANTS, Variant
 from .coding import Tiling
 from .device import Machine, mac, this_machine
 from .memory import choose_tiling, forecast, guides_in_turn, largest_memory
-from .networks import NETWORKS
 from .nn.attention import attention
 from .nn.quantization import Quantization, linear_layers, packings
 from .request import Geometry
 from .system import describe
-from .variants import VARIANTS, Variant
 
 SECONDS = 0.25  # of measuring, each
 # Arrays as large as the tokens that a block reads or writes besides its products, as if all of it

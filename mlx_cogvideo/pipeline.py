@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .caching import choose_threshold
+from .checkpoints.model_folder import ModelFolder
 from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
 from .conditioning import (
     Conditioning,
@@ -31,7 +32,6 @@ from .errors import InvalidInputError
 from .extension import Joiner, choose_overlap, window_request
 from .guidance import check_uncond, schedule_name
 from .memory import check_memory_limit, choose_tiling, guides_in_turn
-from .model_folder import ModelFolder
 from .nn.autoencoder import Posterior
 from .nn.portions import Portions
 from .request import Geometry, Request

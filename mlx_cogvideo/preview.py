@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from . import __version__
+from .checkpoints.model_folder import ModelFolder
 from .errors import InvalidInputError, OutputError
-from .model_folder import ModelFolder
 from .video import read_record, write_video
 
 FILE = "latent_rgb.json"

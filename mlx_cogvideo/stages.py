@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from .checkpoints import DEMO_PATH
+from .checkpoints.model_folder import ModelFolder
 from .denoising import velocities
-from .model_folder import ModelFolder
 from .nn.attention import attention
 from .nn.quantization import Quantization, QuantizedLinear
 from .schedulers import make_scheduler

@@ -12,6 +12,7 @@ import pytest
 from winograd import emulated, nowhere
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.machine import (
@@ -24,7 +25,6 @@ from mlx_cogvideo.machine import (
     outlook,
 )
 from mlx_cogvideo.stages import check_stages
-from mlx_cogvideo.variants import VARIANTS
 
 
 @pytest.fixture

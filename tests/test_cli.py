@@ -204,7 +204,7 @@ def test_after_two_steps_it_foretells_the_rest(output, capsys):
 
 
 def test_a_dry_run_stops_before_anything_is_read_or_written(output, monkeypatch, capsys):
-    load = "mlx_cogvideo.model_folder.load_component"
+    load = "mlx_cogvideo.checkpoints.model_folder.load_component"
     monkeypatch.setattr(load, lambda *_: pytest.fail("loaded"))
     assert generate(output, "--dry-run") == 0
     captured = capsys.readouterr()

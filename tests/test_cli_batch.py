@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from commands import PROMPT, SMALL, errors, run
 
-from mlx_cogvideo import model_folder
+from mlx_cogvideo.checkpoints import model_folder
 from mlx_cogvideo.pipeline import CogVideoXPipeline
 from mlx_cogvideo.video import read_record
 

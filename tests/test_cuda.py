@@ -8,12 +8,7 @@ from support import relative_error
 from mlx_cogvideo.nn import cuda
 from mlx_cogvideo.nn.portions import Portions
 from mlx_cogvideo.nn.positions import rope_tables
-from mlx_cogvideo.nn.transformer import (
-    BlockContext,
-    CogVideoXBlock,
-    TransformerConfig,
-    norm_heads,
-)
+from mlx_cogvideo.nn.transformer import BlockContext, CogVideoXBlock, TransformerConfig, norm_heads
 
 TOKENS, TEXT, EPS = 110, 5, 1e-5  # with two of a batch and three heads no whole number of warps
 IS_TEXT = (mx.arange(TOKENS) < TEXT)[:, None]

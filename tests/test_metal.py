@@ -138,7 +138,7 @@ def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment(monkeypatch, caps
 
 def test_what_fits_the_machine_but_not_the_moment_is_said_and_done(monkeypatch, capsys, tmp_path):
     machine = Machine("cpu", "", 2**40, free=lambda: 2**20)
-    monkeypatch.setattr("mlx_cogvideo.model_folder.this_machine", lambda: machine)
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     assert generate(tmp_path / "video.mp4") == 0
     told = capsys.readouterr().err
     assert "1 MiB are free now: close other programs, or it may take several times" in told

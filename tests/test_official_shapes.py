@@ -9,10 +9,10 @@ from mlx.utils import tree_flatten
 from official import TRANSFORMERS, official
 
 from mlx_cogvideo.checkpoints.components import upstream_shape
+from mlx_cogvideo.checkpoints.variants import match_variant
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.variants import match_variant
 
 
 def stored_shapes(module) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from support import relative_error
 
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
-from mlx_cogvideo.networks import NETWORKS
+from mlx_cogvideo.checkpoints.networks import NETWORKS
 from mlx_cogvideo.nn import quantization
 from mlx_cogvideo.nn.lora import LoRALinear, LowRank, in_order
 from mlx_cogvideo.nn.quantization import (

@@ -17,11 +17,11 @@ from mlx_cogvideo import (
     generate_video,
     memory,
 )
+from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.plan import _replayed
 from mlx_cogvideo.conditioning import picture_size
 from mlx_cogvideo.extension import Joiner, window_request
 from mlx_cogvideo.saved_run import SavedRun
-from mlx_cogvideo.variants import VARIANTS
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -528,7 +528,9 @@ def test_a_prompt_of_a_batch_without_its_image_is_named(output, capsys):
 
 def test_a_size_that_a_model_was_not_trained_on_is_said(output, monkeypatch, capsys):
     variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b")
-    monkeypatch.setattr("mlx_cogvideo.model_folder.match_variant", lambda config: variant)
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
+    )
     assert generate(output, "--dry-run") == 0
     said = capsys.readouterr().err
     assert "was trained on a shorter side of 768 and a longer one up to 1360: 48x32 comes" in said

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 from mlx_cogvideo.errors import CheckpointError, InvalidInputError
-from mlx_cogvideo.tokenizer import T5Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import file_digest
-from ..variants import ALIASES
 from .resolve import BUNDLED, component_folder
+from .variants import ALIASES
 
 COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 _HASHED = ("*.json", "*.safetensors", "spiece.model")

@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
-from ..networks import make_network
 from ..nn.quantization import Quantization
 from .components import (
     check_component,
@@ -18,6 +17,7 @@ from .components import (
     stored_quantization,
     upstream_shape,
 )
+from .networks import make_network
 from .resolve import component_folder
 from .safetensors_header import TensorInfo
 from .sat import SatTensor, open_sat, text_encoder_config, transformer_config, vae_config

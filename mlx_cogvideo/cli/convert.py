@@ -19,8 +19,11 @@ from ..checkpoints import (
     resolve_model,
     resolve_text_encoder,
 )
+from ..checkpoints.model_card import model_card
+from ..checkpoints.networks import NETWORKS
 from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
+from ..checkpoints.variants import ALIASES
 from ..conversion import (
     ComponentPlan,
     ConversionPlan,
@@ -32,10 +35,7 @@ from ..conversion import (
 )
 from ..device import size
 from ..errors import InvalidInputError, OutputError
-from ..model_card import model_card
-from ..networks import NETWORKS
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
-from ..variants import ALIASES
 from .awake import awake
 from .common import DTYPES, Bars, Parser, WithScale, add_awake_option, be_quiet, run
 

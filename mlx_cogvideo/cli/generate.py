@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..caching import CACHES
 from ..checkpoints import BUNDLED
+from ..checkpoints.variants import ALIASES
 from ..conditioning import IMAGE_LATENT_SCALES
 from ..device import manage_memory
 from ..errors import InvalidInputError
 from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..nn.autoencoder import TILINGS
 from ..schedulers import SCHEDULERS
-from ..variants import ALIASES
 from ..video import FITS, read_record
 from .announce import announce
 from .awake import awake

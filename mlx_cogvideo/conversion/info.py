@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_config
+from ..checkpoints.networks import NETWORKS
 from ..checkpoints.sources import folder_source
-from ..networks import NETWORKS
 from ..nn.quantization import layer_kind
 from .convert import REPORT
 from .plan import check_architecture, plan_component, variant_of

@@ -12,13 +12,7 @@ from ..errors import InvalidInputError
 from ..files import locked
 from .gif import GifWriter
 from .mp4 import VideoWriter
-from .paths import (
-    LATENTS,
-    check_output_path,
-    output_form,
-    publish,
-    write_temporary,
-)
+from .paths import LATENTS, check_output_path, output_form, publish, write_temporary
 from .png import PngWriter
 from .record import KEY, record_text
 from .writer import FrameWriter

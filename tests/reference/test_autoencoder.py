@@ -17,11 +17,7 @@ from torch_reference import (
 
 from mlx_cogvideo.checkpoints import load_component
 from mlx_cogvideo.nn import portions
-from mlx_cogvideo.nn.autoencoder import (
-    AutoencoderConfig,
-    AutoencoderKLCogVideoX,
-    Tiles,
-)
+from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, Tiles
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 
 

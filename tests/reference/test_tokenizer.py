@@ -7,7 +7,7 @@ import pytest
 from support import WORDS, write_spiece_model
 from transformers import T5Tokenizer as ReferenceTokenizer
 
-from mlx_cogvideo.tokenizer import T5Tokenizer
+from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 
 PROMPTS = {
     "plain": "a red circle moves right on the white background.",

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from step import rotation_tables
 
 from mlx_cogvideo.checkpoints import load_component, read_config
-from mlx_cogvideo.networks import make_network
+from mlx_cogvideo.checkpoints.networks import make_network
 from mlx_cogvideo.nn.portions import Portions
 
 

@@ -45,7 +45,7 @@ from captions import Combination
 from world import render, to_uint8, world_scene
 
 from mlx_cogvideo.checkpoints import DEMO_PATH, load_component, read_config
-from mlx_cogvideo.networks import make_network
+from mlx_cogvideo.checkpoints.networks import make_network
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
 from mlx_cogvideo.nn.autoencoder.bands import Pass
 from mlx_cogvideo.nn.autoencoder.coders import Decoder3D

@@ -31,7 +31,7 @@ from learner import Learner, Log, Plan, on_gpu, train
 from world import to_uint8
 
 from mlx_cogvideo.checkpoints import save_component
-from mlx_cogvideo.tokenizer import T5Tokenizer
+from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 
 SHARES = {
     "vae": 0.3,

@@ -9,8 +9,8 @@ from captions import ATTRIBUTES, MAX_LENGTH, VALUES, Combination, caption, with_
 from learner import Losses
 from make_tokenizer import ENGLISH, VOCABULARY
 
+from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
-from mlx_cogvideo.tokenizer import T5Tokenizer
 
 CONFIG = {
     "architectures": ["T5EncoderModel"],

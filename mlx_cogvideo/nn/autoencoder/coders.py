@@ -8,14 +8,7 @@ import mlx.nn as nn
 
 from ..config import Config
 from .bands import Bands, Pass
-from .layers import (
-    CausalConv3d,
-    Downsample3D,
-    ResnetBlock3D,
-    Upsample3D,
-    make_norm,
-    repeat_frames,
-)
+from .layers import CausalConv3d, Downsample3D, ResnetBlock3D, Upsample3D, make_norm, repeat_frames
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 import mlx.nn as nn
 
-from .nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
-from .nn.t5 import T5Config, T5EncoderModel
-from .nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from ..nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
+from ..nn.t5 import T5Config, T5EncoderModel
+from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 
 NETWORKS = {
     "transformer": (CogVideoXTransformer3DModel, TransformerConfig),

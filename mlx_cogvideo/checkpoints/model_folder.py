@@ -9,7 +9,15 @@ from typing import Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checkpoints import (
+from ..device import Machine, this_machine
+from ..errors import InvalidInputError
+from ..nn.autoencoder import AutoencoderKLCogVideoX
+from ..nn.backend import on_gpu
+from ..nn.lora import add_adapter
+from ..nn.quantization import linear_layers
+from ..nn.t5 import T5EncoderModel
+from ..nn.transformer import CogVideoXTransformer3DModel
+from . import (
     Adapter,
     check_component,
     component_folder,
@@ -18,15 +26,7 @@ from .checkpoints import (
     read_config,
     resolve_model,
 )
-from .device import Machine, this_machine
-from .errors import InvalidInputError
 from .networks import NETWORKS
-from .nn.autoencoder import AutoencoderKLCogVideoX
-from .nn.backend import on_gpu
-from .nn.lora import add_adapter
-from .nn.quantization import linear_layers
-from .nn.t5 import T5EncoderModel
-from .nn.transformer import CogVideoXTransformer3DModel
 from .tokenizer import T5Tokenizer
 from .variants import match_variant
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .nn.transformer import TransformerConfig
+from ..nn.transformer import TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Self
 import mlx.core as mx
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 
-from .errors import CheckpointError, InvalidInputError
+from ..errors import CheckpointError, InvalidInputError
 
 SPACE = "▁"
 # What Unicode calls White_Space. Python's \s also has the separators U+001C to U+001F.
