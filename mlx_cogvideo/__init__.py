@@ -12,18 +12,9 @@ if sys.version_info < (3, 11):  # noqa: UP036
 
 __version__ = "0.1.0"
 
-from .errors import (
-    CheckpointError,
-    CogVideoXError,
-    DeviceError,
-    GenerationError,
-    InvalidInputError,
-    ModelNotFoundError,
-    OutputError,
-    PeerLostError,
-)
-from .generation import generate_video
-from .pipeline import CogVideoXPipeline
+from .errors import CheckpointError, CogVideoXError, DeviceError, GenerationError, InvalidInputError, ModelNotFoundError, OutputError, PeerLostError
+from .runs.generate_video import generate_video
+from .pipeline.pipeline import CogVideoXPipeline
 
 __all__ = [
     "CheckpointError",

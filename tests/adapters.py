@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config, save_adapter
-from mlx_cogvideo.nn.lora import LowRank
+from mlx_cogvideo.nn.low_rank import LowRank
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_cogvideo.cli.batch import Prompt, check_distinct, default_output, output_name, read_prompts
+from mlx_cogvideo.runs.resumable.batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from mlx_cogvideo.errors import InvalidInputError
 
 

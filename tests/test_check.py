@@ -15,16 +15,8 @@ from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.device import Machine
-from mlx_cogvideo.machine import (
-    MAC_SIZES,
-    PACKINGS,
-    Ceilings,
-    _imagined,
-    choices_on_macs,
-    dtype_advice,
-    outlook,
-)
-from mlx_cogvideo.stages import check_stages
+from mlx_cogvideo.machine.speed.speed import MAC_SIZES, PACKINGS, Ceilings, _imagined, choices_on_macs, dtype_advice, outlook
+from mlx_cogvideo.machine.speed.stages import check_stages
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def test_one_wrong_weight_is_found_in_its_stage(copy, capsys, component, weight,
 def test_a_report_is_one_line_of_json(capsys, monkeypatch):
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", lambda dtype: ceilings)
-    monkeypatch.setattr("mlx_cogvideo.machine.dtype_advice", lambda ceilings: "any")
+    monkeypatch.setattr("mlx_cogvideo.machine.speed.dtype_advice", lambda ceilings: "any")
     assert main(["--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     told = json.loads(line)
@@ -100,7 +92,7 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
 )
 def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, there_is, advice):
     machine = Machine("cuda", "", there_is * 2**30)
-    monkeypatch.setattr("mlx_cogvideo.machine.this_machine", lambda: machine)
+    monkeypatch.setattr("mlx_cogvideo.machine.speed.this_machine", lambda: machine)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice
@@ -127,7 +119,7 @@ def kernels_on_the_cpu(monkeypatch):
     """Has the kernels compared as if the CPU were a GPU, in sizes that it computes in seconds."""
     for module in ("kernels", "cli.check"):
         monkeypatch.setattr(f"mlx_cogvideo.{module}.on_gpu", lambda: True)
-    monkeypatch.setattr("mlx_cogvideo.kernels.TOKENS", 256)
+    monkeypatch.setattr("mlx_cogvideo.machine.kernels.TOKENS", 256)
     monkeypatch.setattr("mlx_cogvideo.cli.check.check_stages", lambda *_: iter([]))
 
 
@@ -163,7 +155,7 @@ def test_what_was_not_compared_is_said(capsys):
 def test_a_report_holds_everything_and_replaces_nothing(tmp_path, capsys, monkeypatch):
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", lambda dtype: ceilings)
-    monkeypatch.setattr("mlx_cogvideo.machine.dtype_advice", lambda ceilings: "any")
+    monkeypatch.setattr("mlx_cogvideo.machine.speed.dtype_advice", lambda ceilings: "any")
     file = tmp_path / "report.json"
     assert main(["--report", str(file), "--json"]) == 0
     told = json.loads(file.read_text())

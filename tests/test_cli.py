@@ -249,7 +249,7 @@ def test_json_tells_of_a_failure_too(output, capsys, monkeypatch):
         raise GenerationError("no video came of it")
         yield
 
-    monkeypatch.setattr("mlx_cogvideo.pipeline.CogVideoXPipeline.denoise", fail)
+    monkeypatch.setattr("mlx_cogvideo.pipeline.pipeline.CogVideoXPipeline.denoise", fail)
     assert generate(output, "--json") == 1
     captured = capsys.readouterr()
     (failed,) = json.loads(captured.out)["failed"]
@@ -304,7 +304,7 @@ def test_the_way_of_decoding_is_said_and_recorded(output, capsys, options, said,
 
 
 def test_little_memory_is_decoded_in_tiles_and_said_so(output, capsys, monkeypatch):
-    monkeypatch.setattr("mlx_cogvideo.memory.available_memory", lambda: 2**20)
+    monkeypatch.setattr("mlx_cogvideo.pipeline.estimates.available_memory", lambda: 2**20)
     assert generate(output, "--height", 96, "--width", 96, "--dry-run") == 0
     assert "tiles 48 high and 48 wide, which may show at their edges" in capsys.readouterr().err
 

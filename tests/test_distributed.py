@@ -17,8 +17,8 @@ from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError, PeerLostError
 from mlx_cogvideo.cli.lora import main
-from mlx_cogvideo.training import peers as module
-from mlx_cogvideo.training.peers import ALONE, Peers
+from mlx_cogvideo import distributed as module
+from mlx_cogvideo.distributed import ALONE, Peers
 from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"
@@ -113,7 +113,7 @@ def test_a_process_that_is_late_changes_nothing(clips, tmp_path):
         "import sys, time\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "from mlx_cogvideo.cli.lora import main\n"
-        "from mlx_cogvideo.training.peers import Peers\n"
+        "from mlx_cogvideo.distributed import Peers\n"
         "averaged = Peers.averaged\n"
         "def sleep_first(self, gradients):\n"
         "    time.sleep(8 * self.rank)\n"

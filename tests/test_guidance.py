@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_cogvideo.errors import InvalidInputError
-from mlx_cogvideo.guidance import guidance_schedule
+from mlx_cogvideo.diffusion.guidance import guidance_schedule
 
 TIMESTEPS = range(999, 0, -20)
 

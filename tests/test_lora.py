@@ -13,7 +13,7 @@ from support import relative_error
 from mlx_cogvideo import CheckpointError, CogVideoXPipeline, ModelNotFoundError
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.cli.convert import main as convert
-from mlx_cogvideo.nn.lora import LoRALinear
+from mlx_cogvideo.nn.low_rank import LoRALinear
 from mlx_cogvideo.nn.quantization import QuantizedLinear
 from mlx_cogvideo.video import read_record, read_video
 

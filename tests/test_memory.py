@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from adapters import RANK, make_adapter
 
-from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device, memory
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device
+from mlx_cogvideo.pipeline.pipeline import estimates as memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.coding import Tiling
+from mlx_cogvideo.pipeline.pipeline.vae_stage import Tiling
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
-from mlx_cogvideo.record import Meter
+from mlx_cogvideo.runs.resumable.record import Meter
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_cogvideo import InvalidInputError
-from mlx_cogvideo.training.peers import Peers
+from mlx_cogvideo.distributed import Peers
 
 Operation = tuple[str, str]
 """Its name, and whose stream it is on."""

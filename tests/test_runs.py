@@ -11,9 +11,9 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
-from mlx_cogvideo.record import OF_THE_RUN, make_record
-from mlx_cogvideo.runs import Job, begin, finish
-from mlx_cogvideo.saved_run import SavedRun
+from mlx_cogvideo.runs.resumable.record import OF_THE_RUN, make_record
+from mlx_cogvideo.runs.resumable.resumable import Job, begin, finish
+from mlx_cogvideo.runs.resumable.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -117,7 +117,7 @@ def test_a_run_is_saved_every_few_steps_and_before_decoding(
 def test_by_default_a_run_is_saved_about_once_a_minute(pipe, folder, monkeypatch):
     seen = []
     clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr("mlx_cogvideo.runs.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("mlx_cogvideo.runs.resumable.time.monotonic", lambda: next(clock))
     run = new_run(pipe, folder)
     monkeypatch.setattr(SavedRun, "save", lambda self, path: seen.append(self.steps_done))
     finish(pipe, run, folder / "frames.resume")

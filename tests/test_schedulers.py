@@ -8,7 +8,7 @@ import pytest
 from support import relative_error, scheduler_config
 
 from mlx_cogvideo.errors import InvalidInputError
-from mlx_cogvideo.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
 CLASSES = [CogVideoXDDIMScheduler, CogVideoXDPMScheduler]
 SHAPE = (1, 2, 4, 4, 8)

@@ -15,7 +15,7 @@ from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import OFFICIAL_SCHEDULER_CONFIG
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.schedulers import CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
 
 TOLERANCE = 2e-5
 """Of networks, relative to the largest value. Measured errors are 1e-6 to 3e-6."""

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ModelNotFoundError
 from ..files import file_digest
-from ..nn.lora import LowRank
+from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .arrays import save_arrays
 from .components import FLOATING, read_config, write_config

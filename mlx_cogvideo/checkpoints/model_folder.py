@@ -13,19 +13,11 @@ from ..device import Machine, this_machine
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
-from ..nn.lora import add_adapter
+from ..nn.low_rank import add_adapter
 from ..nn.quantization import linear_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
-from . import (
-    Adapter,
-    check_component,
-    component_folder,
-    load_component,
-    open_adapter,
-    read_config,
-    resolve_model,
-)
+from . import Adapter, check_component, component_folder, load_component, open_adapter, read_config, resolve_model
 from .networks import NETWORKS
 from .tokenizer import T5Tokenizer
 from .variants import match_variant

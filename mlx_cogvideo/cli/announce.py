@@ -4,15 +4,15 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import BUNDLED
-from ..coding import Tiling
+from ..pipeline.vae_stage import Tiling
 from ..device import size
-from ..memory import forecast, largest_memory, usable_memory, what_needs_less
+from ..pipeline.estimates import forecast, largest_memory, usable_memory, what_needs_less
 from ..nn.autoencoder import AutoencoderConfig
-from ..record import model_title
-from ..request import Geometry, Request
+from ..runs.record import model_title
+from ..pipeline.request import Geometry, Request
 from ..video.paths import LATENTS, output_form
 from .common import say
-from .plan import Plan
+from ..runs.jobs import Plan
 
 logger = logging.getLogger(__name__)
 

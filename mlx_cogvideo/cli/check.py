@@ -15,10 +15,10 @@ from ..checkpoints import DEMO_PATH
 from ..device import size
 from ..errors import OutputError, mlx_errors
 from ..files import locked
-from ..kernels import Kernel, check_kernels
-from ..machine import MAC_SIZES, Ceilings, measure_ceilings, report
+from ..machine.kernels import Kernel, check_kernels
+from ..machine.speed import MAC_SIZES, Ceilings, measure_ceilings, report
 from ..nn.backend import on_gpu
-from ..stages import Result, check_stages
+from ..machine.stages import Result, check_stages
 from ..video.paths import publish, write_temporary
 from .common import DTYPES, FAILED, Parser, duration, run, say
 

@@ -5,31 +5,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..caching import CACHES
+from ..diffusion.step_cache import CACHES
 from ..checkpoints import BUNDLED
 from ..checkpoints.variants import ALIASES
-from ..conditioning import IMAGE_LATENT_SCALES
+from ..pipeline.sources import IMAGE_LATENT_SCALES
 from ..device import manage_memory
 from ..errors import InvalidInputError
-from ..guidance import GUIDANCE_SCHEDULES, UNCONDS
+from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..nn.autoencoder import TILINGS
-from ..schedulers import SCHEDULERS
+from ..diffusion.schedulers import SCHEDULERS
 from ..video import FITS, read_record
 from .announce import announce
 from .awake import awake
-from .common import (
-    DTYPES,
-    FAILED,
-    Parser,
-    WithScale,
-    add_machine_options,
-    at_least_one,
-    be_quiet,
-    positive,
-    run,
-    wired_bytes,
-)
-from .plan import make_plan
+from .common import DTYPES, FAILED, Parser, WithScale, add_machine_options, at_least_one, be_quiet, positive, run, wired_bytes
+from ..runs.jobs import make_plan
 from .session import Session
 
 

@@ -16,20 +16,20 @@ from ..checkpoints import default_model, holds_adapter, model_identity
 from ..device import manage_memory, size
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import locked
-from ..memory import training_forecast
-from ..pipeline import CogVideoXPipeline
-from ..request import Request
-from ..training.cache import Cache
+from ..pipeline.estimates import training_forecast
+from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.request import Request
+from ..training.latent_cache import Cache
 from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
-from ..training.peers import Peers
+from ..distributed import Peers
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import LESS_MEMORY, Trainer
 from ..video import Shape, write_video
 from .announce import show_plan, warn_of_the_moment
 from .awake import awake
-from .batch import IMAGE_MARK, read_prompts
+from ..runs.batch import IMAGE_MARK, read_prompts
 from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..conditioning import IMAGE_LATENT_SCALES
+from ..pipeline.sources import IMAGE_LATENT_SCALES
 from ..training.settings import TARGETS
 from ..video.clip import TIMEOUT
 from .common import DTYPES, Parser, add_machine_options, at_least_one, not_negative, positive

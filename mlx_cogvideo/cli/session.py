@@ -8,14 +8,14 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..denoising import DenoisingState
+from ..pipeline.denoising import DenoisingState
 from ..errors import CogVideoXError, DeviceError, OutputError
-from ..preview import preview_path, remove_preview
-from ..request import Request
-from ..runs import Job, begin, finish
-from ..saved_run import SavedRun
+from ..runs.preview import preview_path, remove_preview
+from ..pipeline.request import Request
+from ..runs.resumable import Job, begin, finish
+from ..runs.saved_run import SavedRun
 from .common import FAILED, StageBars, say, with_notes
-from .plan import Failure, Plan
+from ..runs.jobs import Failure, Plan
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)

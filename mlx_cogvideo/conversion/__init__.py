@@ -1,6 +1,6 @@
 """From an official checkpoint to a model folder of our own, quantized if that is asked for."""
 
-from .convert import check_destination, convert, lock_destination
+from .write import check_destination, convert, lock_destination
 from .info import describe_folder
 from .plan import ComponentPlan, ConversionPlan, TensorPlan, plan_conversion
 

@@ -8,7 +8,7 @@ from ..checkpoints import read_config
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.sources import folder_source
 from ..nn.quantization import layer_kind
-from .convert import REPORT
+from .write import REPORT
 from .plan import check_architecture, plan_component, variant_of
 
 

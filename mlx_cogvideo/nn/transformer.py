@@ -19,7 +19,7 @@ from .attention import attention, merge_heads, split_heads
 from .backend import kernel_operations
 from .config import Config
 from .fusion import fused
-from .lora import in_order
+from .low_rank import in_order
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, silu
 from .portions import LAZY, Portions, in_kernels
 from .positions import half_split, rope_tables, rotate, sincos_table

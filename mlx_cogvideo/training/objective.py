@@ -5,11 +5,11 @@ from math import log2
 
 import mlx.core as mx
 
-from ..denoising import velocities
-from ..nn.lora import without_adapters
+from ..pipeline.denoising import velocities
+from ..nn.low_rank import without_adapters
 from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
-from ..schedulers import Scheduler
+from ..diffusion.schedulers import Scheduler
 from .backward import Backward
 
 SMALLEST_MEAN = 64

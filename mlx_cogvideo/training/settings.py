@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..conditioning import check_image_latent_scale
+from ..pipeline.sources import check_image_latent_scale
 from ..errors import InvalidInputError
-from ..nn.lora import LowRank
+from ..nn.low_rank import LowRank
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 

@@ -20,16 +20,16 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import save_adapter
-from ..conditioning import image_latent_scale, place_image, with_leading
+from ..pipeline.sources import image_latent_scale, place_image, with_leading
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
-from ..nn.lora import add_adapter
-from ..pipeline import CogVideoXPipeline
-from ..schedulers import make_scheduler
+from ..nn.low_rank import add_adapter
+from ..pipeline.pipeline import CogVideoXPipeline
+from ..diffusion.schedulers import make_scheduler
 from ..video import Shape
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .curve import cut_log, write_curve
+from .loss_plot import cut_log, write_curve
 from .objective import Batch, Objective
-from .peers import ALONE, Peers
+from ..distributed import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 

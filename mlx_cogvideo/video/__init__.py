@@ -7,7 +7,7 @@ from .outputs import open_writer, write_latents, write_video
 from .paths import check_output_path
 from .png import PngWriter
 from .reader import read_frames, read_video
-from .record import read_record
+from .metadata import read_record
 from .writer import FrameWriter
 
 __all__ = [

@@ -14,7 +14,7 @@ from .gif import GifWriter
 from .mp4 import VideoWriter
 from .paths import LATENTS, check_output_path, output_form, publish, write_temporary
 from .png import PngWriter
-from .record import KEY, record_text
+from .metadata import KEY, record_text
 from .writer import FrameWriter
 
 _WRITERS = {writer.form: writer for writer in (VideoWriter, GifWriter, PngWriter)}

@@ -20,7 +20,7 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import save_adapter
-from mlx_cogvideo.nn.lora import LowRank
+from mlx_cogvideo.nn.low_rank import LowRank
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "norm1.linear"]
 RANK, ALPHA = 4, 10

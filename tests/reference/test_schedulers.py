@@ -9,7 +9,7 @@ from diffusers import CogVideoXDPMScheduler as ReferenceDPM
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import relative_error, scheduler_config
 
-from mlx_cogvideo.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
 SHAPE = (1, 3, 4, 6, 16)
 CLASSES = [(CogVideoXDDIMScheduler, ReferenceDDIM), (CogVideoXDPMScheduler, ReferenceDPM)]

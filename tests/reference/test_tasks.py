@@ -27,7 +27,7 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.cli.convert import main as convert
-from mlx_cogvideo.conditioning import with_leading
+from mlx_cogvideo.pipeline.pipeline.sources import with_leading
 from mlx_cogvideo.nn.autoencoder import Posterior
 
 TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from captions import ATTRIBUTES, Combination, caption, plain_caption, split_comb
 from train_vae import measure_psnr
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.caching import CACHES
+from mlx_cogvideo.diffusion.step_cache import CACHES
 from mlx_cogvideo.nn.transformer import CogVideoXBlock
 
 

@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .conditioning import Conditioning
-from .denoising import DenoisingState
-from .errors import InvalidInputError
+from ..pipeline.sources import Conditioning
+from ..pipeline.denoising import DenoisingState
+from ..errors import InvalidInputError
 from .record import Record
-from .request import steps_taken
-from .video.paths import publish, write_temporary
-from .video.record import KEY, record_text
+from ..pipeline.request import steps_taken
+from ..video.paths import publish, write_temporary
+from ..video.metadata import KEY, record_text
 
 SUFFIX = ".resume"
 

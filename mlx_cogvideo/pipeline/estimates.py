@@ -4,23 +4,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .caching import CACHED_ARRAYS
-from .coding import Tiling
-from .device import Machine, size
-from .errors import InvalidInputError
-from .nn.attention import SCORES_AT_A_TIME
-from .nn.autoencoder import (
-    BAND_ELEMENTS,
-    CHUNK_FRAMES,
-    MAX_ELEMENTS,
-    TILE_BAND_ELEMENTS,
-    footprint,
-    largest_decode_tensor,
-)
-from .nn.portions import PORTION_ELEMENTS
-from .nn.transformer import feed_forward_parts
+from ..diffusion.step_cache import CACHED_ARRAYS
+from .vae_stage import Tiling
+from ..device import Machine, size
+from ..errors import InvalidInputError
+from ..nn.attention import SCORES_AT_A_TIME
+from ..nn.autoencoder import BAND_ELEMENTS, CHUNK_FRAMES, MAX_ELEMENTS, TILE_BAND_ELEMENTS, footprint, largest_decode_tensor
+from ..nn.portions import PORTION_ELEMENTS
+from ..nn.transformer import feed_forward_parts
 from .request import Geometry, Request
-from .training.backward import WIDE_ELEMENTS
+from ..training.backward import WIDE_ELEMENTS
 
 if TYPE_CHECKING:
     from .pipeline import CogVideoXPipeline

@@ -11,12 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .checkpoints import DEMO_PATH
-from .checkpoints.model_folder import ModelFolder
-from .denoising import velocities
-from .nn.attention import attention
-from .nn.quantization import Quantization, QuantizedLinear
-from .schedulers import make_scheduler
+from ..checkpoints import DEMO_PATH
+from ..checkpoints.model_folder import ModelFolder
+from ..pipeline.denoising import velocities
+from ..nn.attention import attention
+from ..nn.quantization import Quantization, QuantizedLinear
+from ..diffusion.schedulers import make_scheduler
 
 VALUES = "check_values.safetensors"
 PROMPT = "a red circle moves right on a white background"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .nn.attention import attention
-from .nn.autoencoder.bands import Pass
-from .nn.autoencoder.layers import CausalConv3d, Upsample3D
-from .nn.backend import disable_winograd, on_gpu
+from ..nn.attention import attention
+from ..nn.autoencoder.bands import Pass
+from ..nn.autoencoder.layers import CausalConv3d, Upsample3D
+from ..nn.backend import disable_winograd, on_gpu
 
 FRAMES, SIDE = 5, 48
 HEADS, TOKENS, HEAD_DIM = 48, 9000, 64

@@ -15,27 +15,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .caching import choose_threshold
-from .checkpoints.model_folder import ModelFolder
-from .coding import Tiling, check_decodable, check_frame, decode_frames, encode_frames
-from .conditioning import (
-    Conditioning,
-    Picture,
-    Source,
-    image_latent_scale,
-    picture_size,
-    place_image,
-    with_leading,
-)
+from ..diffusion.step_cache import choose_threshold
+from ..checkpoints.model_folder import ModelFolder
+from .vae_stage import Tiling, check_decodable, check_frame, decode_frames, encode_frames
+from .sources import Conditioning, Picture, Source, image_latent_scale, picture_size, place_image, with_leading
 from .denoising import DenoisingState, denoising_steps, make_run_scheduler
-from .errors import InvalidInputError
-from .extension import Joiner, choose_overlap, window_request
-from .guidance import check_uncond, schedule_name
-from .memory import check_memory_limit, choose_tiling, guides_in_turn
-from .nn.autoencoder import Posterior
-from .nn.portions import Portions
+from ..errors import InvalidInputError
+from .windows import Joiner, choose_overlap, window_request
+from ..diffusion.guidance import check_uncond, schedule_name
+from .estimates import check_memory_limit, choose_tiling, guides_in_turn
+from ..nn.autoencoder import Posterior
+from ..nn.portions import Portions
 from .request import Geometry, Request
-from .schedulers import Scheduler, scheduler_name
+from ..diffusion.schedulers import Scheduler, scheduler_name
 
 logger = logging.getLogger(__name__)
 

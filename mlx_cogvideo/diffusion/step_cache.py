@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from .errors import InvalidInputError
-from .nn.portions import Portions, in_passes
-from .nn.transformer import CogVideoXTransformer3DModel
+from ..errors import InvalidInputError
+from ..nn.portions import Portions, in_passes
+from ..nn.transformer import CogVideoXTransformer3DModel
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
 """The caches and their usual thresholds."""

@@ -20,7 +20,7 @@ from typing import Any, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import InvalidInputError, PeerLostError, first_line
+from .errors import InvalidInputError, PeerLostError, first_line
 
 
 class Peers:

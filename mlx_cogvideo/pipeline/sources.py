@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import mlx.core as mx
 import numpy as np
 
-from .errors import InvalidInputError
-from .nn.autoencoder import AutoencoderConfig
-from .schedulers import Scheduler
-from .video import FITS, Shape, content_digest, measure, read_clip, read_image
+from ..errors import InvalidInputError
+from ..nn.autoencoder import AutoencoderConfig
+from ..diffusion.schedulers import Scheduler
+from ..video import FITS, Shape, content_digest, measure, read_clip, read_image
 
 if TYPE_CHECKING:
     from .request import Geometry

@@ -19,7 +19,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 
 FINAL = -1
 

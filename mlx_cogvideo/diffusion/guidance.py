@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 
 GUIDANCE_SCHEDULES = ("constant", "wave", "cosine")
 UNCONDS = ("empty", "zero")

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from .checkpoints.variants import Variant
-from .coding import Tiling
-from .conditioning import Source
-from .errors import InvalidInputError
-from .nn.autoencoder import AutoencoderConfig
-from .nn.transformer import TransformerConfig
-from .schedulers import Scheduler
+from ..checkpoints.variants import Variant
+from .vae_stage import Tiling
+from .sources import Source
+from ..errors import InvalidInputError
+from ..nn.autoencoder import AutoencoderConfig
+from ..nn.transformer import TransformerConfig
+from ..diffusion.schedulers import Scheduler
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
 from ..files import locked, remove_temporary, temporary_path
-from ..nn.lora import LowRank
+from ..nn.low_rank import LowRank
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 

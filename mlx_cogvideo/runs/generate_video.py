@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoints import default_model, model_identity
-from .conditioning import Picture
-from .errors import mlx_errors
-from .files import locked
-from .pipeline import TILED, CogVideoXPipeline
+from ..checkpoints import default_model, model_identity
+from ..pipeline.sources import Picture
+from ..errors import mlx_errors
+from ..files import locked
+from ..pipeline.pipeline import TILED, CogVideoXPipeline
 from .record import Meter, make_record
-from .video import check_output_path, write_video
+from ..video import check_output_path, write_video
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from . import __version__
-from .checkpoints.model_folder import ModelFolder
-from .errors import InvalidInputError, OutputError
-from .video import read_record, write_video
+from .. import __version__
+from ..checkpoints.model_folder import ModelFolder
+from ..errors import InvalidInputError, OutputError
+from ..video import read_record, write_video
 
 FILE = "latent_rgb.json"
 OFFICIAL = Path(__file__).with_name(FILE)

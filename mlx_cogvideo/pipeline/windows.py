@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 from .request import Request
 
 OVERLAP = 9
