@@ -19,13 +19,18 @@ from functools import partial
 import mlx.core as mx
 from cases import add_size, model_and_size
 
-from mlx_cogvideo.machine.speed.speed import measure_ceilings
+from mlx_cogvideo.machine.speed import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
 from mlx_cogvideo.nn.low_rank import in_order
 from mlx_cogvideo.nn.modulation import gated_residual
 from mlx_cogvideo.nn.portions import Portions
 from mlx_cogvideo.nn.positions import half_split
-from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig, gelu_tanh, norm_heads
+from mlx_cogvideo.nn.transformer import (
+    CogVideoXTransformer3DModel,
+    TransformerConfig,
+    gelu_tanh,
+    norm_heads,
+)
 
 REPEATS = 4
 

@@ -37,7 +37,7 @@ def model_and_size(args: argparse.Namespace):
     from mlx_cogvideo.checkpoints.variants import match_variant
     from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
     from mlx_cogvideo.nn.transformer import TransformerConfig
-    from mlx_cogvideo.pipeline.pipeline.request import Geometry
+    from mlx_cogvideo.pipeline.geometry import Geometry
 
     config = TransformerConfig.from_dict(TRANSFORMERS[args.variant.replace("-", "_")])
     geometry = Geometry.choose(

@@ -90,9 +90,9 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.optimizers as optim
     from mlx.utils import tree_flatten, tree_unflatten
 
+    from mlx_cogvideo.diffusion.schedulers import make_scheduler
     from mlx_cogvideo.nn import attention
     from mlx_cogvideo.nn.low_rank import add_adapter
-    from mlx_cogvideo.diffusion.schedulers import make_scheduler
     from mlx_cogvideo.training.objective import Batch, Objective
     from mlx_cogvideo.training.settings import Settings, new_adapter
 

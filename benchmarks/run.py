@@ -19,8 +19,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.pipeline.pipeline.estimates import forecast
-from mlx_cogvideo.runs.resumable.record import request_again
+from mlx_cogvideo.pipeline.estimates import forecast
+from mlx_cogvideo.runs.record import request_again
 
 ROOT = Path(__file__).parents[1]
 

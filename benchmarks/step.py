@@ -124,7 +124,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
 
     from mlx_cogvideo.diffusion.step_cache import StepCache
-    from mlx_cogvideo.pipeline.pipeline.denoising import velocities
+    from mlx_cogvideo.pipeline.denoising import velocities
 
     network = our_network(args.folder, how[0])
     inputs = np.load(args.folder / "inputs.npz")
@@ -179,7 +179,7 @@ def their_network(folder: Path):
 
 def packed(folder: Path, bits: int) -> Path:
     """A quantized copy of the model, which is kept."""
-    from mlx_cogvideo.conversion import write as convert, plan_conversion
+    from mlx_cogvideo.conversion import convert, plan_conversion
     from mlx_cogvideo.nn.quantization import Quantization
 
     copy = folder / f"{bits}-bit"

@@ -10,11 +10,19 @@ if sys.version_info < (3, 11):  # noqa: UP036
         "virtual environment with it"
     )
 
-__version__ = "0.1.0"
-
-from .errors import CheckpointError, CogVideoXError, DeviceError, GenerationError, InvalidInputError, ModelNotFoundError, OutputError, PeerLostError
-from .runs.generate_video import generate_video
+from .errors import (
+    CheckpointError,
+    CogVideoXError,
+    DeviceError,
+    GenerationError,
+    InvalidInputError,
+    ModelNotFoundError,
+    OutputError,
+    PeerLostError,
+)
 from .pipeline.pipeline import CogVideoXPipeline
+from .runs.generate_video import generate_video
+from .version import __version__
 
 __all__ = [
     "CheckpointError",
@@ -26,5 +34,6 @@ __all__ = [
     "ModelNotFoundError",
     "OutputError",
     "PeerLostError",
+    "__version__",
     "generate_video",
 ]

@@ -111,6 +111,11 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def with_notes(error: BaseException) -> str:
+    """The message and, in the same line, what was added to it on the way."""
+    return "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
+
+
 def is_by_mlx(error: BaseException) -> bool:
     """Whether an error that isn't ours looks like one of MLX's."""
     return isinstance(error, MemoryError) or _BY_MLX.match(str(error)) is not None

@@ -11,7 +11,13 @@ from support import relative_error
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.nn import portions
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, Tiles, bands, footprint
+from mlx_cogvideo.nn.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    Tiles,
+    bands,
+    footprint,
+)
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.autoencoder.layers import GroupNorm
 from mlx_cogvideo.video import read_frames, write_video

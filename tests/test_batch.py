@@ -2,8 +2,14 @@
 
 import pytest
 
-from mlx_cogvideo.runs.resumable.batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from mlx_cogvideo.errors import InvalidInputError
+from mlx_cogvideo.runs.batch import (
+    Prompt,
+    check_distinct,
+    default_output,
+    output_name,
+    read_prompts,
+)
 
 
 def write(path, text, encoding="utf-8"):

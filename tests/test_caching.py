@@ -9,9 +9,19 @@ import pytest
 from commands import errors, generate, run
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.diffusion.step_cache import CACHES, IDENTITY, POLYNOMIALS, StepCache, teacache_steps
 from mlx_cogvideo.checkpoints.variants import ALIASES
-from mlx_cogvideo.nn.transformer import CogVideoXBlock, CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.diffusion.step_cache import (
+    CACHES,
+    IDENTITY,
+    POLYNOMIALS,
+    StepCache,
+    teacache_steps,
+)
+from mlx_cogvideo.nn.transformer import (
+    CogVideoXBlock,
+    CogVideoXTransformer3DModel,
+    TransformerConfig,
+)
 from mlx_cogvideo.video import read_record, read_video
 
 PROMPT = "a red circle moves right on a white background"

@@ -15,8 +15,16 @@ from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.device import Machine
-from mlx_cogvideo.machine.speed.speed import MAC_SIZES, PACKINGS, Ceilings, _imagined, choices_on_macs, dtype_advice, outlook
-from mlx_cogvideo.machine.speed.stages import check_stages
+from mlx_cogvideo.machine.speed import (
+    MAC_SIZES,
+    PACKINGS,
+    Ceilings,
+    _imagined,
+    choices_on_macs,
+    dtype_advice,
+    outlook,
+)
+from mlx_cogvideo.machine.stages import check_stages
 
 
 @pytest.fixture
@@ -117,7 +125,7 @@ def test_the_dtype_that_is_fast_is_advised():
 @pytest.fixture
 def kernels_on_the_cpu(monkeypatch):
     """Has the kernels compared as if the CPU were a GPU, in sizes that it computes in seconds."""
-    for module in ("kernels", "cli.check"):
+    for module in ("machine.kernels", "cli.check"):
         monkeypatch.setattr(f"mlx_cogvideo.{module}.on_gpu", lambda: True)
     monkeypatch.setattr("mlx_cogvideo.machine.kernels.TOKENS", 256)
     monkeypatch.setattr("mlx_cogvideo.cli.check.check_stages", lambda *_: iter([]))

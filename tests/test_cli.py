@@ -15,6 +15,7 @@ from commands import PROMPT, SCRIPT, SMALL, errors, generate, run
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.device import Machine
 from mlx_cogvideo.errors import GenerationError
 from mlx_cogvideo.video import read_record, read_video
 
@@ -187,8 +188,9 @@ def test_before_the_start_it_says_what_will_happen(output, capsys):
 
 
 def test_a_run_that_may_not_fit_into_memory_is_warned_of(output, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_cogvideo.cli.announce.usable_memory", lambda pipe: 10 * 2**20)
-    assert generate(output, "--dry-run") == 0
+    machine = Machine("cpu", "", 10 * 2**20)
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
+    assert generate(output, "--tiling", "seamless", "--dry-run") == 0
     said = capsys.readouterr().err
     assert "warning: decode may need more memory than there is: --tiling tiled needs less" in said
 
@@ -304,7 +306,8 @@ def test_the_way_of_decoding_is_said_and_recorded(output, capsys, options, said,
 
 
 def test_little_memory_is_decoded_in_tiles_and_said_so(output, capsys, monkeypatch):
-    monkeypatch.setattr("mlx_cogvideo.pipeline.estimates.available_memory", lambda: 2**20)
+    machine = Machine("cpu", "", 2**20)
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     assert generate(output, "--height", 96, "--width", 96, "--dry-run") == 0
     assert "tiles 48 high and 48 wide, which may show at their edges" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 from commands import PROMPT, SMALL, errors, run
 
 from mlx_cogvideo.checkpoints import model_folder
-from mlx_cogvideo.pipeline.pipeline.pipeline import CogVideoXPipeline
+from mlx_cogvideo.pipeline.pipeline import CogVideoXPipeline
 from mlx_cogvideo.video import read_record
 
 PROMPTS = f"""# six, of which the fourth can't be made

@@ -26,12 +26,12 @@ from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo.cli.lora_options import make_parser
-from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
+from mlx_cogvideo.distributed import ALONE
+from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.objective import Batch, Objective
-from mlx_cogvideo.distributed import ALONE
 from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer

@@ -15,7 +15,7 @@ from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli import common
 from mlx_cogvideo.cli.signals import Interrupts
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel
-from mlx_cogvideo.runs.resumable.saved_run import SavedRun
+from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video
 
 
@@ -187,7 +187,7 @@ def test_the_same_model_in_another_place_is_the_same(stopped, folder):
 
 
 def test_another_version_is_warned_of(stopped, folder, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_cogvideo.runs.resumable.record.__version__", "9.9")
+    monkeypatch.setattr("mlx_cogvideo.runs.record.__version__", "9.9")
     assert run("--resume") == 0
     assert "mlx_cogvideo was 0.1.0 and is now 9.9" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.checkpoints.safetensors_header import read_header
 from mlx_cogvideo.checkpoints.safetensors_writer import Entry, SafetensorsWriter
-from mlx_cogvideo.conversion import write as convert, describe_folder, plan_conversion
+from mlx_cogvideo.conversion import convert, describe_folder, plan_conversion
 from mlx_cogvideo.errors import CheckpointError, InvalidInputError, OutputError
 from mlx_cogvideo.nn.quantization import Quantization
 
@@ -305,7 +305,7 @@ def test_memory_stays_with_the_largest_tensor(tmp_path):
     code = f"""
 import mlx.core as mx
 from pathlib import Path
-from mlx_cogvideo.checkpoints.sources import ComponentSource
+from mlx_cogvideo.checkpoints.component_sources import ComponentSource
 from mlx_cogvideo.conversion import ComponentPlan, TensorPlan
 from mlx_cogvideo.conversion.write import _convert
 from mlx_cogvideo.checkpoints.safetensors_header import read_header

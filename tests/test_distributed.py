@@ -16,8 +16,8 @@ import pytest
 from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError, PeerLostError
-from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo import distributed as module
+from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo.distributed import ALONE, Peers
 from mlx_cogvideo.video import write_video
 

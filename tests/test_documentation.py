@@ -8,7 +8,7 @@ import pytest
 from commands import run
 
 from mlx_cogvideo.cli import check, convert, generate, lora
-from mlx_cogvideo.runs.resumable.batch import read_prompts
+from mlx_cogvideo.runs.batch import read_prompts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,7 +6,14 @@ import pytest
 from clips import RECORD, make_clip, psnr
 
 from mlx_cogvideo.errors import InvalidInputError, OutputError
-from mlx_cogvideo.video import GifWriter, check_output_path, open_writer, read_record, read_video, write_video
+from mlx_cogvideo.video import (
+    GifWriter,
+    check_output_path,
+    open_writer,
+    read_record,
+    read_video,
+    write_video,
+)
 
 
 def read_frames(folder):

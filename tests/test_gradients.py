@@ -4,10 +4,10 @@ import mlx.core as mx
 import pytest
 from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
 
+from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.training import backward
 from mlx_cogvideo.training.objective import Batch, Objective
 from mlx_cogvideo.training.settings import Settings, new_adapter

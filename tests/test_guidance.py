@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlx_cogvideo.errors import InvalidInputError
 from mlx_cogvideo.diffusion.guidance import guidance_schedule
+from mlx_cogvideo.errors import InvalidInputError
 
 TIMESTEPS = range(999, 0, -20)
 

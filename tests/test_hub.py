@@ -10,7 +10,15 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects
 
 from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
-from mlx_cogvideo.checkpoints import BUNDLED, DEMO_PATH, SHARED_KEY, component_folder, default_model, model_identity, resolve_model
+from mlx_cogvideo.checkpoints import (
+    BUNDLED,
+    DEMO_PATH,
+    SHARED_KEY,
+    component_folder,
+    default_model,
+    model_identity,
+    resolve_model,
+)
 from mlx_cogvideo.cli.convert import main as convert
 
 REPO = "someone/CogVideoX-tiny"

@@ -6,13 +6,14 @@ import pytest
 from adapters import RANK, make_adapter
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device
-from mlx_cogvideo.pipeline.pipeline import estimates as memory
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.pipeline.pipeline.vae_stage import Tiling
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn import portions
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
-from mlx_cogvideo.runs.resumable.record import Meter
+from mlx_cogvideo.pipeline import estimates as memory
+from mlx_cogvideo.pipeline.vae_stage import Tiling
+from mlx_cogvideo.runs.record import Meter
+from mlx_cogvideo.training import estimates as training_estimates
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +186,12 @@ def test_what_is_advised_can_help(monkeypatch):
 
 def test_training_on_metal_has_larger_tables_of_scores_for_more_clips(pipe, monkeypatch):
     geometry = pipe.geometry(num_frames=49, height=192, width=192)
-    monkeypatch.setattr(memory, "SCORES_AT_A_TIME", 2**10)
-    monkeypatch.setattr(memory, "WIDE_ELEMENTS", 2**10)
+    monkeypatch.setattr(training_estimates, "SCORES_AT_A_TIME", 2**10)
+    monkeypatch.setattr(training_estimates, "WIDE_ELEMENTS", 2**10)
 
     def need(metal):
         monkeypatch.setattr(pipe, "machine", Machine("metal" if metal else "cuda", "", 2**40))
-        return memory.training_forecast(pipe, geometry, 8, 0)["train"]
+        return training_estimates.training_forecast(pipe, geometry, 8, 0)["train"]
 
     tables = 3 * 8 * 3 * 1024**2 - 10 * 2**10
     assert need(True) - need(False) == tables * pipe.dtype.size

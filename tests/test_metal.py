@@ -10,18 +10,18 @@ from commands import PROMPT, SMALL, errors, generate, run
 from support import pretend_metal, relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, DeviceError, device
-from mlx_cogvideo.pipeline.pipeline import estimates as memory
-from mlx_cogvideo.machine.speed import system
 from mlx_cogvideo.cli import awake
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.device import GIB, Machine, free_in_vm_stat, mac
 from mlx_cogvideo.errors import FAILURES, device_error, mlx_errors
-from mlx_cogvideo.machine.speed.speed import MAC_SIZES, choices_on_macs
+from mlx_cogvideo.machine import system
+from mlx_cogvideo.machine.speed import MAC_SIZES, choices_on_macs
 from mlx_cogvideo.nn import attention as attention_module
 from mlx_cogvideo.nn.attention import attention, attention_gradients
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, backend, kernel_operations, kernels
 from mlx_cogvideo.nn.transformer import FeedForward, feed_forward_parts
+from mlx_cogvideo.pipeline import estimates as memory
 from mlx_cogvideo.video import read_video
 
 SMALL_VAE = AutoencoderConfig(
@@ -429,8 +429,8 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
     """A GPU that failed isn't asked to convert or copy what is saved."""
     monkeypatch.chdir(tmp_path)
     streams, convert_type = [], mx.array.astype
-    from mlx_cogvideo.runs.resumable import saved_run
     from mlx_cogvideo.checkpoints import save_arrays
+    from mlx_cogvideo.runs.resumable import saved_run
 
     class Recorded:
         def __init__(self, array):

@@ -15,7 +15,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mlx_cogvideo.errors import InvalidInputError, OutputError
-from mlx_cogvideo.video import GifWriter, PngWriter, VideoWriter, check_output_path, open_writer, read_record, read_video, write_latents, write_video
+from mlx_cogvideo.video import (
+    GifWriter,
+    PngWriter,
+    VideoWriter,
+    check_output_path,
+    open_writer,
+    read_record,
+    read_video,
+    write_latents,
+    write_video,
+)
 
 FORMS = ["clip.mp4", "clip.gif", "clip"]
 

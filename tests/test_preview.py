@@ -11,7 +11,7 @@ from commands import errors, generate, run
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.checkpoints.variants import VARIANTS
-from mlx_cogvideo.runs.resumable.preview import Preview
+from mlx_cogvideo.runs.preview import Preview
 from mlx_cogvideo.video import read_video, write_video
 
 

@@ -10,7 +10,16 @@ from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.checkpoints.networks import NETWORKS
 from mlx_cogvideo.nn import quantization
 from mlx_cogvideo.nn.low_rank import LoRALinear, LowRank, in_order
-from mlx_cogvideo.nn.quantization import KINDS, MODES, RECIPES, Quantization, QuantizedLinear, layer_kind, linear_layers, quantize_layers
+from mlx_cogvideo.nn.quantization import (
+    KINDS,
+    MODES,
+    RECIPES,
+    Quantization,
+    QuantizedLinear,
+    layer_kind,
+    linear_layers,
+    quantize_layers,
+)
 
 ALL = [
     Quantization(b, g, mode) for mode, (bits, sizes) in MODES.items() for b in bits for g in sizes

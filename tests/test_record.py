@@ -8,7 +8,15 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline, __version__
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import InvalidInputError
-from mlx_cogvideo.runs.resumable.record import Meter, make_record, model_differences, model_title, request_again, setting_differences, version_differences
+from mlx_cogvideo.runs.record import (
+    Meter,
+    make_record,
+    model_differences,
+    model_title,
+    request_again,
+    setting_differences,
+    version_differences,
+)
 
 ARGUMENTS = {
     "prompt": "a red circle",

@@ -6,7 +6,7 @@ from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.errors import InvalidInputError
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, largest_decode_tensor
 from mlx_cogvideo.nn.transformer import TransformerConfig
-from mlx_cogvideo.pipeline.pipeline.request import Geometry
+from mlx_cogvideo.pipeline.geometry import Geometry
 
 BY_ALIAS = {variant.alias: variant for variant in VARIANTS}
 

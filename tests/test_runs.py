@@ -11,9 +11,9 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
-from mlx_cogvideo.runs.resumable.record import OF_THE_RUN, make_record
-from mlx_cogvideo.runs.resumable.resumable import Job, begin, finish
-from mlx_cogvideo.runs.resumable.saved_run import SavedRun
+from mlx_cogvideo.runs.record import OF_THE_RUN, make_record
+from mlx_cogvideo.runs.resumable import Job, begin, finish
+from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video
 
 PROMPT = "a red circle moves right on a white background"

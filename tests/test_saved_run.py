@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_cogvideo.pipeline.pipeline.denoising import DenoisingState
 from mlx_cogvideo.errors import InvalidInputError, OutputError
-from mlx_cogvideo.runs.resumable.saved_run import SavedRun, saved_path
+from mlx_cogvideo.pipeline.denoising import DenoisingState
+from mlx_cogvideo.runs.saved_run import SavedRun, saved_path
 from mlx_cogvideo.video import read_record
 
 RECORD = {"mlx_cogvideo": "0.1.0", "settings": {"prompt": "“a cat”", "num_inference_steps": 4}}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support import relative_error, scheduler_config
 
-from mlx_cogvideo.errors import InvalidInputError
 from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.errors import InvalidInputError
 
 CLASSES = [CogVideoXDDIMScheduler, CogVideoXDPMScheduler]
 SHAPE = (1, 2, 4, 4, 8)

@@ -11,12 +11,12 @@ from commands import SMALL, errors, generate, run
 from PIL import Image
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, generate_video
-from mlx_cogvideo.pipeline.pipeline import estimates as memory
 from mlx_cogvideo.checkpoints.variants import VARIANTS
-from mlx_cogvideo.runs.resumable.jobs import _replayed
-from mlx_cogvideo.pipeline.pipeline.sources import picture_size
-from mlx_cogvideo.pipeline.pipeline.windows import Joiner, window_request
-from mlx_cogvideo.runs.resumable.saved_run import SavedRun
+from mlx_cogvideo.pipeline import estimates as memory
+from mlx_cogvideo.pipeline.sources import picture_size
+from mlx_cogvideo.pipeline.windows import Joiner, window_request
+from mlx_cogvideo.runs.jobs import _replayed
+from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
 
 PROMPT = "a red circle moves right on a white background"

@@ -10,8 +10,13 @@ import pytest
 from mlx_cogvideo import CheckpointError, InvalidInputError
 from mlx_cogvideo.checkpoints import save_arrays
 from mlx_cogvideo.errors import OutputError, PeerLostError
+from mlx_cogvideo.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    saved_checkpoints,
+)
 from mlx_cogvideo.training.latent_cache import Cache, read_cached
-from mlx_cogvideo.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, saved_checkpoints
 from mlx_cogvideo.training.trainer import Trainer
 
 SETTINGS, DATA = {"rank": 4, "iters": 9}, {"clips": "abc"}

@@ -2,9 +2,28 @@
 
 from .adapters import Adapter, holds_adapter, open_adapter, save_adapter
 from .arrays import save_arrays
-from .components import COMPONENT_STEMS, check_component, load_component, read_config, save_component, write_config
+from .components import (
+    COMPONENT_STEMS,
+    check_component,
+    load_component,
+    read_config,
+    save_component,
+    write_config,
+)
 from .identity import model_identity
-from .resolve import BUNDLED, DEMO_PATH, SHARED_KEY, component_folder, default_model, download_bytes, hub_cache, hub_id, resolve_configuration, resolve_model, resolve_text_encoder
+from .resolve import (
+    BUNDLED,
+    DEMO_PATH,
+    SHARED_KEY,
+    component_folder,
+    default_model,
+    download_bytes,
+    hub_cache,
+    hub_id,
+    resolve_configuration,
+    resolve_model,
+    resolve_text_encoder,
+)
 from .safetensors_header import read_header
 
 __all__ = [

@@ -29,6 +29,9 @@ COMPONENT_STEMS = {
 }
 """File stem of each component that has weights."""
 
+DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
+"""What the numbers of a model can be, by name."""
+
 FLOATING = ("F32", "F16", "BF16")
 """Types of weights, as safetensors spells them."""
 

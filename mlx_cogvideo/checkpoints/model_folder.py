@@ -17,8 +17,10 @@ from ..nn.low_rank import add_adapter
 from ..nn.quantization import linear_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
-from . import Adapter, check_component, component_folder, load_component, open_adapter, read_config, resolve_model
+from .adapters import Adapter, open_adapter
+from .components import check_component, load_component, read_config
 from .networks import NETWORKS
+from .resolve import component_folder, resolve_model
 from .tokenizer import T5Tokenizer
 from .variants import match_variant
 

@@ -4,15 +4,16 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import BUNDLED
-from ..pipeline.vae_stage import Tiling
 from ..device import size
-from ..pipeline.estimates import forecast, largest_memory, usable_memory, what_needs_less
 from ..nn.autoencoder import AutoencoderConfig
+from ..pipeline.estimates import forecast, largest_memory, usable_memory, what_needs_less
+from ..pipeline.geometry import Geometry
+from ..pipeline.request import Request
+from ..pipeline.vae_stage import Tiling
+from ..runs.jobs import Plan
 from ..runs.record import model_title
-from ..pipeline.request import Geometry, Request
 from ..video.paths import LATENTS, output_form
 from .common import say
-from ..runs.jobs import Plan
 
 logger = logging.getLogger(__name__)
 

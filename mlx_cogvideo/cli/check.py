@@ -12,15 +12,16 @@ from typing import Any
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 is to be float32 on CUDA and an M5, too
 
 from ..checkpoints import DEMO_PATH
+from ..checkpoints.components import DTYPES
 from ..device import size
 from ..errors import OutputError, mlx_errors
 from ..files import locked
 from ..machine.kernels import Kernel, check_kernels
 from ..machine.speed import MAC_SIZES, Ceilings, measure_ceilings, report
-from ..nn.backend import on_gpu
 from ..machine.stages import Result, check_stages
+from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
-from .common import DTYPES, FAILED, Parser, duration, run, say
+from .common import FAILED, Parser, duration, run, say
 
 NO_GPU = "the convolutions and the attention of official widths: there is no GPU here"
 

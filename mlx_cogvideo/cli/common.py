@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-import mlx.core as mx
 from tqdm import tqdm
 
-from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx
+from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
-
-DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
-"""What ``--dtype`` can be."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,11 +107,6 @@ def ended_gently() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def with_notes(error: BaseException) -> str:
-    """The message and, in the same line, what was added to it on the way."""
-    return "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
 
 
 def say(message: str) -> None:

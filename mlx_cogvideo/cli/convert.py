@@ -10,18 +10,35 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import BUNDLED, download_bytes, hub_cache, hub_id, resolve_configuration, resolve_model, resolve_text_encoder
+from ..checkpoints import (
+    BUNDLED,
+    download_bytes,
+    hub_cache,
+    hub_id,
+    resolve_configuration,
+    resolve_model,
+    resolve_text_encoder,
+)
+from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
-from ..conversion import ComponentPlan, ConversionPlan, check_destination, write as convert, describe_folder, lock_destination, plan_conversion
+from ..conversion import (
+    ComponentPlan,
+    ConversionPlan,
+    check_destination,
+    convert,
+    describe_folder,
+    lock_destination,
+    plan_conversion,
+)
 from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import DTYPES, Bars, Parser, WithScale, add_awake_option, be_quiet, run
+from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run
 
 logger = logging.getLogger(__name__)
 

@@ -5,20 +5,31 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..diffusion.step_cache import CACHES
 from ..checkpoints import BUNDLED
+from ..checkpoints.components import DTYPES
 from ..checkpoints.variants import ALIASES
-from ..pipeline.sources import IMAGE_LATENT_SCALES
 from ..device import manage_memory
-from ..errors import InvalidInputError
 from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
-from ..nn.autoencoder import TILINGS
 from ..diffusion.schedulers import SCHEDULERS
+from ..diffusion.step_cache import CACHES
+from ..errors import InvalidInputError
+from ..nn.autoencoder import TILINGS
+from ..pipeline.sources import IMAGE_LATENT_SCALES
+from ..runs.jobs import make_plan
 from ..video import FITS, read_record
 from .announce import announce
 from .awake import awake
-from .common import DTYPES, FAILED, Parser, WithScale, add_machine_options, at_least_one, be_quiet, positive, run, wired_bytes
-from ..runs.jobs import make_plan
+from .common import (
+    FAILED,
+    Parser,
+    WithScale,
+    add_machine_options,
+    at_least_one,
+    be_quiet,
+    positive,
+    run,
+    wired_bytes,
+)
 from .session import Session
 
 

@@ -13,24 +13,25 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import default_model, holds_adapter, model_identity
+from ..checkpoints.components import DTYPES
 from ..device import manage_memory, size
+from ..distributed import Peers
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import locked
-from ..pipeline.estimates import training_forecast
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.request import Request
-from ..training.latent_cache import Cache
+from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
-from ..distributed import Peers
+from ..training.estimates import training_forecast
+from ..training.latent_cache import Cache
 from ..training.prepare import Reading, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import LESS_MEMORY, Trainer
 from ..video import Shape, write_video
 from .announce import show_plan, warn_of_the_moment
 from .awake import awake
-from ..runs.batch import IMAGE_MARK, read_prompts
-from .common import DTYPES, FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
+from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
+from ..checkpoints.components import DTYPES
 from ..pipeline.sources import IMAGE_LATENT_SCALES
 from ..training.settings import TARGETS
 from ..video.clip import TIMEOUT
-from .common import DTYPES, Parser, add_machine_options, at_least_one, not_negative, positive
+from .common import Parser, add_machine_options, at_least_one, not_negative, positive
 
 
 def make_parser() -> Parser:

@@ -8,14 +8,14 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..errors import CogVideoXError, DeviceError, OutputError, with_notes
 from ..pipeline.denoising import DenoisingState
-from ..errors import CogVideoXError, DeviceError, OutputError
-from ..runs.preview import preview_path, remove_preview
 from ..pipeline.request import Request
+from ..runs.jobs import Failure, Plan
+from ..runs.preview import preview_path, remove_preview
 from ..runs.resumable import Job, begin, finish
 from ..runs.saved_run import SavedRun
-from .common import FAILED, StageBars, say, with_notes
-from ..runs.jobs import Failure, Plan
+from .common import FAILED, StageBars, say
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """From an official checkpoint to a model folder of our own, quantized if that is asked for."""
 
-from .write import check_destination, convert, lock_destination
 from .info import describe_folder
 from .plan import ComponentPlan, ConversionPlan, TensorPlan, plan_conversion
+from .write import check_destination, convert, lock_destination
 
 __all__ = [
     "ComponentPlan",

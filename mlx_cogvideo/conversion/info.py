@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_config
+from ..checkpoints.component_sources import folder_source
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.sources import folder_source
 from ..nn.quantization import layer_kind
-from .write import REPORT
 from .plan import check_architecture, plan_component, variant_of
+from .write import REPORT
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
+from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
 from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
-from ..checkpoints.sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings

@@ -16,7 +16,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
 from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.model_card import model_card
 from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
@@ -24,6 +23,7 @@ from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
 from ..files import locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank
+from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 

@@ -14,12 +14,12 @@ from mlx.utils import tree_flatten
 
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.variants import VARIANTS, Variant
-from ..pipeline.vae_stage import Tiling
 from ..device import Machine, mac, this_machine
-from ..pipeline.estimates import choose_tiling, forecast, guides_in_turn, largest_memory
 from ..nn.attention import attention
 from ..nn.quantization import Quantization, linear_layers, packings
-from ..pipeline.request import Geometry
+from ..pipeline.estimates import choose_tiling, forecast, guides_in_turn, largest_memory
+from ..pipeline.geometry import Geometry
+from ..pipeline.vae_stage import Tiling
 from .system import describe
 
 SECONDS = 0.25  # of measuring, each

@@ -7,9 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
 from ..device import available_memory, machine_memory
 from ..nn.backend import backend, chip, uses_winograd
+from ..version import __version__
 
 _ACCELERATED_MACOS = (26, 2)
 _ACCELERATED_WHEEL = 26

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..diffusion.step_cache import StepCache, make_cache
 from ..checkpoints.model_folder import ModelFolder
-from .sources import Conditioning
-from ..errors import GenerationError
 from ..diffusion.guidance import guidance_schedule
+from ..diffusion.schedulers import Scheduler, make_scheduler
+from ..diffusion.step_cache import StepCache, make_cache
+from ..errors import GenerationError
 from ..nn.portions import Portions, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .request import Request
-from ..diffusion.schedulers import Scheduler, make_scheduler
+from .sources import Conditioning
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,23 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..diffusion.step_cache import CACHED_ARRAYS
-from .vae_stage import Tiling
+from ..checkpoints.model_folder import ModelFolder
 from ..device import Machine, size
+from ..diffusion.step_cache import CACHED_ARRAYS
 from ..errors import InvalidInputError
-from ..nn.attention import SCORES_AT_A_TIME
-from ..nn.autoencoder import BAND_ELEMENTS, CHUNK_FRAMES, MAX_ELEMENTS, TILE_BAND_ELEMENTS, footprint, largest_decode_tensor
-from ..nn.portions import PORTION_ELEMENTS
+from ..nn.autoencoder import (
+    BAND_ELEMENTS,
+    CHUNK_FRAMES,
+    MAX_ELEMENTS,
+    TILE_BAND_ELEMENTS,
+    footprint,
+    largest_decode_tensor,
+)
 from ..nn.transformer import feed_forward_parts
-from .request import Geometry, Request
-from ..training.backward import WIDE_ELEMENTS
-
-if TYPE_CHECKING:
-    from .pipeline import CogVideoXPipeline
+from .geometry import Geometry
+from .request import Request
+from .vae_stage import Tiling
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,12 @@ def constants(machine: Machine) -> Constants:
     return CONSTANTS["metal winograd" if machine.winograd else machine.backend]
 
 
-# The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
-# tables of scores that are computed at a time. Counted in training/backward.py, and checked with
-# the demo on the CPU. Of a small model, whole blocks wait until they fill a portion.
-BACKWARD_ARRAYS = 15
-WIDE_PIECES = 10
-SCORE_TABLES = 5
-WAITING_ARRAYS = 16
-
-# Of scores, that Metal's own backward of attention holds for each head, and their height and width.
-METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
-
 # What whole frames may take in any case.
 WHOLE_FRAMES = 2 * 2**30
 
 
 def forecast(
-    pipe: "CogVideoXPipeline",
+    pipe: ModelFolder,
     request: Request,
     *,
     decode: bool = True,
@@ -109,7 +100,7 @@ def forecast(
 
 
 def denoising_memory(
-    pipe: "CogVideoXPipeline",
+    pipe: ModelFolder,
     geometry: Geometry,
     batch: int,
     *,
@@ -141,13 +132,13 @@ def denoising_memory(
     return pipe.weight_bytes("transformer") + int(elements * itemsize) + cached
 
 
-def guides_in_turn(pipe: "CogVideoXPipeline", geometry: Geometry, cache: str | None = None) -> bool:
+def guides_in_turn(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -> bool:
     """Whether there is no memory for the two passes of guidance at a time."""
     return denoising_memory(pipe, geometry, batch=2, cache=cache) > usable_memory(pipe)
 
 
 def check_memory_limit(
-    pipe: "CogVideoXPipeline",
+    pipe: ModelFolder,
     request: Request,
     *,
     decode: bool = True,
@@ -169,7 +160,7 @@ def check_memory_limit(
         )
 
 
-def what_needs_less(pipe: "CogVideoXPipeline", request: Request, stage: str) -> str:
+def what_needs_less(pipe: ModelFolder, request: Request, stage: str) -> str:
     """What to do where a stage needs more memory than this machine, or the limit, allows."""
     there_is = largest_memory(pipe)
     if stage == "decode" and request.tiling.mode != "tiled":
@@ -187,39 +178,7 @@ def what_needs_less(pipe: "CogVideoXPipeline", request: Request, stage: str) -> 
     return "a smaller size or fewer frames need less"
 
 
-def training_forecast(
-    pipe: "CogVideoXPipeline", geometry: Geometry, batch_size: int, adapter_parameters: int
-) -> dict[str, int]:
-    """Bytes that each stage of training an adapter needs at its peak. An estimate."""
-    config = pipe.configs["transformer"]
-    _, frames, height, width, _ = geometry.latent_shape
-    tokens = config.token_count(geometry.latent_shape)
-    hidden = batch_size * tokens * config.dim
-    scores = batch_size * config.num_attention_heads * tokens**2
-    # The input of each block is kept, too.
-    elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
-    elements += min(WAITING_ARRAYS * config.num_layers * hidden, PORTION_ELEMENTS)
-    pieces = [
-        WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
-        SCORE_TABLES * min(SCORES_AT_A_TIME, scores),
-    ]
-    if pipe.machine.backend == "metal":
-        side = min(METAL_TABLE_SIDE, tokens)
-        pieces.append(METAL_TABLES * batch_size * config.num_attention_heads * side**2)
-    elements += max(pieces)
-    train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
-    train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
-    if pipe.machine.backend == "cpu":
-        train += 4 * scores
-    tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
-    return {
-        "captions": text_memory(pipe),
-        "clips": vae_memory(pipe, tiling, height, width, frames=frames, decode=False),
-        "train": train,
-    }
-
-
-def text_memory(pipe: "CogVideoXPipeline") -> int:
+def text_memory(pipe: ModelFolder) -> int:
     """Bytes that the text encoder needs. An estimate."""
     text, length = pipe.configs["text_encoder"], pipe.configs["transformer"].max_text_seq_length
     elements = length * (2 * text.d_ff + 6 * text.d_model)
@@ -230,7 +189,7 @@ def text_memory(pipe: "CogVideoXPipeline") -> int:
 
 
 def vae_memory(
-    pipe: "CogVideoXPipeline",
+    pipe: ModelFolder,
     tiling: Tiling,
     height: int,
     width: int,
@@ -261,9 +220,7 @@ def vae_memory(
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
 
-def choose_tiling(
-    pipe: "CogVideoXPipeline", height: int, width: int, *, decode: bool = True
-) -> str:
+def choose_tiling(pipe: ModelFolder, height: int, width: int, *, decode: bool = True) -> str:
     """The VAE's fastest mode for which there is memory; of the exact ones if there is for any.
 
     Whole frames save a second of minutes, and aren't to be what a run needs most memory for. They
@@ -283,15 +240,15 @@ def choose_tiling(
     return "tiled"
 
 
-def usable_memory(pipe: "CogVideoXPipeline") -> int:
+def usable_memory(pipe: ModelFolder) -> int:
     """Bytes that a run may be estimated to need now: what is available, up to the limit."""
     return _limited(pipe.machine.available, pipe)
 
 
-def largest_memory(pipe: "CogVideoXPipeline") -> int:
+def largest_memory(pipe: ModelFolder) -> int:
     """Bytes that a run may be estimated to need on this machine at all, up to the limit."""
     return _limited(pipe.machine.memory, pipe)
 
 
-def _limited(there_is: int, pipe: "CogVideoXPipeline") -> int:
+def _limited(there_is: int, pipe: ModelFolder) -> int:
     return there_is if pipe.memory_limit is None else min(there_is, pipe.memory_limit)

@@ -15,19 +15,28 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..diffusion.step_cache import choose_threshold
 from ..checkpoints.model_folder import ModelFolder
-from .vae_stage import Tiling, check_decodable, check_frame, decode_frames, encode_frames
-from .sources import Conditioning, Picture, Source, image_latent_scale, picture_size, place_image, with_leading
-from .denoising import DenoisingState, denoising_steps, make_run_scheduler
-from ..errors import InvalidInputError
-from .windows import Joiner, choose_overlap, window_request
 from ..diffusion.guidance import check_uncond, schedule_name
-from .estimates import check_memory_limit, choose_tiling, guides_in_turn
+from ..diffusion.schedulers import Scheduler, scheduler_name
+from ..diffusion.step_cache import choose_threshold
+from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..nn.portions import Portions
-from .request import Geometry, Request
-from ..diffusion.schedulers import Scheduler, scheduler_name
+from .denoising import DenoisingState, denoising_steps, make_run_scheduler
+from .estimates import check_memory_limit, choose_tiling, guides_in_turn
+from .geometry import Geometry
+from .request import Request
+from .sources import (
+    Conditioning,
+    Picture,
+    Source,
+    image_latent_scale,
+    picture_size,
+    place_image,
+    with_leading,
+)
+from .vae_stage import Tiling, check_decodable, check_frame, decode_frames, encode_frames
+from .windows import Joiner, choose_overlap, window_request
 
 logger = logging.getLogger(__name__)
 

@@ -7,18 +7,16 @@ those of a video are what noise is added to in the beginning.
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 
+from ..diffusion.schedulers import Scheduler
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderConfig
-from ..diffusion.schedulers import Scheduler
 from ..video import FITS, Shape, content_digest, measure, read_clip, read_image
-
-if TYPE_CHECKING:
-    from .request import Geometry
+from .geometry import Geometry
 
 IMAGE_LATENT_SCALES = ("official", "diffusers", "finetune")
 
@@ -62,7 +60,7 @@ class Source:
         cls,
         *,
         takes_image: bool,
-        geometry: "Geometry",
+        geometry: Geometry,
         image: Picture | None,
         video: Picture | None,
         extended: bool = False,
@@ -119,7 +117,7 @@ class Source:
             )
         return source
 
-    def check(self, geometry: "Geometry", fps: float) -> None:
+    def check(self, geometry: Geometry, fps: float) -> None:
         """Raises InvalidInputError where a file can't be read, or has too few frames."""
         if isinstance(self.image, str):
             self.read_image(geometry)
@@ -133,13 +131,13 @@ class Source:
                     f"{geometry.num_frames} are wanted{advice}"
                 )
 
-    def read_image(self, geometry: "Geometry") -> np.ndarray:
+    def read_image(self, geometry: Geometry) -> np.ndarray:
         """The picture, uint8 ``[H, W, 3]``, in the size of the video."""
         if isinstance(self.image, str):
             return read_image(self.image, geometry.height, geometry.width, self.fit)
         return self.image
 
-    def read_video(self, geometry: "Geometry", fps: float) -> np.ndarray:
+    def read_video(self, geometry: Geometry, fps: float) -> np.ndarray:
         """The clip, uint8 ``[F, H, W, 3]``, in the size and length of the video."""
         if isinstance(self.video, str):
             size = geometry.num_frames, geometry.height, geometry.width

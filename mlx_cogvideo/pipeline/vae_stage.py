@@ -13,7 +13,17 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import GenerationError, InvalidInputError
-from ..nn.autoencoder import ENCODE_CHUNK, MAX_ELEMENTS, TILINGS, AutoencoderConfig, AutoencoderKLCogVideoX, Posterior, Tiles, chunk_plan, largest_decode_tensor
+from ..nn.autoencoder import (
+    ENCODE_CHUNK,
+    MAX_ELEMENTS,
+    TILINGS,
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    Posterior,
+    Tiles,
+    chunk_plan,
+    largest_decode_tensor,
+)
 
 
 @dataclass(frozen=True)

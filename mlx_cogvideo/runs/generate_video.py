@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import default_model, model_identity
-from ..pipeline.sources import Picture
 from ..errors import mlx_errors
 from ..files import locked
 from ..pipeline.pipeline import TILED, CogVideoXPipeline
-from .record import Meter, make_record
+from ..pipeline.sources import Picture
 from ..video import check_output_path, write_video
+from .record import Meter, make_record
 
 logger = logging.getLogger(__name__)
 

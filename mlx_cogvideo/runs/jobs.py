@@ -14,21 +14,32 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import default_model, model_identity
-from ..pipeline.sources import AN_ARRAY
+from ..checkpoints.components import DTYPES
 from ..device import size
-from ..errors import CogVideoXError, InvalidInputError, OutputError
+from ..errors import CogVideoXError, InvalidInputError, OutputError, with_notes
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.pipeline import CogVideoXPipeline
-from .preview import Preview, check_preview_path
-from .record import DECODING, MAY_CHANGE, Record, adapter_differences, make_record, model_differences, request_again, setting_differences, source_differences, version_differences
 from ..pipeline.request import Request
-from .resumable import Job, leave_refuge
-from .saved_run import SUFFIX, SavedRun, remove_saved, saved_path
+from ..pipeline.sources import AN_ARRAY
 from ..video import check_output_path, open_writer, read_record
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
-from ..cli.common import DTYPES, with_notes
+from .preview import Preview, check_preview_path
+from .record import (
+    DECODING,
+    MAY_CHANGE,
+    Record,
+    adapter_differences,
+    make_record,
+    model_differences,
+    request_again,
+    setting_differences,
+    source_differences,
+    version_differences,
+)
+from .resumable import Job, leave_refuge
+from .saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 
 SETTINGS = {
     "negative_prompt": "negative_prompt",

@@ -11,9 +11,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .. import __version__
 from ..checkpoints.model_folder import ModelFolder
 from ..errors import InvalidInputError, OutputError
+from ..version import __version__
 from ..video import read_record, write_video
 
 FILE = "latent_rgb.json"

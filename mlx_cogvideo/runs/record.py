@@ -7,10 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
 from ..errors import InvalidInputError
 from ..pipeline.pipeline import CogVideoXPipeline, Progress
 from ..pipeline.request import Request
+from ..version import __version__
 
 Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in

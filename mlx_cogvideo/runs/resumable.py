@@ -16,14 +16,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..pipeline.denoising import DenoisingState
 from ..errors import InvalidInputError, mlx_errors
+from ..pipeline.denoising import DenoisingState
 from ..pipeline.pipeline import CogVideoXPipeline, Progress
-from .record import MAY_CHANGE, Meter, Record, request_again, setting_differences
 from ..pipeline.request import Request
-from .saved_run import SavedRun, remove_saved, saved_path
 from ..video import open_writer, write_latents
 from ..video.paths import LATENTS, output_form
+from .record import MAY_CHANGE, Meter, Record, request_again, setting_differences
+from .saved_run import SavedRun, remove_saved, saved_path
 
 SAVE_EVERY_SECONDS = 60
 REFUGE = "mlx_cogvideo-"

@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..pipeline.sources import Conditioning
-from ..pipeline.denoising import DenoisingState
 from ..errors import InvalidInputError
-from .record import Record
+from ..pipeline.denoising import DenoisingState
 from ..pipeline.request import steps_taken
-from ..video.paths import publish, write_temporary
+from ..pipeline.sources import Conditioning
 from ..video.metadata import KEY, record_text
+from ..video.paths import publish, write_temporary
+from .record import Record
 
 SUFFIX = ".resume"
 

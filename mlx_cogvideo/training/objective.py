@@ -5,11 +5,11 @@ from math import log2
 
 import mlx.core as mx
 
-from ..pipeline.denoising import velocities
+from ..diffusion.schedulers import Scheduler
 from ..nn.low_rank import without_adapters
 from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
-from ..diffusion.schedulers import Scheduler
+from ..pipeline.denoising import velocities
 from .backward import Backward
 
 SMALLEST_MEAN = 64

@@ -13,13 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..pipeline.estimates import choose_tiling
 from ..nn.autoencoder import Posterior
+from ..pipeline.estimates import choose_tiling
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..video import Measured, Shape, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
-from .latent_cache import Cache, read_cached
 from .clips import Clip, choose_shape
+from .latent_cache import Cache, read_cached
 
 logger = logging.getLogger(__name__)
 

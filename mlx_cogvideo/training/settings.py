@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..pipeline.sources import check_image_latent_scale
 from ..errors import InvalidInputError
 from ..nn.low_rank import LowRank
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from ..pipeline.sources import check_image_latent_scale
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 

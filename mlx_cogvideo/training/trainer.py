@@ -20,16 +20,16 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import save_adapter
-from ..pipeline.sources import image_latent_scale, place_image, with_leading
+from ..diffusion.schedulers import make_scheduler
+from ..distributed import ALONE, Peers
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..diffusion.schedulers import make_scheduler
+from ..pipeline.sources import image_latent_scale, place_image, with_leading
 from ..video import Shape
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .loss_plot import cut_log, write_curve
 from .objective import Batch, Objective
-from ..distributed import ALONE, Peers
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 

@@ -2,12 +2,12 @@
 
 from .clip import FITS, Measured, Shape, content_digest, measure, read_clip, read_image
 from .gif import GifWriter
+from .metadata import read_record
 from .mp4 import VideoWriter
 from .outputs import open_writer, write_latents, write_video
 from .paths import check_output_path
 from .png import PngWriter
 from .reader import read_frames, read_video
-from .metadata import read_record
 from .writer import FrameWriter
 
 __all__ = [

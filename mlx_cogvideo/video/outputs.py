@@ -11,10 +11,10 @@ from safetensors.numpy import save
 from ..errors import InvalidInputError
 from ..files import locked
 from .gif import GifWriter
+from .metadata import KEY, record_text
 from .mp4 import VideoWriter
 from .paths import LATENTS, check_output_path, output_form, publish, write_temporary
 from .png import PngWriter
-from .metadata import KEY, record_text
 from .writer import FrameWriter
 
 _WRITERS = {writer.form: writer for writer in (VideoWriter, GifWriter, PngWriter)}

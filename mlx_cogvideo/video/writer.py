@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import InvalidInputError, OutputError
 from ..files import locked, remove_temporary, temporary_path
-from .paths import check_output_path, output_errors, output_form, publish
 from .metadata import record_text
+from .paths import check_output_path, output_errors, output_form, publish
 
 # That of the NTSC rates, 24000/1001 and its like.
 MAX_DENOMINATOR = 1001

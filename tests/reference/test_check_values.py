@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.machine.speed.stages import VALUES
+from mlx_cogvideo.machine.stages import VALUES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "checks"))
 

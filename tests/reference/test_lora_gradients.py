@@ -18,11 +18,11 @@ from torch_reference import (
 )
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
+from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn import attention, portions
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.training import backward
 from mlx_cogvideo.training.objective import Batch, Objective
 

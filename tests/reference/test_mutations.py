@@ -24,7 +24,13 @@ from torch_reference import (
 from mlx_cogvideo.checkpoints import load_component
 from mlx_cogvideo.nn import t5 as t5_module
 from mlx_cogvideo.nn import transformer as transformer_module
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, bands, coders, layers
+from mlx_cogvideo.nn.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    bands,
+    coders,
+    layers,
+)
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig

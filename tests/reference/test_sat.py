@@ -27,10 +27,17 @@ from torch_reference import (
     rotary_embedding,
 )
 
-from mlx_cogvideo.checkpoints.torch_file import _PASSED, TorchFile, TorchTensor, _Storage, _Unpickler, tensors_in
+from mlx_cogvideo.checkpoints.torch_file import (
+    _PASSED,
+    TorchFile,
+    TorchTensor,
+    _Storage,
+    _Unpickler,
+    tensors_in,
+)
 from mlx_cogvideo.cli.convert import main
 from mlx_cogvideo.errors import CheckpointError
-from mlx_cogvideo.pipeline.pipeline.pipeline import CogVideoXPipeline
+from mlx_cogvideo.pipeline.pipeline import CogVideoXPipeline
 
 VARIANTS = ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"]
 PREFIX = "model.diffusion_model."

@@ -9,8 +9,8 @@ from torch_reference import save_model
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import model_identity
 from mlx_cogvideo.cli.lora import main as train
-from mlx_cogvideo.training.latent_cache import Cache
 from mlx_cogvideo.training.clips import find_clips
+from mlx_cogvideo.training.latent_cache import Cache
 from mlx_cogvideo.training.prepare import IMAGE_DRAWS, Reading, noisy_images, prepare
 from mlx_cogvideo.training.settings import Settings
 from mlx_cogvideo.training.trainer import Trainer

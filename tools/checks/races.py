@@ -22,7 +22,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_cogvideo.runs.resumable.saved_run import SavedRun
+from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video, write_video
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,17 @@ import transformers
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
-from mlx_cogvideo.machine.speed.stages import EVERY, PROMPT, STEPS, TILES, TIMESTEP, VALUES, clip, latents, noise
+from mlx_cogvideo.machine.stages import (
+    EVERY,
+    PROMPT,
+    STEPS,
+    TILES,
+    TIMESTEP,
+    VALUES,
+    clip,
+    latents,
+    noise,
+)
 
 
 def channels(array: np.ndarray, order: str) -> torch.Tensor:

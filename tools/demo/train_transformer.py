@@ -11,10 +11,10 @@ from train_vae import encode_batch
 from world import FRAMES, SIZE, render, world_scene
 
 from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
+from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler
 from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.t5 import T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler
 
 CONFIG = {
     "_class_name": "CogVideoXTransformer3DModel",

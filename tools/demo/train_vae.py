@@ -9,7 +9,12 @@ from captions import combinations
 from learner import Losses
 from world import SIZE, UNSEEN_SHAPES, render, wild_scene, world_scene
 
-from mlx_cogvideo.nn.autoencoder import ENCODE_CHUNK, AutoencoderConfig, AutoencoderKLCogVideoX, in_chunks
+from mlx_cogvideo.nn.autoencoder import (
+    ENCODE_CHUNK,
+    AutoencoderConfig,
+    AutoencoderKLCogVideoX,
+    in_chunks,
+)
 
 CONFIG = {
     "_class_name": "AutoencoderKLCogVideoX",

@@ -3,7 +3,17 @@
 from .bands import MAX_ELEMENTS
 from .coders import AutoencoderConfig
 from .footprint import CHUNK_FRAMES, footprint
-from .model import BAND_ELEMENTS, ENCODE_CHUNK, TILE_BAND_ELEMENTS, TILINGS, AutoencoderKLCogVideoX, Posterior, chunk_plan, in_chunks, largest_decode_tensor
+from .model import (
+    BAND_ELEMENTS,
+    ENCODE_CHUNK,
+    TILE_BAND_ELEMENTS,
+    TILINGS,
+    AutoencoderKLCogVideoX,
+    Posterior,
+    chunk_plan,
+    in_chunks,
+    largest_decode_tensor,
+)
 from .tiles import Tiles
 
 __all__ = [

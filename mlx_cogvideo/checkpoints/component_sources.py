@@ -10,7 +10,13 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..nn.quantization import Quantization
-from .components import check_component, check_tensors, read_config, stored_quantization, upstream_shape
+from .components import (
+    check_component,
+    check_tensors,
+    read_config,
+    stored_quantization,
+    upstream_shape,
+)
 from .networks import make_network
 from .resolve import component_folder
 from .safetensors_header import TensorInfo

@@ -1,0 +1,52 @@
+"""How much memory a training needs."""
+
+from ..checkpoints.model_folder import ModelFolder
+from ..nn.attention import SCORES_AT_A_TIME
+from ..nn.portions import PORTION_ELEMENTS
+from ..pipeline.estimates import choose_tiling, text_memory, vae_memory
+from ..pipeline.geometry import Geometry
+from ..pipeline.vae_stage import Tiling
+from .backward import WIDE_ELEMENTS
+
+# The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
+# tables of scores that are computed at a time. Counted in training/backward.py, and checked with
+# the demo on the CPU. Of a small model, whole blocks wait until they fill a portion.
+BACKWARD_ARRAYS = 15
+WIDE_PIECES = 10
+SCORE_TABLES = 5
+WAITING_ARRAYS = 16
+
+# Of scores, that Metal's own backward of attention holds for each head, and their height and width.
+METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
+
+
+def training_forecast(
+    pipe: ModelFolder, geometry: Geometry, batch_size: int, adapter_parameters: int
+) -> dict[str, int]:
+    """Bytes that each stage of training an adapter needs at its peak. An estimate."""
+    config = pipe.configs["transformer"]
+    _, frames, height, width, _ = geometry.latent_shape
+    tokens = config.token_count(geometry.latent_shape)
+    hidden = batch_size * tokens * config.dim
+    scores = batch_size * config.num_attention_heads * tokens**2
+    # The input of each block is kept, too.
+    elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
+    elements += min(WAITING_ARRAYS * config.num_layers * hidden, PORTION_ELEMENTS)
+    pieces = [
+        WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
+        SCORE_TABLES * min(SCORES_AT_A_TIME, scores),
+    ]
+    if pipe.machine.backend == "metal":
+        side = min(METAL_TABLE_SIDE, tokens)
+        pieces.append(METAL_TABLES * batch_size * config.num_attention_heads * side**2)
+    elements += max(pieces)
+    train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
+    train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
+    if pipe.machine.backend == "cpu":
+        train += 4 * scores
+    tiling = Tiling(choose_tiling(pipe, height, width, decode=False))
+    return {
+        "captions": text_memory(pipe),
+        "clips": vae_memory(pipe, tiling, height, width, frames=frames, decode=False),
+        "train": train,
+    }
