@@ -137,7 +137,7 @@ def macs_table(choices: list[dict[str, Any]]) -> str:
     """What is chosen on Macs of all sizes, as lines of text.
 
     Args:
-        choices: `machine.Choice` as dictionaries, with ``fits``.
+        choices: `machine.speed.Choice` as dictionaries, with ``fits``.
     """
     lines = [
         "Memory in GiB on Macs of so many GB (e: the VAE in strips, t: in tiles, w: whole frames;",

@@ -195,7 +195,7 @@ def _as_line(record: logging.LogRecord) -> str:
 
 
 class Bars:
-    """A progress bar for each stage of some work, on stderr; a `pipeline.Progress`."""
+    """A progress bar for each stage of some work, on stderr; a `pipeline.pipeline.Progress`."""
 
     def __init__(self, *, quiet: bool = False, **options: Any):
         """`quiet` shows none; `options` are tqdm's."""

@@ -113,7 +113,7 @@ class CogVideoXPipeline(ModelFolder):
             image_fit: how a file comes to the size of the video: ``"crop"`` (None, too) covers it,
                 ``"pad"`` sets it on black, ``"stretch"`` distorts it.
             image_latent_scale: of version 1.5's picture, ``"official"`` (None, too),
-                ``"diffusers"`` or ``"finetune"``: see ``conditioning.image_latent_scale``.
+                ``"diffusers"`` or ``"finetune"``: see ``sources.image_latent_scale``.
             source_tiling: how the VAE takes `image` or `video`, or the frames that a window goes on
                 from, ``"seamless"`` or ``"tiled"``; None is tiled where `tiling` is.
             extend: windows of `num_frames` that go on after the first one.

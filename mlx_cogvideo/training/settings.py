@@ -27,7 +27,7 @@ class Settings:
         clip_norm: of the gradient, at most.
         caption_dropout: share of the clips that are learned without their caption.
         image_dropout: share of the clips that an image-to-video model learns without their picture.
-        image_latent_scale: see ``conditioning.image_latent_scale``.
+        image_latent_scale: see ``pipeline.sources.image_latent_scale``.
         prior_batch_size: prompts a step whose videos are to stay as they are.
         prior_weight: of their loss against that of the clips.
     """
