@@ -46,6 +46,7 @@ class _Lock:
         stream: of that file.
         is_held: False where the file system has no locks.
         owner: the process and the thread that hold it.
+        holder: what another process is told.
         temporaries: the files, relative to the folder of `path`.
     """
 
@@ -54,15 +55,14 @@ class _Lock:
     stream: int
     is_held: bool
     owner: tuple[int, int]
+    holder: str
     temporaries: list[str] = field(default_factory=list)
 
     def write(self) -> None:
         """Writes what the lock's file is to hold."""
         if not self.is_held:
             return
-        since = time.strftime("%H:%M:%S")
-        holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
-        text = f"{_HEADER}\n{holder}\n{json.dumps(self.temporaries)}\n"
+        text = f"{_HEADER}\n{self.holder}\n{json.dumps(self.temporaries)}\n"
         with suppress(OSError):  # a full disk; then they stay there after a kill
             os.truncate(self.stream, 0)
             os.pwrite(self.stream, text.encode(errors="replace"), 0)
@@ -124,9 +124,13 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
             _forget(file)
 
 
-def check_unlocked(path: Path, advice: str) -> None:
-    """Raises OutputError where another process holds the lock of `path`; writes nothing."""
-    file = _neighbour(absolute(path), "", ".lock")
+def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> None:
+    """Raises OutputError where another process holds the lock of `path`; writes nothing.
+
+    Args:
+        advice, lock_file: as for `locked`.
+    """
+    file = lock_file or _neighbour(absolute(path), "", ".lock")
     try:
         stream = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -214,6 +218,8 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
     """The lock on an open file, which is cleaned of what a killed process has left."""
     end = time.monotonic() + _PATIENCE_SECONDS
     owner = os.getpid(), threading.get_ident()
+    since = time.strftime("%H:%M:%S")
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     while True:
         stream = _open(file, path)
         try:
@@ -232,13 +238,13 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
                 path,
                 error.strerror,
             )
-            return _Lock(key, file, stream, False, owner)
+            return _Lock(key, file, stream, False, owner, holder)
         try:
             is_current = os.path.samestat(os.fstat(stream), os.lstat(file))
         except FileNotFoundError:
             is_current = False
         if is_current:  # else the process before removed it after it was opened here
-            lock = _Lock(key, file, stream, True, owner)
+            lock = _Lock(key, file, stream, True, owner, holder)
             _clean(lock)
             return lock
         os.close(stream)

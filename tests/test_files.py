@@ -45,6 +45,14 @@ def test_a_lock_is_one_process_s_and_gone_with_it(tmp_path):
     assert names(tmp_path) == set()
 
 
+def test_the_time_in_a_message_is_that_of_the_lock(tmp_path, monkeypatch):
+    times = iter(["10:00:00", "11:00:00", "12:00:00"])
+    monkeypatch.setattr("mlx_cogvideo.files.time.strftime", lambda _: next(times))
+    with locked(tmp_path / "v.mp4", ""):
+        temporary_path(tmp_path / "v.mp4")
+        assert "since 10:00:00" in (tmp_path / ".v.mp4.lock").read_text()
+
+
 def test_many_threads_take_turns(tmp_path):
     path, inside, most, done = tmp_path / "video.mp4", [], [], []
 
@@ -325,10 +333,10 @@ def test_more_outputs_than_open_files_are_allowed_are_locked_all_the_same(folder
 def test_a_second_conversion_into_one_folder_is_refused(folder, capsys):
     with locked_elsewhere(folder / "tiny"):
         assert convert(["--model", "demo", "--mlx-path", "tiny"]) == 1
-        assert convert(["--model", "demo", "--mlx-path", "tiny", "--dry-run"]) == 0
-    (line,) = errors(capsys.readouterr().err)
-    assert "tiny is being written by" in line
-    assert line.endswith("wait until that ends, or choose another --mlx-path")
+        assert convert(["--model", "demo", "--mlx-path", "tiny", "--dry-run"]) == 1
+    first, second = errors(capsys.readouterr().err)
+    assert first == second and "tiny is being written by" in first
+    assert first.endswith("wait until that ends, or choose another --mlx-path")
     assert convert(["--model", "demo", "--mlx-path", "tiny"]) == 0
     assert names(folder) == {"tiny"}
 

@@ -141,6 +141,7 @@ FUNCTIONS = {
     conversion: {
         **dict.fromkeys(("ComponentPlan", "ConversionPlan", "TensorPlan")),
         "check_destination": "check_destination(Path('new'), 1)",
+        "check_free": "check_free(Path('new'))",
         "convert": "convert(plan_conversion('demo', DEMO), Path('new'))",
         "describe_folder": "describe_folder(DEMO)",
         "lock_destination": "lock_destination(Path('new')).__enter__()",

@@ -14,11 +14,12 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 is to be float32 on CUD
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
 from ..device import size
-from ..errors import OutputError, mlx_errors
+from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked
-from ..machine.kernels import Kernel, check_kernels
+from ..machine.kernels import check_kernels
 from ..machine.speed import MAC_SIZES, Ceilings, measure_ceilings, report
-from ..machine.stages import Result, check_stages
+from ..machine.stages import check_stages
+from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
 from .common import FAILED, Parser, duration, run, say
@@ -41,22 +42,24 @@ def check(arguments: Sequence[str] | None) -> int | None:
 
 
 def _check(args: argparse.Namespace) -> int | None:
-    with mlx_errors():
-        results = {name: _checked(name, args) for name in args.dtype or ("float32",)}
-        kernels = [_shown(kernel, args) for kernel in check_kernels(DTYPES)]
-        wrong = _wrong(results, kernels)
-        told = {
-            "right": not wrong,
-            "stages": _as_json(results),
-            "kernels": [{**asdict(kernel), "right": kernel.right} for kernel in kernels],
-            "not_compared": [] if on_gpu() else [NO_GPU],
-        }
-        if not args.stages_only:
-            told |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
+    told: dict[str, Any] = {"right": False, "stages": {}, "kernels": []}
+    told["not_compared"] = [] if on_gpu() else [NO_GPU]
+    if not args.stages_only:
+        told |= describe()
+    try:
+        with mlx_errors():
+            wrong = _compare(told, args)
+            if not args.stages_only:
+                told |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
+    except (CogVideoXError, KeyboardInterrupt) as error:
+        # A machine that can't finish is one that we most want to know of.
+        if args.report is not None:
+            _write(args.report, told | {"right": False, "error": str(error) or "interrupted"})
+        raise
     if args.json:
         print(json.dumps(told))
     else:
-        _print(told)
+        _print(told, wrong)
     if args.report is not None:
         _write(args.report, told)
     if wrong:
@@ -64,10 +67,24 @@ def _check(args: argparse.Namespace) -> int | None:
     return FAILED if wrong else None
 
 
-def _wrong(results: dict[str, list[Result]], kernels: list[Kernel]) -> list[str]:
-    """The names of what is wrong."""
-    stages = [r.stage for of_dtype in results.values() for r in of_dtype if not r.right]
-    return stages + [f"{k.stage} in {k.dtype} ({k.snr_db} dB)" for k in kernels if not k.right]
+def _compare(told: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Adds each comparison to `told` as it is made; returns the names of what is wrong."""
+    wrong = []
+    for name in args.dtype or ("float32",):
+        told["stages"][name] = []
+        for result in check_stages(args.model, DTYPES[name]):
+            told["stages"][name].append({**asdict(result), "right": result.right})
+            limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
+            _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
+            wrong += [result.stage] * (not result.right)
+    for kernel in check_kernels(DTYPES):
+        told["kernels"].append({**asdict(kernel), "right": kernel.right})
+        measured = f"{kernel.snr_db} dB, at least {kernel.limit_db:g}"
+        _print_stage(args, kernel.dtype, kernel.stage, kernel.right, measured)
+        named = f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)"
+        wrong += [named] * (not kernel.right)
+    told["right"] = not wrong
+    return wrong
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:
@@ -76,35 +93,17 @@ def _write(file: Path, told: dict[str, Any]) -> None:
     say(f"{file} holds all of this: please attach it to an issue")
 
 
-def _checked(name: str, args: argparse.Namespace) -> list[Result]:
-    results = []
-    for result in check_stages(args.model, DTYPES[name]):
-        results.append(result)
-        if not args.json:
-            limit = f"of {result.tolerance:.0e}" if result.tolerance else ""
-            _print_stage(name, result.stage, result.right, f"{result.error:.1e} {limit}")
-    return results
-
-
-def _shown(kernel: Kernel, args: argparse.Namespace) -> Kernel:
+def _print_stage(
+    args: argparse.Namespace, dtype: str, stage: str, right: bool, measured: str
+) -> None:
     if not args.json:
-        told = f"{kernel.snr_db} dB of {kernel.limit_db:g}"
-        _print_stage(kernel.dtype, kernel.stage, kernel.right, told)
-    return kernel
+        print(f"{dtype:9} {stage:34} {'right' if right else 'WRONG':6} {measured}", flush=True)
 
 
-def _print_stage(dtype: str, stage: str, right: bool, told: str) -> None:
-    print(f"{dtype:9} {stage:34} {'right' if right else 'WRONG':6} {told}", flush=True)
-
-
-def _as_json(results: dict[str, list[Result]]) -> dict[str, list[dict]]:
-    return {
-        name: [{**asdict(result), "right": result.right} for result in of_dtype]
-        for name, of_dtype in results.items()
-    }
-
-
-def _print(told: dict[str, Any]) -> None:
+def _print(told: dict[str, Any], wrong: list[str]) -> None:
+    count = sum(map(len, told["stages"].values())) + len(told["kernels"])
+    print()
+    print(f"{len(wrong)} of {count} are wrong" if wrong else f"all {count} comparisons are right")
     for what in told["not_compared"]:
         print(f"not compared: {what}")
     if "device" not in told:
@@ -173,6 +172,9 @@ def make_parser() -> Parser:
     add("--model", type=Path, default=DEMO_PATH, help="a copy of the demo to compare")
     add("--json", action="store_true", help="print one line of JSON")
     add(
-        "--report", type=Path, metavar="FILE", help="write all of it to FILE, to attach to an issue"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write what is compared and measured to FILE, a new JSON file to attach to an issue",
     )
     return parser

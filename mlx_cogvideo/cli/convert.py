@@ -2,11 +2,10 @@
 
 import argparse
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..conversion import (
     ComponentPlan,
     ConversionPlan,
     check_destination,
+    check_free,
     convert,
     describe_folder,
     lock_destination,
@@ -55,11 +55,8 @@ def convert_command(arguments: Sequence[str] | None) -> None:
         print(_table(describe_folder(args.info)))
         return
     quantization = asked_quantization(args)
-    lock: AbstractContextManager[None] = nullcontext()
-    if not args.dry_run:
-        if os.path.lexists(args.mlx_path):
-            raise OutputError(f"{args.mlx_path} exists: choose another --mlx-path or remove it")
-        lock = lock_destination(args.mlx_path)
+    check_free(args.mlx_path)
+    lock = nullcontext() if args.dry_run else lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):
         _convert(args, quantization)
 

@@ -17,7 +17,7 @@ from ..checkpoints.components import DTYPES
 from ..device import manage_memory, size
 from ..distributed import Peers
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
-from ..files import locked
+from ..files import check_unlocked, locked
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.request import Request
 from ..runs.batch import IMAGE_MARK, read_prompts
@@ -35,6 +35,10 @@ from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts
+
+OTHER_FOLDER = "choose another --adapter-path"
+LOCK = ".lock"
+"""The name of the file, in an adapter's folder, that is locked while it is trained."""
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +134,9 @@ def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data)
     if peers.leads:
+        # First: what is there may be what another training has written so far.
+        lock_file = args.adapter_path / LOCK
+        check_unlocked(args.adapter_path, OTHER_FOLDER, lock_file)
         check_adapter_path(args.adapter_path, args.resume)
     cache = args.cache or args.data / ".mlx_cogvideo"
     check_writable(cache, "--cache")
@@ -359,6 +366,6 @@ def locked_adapter(path: Path, resume: bool) -> Iterator[None]:
         OutputError: there is one, or there has been one since `check_adapter_path` looked.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path, "choose another --adapter-path", path / ".lock"):
+    with locked(path, OTHER_FOLDER, path / LOCK):
         check_adapter_path(path, resume)
         yield

@@ -21,12 +21,13 @@ from ..checkpoints.model_card import model_card
 from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
 from ..errors import OutputError, mlx_errors
-from ..files import locked, remove_temporary, temporary_path
+from ..files import check_unlocked, locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank
 from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
+_OTHER_FOLDER = "choose another --mlx-path"
 REPORT = "conversion.json"
 """The report's name in the folder."""
 
@@ -83,7 +84,14 @@ def lock_destination(destination: Path) -> AbstractContextManager[None]:
     Raises:
         OutputError: when entered, where one of them does.
     """
-    return locked(destination, "choose another --mlx-path")
+    return locked(destination, _OTHER_FOLDER)
+
+
+def check_free(destination: Path) -> None:
+    """Raises OutputError where there is a folder already, or another process is writing it."""
+    check_unlocked(destination, _OTHER_FOLDER)
+    if os.path.lexists(destination):
+        raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
 
 
 def check_destination(destination: Path, size: int) -> None:

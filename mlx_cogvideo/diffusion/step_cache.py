@@ -106,7 +106,7 @@ class StepCache:
         step: int,
         passes: int = 1,
     ) -> mx.array:
-        """As ``transformer(latents, text, timestep)``, nearly; see ``pipeline.denoising.velocities``."""
+        """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
         work = Portions()
         parts = [
             transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)

@@ -20,7 +20,6 @@ from ..nn.quantization import Quantization, linear_layers, packings
 from ..pipeline.estimates import choose_tiling, forecast, guides_in_turn, largest_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.vae_stage import Tiling
-from .system import describe
 
 SECONDS = 0.25  # of measuring, each
 # Arrays as large as the tokens that a block reads or writes besides its products, as if all of it
@@ -178,7 +177,6 @@ def report(ceilings: list[Ceilings]) -> dict[str, Any]:
     """All that isn't a comparison, fit for JSON; times are by the fastest of the dtypes."""
     fastest = max(ceilings, key=lambda c: c.matmul)
     return {
-        **describe(),
         "dtype": dtype_advice(ceilings),
         "ceilings": [asdict(c) for c in ceilings],
         "outlook": [asdict(outlook(variant, fastest)) for variant in VARIANTS],

@@ -72,7 +72,7 @@ def notes() -> list[str]:
         )
     if uses_winograd():
         said.append(
-            "MLX_CONV_WINOGRAD is set: the VAE loses 15 dB in bfloat16, and needs more memory"
+            "MLX_CONV_WINOGRAD is set: the VAE is less exact in 16 bits, and needs more memory"
         )
     return said
 

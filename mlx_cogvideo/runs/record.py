@@ -80,7 +80,7 @@ def request_again(pipe: CogVideoXPipeline, settings: dict[str, Any]) -> Request:
 
 
 class Meter:
-    """Notes in a record how long each stage takes and what it holds; a `pipeline.pipeline.Progress`.
+    """Notes in a record how long each stage takes and what it holds; a `Progress`.
 
     What a stage took before an interruption counts.
     """
