@@ -128,6 +128,7 @@ def kernels_on_the_cpu(monkeypatch):
     for module in ("machine.kernels", "cli.check"):
         monkeypatch.setattr(f"mlx_cogvideo.{module}.on_gpu", lambda: True)
     monkeypatch.setattr("mlx_cogvideo.machine.kernels.TOKENS", 256)
+    monkeypatch.setattr("mlx_cogvideo.machine.kernels.SIDE", 30)
     monkeypatch.setattr("mlx_cogvideo.cli.check.check_stages", lambda *_: iter([]))
 
 
@@ -199,3 +200,17 @@ def test_the_table_of_macs_is_that_of_the_documentation():
                 told += ["split"] * choice.split_guidance
                 assert words == (told if choice.fits else ["too", "large"]), (variant, bits)
                 assert choice.tiling != "none"
+
+
+def test_a_check_that_cannot_end_leaves_its_report(tmp_path, monkeypatch, capsys):
+    text = "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPU)."
+
+    def fail(dtype):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", fail)
+    assert main(["--report", str(tmp_path / "report.json"), "--json"]) == 1
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert text in told["error"] and not told["right"] and told["mlx"] == mx.__version__
+    assert len(told["stages"]["float32"]) == 16
+    assert text in capsys.readouterr().err.splitlines()[-1]

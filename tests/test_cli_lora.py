@@ -531,6 +531,15 @@ def test_a_second_training_keeps_out_of_a_folder(clips, adapter, capsys):
     assert lora(clips, adapter, "--iters", 1) == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--dry-run"]], ids=str)
+def test_a_second_training_is_told_of_the_first_whatever_it_finds(clips, adapter, capsys, options):
+    (adapter / "checkpoints" / "0000001").mkdir(parents=True)
+    with locked_elsewhere(adapter, adapter / ".lock"):
+        assert lora(clips, adapter, "--iters", 1, *options) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert f"{adapter} is being written by process {os.getpid()} on " in line
+
+
 @pytest.mark.parametrize("where", ["gradients", "update"])
 def test_a_failing_gpu_costs_no_step(clips, adapter, monkeypatch, capsys, where):
     """While the adapter is updated, what is in memory may be of two steps, and isn't saved."""

@@ -41,6 +41,9 @@ VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 class Trainer:
     """A transformer with a new adapter, and the optimizer that trains it."""
 
+    # Whether the adapter and the optimizer's state may be of different steps.
+    _is_updating = False
+
     def __init__(
         self,
         pipe: CogVideoXPipeline,
@@ -70,8 +73,6 @@ class Trainer:
         """
         self.pipe, self.samples, self.settings = pipe, samples, settings
         self.folder, self.keep, self.step = folder, keep, 0
-        # Whether the adapter and the optimizer's state may be of different steps.
-        self._is_updating = False
         self._prior, self.peers = prior, peers
         self.data = _digests(model, pipe.dtype_name, samples, prior)
         self._unconditional = load_text(unconditional)
@@ -128,7 +129,7 @@ class Trainer:
         others = "; with other processes, if their batches together are as large"
         error.add_note(
             f"{self.step} steps are kept in {self.folder}: the same command with {go_on} goes on"
-            + others * (self.peers.size > 1)
+            + others * isinstance(error, PeerLostError)
         )
 
     def _train(
