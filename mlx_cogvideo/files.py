@@ -167,7 +167,7 @@ def keep(part: Path) -> None:
 def _note(file: Path) -> None:
     """Lists a file in the lock that covers it, to be removed if the process is killed."""
     file = absolute(file)
-    for lock in _held.values():
+    for lock in list(_held.values()):
         if lock.covers(file):
             lock.temporaries.append(str(file.relative_to(lock.path.parent)))
             lock.write()
@@ -175,7 +175,7 @@ def _note(file: Path) -> None:
 
 def _forget(file: Path) -> None:
     file = absolute(file)
-    for lock in _held.values():
+    for lock in list(_held.values()):
         if file.is_relative_to(lock.path.parent):
             name = str(file.relative_to(lock.path.parent))
             if name in lock.temporaries:

@@ -279,10 +279,10 @@ def test_the_ending_of_the_output_decides_what_is_written(tmp_path, name):
     ("options", "said", "recorded"),
     [
         ([], "decoding whole frames", {"tiling": "none"}),
-        (["--tiling", "seamless"], "decoding seamless: in bands", {"tiling": "seamless"}),
+        (["--tiling", "seamless"], "decoding seamless: in strips", {"tiling": "seamless"}),
         (["--tiling", "tiled"], "one tile covers the frame", {"tiling": "tiled"}),
         (
-            ["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.25],
+            ["--tile-size", 16, 32, "--tile-overlap", "1/2", 0.25],
             "decoding tiled: tiles 16 high and 32 wide",
             {"tiling": "tiled", "tile_size": [16, 32], "tile_overlap": [0.5, 0.25]},
         ),
@@ -318,11 +318,12 @@ def test_little_memory_is_decoded_in_tiles_and_said_so(output, capsys, monkeypat
         (["--tile-size", 20, 32], "tile_size must be multiples of 8; got 20 and 32"),
         (["--tile-size", 16, 32, "--tile-overlap", 1, 0.5], "from 0 to below 1"),
         (["--tile-size", 16, 32, "--tile-overlap", 0.5, 0.3], "the nearest"),
+        (["--tile-size", 16, 32, "--tile-overlap", "1/0", 0.5], "must be a number or a fraction"),
         (["--tiling", "none", "--tile-size", 16, 32], "has no tiles"),
         (["--tiling", "rows"], "--tiling: invalid choice"),
         (["--height", 4096, "--width", 4096, "--tiling", "none"], "auto, seamless or tiled"),
     ],
-    ids=["size", "overlap", "fraction", "none", "word", "large"],
+    ids=["size", "overlap", "fraction", "no fraction", "none", "word", "large"],
 )
 def test_a_way_of_decoding_that_cant_be_is_refused(output, capsys, options, message):
     assert generate(output, *options) == 2

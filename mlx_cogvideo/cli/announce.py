@@ -122,7 +122,7 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
     if tiling.mode == "none":
         return "whole frames"
     if tiling.mode == "seamless":
-        return "seamless: in bands of rows, as whole frames in less memory"
+        return "seamless: in strips of rows, the same video in less memory"
     tiles = tiling.tiles(config, *geometry.latent_shape[2:4])
     if tiles is None:
         return "tiled: one tile covers the frame"

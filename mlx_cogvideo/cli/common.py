@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -129,6 +130,14 @@ def mute(*streams: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream)
+
+
+def share(text: str) -> float:
+    """A number such as 0.25, or a fraction such as 1/6."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be a number or a fraction, got {text}") from None
 
 
 def add_machine_options(add: Callable[..., Any]) -> None:

@@ -28,6 +28,7 @@ from .common import (
     be_quiet,
     positive,
     run,
+    share,
     wired_bytes,
 )
 from .session import Session
@@ -175,13 +176,14 @@ def make_parser() -> Parser:
     add(
         "--tiling",
         choices=("auto", *TILINGS),
-        help="how the VAE takes a frame: whole, in bands with the same result and less memory, or "
-        "in tiles with another result and the least (default: by the memory there is)",
+        help="how the VAE computes a frame: none (whole frames), seamless (in strips of rows: the "
+        "same video in less memory), or tiled (in tiles: another video in the least memory) "
+        "(default: auto, by the memory of this machine)",
     )
     add(
         "--source-tiling",
         choices=("seamless", "tiled"),
-        help="how it takes an image, a video, or frames to go on from (default: as --tiling)",
+        help="the same for an image, a video, or frames to go on from (default: as --tiling)",
     )
     add(
         "--tile-size",
@@ -192,7 +194,7 @@ def make_parser() -> Parser:
     )
     add(
         "--tile-overlap",
-        type=float,
+        type=share,
         nargs=2,
         metavar=("ROWS", "COLUMNS"),
         help="share of a tile that the next one covers, too (default: about 1/6 and 1/5)",
@@ -202,8 +204,9 @@ def make_parser() -> Parser:
         "--memory-limit",
         type=positive,
         metavar="GIB",
-        help="keep what is foretold, an estimate within some per cent, under so much: less memory "
-        "is used where there are ways to, and what can't be done is said before it begins",
+        help="limit the estimated memory of each stage to GIB: guidance and the VAE use modes that "
+        "need less, and what can't be done is refused before anything is loaded (default: what "
+        "this machine has)",
     )
     add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")
 
