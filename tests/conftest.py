@@ -3,6 +3,10 @@
 import os
 
 os.environ["MLX_ENABLE_TF32"] = "0"
+# Tests run side by side: more threads in each would mostly wait for each other. Workers are started
+# after this, and take it over.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
 import pytest
 from support import write_spiece_model
