@@ -1,5 +1,9 @@
 """Small helpers that several test files share."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +82,20 @@ def pretend_metal(monkeypatch, chip: str = "Apple M1", gigabytes: int = 16, **in
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx, "device_info", lambda: told)
+
+
+def environment() -> dict[str, str]:
+    """That of a process that is to import the package and the tests' helpers from here."""
+    tests = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+
+
+def killed(folder: Path, *lines: str) -> None:
+    """Runs lines of Python in a process of their own that is killed after them."""
+    code = "\n".join([*lines, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"])
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 VOCABULARY = """

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clips import make_clip
 from commands import PROMPT, SMALL, errors, generate, run, start
-from support import locked_elsewhere
+from support import environment, killed, locked_elsewhere
 
 from mlx_cogvideo import generate_video
 from mlx_cogvideo.cli.convert import main as convert
@@ -158,18 +158,8 @@ def test_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
         "    os.waitpid(child, 0)\n"
         "    assert os.path.exists('.v.mp4.lock')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=ENVIRONMENT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment())
     assert names(tmp_path) == set()
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-
-
-def killed(folder, *lines: str) -> None:
-    """Runs lines of Python in a process of their own that is killed after them."""
-    code = "\n".join([*lines, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"])
-    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT)
-    assert ended.returncode == -signal.SIGKILL
 
 
 def test_a_name_with_a_line_break_costs_no_file_of_that_name(folder):

@@ -3,16 +3,14 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from clips import RECORD, make_clip
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from support import killed
 
 from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.video import (
@@ -98,6 +96,7 @@ def test_what_a_killed_run_has_left_is_removed_and_nothing_else(tmp_path, name):
     own.mkdir()
     (own / "0003.png").write_bytes(b"somebody's own")
     killed(
+        tmp_path,
         "from clips import make_clip; from mlx_cogvideo.video import open_writer",
         f"writer = open_writer({str(tmp_path / name)!r}, 8).__enter__()",
         "writer.write(make_clip(2))",
@@ -107,14 +106,6 @@ def test_what_a_killed_run_has_left_is_removed_and_nothing_else(tmp_path, name):
     assert {p.name for p in tmp_path.iterdir()} == {name, own.name}
     assert read_record(tmp_path / name) == RECORD
     assert (own / "0003.png").exists()
-
-
-def killed(*lines: str) -> None:
-    """Runs lines of Python in a process of their own that is killed after them."""
-    code = "\n".join([*lines, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"])
-    folder = Path(__file__).parent
-    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
 @pytest.mark.parametrize("name", FORMS)

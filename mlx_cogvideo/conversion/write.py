@@ -90,15 +90,13 @@ def lock_destination(destination: Path) -> AbstractContextManager[None]:
 def check_free(destination: Path) -> None:
     """Raises OutputError where there is a folder already, or another process is writing it."""
     check_unlocked(destination, _OTHER_FOLDER)
-    if os.path.lexists(destination):
-        raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
+    _check_absent(destination)
 
 
 def check_destination(destination: Path, size: int) -> None:
     """Raises OutputError where a folder of so many bytes can't be made."""
     parent = destination.absolute().parent
-    if os.path.lexists(destination):
-        raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
+    _check_absent(destination)
     if not parent.is_dir():
         raise OutputError(f"the folder {parent} doesn't exist: make it first")
     free = shutil.disk_usage(parent).free
@@ -107,6 +105,11 @@ def check_destination(destination: Path, size: int) -> None:
             f"the disk of {parent} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are "
             "needed: make room, or choose another --mlx-path"
         )
+
+
+def _check_absent(destination: Path) -> None:
+    if os.path.lexists(destination):
+        raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
 
 
 Additions = Mapping[str, Sequence[LowRank]]

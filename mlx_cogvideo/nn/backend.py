@@ -76,9 +76,9 @@ def kernel_operations(of_chip: str | None = None) -> float:
     return KERNEL_SECONDS * SUSTAINED * peak * 1e12
 
 
-def kernels(operations: float, of_chip: str | None = None) -> int:
+def kernels(operations: float) -> int:
     """Into how many kernels so many operations are divided; see `kernel_operations`."""
-    return max(1, math.ceil(operations / kernel_operations(of_chip)))
+    return max(1, math.ceil(operations / kernel_operations()))
 
 
 def disable_winograd() -> None:
