@@ -21,9 +21,9 @@ from cases import add_size, model_and_size
 
 from mlx_cogvideo.machine.speed import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
-from mlx_cogvideo.nn.low_rank import in_order
+from mlx_cogvideo.nn.eval_schedule import EvalSchedule
+from mlx_cogvideo.nn.low_rank import permute_rows
 from mlx_cogvideo.nn.modulation import gated_residual
-from mlx_cogvideo.nn.portions import Portions
 from mlx_cogvideo.nn.positions import half_split
 from mlx_cogvideo.nn.transformer import (
     CogVideoXTransformer3DModel,
@@ -86,21 +86,21 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     turned = apart.swapaxes(1, 2)
     mx.eval(block.parameters(), x, context, modulated, gates, wide)
 
-    work = Portions()
+    schedule = EvalSchedule()
     array, square = x.nbytes, 2 * x.size * config.dim
     yield (
         "modulated norm",
-        lambda: block.norm1(x, context.temb, context.is_text, work)[0],
+        lambda: block.norm1(x, context.temb, context.is_text, schedule)[0],
         "bytes",
         2 * array,
     )
     order = half_split(heads, config.attention_head_dim)
     for name, linear in (("queries", attend.to_q), ("keys", attend.to_k)):
-        yield name, lambda linear=linear: in_order(linear, modulated, order), "product", square
+        yield name, lambda linear=linear: permute_rows(linear, modulated, order), "product", square
     yield "values", lambda: attend.to_v(modulated), "product", square
     for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
         compute = partial(
-            norm_heads, apart, norm.weight, norm.bias, norm.eps, context.rotation, work
+            norm_heads, apart, norm.weight, norm.bias, norm.eps, context.rotation, schedule
         )
         yield name, compute, "bytes", 2 * array
     scores = 4 * x.size * x.shape[1]
@@ -109,7 +109,7 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
     yield (
         "modulated norm",
-        lambda: block.norm2(x, context.temb, context.is_text, work)[0],
+        lambda: block.norm2(x, context.temb, context.is_text, schedule)[0],
         "bytes",
         2 * array,
     )
@@ -117,7 +117,7 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
-    yield "a block", lambda: work.finish(block(x, *context, work)), "bytes", 0
+    yield "a block", lambda: schedule.flush(block(x, *context, schedule)), "bytes", 0
 
 
 def measured(compute: Callable[[], mx.array]) -> float:

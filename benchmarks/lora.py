@@ -93,7 +93,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx_cogvideo.diffusion.schedulers import make_scheduler
     from mlx_cogvideo.nn import attention
     from mlx_cogvideo.nn.low_rank import add_adapter
-    from mlx_cogvideo.training.objective import Batch, Objective
+    from mlx_cogvideo.training.loss import AdapterLoss, Batch
     from mlx_cogvideo.training.settings import Settings, new_adapter
 
     if "parts" in how:
@@ -103,7 +103,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    objective = Objective(network, scheduler, mx.bfloat16)
+    objective = AdapterLoss(network, scheduler, mx.bfloat16)
 
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))

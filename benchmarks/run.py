@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.pipeline.estimates import forecast
+from mlx_cogvideo.pipeline.estimates import estimate_memory
 from mlx_cogvideo.runs.record import request_again
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def main() -> None:
         record = video["record"]
         pipe = CogVideoXPipeline.from_pretrained(model)
         request = request_again(pipe, record["settings"])
-        foretold = forecast(pipe, request)
+        foretold = estimate_memory(pipe, request)
         size = request.geometry
         told = [
             args.variant,

@@ -138,10 +138,10 @@ def manage_memory(limit: int | None = None, wired: int | None = None) -> None:
             to the system: such a limit starves other programs and has ended in kernel panics
             (ml-explore/mlx#3186, #3346), and a run of long kernels gains nothing from it.
     """
-    there_is = available_memory()
+    available = available_memory()
     if limit is not None:
         mx.set_memory_limit(limit)
-        there_is = min(there_is, limit)
-    mx.set_cache_limit(there_is // 8)
+        available = min(available, limit)
+    mx.set_cache_limit(available // 8)
     if wired is not None and backend() == "metal":
         mx.set_wired_limit(min(wired, machine_memory()))

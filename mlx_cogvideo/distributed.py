@@ -23,7 +23,7 @@ import mlx.nn as nn
 from .errors import InvalidInputError, PeerLostError, first_line
 
 
-class Peers:
+class Distributed:
     """This process among those that train together.
 
     Attributes:
@@ -58,7 +58,7 @@ class Peers:
             ) from None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
@@ -67,7 +67,7 @@ class Peers:
         each = count // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def averaged(self, gradients: Any) -> Any:
+    def all_mean(self, gradients: Any) -> Any:
         """The mean of a tree of arrays over all processes."""
         if self.size == 1:
             return gradients
@@ -90,30 +90,30 @@ class Peers:
         """Returns when all processes are here."""
         self._sum(mx.array(0))
 
-    def shared(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    def broadcast(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The first process's arrays, in all."""
         # In the same order everywhere: the arrays may have come from a file, or not.
-        return {name: self._sum(array, self.leads) for name, array in sorted(arrays.items())}
+        return {name: self._sum(array, self.is_main) for name, array in sorted(arrays.items())}
 
     @contextmanager
-    def first_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Lets the first process do something while the others wait; then it is their turn.
 
         What it has left on a disk that they share is there for them.
         """
-        if not self.leads:
+        if not self.is_main:
             self.wait()
         yield
-        if self.leads:
+        if self.is_main:
             self.wait()
         self.wait()
 
-    def agree(self, told: Mapping[str, Any]) -> None:
+    def check_same(self, told: Mapping[str, Any]) -> None:
         """Raises InvalidInputError where something isn't the same in all processes."""
         for name, value in told.items():
             digest = hashlib.sha256(repr(value).encode()).digest()[:4]
             number = int.from_bytes(digest, "little")
-            first = self.shared({name: mx.array(number, mx.uint32)})[name].item()
+            first = self.broadcast({name: mx.array(number, mx.uint32)})[name].item()
             if self.any(first != number):
                 raise InvalidInputError(
                     f"the {name} differ between the processes: give each the same command, model "
@@ -132,7 +132,7 @@ class Peers:
             return total
 
 
-ALONE = Peers()
+ALONE = Distributed()
 
 _SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """By mlx.launch itself, and by the MPI that it calls."""

@@ -18,7 +18,7 @@ from clips import make_clip
 from mlx_cogvideo import InvalidInputError, PeerLostError
 from mlx_cogvideo import distributed as module
 from mlx_cogvideo.cli.lora import main
-from mlx_cogvideo.distributed import ALONE, Peers
+from mlx_cogvideo.distributed import ALONE, Distributed
 from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"
@@ -113,12 +113,12 @@ def test_a_process_that_is_late_changes_nothing(clips, tmp_path):
         "import sys, time\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "from mlx_cogvideo.cli.lora import main\n"
-        "from mlx_cogvideo.distributed import Peers\n"
-        "averaged = Peers.averaged\n"
+        "from mlx_cogvideo.distributed import Distributed\n"
+        "all_mean = Distributed.all_mean\n"
         "def sleep_first(self, gradients):\n"
         "    time.sleep(8 * self.rank)\n"
-        "    return averaged(self, gradients)\n"
-        "Peers.averaged = sleep_first\n"
+        "    return all_mean(self, gradients)\n"
+        "Distributed.all_mean = sleep_first\n"
         "sys.exit(main())\n"
     )
     more = ["--batch-size", 1, "--warmup", 0, "--iters", 2, "-q"]
@@ -175,19 +175,19 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(clips, tmp_path, victim
 
 
 def test_alone_nothing_is_exchanged():
-    assert (ALONE.rank, ALONE.size, ALONE.leads) == (0, 1, True)
+    assert (ALONE.rank, ALONE.size, ALONE.is_main) == (0, 1, True)
     arrays = {"a": mx.ones(3)}
-    assert ALONE.averaged(arrays) is arrays and ALONE.shared(arrays)["a"] is arrays["a"]
+    assert ALONE.all_mean(arrays) is arrays and ALONE.broadcast(arrays)["a"] is arrays["a"]
     assert ALONE.mean([1.5]) == [1.5] and ALONE.any(True) and not ALONE.any(False)
     assert list(ALONE.own(4)) == [0, 1, 2, 3]
-    ALONE.agree({"clips": 1})
-    with ALONE.first_first():
+    ALONE.check_same({"clips": 1})
+    with ALONE.main_process_first():
         pass
 
 
-def peer(monkeypatch, rank: int, others) -> Peers:
+def peer(monkeypatch, rank: int, others) -> Distributed:
     """One of two, to whose sums `others` adds its part."""
-    made = Peers()
+    made = Distributed()
     made.rank, made.size = rank, 2
     monkeypatch.setattr(mx.distributed, "all_sum", lambda array, group: array + others(array))
     return made
@@ -197,13 +197,13 @@ def test_processes_that_were_told_otherwise_are_refused(monkeypatch):
     """The other one's digests are none of ours."""
     lead = peer(monkeypatch, 0, lambda array: mx.ones_like(array))
     with pytest.raises(InvalidInputError, match="the clips differ between the processes"):
-        lead.agree({"clips": "mine"})
+        lead.check_same({"clips": "mine"})
 
 
 def test_each_process_has_a_part_of_its_own():
     parts = []
     for rank in range(3):
-        made = Peers()
+        made = Distributed()
         made.rank, made.size = rank, 3
         parts += made.own(12)
     assert parts == list(range(12))
@@ -215,6 +215,6 @@ def test_an_exchange_that_fails_tells_of_a_lost_process(monkeypatch):
 
     made = peer(monkeypatch, 1, fail)
     monkeypatch.setattr(module.nn, "average_gradients", fail)
-    for exchange in (lambda: made.any(True), lambda: made.averaged({"a": mx.ones(1)})):
+    for exchange in (lambda: made.any(True), lambda: made.all_mean({"a": mx.ones(1)})):
         with pytest.raises(PeerLostError, match=r"gone \(\[ring\] connection to a peer was lost\)"):
             exchange()

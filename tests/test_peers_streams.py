@@ -16,7 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_cogvideo import InvalidInputError
-from mlx_cogvideo.distributed import Peers
+from mlx_cogvideo.distributed import Distributed
 
 Operation = tuple[str, str]
 """Its name, and whose stream it is on."""
@@ -89,8 +89,8 @@ def owners(calls: list[list[Operation]]) -> list[set[str]]:
     return [{owner for _, owner in operations} for operations in calls]
 
 
-def one_of_two(rank: int) -> Peers:
-    return Peers(SimpleNamespace(rank=lambda: rank, size=lambda: 2))
+def one_of_two(rank: int) -> Distributed:
+    return Distributed(SimpleNamespace(rank=lambda: rank, size=lambda: 2))
 
 
 @pytest.mark.parametrize("other", [mx.float32, mx.bfloat16])
@@ -100,7 +100,7 @@ def test_every_operation_from_the_gradients_to_their_mean_is_on_the_cpu(
     """Where all are of one type they are exchanged in one piece, else each by itself."""
     with mx.stream(gpu):
         gradients = {"a": mx.arange(6).reshape(2, 3) / 2, "b": mx.ones(4, other) * 3}
-        mean = one_of_two(0).averaged(gradients)
+        mean = one_of_two(0).all_mean(gradients)
     assert owners(evaluated) == [{"gpu"}, {"cpu"}]
     expected = {"Maximum", "Divide"} | ({"Concatenate", "Split"} if other == mx.float32 else set())
     assert expected <= {name for name, _ in evaluated[1]}
@@ -114,7 +114,7 @@ def test_every_operation_from_the_gradients_to_their_mean_is_on_the_cpu(
 def test_every_operation_of_what_is_shared_is_on_the_cpu(gpu, pending, evaluated, rank):
     with mx.stream(gpu):
         arrays = {"a": mx.ones(2) * 3, "b": mx.ones(3) * 4}
-        shared = one_of_two(rank).shared(arrays)
+        shared = one_of_two(rank).broadcast(arrays)
     assert owners(evaluated) == [{"gpu"}, {"cpu"}] * 2
     assert pending(shared) == []
 
@@ -128,21 +128,21 @@ def test_no_exchange_uses_the_gpu(cpu):
         with pytest.raises(RuntimeError, match="Stream"):
             mx.eval(arrays["a"] + 1)
         lead, other = one_of_two(0), one_of_two(1)
-        assert lead.averaged(arrays)["a"].tolist() == [0.5, 1]
+        assert lead.all_mean(arrays)["a"].tolist() == [0.5, 1]
         assert lead.mean([3.0, 1.0]) == [1.5, 0.5]
         assert lead.any(True) and not lead.any(False)
         for peers, own in ((lead, [1, 2]), (other, [0, 0])):
-            assert peers.shared(arrays)["a"].tolist() == own
-            with peers.first_first():
+            assert peers.broadcast(arrays)["a"].tolist() == own
+            with peers.main_process_first():
                 pass
-        lead.agree({"clips": "mine"})
+        lead.check_same({"clips": "mine"})
         with pytest.raises(InvalidInputError, match="the clips differ"):
-            other.agree({"clips": "mine"})
+            other.check_same({"clips": "mine"})
 
 
 def test_with_cuda_the_mean_stays_on_the_gpu(gpu, evaluated, monkeypatch):
     """Where NCCL exchanges."""
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     with mx.stream(gpu):
-        one_of_two(0).averaged({"a": mx.ones(2) * 3})
+        one_of_two(0).all_mean({"a": mx.ones(2) * 3})
     assert ("Divide", "gpu") in evaluated[-1]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ..checkpoints import BUNDLED
 from ..device import size
 from ..nn.autoencoder import AutoencoderConfig
-from ..pipeline.estimates import forecast, largest_memory, usable_memory, what_needs_less
+from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.request import Request
 from ..pipeline.vae_stage import Tiling
@@ -36,36 +36,36 @@ def announce(plan: Plan) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        needs, there_is = _needs(plan), usable_memory(plan.pipe)
-        show_plan(_lines(plan), needs, there_is)
+        needs, available = _needs(plan), usable_memory(plan.pipe)
+        show_plan(_lines(plan), needs, available)
         for stage, need in needs.items():
             if need > largest_memory(plan.pipe):
-                advice = what_needs_less(plan.pipe, plan.jobs[0].request, stage)
+                advice = memory_advice(plan.pipe, plan.jobs[0].request, stage)
                 logger.warning("%s may need more memory than there is: %s", stage, advice)
-            elif need > there_is:
-                warn_of_the_moment(stage, need, there_is)
+            elif need > available:
+                warn_of_the_moment(stage, need, available)
 
 
-def warn_of_the_moment(what: str, need: int, there_is: int) -> None:
+def warn_of_the_moment(what: str, need: int, available: int) -> None:
     """Warns that the machine has the memory that something needs, but not now."""
     logger.warning(
         "%s needs about %s and %s are free now: close other programs, or it may take several "
         "times as long",
         what,
         size(need),
-        size(there_is),
+        size(available),
     )
 
 
-def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], there_is: int) -> None:
+def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], available: int) -> None:
     """Says on stderr what will be done, and in how much memory.
 
     Args:
         lines: titles and what they say.
-        needs: bytes that each stage needs, of those that `there_is`.
+        needs: bytes that each stage needs, of those that `available`.
     """
     told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    memory = f"about {told or 'nothing'}; {size(there_is)} available"
+    memory = f"about {told or 'nothing'}; {size(available)} available"
     for title, text in [*lines, ("memory", memory)]:
         logger.info("%-8s %s", title, text)
 
@@ -135,7 +135,7 @@ def _needs(plan: Plan) -> dict[str, int]:
     needs: dict[str, int] = {}
     for job in plan.jobs:
         decode = output_form(job.output) != LATENTS
-        told = forecast(plan.pipe, job.request, decode=decode, done=job.done)
+        told = estimate_memory(plan.pipe, job.request, decode=decode, done=job.done)
         for stage, need in told.items():
             needs[stage] = max(need, needs.get(stage, 0))
     return needs

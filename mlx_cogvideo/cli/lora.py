@@ -15,7 +15,7 @@ import numpy as np
 from ..checkpoints import default_model, holds_adapter, model_identity
 from ..checkpoints.components import DTYPES
 from ..device import manage_memory, size
-from ..distributed import Peers
+from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked
 from ..pipeline.pipeline import CogVideoXPipeline
@@ -23,12 +23,12 @@ from ..pipeline.request import Request
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
-from ..training.estimates import training_forecast
+from ..training.estimates import estimate_training_memory
 from ..training.latent_cache import Cache
-from ..training.prepare import Reading, load_text, prepare
+from ..training.prepare import ClipOptions, load_text, prepare
 from ..training.settings import Settings, adapter_parameters
 from ..training.trainer import LESS_MEMORY, Trainer
-from ..video import Shape, write_video
+from ..video import ClipSpec, write_video
 from .announce import show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
@@ -60,7 +60,7 @@ class Job:
     pipe: CogVideoXPipeline
     name: str | Path
     clips: Sequence[Clip]
-    reading: Reading
+    reading: ClipOptions
     settings: Settings
     prior: Sequence[str]
     samples: Sequence[Request]
@@ -71,16 +71,16 @@ def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
     wired = wired_bytes(args)
-    peers = Peers.connect()
-    if args.quiet or not peers.leads:
+    peers = Distributed.connect()
+    if args.quiet or not peers.is_main:
         be_quiet()
         args.quiet = True
     job = _read_job(args, peers)
     _announce(job, args, peers.size)
     if args.dry_run:
-        return _list(job.clips, job.reading) if peers.leads else None
+        return _list(job.clips, job.reading) if peers.is_main else None
     lock = nullcontext()
-    if peers.leads:
+    if peers.is_main:
         lock = locked_adapter(args.adapter_path, args.resume)
     manage_memory(wired=wired)
     interrupts = Interrupts()
@@ -88,7 +88,7 @@ def train(arguments: Sequence[str] | None) -> int | None:
         try:
             return _train(job, args, interrupts, peers)
         except KeyboardInterrupt as error:
-            if peers.leads:
+            if peers.is_main:
                 error.add_note(_kept(args.adapter_path, job.settings.iters))
             raise
         except CogVideoXError:
@@ -108,7 +108,7 @@ def _kept(adapter_path: Path, iters: int) -> str:
     )
 
 
-def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
+def _read_job(args: argparse.Namespace, peers: Distributed) -> Job:
     """Checks all that can be before anything is computed."""
     settings = Settings(
         iters=args.iters,
@@ -133,7 +133,7 @@ def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
     if bool(args.sample_every) != bool(args.sample_prompt):
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data)
-    if peers.leads:
+    if peers.is_main:
         # First: what is there may be what another training has written so far.
         lock_file = args.adapter_path / LOCK
         check_unlocked(args.adapter_path, OTHER_FOLDER, lock_file)
@@ -151,7 +151,7 @@ def _read_job(args: argparse.Namespace, peers: Peers) -> Job:
     return Job(pipe, name, clips, reading, settings, prior, samples, cache)
 
 
-def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
+def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> ClipOptions:
     """How the clips are to be read, after checking that the model can make such videos."""
     fps, skip = args.fps or pipe.fps, (args.skip_frames[0], args.skip_frames[-1])
     if len(args.skip_frames) > 2 or min(skip) < 0:
@@ -162,10 +162,10 @@ def _reading(pipe: CogVideoXPipeline, args: argparse.Namespace) -> Reading:
     made = [pipe.geometry(*wanted) for wanted in sizes]
     repeat = args.short == "repeat"
     shapes = [
-        Shape(g.num_frames, g.height, g.width, fps, skip, repeat_last=repeat)
+        ClipSpec(g.num_frames, g.height, g.width, fps, skip, repeat_last=repeat)
         for g in dict.fromkeys(made)
     ]
-    return Reading(tuple(shapes), args.crop, args.seed, args.timeout)
+    return ClipOptions(tuple(shapes), args.crop, args.seed, args.timeout)
 
 
 def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
@@ -178,7 +178,7 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     without = sum(not clip.caption for clip in clips)
     captions = f", {without} without a caption" * (without > 0)
     needs = [
-        training_forecast(
+        estimate_training_memory(
             pipe,
             pipe.geometry(shape.frames, shape.height, shape.width),
             settings.batch_size + settings.prior_batch_size,
@@ -188,7 +188,7 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
     ]
     needs = {stage: max(need[stage] for need in needs) for stage in needs[0]}
     fps = reading.shapes[0].fps
-    there_is, machine = pipe.machine.available, pipe.machine.memory
+    available, machine = pipe.machine.available, pipe.machine.memory
     lines = [
         ("model", f"{job.name}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
@@ -196,19 +196,19 @@ def _announce(job: Job, args: argparse.Namespace, processes: int) -> None:
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
-    show_plan(lines, needs, there_is)
+    show_plan(lines, needs, available)
     need = max(needs.values())
     if need > machine:
         logger.warning("this may need more memory than there is: %s", LESS_MEMORY)
-    elif need > there_is:
-        warn_of_the_moment("this", need, there_is)
+    elif need > available:
+        warn_of_the_moment("this", need, available)
 
 
-def _described(shape: Shape) -> str:
+def _described(shape: ClipSpec) -> str:
     return f"{shape.frames} frames of {shape.width}x{shape.height}"
 
 
-def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
+def _list(clips: Sequence[Clip], reading: ClipOptions) -> int | None:
     """Prints what each clip would be learned as; returns the exit code."""
     usable = 0
     for clip in clips:
@@ -227,14 +227,16 @@ def _list(clips: Sequence[Clip], reading: Reading) -> int | None:
     return None if usable else FAILED
 
 
-def _train(job: Job, args: argparse.Namespace, interrupts: Interrupts, peers: Peers) -> int | None:
+def _train(
+    job: Job, args: argparse.Namespace, interrupts: Interrupts, peers: Distributed
+) -> int | None:
     pipe, settings = job.pipe, job.settings
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     try:
         identity = model_identity(job.name, pipe.folder)
         also = [*(sample.prompt for sample in job.samples), *job.prior]
-        peers.agree({"--resume": args.resume})
-        with peers.first_first():
+        peers.check_same({"--resume": args.resume})
+        with peers.main_process_first():
             learned, texts = prepare(
                 pipe, identity, job.clips, job.reading, Cache(job.cache), bars, also
             )
@@ -274,17 +276,17 @@ def _train(job: Job, args: argparse.Namespace, interrupts: Interrupts, peers: Pe
             )
     finally:
         bars.close()
-    if not done and peers.leads:
+    if not done and peers.is_main:
         say(f"interrupted: {_kept(args.adapter_path, settings.iters)}")
     if not done:
         return INTERRUPTED
-    if peers.leads:
+    if peers.is_main:
         print(args.adapter_path)
     return None
 
 
 def sample_request(
-    pipe: CogVideoXPipeline, text: str, shape: Shape, args: argparse.Namespace
+    pipe: CogVideoXPipeline, text: str, shape: ClipSpec, args: argparse.Namespace
 ) -> Request:
     """A clip to make on the way, of ``prompt`` or ``prompt@@image``; the noise is always the same.
 

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..nn.portions import Portions, in_passes
+from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
@@ -40,7 +40,7 @@ IDENTITY = (1.0, 0.0)
 """For models that nothing was fitted for."""
 
 
-def choose_threshold(cache: str | None, asked: float | None) -> float | None:
+def resolve_cache_threshold(cache: str | None, asked: float | None) -> float | None:
     """The threshold of a cache.
 
     Raises:
@@ -107,15 +107,13 @@ class StepCache:
         passes: int = 1,
     ) -> mx.array:
         """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
-        work = Portions()
-        parts = [
-            transformer.embed(*of_pass) for of_pass in in_passes(passes, latents, text, timestep)
-        ]
+        schedule = EvalSchedule()
+        parts = [transformer.embed(*part) for part in in_passes(passes, latents, text, timestep)]
         start, firsts = 0, []
         if self.steps is None:
             start = 1
             for i, (x, context) in enumerate(parts):
-                after = transformer.run_blocks(x, context, end=1, work=work)
+                after = transformer.run_blocks(x, context, end=1, schedule=schedule)
                 firsts.append(after - x)
                 parts[i] = after, context
             mx.eval(firsts)
@@ -134,12 +132,12 @@ class StepCache:
             parts[i] = None
             if computed:
                 before = x
-                x = transformer.run_blocks(x, context, start, work=work)
+                x = transformer.run_blocks(x, context, start, schedule=schedule)
                 self._additions.append(x - before)
                 mx.eval(self._additions[-1])
             else:
                 x = x + self._additions[i]
-            made.append(work.finish(transformer.project(x, context, shape)))
+            made.append(schedule.flush(transformer.project(x, context, shape)))
         return mx.concatenate(made)
 
     def _has_changed(self, firsts: list[mx.array]) -> bool:

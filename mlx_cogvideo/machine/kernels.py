@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..nn.attention import attention
-from ..nn.autoencoder.bands import Pass
 from ..nn.autoencoder.layers import CausalConv3d, Upsample3D
+from ..nn.autoencoder.row_strips import ConvCache
 from ..nn.backend import disable_winograd, on_gpu
 
 FRAMES, SIDE = 5, 48
@@ -63,13 +63,13 @@ def check_convolutions(name: str, dtype: mx.Dtype) -> Iterator[Kernel]:
     for inputs, outputs in ((128, 128), (256, 128)):
         layer = _random(CausalConv3d(inputs, outputs), dtype)
         x = _normal((1, FRAMES, SIDE, SIDE, inputs), dtype, 2)
-        (made,) = layer([x], Pass(SIDE))
+        (made,) = layer([x], ConvCache(SIDE))
         stage = f"convolution {inputs} -> {outputs}, 3-D"
         made = made[:, -1:, :SAMPLED_ROWS]
         yield _compared(stage, name, made, lambda x=x, layer=layer: _causal(x, layer))
     layer = _random(Upsample3D(256, compress_time=False), dtype)
     x = _normal((1, FRAMES, SIDE, SIDE, 256), dtype, 2)
-    (made,) = layer([x], Pass(SIDE))
+    (made,) = layer([x], ConvCache(SIDE))
     made = made[:, -1:, :SAMPLED_ROWS]
     yield _compared("convolution 256 -> 256, 2-D", name, made, lambda: _enlarged(x, layer))
 

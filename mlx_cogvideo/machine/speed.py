@@ -17,7 +17,7 @@ from ..checkpoints.variants import VARIANTS, Variant
 from ..device import Machine, mac, this_machine
 from ..nn.attention import attention
 from ..nn.quantization import Quantization, linear_layers, packings
-from ..pipeline.estimates import choose_tiling, forecast, guides_in_turn, largest_memory
+from ..pipeline.estimates import choose_tiling, estimate_memory, largest_memory, split_cfg
 from ..pipeline.geometry import Geometry
 from ..pipeline.vae_stage import Tiling
 
@@ -97,7 +97,7 @@ def choices_on_macs() -> list[Choice]:
 def _choice(alias: str, bits: str, gigabytes: int) -> Choice:
     model = _imagined(alias, ALL_PACKINGS[bits], mac(gigabytes))
     request = _chosen(model)
-    need = max(forecast(model, request).values())
+    need = max(estimate_memory(model, request).values())
     limit = model.machine.memory
     mode, split = request.tiling.mode, request.sequential_guidance
     return Choice(alias, bits, gigabytes, need, limit, mode, split)
@@ -154,7 +154,7 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
     for bits, packing in PACKINGS.items():
         model = _imagined(variant.alias, packing)
         request = _chosen(model)
-        needs.append(max(forecast(model, request).values()))
+        needs.append(max(estimate_memory(model, request).values()))
         if needs[-1] <= largest_memory(model):
             fitting.append(bits + ", tiled" * (request.tiling.mode == "tiled"))
     advice = next(iter(fitting), "fewer frames or a smaller size, in 4 bits")
@@ -166,7 +166,7 @@ def _chosen(model: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(
         geometry=model.geometry,
         guided=True,
-        sequential_guidance=guides_in_turn(model, model.geometry),
+        sequential_guidance=split_cfg(model, model.geometry),
         cache=None,
         encodes_frames=False,
         tiling=Tiling(choose_tiling(model, *model.geometry.latent_shape[2:4])),

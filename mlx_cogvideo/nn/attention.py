@@ -6,8 +6,8 @@ from math import ceil
 import mlx.core as mx
 
 from .backend import backend, kernel_operations, on_gpu
+from .eval_schedule import EvalSchedule
 from .fusion import fused
-from .portions import Portions
 
 SCORES_AT_A_TIME = 2**26
 """Of a bounded backward: a table of scores in 16 bits then takes 128 MB."""
@@ -106,7 +106,7 @@ def _has_own_backward(dtype: mx.Dtype) -> bool:
 def _gradients_in_parts(
     queries: mx.array, keys: mx.array, values: mx.array, output: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    scale, work = queries.shape[-1] ** -0.5, Portions()
+    scale, schedule = queries.shape[-1] ** -0.5, EvalSchedule()
     gradients: tuple[list[mx.array], ...] = ([], [], [])
     for group, parts in _parts(queries.shape, keys.shape[2]):
         k, v = keys[:, group], values[:, group]
@@ -115,19 +115,19 @@ def _gradients_in_parts(
         for part in parts:
             q, g = scale * queries[:, group, part], cotangent[:, group, part]
             weights = mx.softmax(q @ k.swapaxes(2, 3), axis=-1, precise=True)
-            v_gradient = work.kept(v_gradient + (weights.swapaxes(2, 3) @ g))
+            v_gradient = schedule.hold(v_gradient + (weights.swapaxes(2, 3) @ g))
             # The sum over keys of weights · (g vᵀ) is that over features of g · output.
             mean = (g * output[:, group, part]).sum(-1, keepdims=True)
             scores = _weighted(weights, g @ v.swapaxes(2, 3), mean)
-            k_gradient = work.kept(k_gradient + (scores.swapaxes(2, 3) @ q))
-            rows.append(work.done(scale * (scores @ k), scores.size))
+            k_gradient = schedule.hold(k_gradient + (scores.swapaxes(2, 3) @ q))
+            rows.append(schedule.push(scale * (scores @ k), scores.size))
         # Sums are in float32, of these heads only.
         of_group = mx.concatenate(rows, axis=2), k_gradient, v_gradient
         for found, gradient in zip(gradients, of_group, strict=True):
-            found.append(work.kept(gradient.astype(queries.dtype)))
+            found.append(schedule.hold(gradient.astype(queries.dtype)))
     made = []
     for found in gradients:
-        made.append(work.finish(mx.concatenate(found, axis=1)))
+        made.append(schedule.flush(mx.concatenate(found, axis=1)))
         found.clear()
     return tuple(made)
 

@@ -40,7 +40,7 @@ class LoRALinear(nn.Module):
         self.adapters: list[LowRank] = []
 
     def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
-        y = self.linear(x) if order is None else in_order(self.linear, x, order)
+        y = self.linear(x) if order is None else permute_rows(self.linear, x, order)
         for adapter in self.adapters:
             y = y + adapter(x, order)
         return y
@@ -64,7 +64,7 @@ def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
     module.update_modules(tree_unflatten(wrapped))
 
 
-def in_order(layer: nn.Module, x: mx.array, order: mx.array) -> mx.array:
+def permute_rows(layer: nn.Module, x: mx.array, order: mx.array) -> mx.array:
     """``layer(x)[..., order]`` of a linear layer, packed or not, with adapters or without.
 
     The rows of its weights are put in order, which are few beside those of `x`.

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cuda
+from .eval_schedule import LAZY, EvalSchedule
 from .fusion import fused
-from .portions import LAZY, Portions
 
 
 class CogVideoXLayerNormZero(nn.Module):
@@ -28,14 +28,14 @@ class CogVideoXLayerNormZero(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
 
     def __call__(
-        self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
+        self, x: mx.array, temb: mx.array, is_text: mx.array, schedule: EvalSchedule = LAZY
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
         """
         Args:
             x: ``[batch, tokens, dim]``, text rows first.
             temb: ``[batch, time_dim]``.
             is_text: ``[tokens, 1]``, True for text rows.
-            work: what it is part of.
+            schedule: what it is part of.
 
         Returns:
             The modulated sequence, and the gates ``(video, text)`` for `gated_residual`.
@@ -43,7 +43,7 @@ class CogVideoXLayerNormZero(nn.Module):
         vectors = self.linear(silu(temb))[:, None]
         shift, scale, gate, text_shift, text_scale, text_gate = mx.split(vectors, 6, axis=-1)
         weight, bias, eps = self.norm.weight, self.norm.bias, self.norm.eps
-        if work.evaluate and x.shape[-1] % cuda.FEATURES == 0 and cuda.available():
+        if schedule.evaluate and x.shape[-1] % cuda.FEATURES == 0 and cuda.available():
             x = cuda.modulated_norm(x, weight, bias, eps, is_text, vectors)
         else:
             video = _modulate(weight, bias, shift, scale)

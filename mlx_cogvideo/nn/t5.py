@@ -13,7 +13,7 @@ import numpy as np
 
 from .attention import attention, merge_heads, split_heads
 from .config import Config
-from .portions import LAZY, Portions
+from .eval_schedule import LAZY, EvalSchedule
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class T5EncoderModel(nn.Module):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config)
 
-    def __call__(self, input_ids: mx.array, work: Portions = LAZY) -> mx.array:
+    def __call__(self, input_ids: mx.array, schedule: EvalSchedule = LAZY) -> mx.array:
         """``[batch, length]`` token ids to ``[batch, length, d_model]`` in the weights' dtype."""
         embedded = self.shared(input_ids)
-        return work.finish(self.encoder(embedded, work).astype(embedded.dtype))
+        return schedule.flush(self.encoder(embedded, schedule).astype(embedded.dtype))
 
 
 class T5Stack(nn.Module):
@@ -61,14 +61,14 @@ class T5Stack(nn.Module):
         self.block = [T5Block(config, has_bias=i == 0) for i in range(config.num_layers)]
         self.final_layer_norm = nn.RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
 
-    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
+    def __call__(self, x: mx.array, schedule: EvalSchedule = LAZY) -> mx.array:
         length, dtype = x.shape[1], x.dtype
         # Only the first block has a table of position biases; all blocks use it.
         bias = self.block[0].layer[0].SelfAttention.position_bias(length).astype(dtype)
         x = x.astype(mx.float32)
         for block in self.block:
             # Packed weights are unpacked on the way, and are larger than all else.
-            x = work.done(block(x, bias, dtype), self.config.block_weights)
+            x = schedule.push(block(x, bias, dtype), self.config.block_weights)
         return self.final_layer_norm(x)
 
 

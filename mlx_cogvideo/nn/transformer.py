@@ -18,10 +18,10 @@ from . import cuda
 from .attention import attention, merge_heads, split_heads
 from .backend import kernel_operations
 from .config import Config
+from .eval_schedule import LAZY, EvalSchedule, in_kernels
 from .fusion import fused
-from .low_rank import in_order
+from .low_rank import permute_rows
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, silu
-from .portions import LAZY, Portions, in_kernels
 from .positions import half_split, rope_tables, rotate, sincos_table
 
 QK_NORM_EPS = 1e-6
@@ -139,7 +139,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         encoder_hidden_states: mx.array,
         timestep: mx.array,
         ofs: mx.array | None = None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> mx.array:
         """
         Args:
@@ -149,7 +149,7 @@ class CogVideoXTransformer3DModel(nn.Module):
             timestep: ``[batch]``, 0 to 999.
             ofs: ``[batch]`` or ``[1]``; 2.0 where the configuration has an ``ofs_embed_dim`` and
                 nothing is given.
-            work: how to compute it; lazily if not told.
+            schedule: how to compute it; lazily if not told.
 
         Returns:
             ``[batch, frames, height, width, out_channels]``.
@@ -160,7 +160,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         embedded = [*self.embed(hidden_states, encoder_hidden_states, timestep, ofs)]
         context = embedded.pop()
         # Popped, so that nothing but the first block holds them.
-        x = self.run_blocks(embedded.pop(), context, work=work)
+        x = self.run_blocks(embedded.pop(), context, schedule=schedule)
         return self.project(x, context, hidden_states.shape)
 
     def run_blocks(
@@ -169,13 +169,13 @@ class CogVideoXTransformer3DModel(nn.Module):
         context: "BlockContext",
         first: int = 0,
         end: int | None = None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> mx.array:
         """Tokens through some of the blocks, all unless told."""
         for block in self.transformer_blocks[first:end]:
             # In two halves, so that the tokens before the first are let go in the second.
-            x = block.attend(x, *context, work)
-            x = block.add_feed_forward(x, context.temb, context.is_text, work)
+            x = block.attend(x, *context, schedule)
+            x = block.add_feed_forward(x, context.temb, context.is_text, schedule)
         return x
 
     def embed(
@@ -321,11 +321,11 @@ class CogVideoXBlock(nn.Module):
         temb: mx.array,
         is_text: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``; see `CogVideoXLayerNormZero` for the rest."""
-        x = self.attend(x, temb, is_text, rotation, work)
-        return self.add_feed_forward(x, temb, is_text, work)
+        x = self.attend(x, temb, is_text, rotation, schedule)
+        return self.add_feed_forward(x, temb, is_text, schedule)
 
     def attend(
         self,
@@ -333,14 +333,14 @@ class CogVideoXBlock(nn.Module):
         temb: mx.array,
         is_text: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> mx.array:
         """The first half of the block."""
-        attended = attention(*self.to_attend(x, temb, is_text, rotation, work))
-        return work.done(self.add_attention(x, attended, temb, is_text))
+        attended = attention(*self.to_attend(x, temb, is_text, rotation, schedule))
+        return schedule.push(self.add_attention(x, attended, temb, is_text))
 
     # The parts beside attention treat each token by itself. Gradients are taken of one after
-    # another, some tokens at a time (training/backward.py).
+    # another, some tokens at a time (training/blockwise.py).
 
     def to_attend(
         self,
@@ -348,11 +348,11 @@ class CogVideoXBlock(nn.Module):
         temb: mx.array,
         is_text: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values, ``[B, heads, tokens, head_dim]`` each."""
-        modulated, _ = self.norm1(x, temb, is_text, work)
-        return self.attn1(modulated, rotation, work)
+        modulated, _ = self.norm1(x, temb, is_text, schedule)
+        return self.attn1(modulated, rotation, schedule)
 
     def add_attention(
         self, x: mx.array, attended: mx.array, temb: mx.array, is_text: mx.array
@@ -364,10 +364,10 @@ class CogVideoXBlock(nn.Module):
         )
 
     def add_feed_forward(
-        self, x: mx.array, temb: mx.array, is_text: mx.array, work: Portions = LAZY
+        self, x: mx.array, temb: mx.array, is_text: mx.array, schedule: EvalSchedule = LAZY
     ) -> mx.array:
-        modulated, gates = self.norm2(x, temb, is_text, work)
-        return work.done(gated_residual(x, self.ff(modulated, work), is_text, *gates))
+        modulated, gates = self.norm2(x, temb, is_text, schedule)
+        return schedule.push(gated_residual(x, self.ff(modulated, schedule), is_text, *gates))
 
 
 class Attention(nn.Module):
@@ -389,11 +389,11 @@ class Attention(nn.Module):
         self,
         x: mx.array,
         rotation: tuple[mx.array, mx.array] | None,
-        work: Portions = LAZY,
+        schedule: EvalSchedule = LAZY,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """``[B, tokens, dim]`` to queries, keys and values ``[B, heads, tokens, head_dim]``."""
-        queries = work.done(self._positioned(x, self.to_q, self.norm_q, rotation, work))
-        keys = work.done(self._positioned(x, self.to_k, self.norm_k, rotation, work))
+        queries = schedule.push(self._positioned(x, self.to_q, self.norm_q, rotation, schedule))
+        keys = schedule.push(self._positioned(x, self.to_k, self.norm_k, rotation, schedule))
         return queries, keys, split_heads(in_kernels(self.to_v, x), self.heads)
 
     def _positioned(
@@ -402,7 +402,7 @@ class Attention(nn.Module):
         linear: nn.Module,
         norm: nn.LayerNorm,
         rotation: tuple[mx.array, mx.array] | None,
-        work: Portions,
+        schedule: EvalSchedule,
     ) -> mx.array:
         """Queries or keys ``[B, heads, tokens, head_dim]``."""
         heads, weight, bias = self.heads, norm.weight, norm.bias
@@ -410,11 +410,11 @@ class Attention(nn.Module):
         if rotation is None:
             y = in_kernels(linear, x)
         else:
-            y = in_kernels(lambda x: in_order(linear, x, half_split(heads, head_dim)), x)
+            y = in_kernels(lambda x: permute_rows(linear, x, half_split(heads, head_dim)), x)
             order = half_split(1, head_dim)
             weight, bias = weight[order], bias[order]
         y = y.reshape(*x.shape[:2], heads, head_dim)
-        return norm_heads(y, weight, bias, norm.eps, rotation, work).swapaxes(1, 2)
+        return norm_heads(y, weight, bias, norm.eps, rotation, schedule).swapaxes(1, 2)
 
 
 def norm_heads(
@@ -423,7 +423,7 @@ def norm_heads(
     bias: mx.array,
     eps: float,
     rotation: tuple[mx.array, mx.array] | None,
-    work: Portions = LAZY,
+    schedule: EvalSchedule = LAZY,
 ) -> mx.array:
     """Layer norm of each head, and then its rotation where there is one.
 
@@ -431,9 +431,9 @@ def norm_heads(
         x: ``[B, tokens, heads, head_dim]``, in the order of `half_split` where it is rotated.
         weight, bias: ``[head_dim]``, in the same order.
         rotation: of `rope_tables`.
-        work: what it is part of.
+        schedule: what it is part of.
     """
-    if work.evaluate and x.shape[-1] == cuda.HEAD_DIM and cuda.available():
+    if schedule.evaluate and x.shape[-1] == cuda.HEAD_DIM and cuda.available():
         return cuda.norm_heads(x, weight, bias, eps, rotation)
     x = mx.fast.layer_norm(x, weight, bias, eps)
     return x if rotation is None else rotate(x, *rotation)
@@ -449,15 +449,15 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = [GELU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)]
 
-    def __call__(self, x: mx.array, work: Portions = LAZY) -> mx.array:
+    def __call__(self, x: mx.array, schedule: EvalSchedule = LAZY) -> mx.array:
         """``[B, tokens, dim] -> [B, tokens, dim]``."""
         dim = x.shape[-1]
-        count = feed_forward_parts(x.size // dim, dim) if work.evaluate else 1
+        count = feed_forward_parts(x.size // dim, dim) if schedule.evaluate else 1
         if count == 1:
             return self._run(x)
         rows = x.flatten(0, 1)
         edges = [i * len(rows) // count for i in range(count + 1)]
-        parts = [work.done(self._run(rows[a:b])) for a, b in pairwise(edges)]
+        parts = [schedule.push(self._run(rows[a:b])) for a, b in pairwise(edges)]
         return mx.concatenate(parts).reshape(x.shape)
 
     def _run(self, x: mx.array) -> mx.array:

@@ -10,7 +10,7 @@ from ..diffusion.guidance import guidance_schedule
 from ..diffusion.schedulers import Scheduler, make_scheduler
 from ..diffusion.step_cache import StepCache, make_cache
 from ..errors import GenerationError
-from ..nn.portions import Portions, in_passes
+from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .request import Request
 from .sources import Conditioning
@@ -107,9 +107,9 @@ def velocities(
     Memory: of one of the passes, into which the batch is divided.
     """
     made = []
-    for of_pass in in_passes(passes, latents, text, timestep):
-        work = Portions()
-        made.append(work.finish(transformer(*of_pass, work=work)))
+    for part in in_passes(passes, latents, text, timestep):
+        schedule = EvalSchedule()
+        made.append(schedule.flush(transformer(*part, schedule=schedule)))
     return mx.concatenate(made)
 
 

@@ -8,10 +8,10 @@ from ..device import Machine, size
 from ..diffusion.step_cache import CACHED_ARRAYS
 from ..errors import InvalidInputError
 from ..nn.autoencoder import (
-    BAND_ELEMENTS,
     CHUNK_FRAMES,
     MAX_ELEMENTS,
-    TILE_BAND_ELEMENTS,
+    STRIP_ELEMENTS,
+    TILE_STRIP_ELEMENTS,
     footprint,
     largest_decode_tensor,
 )
@@ -69,7 +69,7 @@ def constants(machine: Machine) -> Constants:
 WHOLE_FRAMES = 2 * 2**30
 
 
-def forecast(
+def estimate_memory(
     pipe: ModelFolder,
     request: Request,
     *,
@@ -132,7 +132,7 @@ def denoising_memory(
     return pipe.weight_bytes("transformer") + int(elements * itemsize) + cached
 
 
-def guides_in_turn(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -> bool:
+def split_cfg(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -> bool:
     """Whether there is no memory for the two passes of guidance at a time."""
     return denoising_memory(pipe, geometry, batch=2, cache=cache) > usable_memory(pipe)
 
@@ -151,18 +151,18 @@ def check_memory_limit(
     """
     if pipe.memory_limit is None:
         return
-    needs = forecast(pipe, request, decode=decode, done=done)
+    needs = estimate_memory(pipe, request, decode=decode, done=done)
     stage = max(needs, key=needs.get, default=None)
     if stage is not None and needs[stage] > pipe.memory_limit:
         raise InvalidInputError(
             f"{stage} needs about {size(needs[stage])} and the limit is "
-            f"{size(pipe.memory_limit)}: {what_needs_less(pipe, request, stage)}"
+            f"{size(pipe.memory_limit)}: {memory_advice(pipe, request, stage)}"
         )
 
 
-def what_needs_less(pipe: ModelFolder, request: Request, stage: str) -> str:
+def memory_advice(pipe: ModelFolder, request: Request, stage: str) -> str:
     """What to do where a stage needs more memory than this machine, or the limit, allows."""
-    there_is = largest_memory(pipe)
+    available = largest_memory(pipe)
     if stage == "decode" and request.tiling.mode != "tiled":
         return "--tiling tiled needs less"
     if stage == "source" and request.source.tiling != "tiled":
@@ -171,9 +171,9 @@ def what_needs_less(pipe: ModelFolder, request: Request, stage: str) -> str:
         return "--sequential-guidance needs less"
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)
-    if network != "vae" and 2 * weights > there_is and not pipe.is_packed(network):
+    if network != "vae" and 2 * weights > available and not pipe.is_packed(network):
         return f"a {network.replace('_', ' ')} in 4 bits needs less (mlx_cogvideo.convert)"
-    if stage == "encode" or weights > there_is:
+    if stage == "encode" or weights > available:
         return "no setting makes it less"
     return "a smaller size or fewer frames need less"
 
@@ -206,7 +206,7 @@ def vae_memory(
     config = pipe.configs["vae"]
     ratio = config.spatial_compression_ratio
     chunk = min(CHUNK_FRAMES, (frames - 1) * config.temporal_compression_ratio + 1)
-    elements = {"none": None, "seamless": BAND_ELEMENTS, "tiled": TILE_BAND_ELEMENTS}[tiling.mode]
+    elements = {"none": None, "seamless": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}[tiling.mode]
     # Pixels in float32, on the device and off it.
     pixels = 2 * 4 * chunk * height * width * ratio**2 * config.out_channels
     if (tiles := tiling.tiles(config, height, width)) is not None:
@@ -215,8 +215,8 @@ def vae_memory(
         pixels = frames * config.temporal_compression_ratio * rows * width
         pixels *= ratio**2 * config.out_channels
         height, width = min(height, tiles.size[0]), min(width, tiles.size[1])
-    parts = footprint(config, height, width, frames=chunk, decode=decode, band_elements=elements)
-    count = parts.remembered + parts.maps + constants(pipe.machine).maps(tiling.mode) * parts.band
+    parts = footprint(config, height, width, frames=chunk, decode=decode, strip_elements=elements)
+    count = parts.remembered + parts.maps + constants(pipe.machine).maps(tiling.mode) * parts.strip
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
 
 
@@ -250,5 +250,5 @@ def largest_memory(pipe: ModelFolder) -> int:
     return _limited(pipe.machine.memory, pipe)
 
 
-def _limited(there_is: int, pipe: ModelFolder) -> int:
-    return there_is if pipe.memory_limit is None else min(there_is, pipe.memory_limit)
+def _limited(available: int, pipe: ModelFolder) -> int:
+    return available if pipe.memory_limit is None else min(available, pipe.memory_limit)

@@ -18,12 +18,12 @@ import numpy as np
 from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.guidance import check_uncond, schedule_name
 from ..diffusion.schedulers import Scheduler, scheduler_name
-from ..diffusion.step_cache import choose_threshold
+from ..diffusion.step_cache import resolve_cache_threshold
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
-from ..nn.portions import Portions
+from ..nn.eval_schedule import EvalSchedule
 from .denoising import DenoisingState, denoising_steps, make_run_scheduler
-from .estimates import check_memory_limit, choose_tiling, guides_in_turn
+from .estimates import check_memory_limit, choose_tiling, split_cfg
 from .geometry import Geometry
 from .request import Request
 from .sources import (
@@ -138,7 +138,7 @@ class CogVideoXPipeline(ModelFolder):
                 memory for the batch.
             scheduler: ``"ddim"``, ``"dpm"`` or an object; None is the variant's recommendation.
             seed: of the initial noise and of the DPM sampler's; None draws one.
-            tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the
+            tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in strips with the
                 same result and less memory, ``"tiled"`` in tiles with another result and the
                 least memory; ``"auto"`` chooses by the memory there is.
             tile_size: height and width of a tile in pixels; None is half the model's native size.
@@ -161,7 +161,7 @@ class CogVideoXPipeline(ModelFolder):
             height, width = self.variant.size_like(picture_size(image))
         geometry = self.geometry(num_frames, height, width)
         if sequential_guidance is None:
-            sequential_guidance = guidance_scale > 1 and guides_in_turn(self, geometry, cache)
+            sequential_guidance = guidance_scale > 1 and split_cfg(self, geometry, cache)
         way = self._tiling(
             tiling, tile_size, tile_overlap, *geometry.latent_shape[2:4], decode=True
         )
@@ -200,7 +200,7 @@ class CogVideoXPipeline(ModelFolder):
                 num_frames=geometry.num_frames,
             ),
             cache,
-            choose_threshold(cache, cache_threshold),
+            resolve_cache_threshold(cache, cache_threshold),
             sequential_guidance,
         )
         make_run_scheduler(self, request)  # refuses a number of steps that it can't follow
@@ -378,7 +378,7 @@ class CogVideoXPipeline(ModelFolder):
         if lost := self.tokenizer.truncated_text(prompt, length):
             logger.warning("the prompt is cut at %d tokens; this is lost: %s", length, lost)
         ids = self.tokenizer([prompt], max_length=length)
-        return self.text_encoder(ids, Portions(ahead=0))
+        return self.text_encoder(ids, EvalSchedule(prefetch=0))
 
     def condition(
         self, request: Request, *, on_progress: Progress | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from ..diffusion.schedulers import Scheduler
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderConfig
-from ..video import FITS, Shape, content_digest, measure, read_clip, read_image
+from ..video import FITS, ClipSpec, content_digest, measure, read_clip, read_image
 from .geometry import Geometry
 
 IMAGE_LATENT_SCALES = ("official", "diffusers", "finetune")
@@ -141,7 +141,7 @@ class Source:
         """The clip, uint8 ``[F, H, W, 3]``, in the size and length of the video."""
         if isinstance(self.video, str):
             size = geometry.num_frames, geometry.height, geometry.width
-            return read_clip(Path(self.video), Shape(*size, fps, fit=self.fit))
+            return read_clip(Path(self.video), ClipSpec(*size, fps, fit=self.fit))
         return self.video
 
     def settings(self) -> dict[str, Any]:

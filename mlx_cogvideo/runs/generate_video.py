@@ -46,7 +46,7 @@ def generate_video(
         seed: of all noise; None draws one.
         output_path: an .mp4 or .gif file that doesn't exist yet, or without an ending a folder
             of PNG frames. How the video was made is stored inside.
-        tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in bands with the same
+        tiling: how the VAE takes a frame: ``"none"`` whole, ``"seamless"`` in strips, with the same
             result, ``"tiled"``, or ``"auto"``, which chooses by the memory there is: whole frames
             only where they need no more than the transformer's weights or 2 GiB.
         image: for image-to-video models, the picture that it begins with: a file or pixels.

@@ -38,7 +38,7 @@ from .record import (
     source_differences,
     version_differences,
 )
-from .resumable import Job, leave_refuge
+from .resumable import Job, remove_fallback
 from .saved_run import SUFFIX, SavedRun, remove_saved, saved_path
 
 SETTINGS = {
@@ -317,7 +317,7 @@ class _Planner:
             if self.args.dry_run:
                 check_unlocked(path, _OTHER_OUTPUT)
             else:
-                self.locks.callback(leave_refuge, path)
+                self.locks.callback(remove_fallback, path)
                 self.locks.enter_context(locked(path, _OTHER_OUTPUT))
 
     def _continued(self, job: Job, saved: SavedRun) -> Job:

@@ -26,7 +26,7 @@ from .record import MAY_CHANGE, Meter, Record, request_again, setting_difference
 from .saved_run import SavedRun, remove_saved, saved_path
 
 SAVE_EVERY_SECONDS = 60
-REFUGE = "mlx_cogvideo-"
+FALLBACK_FOLDER = "mlx_cogvideo-"
 """Start of the name of a temporary folder for a run that can't be saved in its own."""
 
 logger = logging.getLogger(__name__)
@@ -202,9 +202,9 @@ def _write(
         writer.record = record
 
 
-def leave_refuge(path: Path) -> None:
+def remove_fallback(path: Path) -> None:
     """Removes the temporary folder that a run was saved in, once nothing is left in it."""
-    if path.parent.name.startswith(REFUGE):
+    if path.parent.name.startswith(FALLBACK_FOLDER):
         with suppress(OSError):
             path.parent.rmdir()
 
@@ -253,7 +253,7 @@ class _Keeper:
         except OSError as error:
             if len(self._written) > 1:
                 raise
-            refuge = Path(tempfile.mkdtemp(prefix=REFUGE)) / self._path.name
+            refuge = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / self._path.name
             self._written.append(refuge)
             self.saved.save(refuge)
             logger.warning("%s: the run is saved as %s instead", error, refuge)
@@ -287,4 +287,4 @@ class _Keeper:
                     self._written.append(beside)
         for path in self._written:
             remove_saved(path)
-            leave_refuge(path)
+            remove_fallback(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoints import holds_adapter
 from ..errors import InvalidInputError
-from ..video import Measured, Shape
+from ..video import ClipInfo, ClipSpec
 from ..video.clip import IMAGES
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", *IMAGES}
@@ -135,14 +135,14 @@ def _from_rows(data: Path, source: Path, rows: list[tuple[int, Any]]) -> Iterato
         yield Clip(data / str(file), str(caption).strip())
 
 
-def choose_shape(clip: Measured, shapes: Sequence[Shape]) -> Shape:
+def choose_shape(clip: ClipInfo, shapes: Sequence[ClipSpec]) -> ClipSpec:
     """That of the shapes in which most of a clip is learned: of those that it is long enough for,
     the nearest by its ratio of height to width, then the longest, then the largest.
 
     Where it is too short for all of them it is one of the shortest.
     """
 
-    def rank(shape: Shape) -> tuple[float, int, int]:
+    def rank(shape: ClipSpec) -> tuple[float, int, int]:
         ratio = log(clip.height / clip.width) - log(shape.height / shape.width)
         return round(abs(ratio), 3), -shape.frames, -shape.height * shape.width
 

@@ -2,14 +2,14 @@
 
 from ..checkpoints.model_folder import ModelFolder
 from ..nn.attention import SCORES_AT_A_TIME
-from ..nn.portions import PORTION_ELEMENTS
+from ..nn.eval_schedule import PUSH_ELEMENTS
 from ..pipeline.estimates import choose_tiling, text_memory, vae_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.vae_stage import Tiling
-from .backward import WIDE_ELEMENTS
+from .blockwise import WIDE_ELEMENTS
 
 # The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
-# tables of scores that are computed at a time. Counted in training/backward.py, and checked with
+# tables of scores that are computed at a time. Counted in training/blockwise.py, and checked with
 # the demo on the CPU. Of a small model, whole blocks wait until they fill a portion.
 BACKWARD_ARRAYS = 15
 WIDE_PIECES = 10
@@ -20,7 +20,7 @@ WAITING_ARRAYS = 16
 METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
 
 
-def training_forecast(
+def estimate_training_memory(
     pipe: ModelFolder, geometry: Geometry, batch_size: int, adapter_parameters: int
 ) -> dict[str, int]:
     """Bytes that each stage of training an adapter needs at its peak. An estimate."""
@@ -31,7 +31,7 @@ def training_forecast(
     scores = batch_size * config.num_attention_heads * tokens**2
     # The input of each block is kept, too.
     elements = (config.num_layers + BACKWARD_ARRAYS) * hidden
-    elements += min(WAITING_ARRAYS * config.num_layers * hidden, PORTION_ELEMENTS)
+    elements += min(WAITING_ARRAYS * config.num_layers * hidden, PUSH_ELEMENTS)
     pieces = [
         WIDE_PIECES * min(WIDE_ELEMENTS, 4 * hidden),
         SCORE_TABLES * min(SCORES_AT_A_TIME, scores),

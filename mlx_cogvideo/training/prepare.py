@@ -16,7 +16,7 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..pipeline.estimates import choose_tiling
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..video import Measured, Shape, content_digest, measure, read_clip
+from ..video import ClipInfo, ClipSpec, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
 from .clips import Clip, choose_shape
 from .latent_cache import Cache, read_cached
@@ -33,7 +33,7 @@ noise each step, for which the VAE would have to stay."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClipOptions:
     """How the clips of a training are read.
 
     Attributes:
@@ -43,12 +43,12 @@ class Reading:
         timeout: seconds that a file may take to be opened, or read from.
     """
 
-    shapes: tuple[Shape, ...]
+    shapes: tuple[ClipSpec, ...]
     crop: str = "center"
     seed: int = 0
     timeout: float = TIMEOUT
 
-    def shape(self, clip: Clip) -> Shape:
+    def shape(self, clip: Clip) -> ClipSpec:
         """That which a clip is learned in.
 
         Raises:
@@ -58,7 +58,7 @@ class Reading:
             return self.shapes[0]
         return choose_shape(self.measure(clip), self.shapes)
 
-    def measure(self, clip: Clip) -> Measured:
+    def measure(self, clip: Clip) -> ClipInfo:
         """How large and long a clip is.
 
         Raises:
@@ -85,7 +85,7 @@ class Sample:
     """
 
     clip: Clip
-    shape: Shape
+    shape: ClipSpec
     latents: Path
     text: Path
     image: Path | None = None
@@ -116,7 +116,7 @@ def prepare(
     pipe: CogVideoXPipeline,
     model: dict[str, Any],
     clips: Sequence[Clip],
-    reading: Reading,
+    reading: ClipOptions,
     cache: Cache,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     also: Sequence[str] = (),
@@ -181,8 +181,8 @@ def _latents(
     pipe: CogVideoXPipeline,
     digests: dict[str, Any],
     clip: Clip,
-    shape: Shape,
-    reading: Reading,
+    shape: ClipSpec,
+    reading: ClipOptions,
     cache: Cache,
 ) -> list[Path]:
     """The file of a clip's latents and, for image-to-video models, that of its noisy pictures."""

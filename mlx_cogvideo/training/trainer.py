@@ -21,15 +21,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import save_adapter
 from ..diffusion.schedulers import make_scheduler
-from ..distributed import ALONE, Peers
+from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.sources import image_latent_scale, place_image, with_leading
-from ..video import Shape
+from ..video import ClipSpec
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .loss import AdapterLoss, Batch
 from .loss_plot import cut_log, write_curve
-from .objective import Batch, Objective
 from .prepare import Sample, load_text
 from .settings import Settings, new_adapter
 
@@ -54,7 +54,7 @@ class Trainer:
         keep: int = 3,
         prior: Sequence[Path] = (),
         model: dict[str, Any] | None = None,
-        peers: Peers = ALONE,
+        peers: Distributed = ALONE,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -81,10 +81,10 @@ class Trainer:
         self.layers = new_adapter(self.transformer, settings)
         add_adapter(self.transformer, self.layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
-        self._objective = Objective(self.transformer, scheduler, pipe.dtype)
+        self._objective = AdapterLoss(self.transformer, scheduler, pipe.dtype)
         self.optimizer = make_optimizer(settings)
         self.optimizer.init(tree_unflatten(self._parameters()))
-        peers.agree({"settings": settings, **self.data})
+        peers.check_same({"settings": settings, **self.data})
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.transformer.trainable_parameters()))
@@ -119,7 +119,7 @@ class Trainer:
     def _rescue(self, error: DeviceError | PeerLostError) -> None:
         """Saves what was learned, and has the error tell where."""
         go_on = "--resume"
-        if not self.peers.leads:
+        if not self.peers.is_main:
             # Its own folder may hold another adapter, or be the first one's.
             whole = self.folder.absolute()
             self.folder = whole.with_name(f"{whole.name}-rescued-{self.peers.rank}-{self.step:07}")
@@ -140,7 +140,7 @@ class Trainer:
         should_stop: Callable[[], bool],
     ) -> bool:
         log = self.folder / LOG
-        if self.peers.leads:
+        if self.peers.is_main:
             cut_log(log, self.step)
         while self.step < self.settings.iters:
             began = time.perf_counter()
@@ -155,7 +155,7 @@ class Trainer:
             }
             last = self.step == self.settings.iters
             stop = stop and not last
-            if not self.peers.leads:
+            if not self.peers.is_main:
                 if last or stop:
                     self.peers.wait()  # for what the first one saves
                     return last
@@ -189,7 +189,7 @@ class Trainer:
                 path: gradient * share + total.get(path, 0) for path, gradient in gradients.items()
             }
             mx.eval(total)
-        total = self.peers.averaged(tree_unflatten(total))
+        total = self.peers.all_mean(tree_unflatten(total))
         total, norm = optim.clip_grad_norm(total, self.settings.clip_norm)
         size = self.settings.batch_size
         means = [float(np.mean([part[:size] for part in losses]))]
@@ -249,7 +249,7 @@ class Trainer:
         """The clips of a batch of all peers, all of one shape. The last one of a shape in an epoch
         is filled up with clips from its beginning."""
         size = self.settings.batch_size * self.peers.size
-        by_shape: dict[Shape, list[Sample]] = {}
+        by_shape: dict[ClipSpec, list[Sample]] = {}
         for sample in self.samples:
             by_shape.setdefault(sample.shape, []).append(sample)
         count = sum(ceil(len(samples) / size) for samples in by_shape.values())
@@ -327,16 +327,16 @@ class Trainer:
             CheckpointError: there is none.
             InvalidInputError: it was begun with other settings.
         """
-        if self.peers.leads:
+        if self.peers.is_main:
             self.step, adapter, state = load_checkpoint(
                 self.folder, self._checkpoint(), self._settings_together(), self.data
             )
             self.transformer.update(tree_unflatten(adapter))
             self.optimizer.state = tree_unflatten(state)
-        self.step = self.peers.shared({"step": mx.array(self.step)})["step"].item()
-        self.transformer.update(tree_unflatten(self.peers.shared(self._parameters())))
+        self.step = self.peers.broadcast({"step": mx.array(self.step)})["step"].item()
+        self.transformer.update(tree_unflatten(self.peers.broadcast(self._parameters())))
         state = dict(tree_flatten(self.optimizer.state))
-        self.optimizer.state = tree_unflatten(self.peers.shared(state))
+        self.optimizer.state = tree_unflatten(self.peers.broadcast(state))
 
 
 def _digests(

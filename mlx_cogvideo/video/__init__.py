@@ -1,6 +1,6 @@
 """Clips on disk: an mp4, a gif, a folder of PNG frames or latents, each with how it was made."""
 
-from .clip import FITS, Measured, Shape, content_digest, measure, read_clip, read_image
+from .clip import FITS, ClipInfo, ClipSpec, content_digest, measure, read_clip, read_image
 from .gif import GifWriter
 from .metadata import read_record
 from .mp4 import VideoWriter
@@ -12,11 +12,11 @@ from .writer import FrameWriter
 
 __all__ = [
     "FITS",
+    "ClipInfo",
+    "ClipSpec",
     "FrameWriter",
     "GifWriter",
-    "Measured",
     "PngWriter",
-    "Shape",
     "VideoWriter",
     "check_output_path",
     "content_digest",

@@ -25,7 +25,7 @@ WHITE = 255
 
 
 @dataclass(frozen=True)
-class Shape:
+class ClipSpec:
     """How clips are to be read.
 
     Attributes:
@@ -47,7 +47,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ClipInfo:
     """A clip as it is shown: height and width in pixels, and frames at the rate asked for."""
 
     height: int
@@ -57,7 +57,7 @@ class Measured:
 
 def read_clip(
     path: Path,
-    shape: Shape,
+    shape: ClipSpec,
     position: tuple[float, float] = (0.5, 0.5),
     timeout: float = TIMEOUT,
 ) -> np.ndarray:
@@ -109,7 +109,7 @@ def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> 
     """
     if fit not in FITS:
         raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
-    return _read_frame(Path(path), Shape(1, height, width, 1, fit=fit), (0.5, 0.5), TIMEOUT)
+    return _read_frame(Path(path), ClipSpec(1, height, width, 1, fit=fit), (0.5, 0.5), TIMEOUT)
 
 
 def measure(
@@ -118,7 +118,7 @@ def measure(
     skip: tuple[int, int] = (0, 0),
     timeout: float = TIMEOUT,
     kind: str = "video",
-) -> Measured:
+) -> ClipInfo:
     """What `read_clip` could take from a clip; `kind` is what an error calls it.
 
     Raises:
@@ -137,7 +137,7 @@ def measure(
     height, width = frame.height, round(frame.width * aspect)
     if _quarter_turns(frame) % 2:
         height, width = width, height
-    return Measured(height, width, max(min(len(times), 1), ceil((end - start) * fps - 1e-6)))
+    return ClipInfo(height, width, max(min(len(times), 1), ceil((end - start) * fps - 1e-6)))
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -219,7 +219,7 @@ def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], flo
     return times, times[0], times[-1] + each
 
 
-def _pick(times: list[float], shape: Shape, path: Path) -> list[int]:
+def _pick(times: list[float], shape: ClipSpec, path: Path) -> list[int]:
     """Which of a clip's frames are nearest to the times that are wanted."""
     times, start, end = _usable(times, shape.skip)
     picked, i = [], 0
@@ -239,7 +239,7 @@ def _pick(times: list[float], shape: Shape, path: Path) -> list[int]:
 def _read(
     container: av.container.InputContainer,
     wanted: list[int],
-    shape: Shape,
+    shape: ClipSpec,
     position: tuple[float, float],
     *,
     by_order: bool = False,
@@ -270,7 +270,7 @@ def _pixel_aspect(container: av.container.InputContainer) -> float:
 
 
 def _read_frame(
-    path: Path, shape: Shape, position: tuple[float, float], timeout: float
+    path: Path, shape: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
     with _readable(path, "picture"), _opened(path, timeout) as container:
         aspect = _pixel_aspect(container)
@@ -290,7 +290,7 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 def _fitted(
-    frame: av.VideoFrame, shape: Shape, position: tuple[float, float], aspect: float
+    frame: av.VideoFrame, shape: ClipSpec, position: tuple[float, float], aspect: float
 ) -> np.ndarray:
     """A frame as it is shown, in the height and width of the shape."""
     turns = _quarter_turns(frame)

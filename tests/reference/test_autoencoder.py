@@ -16,7 +16,7 @@ from torch_reference import (
 )
 
 from mlx_cogvideo.checkpoints import load_component
-from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX, Tiles
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 
@@ -94,9 +94,9 @@ def test_chunks_of_a_lazy_pass_equal_the_evaluated_ones(models):
 @pytest.fixture
 def many_bands(monkeypatch):
     """Small bands and portions, so that little frames are cut and computed as large ones are."""
-    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 3000)
-    monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 5000)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 20_000)
+    monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 3000)
+    monkeypatch.setattr(autoencoder_module, "TILE_STRIP_ELEMENTS", 5000)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 20_000)
 
 
 CLIPS = [(1, 1), (5, 1), (9, 1), (13, 1), (17, 1), (49, 1), (9, 2), (17, 2)]

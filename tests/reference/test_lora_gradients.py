@@ -19,12 +19,12 @@ from torch_reference import (
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.nn import attention, portions
+from mlx_cogvideo.nn import attention, eval_schedule
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import backward
-from mlx_cogvideo.training.objective import Batch, Objective
+from mlx_cogvideo.training import blockwise
+from mlx_cogvideo.training.loss import AdapterLoss, Batch
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
 TOLERANCE = 1e-4
@@ -37,11 +37,11 @@ TOLERANCE = 1e-4
 @pytest.mark.parametrize("variant", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
 def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, how):
     if how == "compiled":
-        monkeypatch.setattr(backward, "fused", mx.compile)
+        monkeypatch.setattr(blockwise, "fused", mx.compile)
     if how == "in pieces":
-        monkeypatch.setattr(backward, "WIDE_ELEMENTS", 10_000)
+        monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
         monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 2_000)
-        monkeypatch.setattr(portions, "PORTION_ELEMENTS", 1_000)
+        monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
     reference = make_transformer(variant)
     reference.save_pretrained(tmp_path / "transformer")
     reference.add_adapter(peft.LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS))
@@ -72,7 +72,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         ours(frames_first(image)) if variant.endswith("i2v") else None,
     )
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    objective = Objective(model, scheduler, mx.float32)
+    objective = AdapterLoss(model, scheduler, mx.float32)
     # Those of another adapter before, of which nothing is to be left.
     own = model.trainable_parameters()
     model.update(tree_map(lambda parameter: 2 * parameter, own))

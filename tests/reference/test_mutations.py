@@ -27,9 +27,9 @@ from mlx_cogvideo.nn import transformer as transformer_module
 from mlx_cogvideo.nn.autoencoder import (
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
-    bands,
     coders,
     layers,
+    row_strips,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
@@ -173,19 +173,19 @@ def test_a_dropped_cache_is_noticed(vae_case, monkeypatch):
     def forget(self, key, x, count):
         return mx.concatenate([mx.repeat(x[:, :1], count, axis=1), x], axis=1)
 
-    monkeypatch.setattr(bands.Pass, "prepend", forget)
+    monkeypatch.setattr(row_strips.ConvCache, "prepend", forget)
     assert min(vae_case()) > NOTICED
 
 
 def test_zeros_before_the_first_frame_are_noticed(vae_case, monkeypatch):
-    prepend = bands.Pass.prepend
+    prepend = row_strips.ConvCache.prepend
 
     def zeros_first(self, key, x, count):
         zeros = mx.repeat(mx.zeros_like(x[:, :1]), count, axis=1)
         self._frames.setdefault(key, zeros)
         return prepend(self, key, x, count)
 
-    monkeypatch.setattr(bands.Pass, "prepend", zeros_first)
+    monkeypatch.setattr(row_strips.ConvCache, "prepend", zeros_first)
     assert min(vae_case()) > NOTICED
 
 

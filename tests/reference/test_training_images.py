@@ -11,10 +11,10 @@ from mlx_cogvideo.checkpoints import model_identity
 from mlx_cogvideo.cli.lora import main as train
 from mlx_cogvideo.training.clips import find_clips
 from mlx_cogvideo.training.latent_cache import Cache
-from mlx_cogvideo.training.prepare import IMAGE_DRAWS, Reading, noisy_images, prepare
+from mlx_cogvideo.training.prepare import IMAGE_DRAWS, ClipOptions, noisy_images, prepare
 from mlx_cogvideo.training.settings import Settings
 from mlx_cogvideo.training.trainer import Trainer
-from mlx_cogvideo.video import Shape, write_video
+from mlx_cogvideo.video import ClipSpec, write_video
 
 
 @pytest.mark.parametrize("variant", ["5b-i2v", "1.5-5b-i2v"])
@@ -43,10 +43,12 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
     assert CogVideoXPipeline.from_pretrained(model).takes_image
 
     pipe = CogVideoXPipeline.from_pretrained(model)
-    shape = Shape(size[1], 64, 96, 8)
+    shape = ClipSpec(size[1], 64, 96, 8)
     clips = find_clips(data)
     cache = Cache(data / ".mlx_cogvideo")
-    samples, texts = prepare(pipe, model_identity(model, model), clips, Reading((shape,)), cache)
+    samples, texts = prepare(
+        pipe, model_identity(model, model), clips, ClipOptions((shape,)), cache
+    )
     with pipe.keeping("transformer"):
         settings = Settings(image_dropout=0.5, batch_size=16, caption_dropout=0)
         trainer = Trainer(pipe, samples, texts[""], settings, tmp_path)

@@ -23,7 +23,7 @@ from step import rotation_tables
 
 from mlx_cogvideo.checkpoints import load_component, read_config
 from mlx_cogvideo.checkpoints.networks import make_network
-from mlx_cogvideo.nn.portions import Portions
+from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 
 
 def main() -> int:
@@ -60,9 +60,9 @@ def main() -> int:
             parts |= named
             x = joined(parts["encoder_hidden_states"], parts["hidden_states"])
             temb = mx.array(parts["temb"].float().cpu().numpy()).astype(dtype)
-            x, work = mx.array(x).astype(dtype), Portions()
-            result = ours.transformer_blocks[number](x, *context._replace(temb=temb), work)
-            result = work.finish(result)
+            x, schedule = mx.array(x).astype(dtype), EvalSchedule()
+            result = ours.transformer_blocks[number](x, *context._replace(temb=temb), schedule)
+            result = schedule.flush(result)
             expected = joined(made[1], made[0])
             result = np.array(result.astype(mx.float32))
             errors.append(np.abs(result - expected).max() / np.abs(expected).max())

@@ -47,8 +47,8 @@ from world import render, to_uint8, world_scene
 from mlx_cogvideo.checkpoints import DEMO_PATH, load_component, read_config
 from mlx_cogvideo.checkpoints.networks import make_network
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
-from mlx_cogvideo.nn.autoencoder.bands import Pass
 from mlx_cogvideo.nn.autoencoder.coders import Decoder3D
+from mlx_cogvideo.nn.autoencoder.row_strips import ConvCache
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
@@ -165,8 +165,8 @@ def print_official_width() -> None:
     latents = mx.random.normal((1, 1, 12, 16, config.latent_channels))
 
     def decode(latents: mx.array) -> mx.array:
-        work = Pass(latents.shape[2], evaluate=True)
-        return work.finish(decoder(latents, work))
+        schedule = ConvCache(latents.shape[2], evaluate=True)
+        return schedule.flush(decoder(latents, schedule))
 
     print("\n3. A decoder of the official width, one latent frame of 12x16")
     print_decoders(decoder, decode, latents, partial(winograd_applies, any_size=True), "SNR")

@@ -86,7 +86,7 @@ class Learner:
         ]
         return tree_unflatten(named)
 
-    def averaged(self, dtype: mx.Dtype) -> nn.Module:
+    def all_mean(self, dtype: mx.Dtype) -> nn.Module:
         """The network with its averaged weights in `dtype`; the next step takes up the others."""
         self.network.update(self._unpacked(self.average, dtype))
         return self.network

@@ -143,7 +143,7 @@ def fit_vae(run: Run):
     rates = train_vae.PEAK_RATE, train_vae.HOLD
     if not run.fit("vae", learner, lambda rng: train_vae.batches(rng, size, crop), rates):
         return None
-    return learner.averaged(run.dtype)
+    return learner.all_mean(run.dtype)
 
 
 def decoder_learner(run: Run, vae) -> Learner:
@@ -151,7 +151,7 @@ def decoder_learner(run: Run, vae) -> Learner:
     objective = train_vae.make_decoder_objective(vae)
     learner = Learner(vae.decoder, objective, run.dtype, decay=0.999, weight_decay=0.0)
     learner.restore(run.out / "decoder")
-    vae.decoder = learner.averaged(run.dtype)
+    vae.decoder = learner.all_mean(run.dtype)
     return learner
 
 
@@ -163,7 +163,7 @@ def fit_decoder(run: Run, vae) -> bool:
     finished = run.fit(
         "decoder", learner, lambda rng: train_vae.decoder_batches(rng, vae, size, crop), rates
     )
-    vae.decoder = learner.averaged(run.dtype)
+    vae.decoder = learner.all_mean(run.dtype)
     return finished
 
 
@@ -190,7 +190,7 @@ def fit_text(run: Run, tokenizer: T5Tokenizer):
 
     if not run.fit("text", learner, make_batches, (train_text.PEAK_RATE, train_text.HOLD)):
         return None
-    encoder = learner.averaged(mx.float32).encoder
+    encoder = learner.all_mean(mx.float32).encoder
     run.save("text_encoder", encoder, train_text.CONFIG)
     return encoder
 
@@ -231,14 +231,14 @@ def fit_transformer(run: Run, vae, scaling: float, encoder, tokenizer, bank) -> 
 
     def check() -> None:
         if run.sizes["checked"]:
-            averaged = learner.averaged(run.dtype)
+            averaged = learner.all_mean(run.dtype)
             check_held_out(run, averaged, vae, scaling, encoder, tokenizer)
 
     rates = train_transformer.PEAK_RATE, train_transformer.HOLD
     finished = run.fit("transformer", learner, make_batches, rates, check)
     if not finished:
         check()
-    run.save("transformer", learner.averaged(mx.float32), train_transformer.CONFIG)
+    run.save("transformer", learner.all_mean(mx.float32), train_transformer.CONFIG)
     return finished
 
 

@@ -137,7 +137,7 @@ def main() -> None:
 
     def check() -> None:
         made = train_transformer.sample(
-            learner.averaged(dtype), held_rows[1:], held_rows[:1], guidance=2.0, images=pictures
+            learner.all_mean(dtype), held_rows[1:], held_rows[:1], guidance=2.0, images=pictures
         )
         made = made / scaling
         clips = [vae.decode(made[i : i + 8].astype(dtype)) for i in range(0, len(made), 8)]
@@ -154,7 +154,7 @@ def main() -> None:
     stream = batches(rng, latents, images, owners, rows, sizes["batch"])
     train(learner, stream, plan, log, "image", check)
     save_component(
-        options.out / "transformer", learner.averaged(mx.float32), IMAGE_CONFIG, dtype=mx.float16
+        options.out / "transformer", learner.all_mean(mx.float32), IMAGE_CONFIG, dtype=mx.float16
     )
     log.write("saved", steps=learner.steps, seconds=learner.seconds)
 

@@ -1,12 +1,11 @@
 """The 3-D causal VAE: pixels to latents and back, chunk by chunk."""
 
-from .bands import MAX_ELEMENTS
 from .coders import AutoencoderConfig
 from .footprint import CHUNK_FRAMES, footprint
 from .model import (
-    BAND_ELEMENTS,
     ENCODE_CHUNK,
-    TILE_BAND_ELEMENTS,
+    STRIP_ELEMENTS,
+    TILE_STRIP_ELEMENTS,
     TILINGS,
     AutoencoderKLCogVideoX,
     Posterior,
@@ -14,14 +13,15 @@ from .model import (
     in_chunks,
     largest_decode_tensor,
 )
+from .row_strips import MAX_ELEMENTS
 from .tiles import Tiles
 
 __all__ = [
-    "BAND_ELEMENTS",
     "CHUNK_FRAMES",
     "ENCODE_CHUNK",
     "MAX_ELEMENTS",
-    "TILE_BAND_ELEMENTS",
+    "STRIP_ELEMENTS",
+    "TILE_STRIP_ELEMENTS",
     "TILINGS",
     "AutoencoderConfig",
     "AutoencoderKLCogVideoX",

@@ -7,8 +7,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .bands import Bands, Pass
 from .layers import CausalConv3d, Downsample3D, ResnetBlock3D, Upsample3D, make_norm, repeat_frames
+from .row_strips import ConvCache, RowStrips
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Block3D(nn.Module):
         self.downsamplers: list[Downsample3D] = []
         self.upsamplers: list[Upsample3D] = []
 
-    def __call__(self, x: Bands, latents: mx.array | None, work: Pass) -> Bands:
+    def __call__(self, x: RowStrips, latents: mx.array | None, cache: ConvCache) -> RowStrips:
         if latents is not None:
             latents = repeat_frames(latents, x[0].shape[1])
         for resnet in self.resnets:
-            x = resnet(x, latents, work)
+            x = resnet(x, latents, cache)
         for resample in (*self.downsamplers, *self.upsamplers):
-            x = resample(x, work)
+            x = resample(x, cache)
         return x
 
 
@@ -91,15 +91,15 @@ class Encoder3D(nn.Module):
         self.norm_out = make_norm(config.norm_num_groups, channels[-1], None)
         self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
 
-    def __call__(self, pixels: mx.array, work: Pass) -> mx.array:
+    def __call__(self, pixels: mx.array, cache: ConvCache) -> mx.array:
         if pixels.dtype == mx.uint8:
             pixels = pixels.astype(mx.float32) / 127.5 - 1
         pixels = pixels.astype(self.conv_in.conv.weight.dtype)
         growth = self.config.block_out_channels[0] / self.config.in_channels
-        x = list(self.conv_in(work.cut([pixels], growth), work))
+        x = list(self.conv_in(cache.cut([pixels], growth), cache))
         for block in (*self.down_blocks, self.mid_block):
-            x = block(x, None, work)
-        return mx.concatenate(list(self.conv_out(self.norm_out(x, None, work), work)), axis=2)
+            x = block(x, None, cache)
+        return mx.concatenate(list(self.conv_out(self.norm_out(x, None, cache), cache)), axis=2)
 
 
 class Decoder3D(nn.Module):
@@ -120,10 +120,10 @@ class Decoder3D(nn.Module):
         self.norm_out = make_norm(groups, channels[-1], latent)
         self.conv_out = CausalConv3d(channels[-1], config.out_channels)
 
-    def __call__(self, latents: mx.array, work: Pass) -> mx.array:
+    def __call__(self, latents: mx.array, cache: ConvCache) -> mx.array:
         latents = latents.astype(self.conv_in.conv.weight.dtype)
-        x = list(self.conv_in([latents], work))
+        x = list(self.conv_in([latents], cache))
         for block in (self.mid_block, *self.up_blocks):
-            x = block(x, latents, work)
+            x = block(x, latents, cache)
         latents = repeat_frames(latents, x[0].shape[1])
-        return mx.concatenate(list(self.conv_out(self.norm_out(x, latents, work), work)), axis=2)
+        return mx.concatenate(list(self.conv_out(self.norm_out(x, latents, cache), cache)), axis=2)

@@ -17,13 +17,13 @@ class Footprint:
         remembered: the frames that the causal convolutions carry from chunk to chunk.
         maps: what is between two layers where that is most: a residual block's input and the result
             of its first convolution, or the wider input that it began with.
-        band: the largest piece of a map that is worked on at a time, of which a device holds
+        strip: the largest piece of a map that is worked on at a time, of which a device holds
             several.
     """
 
     remembered: int
     maps: int
-    band: int
+    strip: int
 
 
 def footprint(
@@ -33,9 +33,9 @@ def footprint(
     *,
     frames: int = CHUNK_FRAMES,
     decode: bool = True,
-    band_elements: int | None = None,
+    strip_elements: int | None = None,
 ) -> Footprint:
-    """Of a pass over frames of `height` and `width` latent pixels, in bands or whole.
+    """Of a pass over frames of `height` and `width` latent pixels, in strips or whole.
 
     Args:
         frames: of a chunk.
@@ -55,7 +55,7 @@ def footprint(
         remembered += top // 4**level * (channels[neighbour] + (2 * layers - 1) * inner)
     widest = max(channels[:2]) if decode else channels[0]
     maps = frames * top * max(widest, 2 * channels[0])
-    count = 1 if band_elements is None else min(ceil(top * widest / band_elements), height)
+    count = 1 if strip_elements is None else min(ceil(top * widest / strip_elements), height)
     return Footprint(
         2 * remembered,
         maps,

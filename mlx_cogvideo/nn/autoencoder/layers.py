@@ -1,4 +1,4 @@
-"""Layers of the VAE. They take a chunk of frames in bands of rows, and give it back so."""
+"""Layers of the VAE. They take a chunk of frames in strips of rows, and give it back so."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from ..backend import kernels
 from ..fusion import fused
-from .bands import Bands, Pass, check_size, with_halo
+from .row_strips import ConvCache, RowStrips, check_size, with_halo
 
 GROUP_NORM_EPS = 1e-6
 
@@ -23,16 +23,18 @@ class CausalConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size)
 
     def __call__(
-        self, bands: Iterable[mx.array], work: Pass, residual: Bands | None = None
+        self, strips: Iterable[mx.array], cache: ConvCache, residual: RowStrips | None = None
     ) -> Iterator[mx.array]:
-        """Yields the bands of the result, each added to that of `residual`."""
-        longer = (work.prepend((id(self), i), band, self.history) for i, band in enumerate(bands))
-        for i, (band, padding) in enumerate(with_halo(longer, work)):
-            x, weight = _padded(check_size(band)), _padded(self.conv.weight)
+        """Yields the strips of the result, each added to that of `residual`."""
+        longer = (
+            cache.prepend((id(self), i), strip, self.history) for i, strip in enumerate(strips)
+        )
+        for i, (strip, padding) in enumerate(with_halo(longer, cache)):
+            x, weight = _padded(check_size(strip)), _padded(self.conv.weight)
             convolve = partial(mx.conv3d, padding=(0, padding, 1))
             y = _in_kernels(convolve, x, weight, axis=1, history=self.history)
             y = y + self.conv.bias if residual is None else _sum(residual[i], y, self.conv.bias)
-            yield work.done(check_size(y))
+            yield cache.push(check_size(y))
 
 
 @fused
@@ -100,22 +102,24 @@ class GroupNorm(nn.Module):
         self.weight = mx.ones(channels)
         self.bias = mx.zeros(channels)
 
-    def affine(self, bands: Bands, work: Pass) -> tuple[mx.array, mx.array]:
+    def affine(self, strips: RowStrips, cache: ConvCache) -> tuple[mx.array, mx.array]:
         """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize the chunk."""
         # Squares of differences from about the mean lose little to rounding. A row from the middle
         # has it: at the edge, values are others.
-        middle = bands[len(bands) // 2]
+        middle = strips[len(strips) // 2]
         about = middle[:, 0, middle.shape[2] // 2].astype(mx.float32).mean(1)
-        sums = [_sums_of_powers(band, about, work) for band in bands]
-        share = mx.array(1 / sum(prod(band.shape[1:4]) for band in bands))
+        sums = [_sums_of_powers(strip, about, cache) for strip in strips]
+        share = mx.array(1 / sum(prod(strip.shape[1:4]) for strip in strips))
         first, second = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
         return _affine(first, second, share, about, self.weight, self.bias, self.groups)
 
-    def __call__(self, bands: Bands, latents: mx.array | None, work: Pass) -> Iterator[mx.array]:
+    def __call__(
+        self, strips: RowStrips, latents: mx.array | None, cache: ConvCache
+    ) -> Iterator[mx.array]:
         """Normalizes and applies SiLU, which follows every norm of this model."""
-        scale, shift = self.affine(bands, work)
-        for band in bands:
-            yield _scale_shift_silu(band, scale, shift)
+        scale, shift = self.affine(strips, cache)
+        for strip in strips:
+            yield _scale_shift_silu(strip, scale, shift)
 
 
 class SpatialNorm3D(nn.Module):
@@ -131,18 +135,22 @@ class SpatialNorm3D(nn.Module):
         self.conv_y = _Wrapped(PointwiseConv3d(latent_channels, channels))
         self.conv_b = _Wrapped(PointwiseConv3d(latent_channels, channels))
 
-    def __call__(self, bands: Bands, latents: mx.array, work: Pass) -> Iterator[mx.array]:
+    def __call__(
+        self, strips: RowStrips, latents: mx.array, cache: ConvCache
+    ) -> Iterator[mx.array]:
         """Normalizes a map of frames by latents ``[B, F, h, w, c]``, and applies SiLU."""
-        scale, shift = self.norm_layer.affine(bands, work)
+        scale, shift = self.norm_layer.affine(strips, cache)
         factor, offset = (conv.conv(latents) for conv in (self.conv_y, self.conv_b))
-        width = bands[0].shape[3]
+        width = strips[0].shape[3]
         ratio = width // latents.shape[3]
         top = 0
-        for band in bands:
-            part = slice(top, top + band.shape[2] // ratio)
+        for strip in strips:
+            part = slice(top, top + strip.shape[2] // ratio)
             top = part.stop
             # Nearest neighbour as broadcasting: each latent pixel meets its block of pixels.
-            blocks = band.reshape(*band.shape[:2], -1, ratio, width // ratio, ratio, band.shape[-1])
+            blocks = strip.reshape(
+                *strip.shape[:2], -1, ratio, width // ratio, ratio, strip.shape[-1]
+            )
             y = _scale_shift_silu(
                 blocks,
                 *(
@@ -150,7 +158,7 @@ class SpatialNorm3D(nn.Module):
                     for a in _modulated(scale, shift, factor[:, :, part], offset[:, :, part])
                 ),
             )
-            yield y.reshape(band.shape)
+            yield y.reshape(strip.shape)
 
 
 class _Wrapped(nn.Module):
@@ -161,14 +169,14 @@ class _Wrapped(nn.Module):
         self.conv = conv
 
 
-def _sums_of_powers(x: mx.array, about: mx.array, work: Pass) -> list[mx.array]:
+def _sums_of_powers(x: mx.array, about: mx.array, cache: ConvCache) -> list[mx.array]:
     """Sums of each channel's differences from `about`, and of their squares: ``[batch, C]``."""
     x = x.flatten(1, 2)
     # First a few stretches of memory are added up, so that no copy of x in float32 is made.
     stretches = mx.split(x, gcd(x.shape[1], 4), axis=1)
     about = about[:, None, None]
     return [
-        work.done(add(about, *stretches).sum((1, 2)), x.size // 4)
+        cache.push(add(about, *stretches).sum((1, 2)), x.size // 4)
         for add in (_differences, _squared_differences)
     ]
 
@@ -239,14 +247,14 @@ class ResnetBlock3D(nn.Module):
         if in_channels != out_channels:
             self.conv_shortcut = PointwiseConv3d(in_channels, out_channels)
 
-    def __call__(self, x: Bands, latents: mx.array | None, work: Pass) -> Bands:
-        """Takes the list over: each band makes room for what comes of it."""
+    def __call__(self, x: RowStrips, latents: mx.array | None, cache: ConvCache) -> RowStrips:
+        """Takes the list over: each strip makes room for what comes of it."""
         hidden = []
-        for i, y in enumerate(self.conv1(self.norm1(x, latents, work), work)):
+        for i, y in enumerate(self.conv1(self.norm1(x, latents, cache), cache)):
             hidden.append(y)
             if "conv_shortcut" in self:
-                x[i] = work.done(self.conv_shortcut(x[i]))
-        for i, y in enumerate(self.conv2(self.norm2(hidden, latents, work), work, residual=x)):
+                x[i] = cache.push(self.conv_shortcut(x[i]))
+        for i, y in enumerate(self.conv2(self.norm2(hidden, latents, cache), cache, residual=x)):
             x[i], hidden[i] = y, None
         return x
 
@@ -265,15 +273,15 @@ class Downsample3D(nn.Module):
         self.compress_time = compress_time
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def __call__(self, x: Bands, work: Pass) -> Bands:
+    def __call__(self, x: RowStrips, cache: ConvCache) -> RowStrips:
         averaged = map(_average_pairs, x) if self.compress_time else x
         weight, outputs = self.conv.weight, []
-        for band, padding in with_halo(averaged, work, above=0):
-            frames = mx.pad(band.flatten(0, 1), [(0, 0), (0, padding), (0, 1), (0, 0)])
+        for strip, padding in with_halo(averaged, cache, above=0):
+            frames = mx.pad(strip.flatten(0, 1), [(0, 0), (0, padding), (0, 1), (0, 0)])
             y = _in_kernels(partial(mx.conv2d, stride=2), check_size(frames), weight, axis=0)
             y = y + self.conv.bias
-            outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
-        return work.cut(outputs)
+            outputs.append(cache.push(y.reshape(*strip.shape[:2], *y.shape[1:])))
+        return cache.cut(outputs)
 
 
 def _average_pairs(x: mx.array) -> mx.array:
@@ -293,15 +301,15 @@ class Upsample3D(nn.Module):
         self.compress_time = compress_time
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def __call__(self, x: Bands, work: Pass) -> Bands:
+    def __call__(self, x: RowStrips, cache: ConvCache) -> RowStrips:
         outputs = []
-        parts = work.cut(x, growth=4)
+        parts = cache.cut(x, growth=4)
         enlarged = (self._enlarge(parts.pop(0)) for _ in range(len(parts)))
-        for band, padding in with_halo(enlarged, work):
-            frames = check_size(band.flatten(0, 1))
+        for strip, padding in with_halo(enlarged, cache):
+            frames = check_size(strip.flatten(0, 1))
             convolve = partial(mx.conv2d, padding=(padding, 1))
             y = _in_kernels(convolve, frames, self.conv.weight, axis=0) + self.conv.bias
-            outputs.append(work.done(y.reshape(*band.shape[:2], *y.shape[1:])))
+            outputs.append(cache.push(y.reshape(*strip.shape[:2], *y.shape[1:])))
         return outputs
 
     def _enlarge(self, x: mx.array) -> mx.array:

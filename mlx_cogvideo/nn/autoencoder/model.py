@@ -9,8 +9,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend import disable_winograd
-from .bands import Pass
 from .coders import AutoencoderConfig, Decoder3D, Encoder3D
+from .row_strips import ConvCache
 from .tiles import Tiles
 
 ENCODE_CHUNK = 8
@@ -18,10 +18,10 @@ DECODE_CHUNK = 2
 
 TILINGS = ("none", "seamless", "tiled")
 
-BAND_ELEMENTS = 4_000_000
-"""Of a band in one frame: enough to keep a GPU busy, little beside the frame of a large video."""
+STRIP_ELEMENTS = 4_000_000
+"""Of a strip in one frame: enough to keep a GPU busy, little beside the frame of a large video."""
 
-TILE_BAND_ELEMENTS = 3 * BAND_ELEMENTS
+TILE_STRIP_ELEMENTS = 3 * STRIP_ELEMENTS
 """The same within a tile, which is small beside a frame."""
 
 
@@ -48,7 +48,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     - ``"none"``: whole. Memory: two or three maps of the widest layer, some gigabytes, and the
       frames that the causal convolutions remember.
-    - ``"seamless"``: in bands of rows, with the same result. Memory: one such map, a few bands,
+    - ``"seamless"``: in strips of rows, with the same result. Memory: one such map, a few strips,
       and the same remembered frames.
     - ``"tiled"``: in overlapping tiles that know nothing of each other, blended where they meet.
       Memory: that of one tile, whatever the size of the frame. Another result, as each tile has
@@ -176,18 +176,18 @@ def _run(
     coder: nn.Module, chunks: Iterable[mx.array], ratio: int, tiling: str | None
 ) -> Iterator[mx.array]:
     """`ratio`: rows of a chunk to one of the latents."""
-    work = None
+    cache = None
     for chunk in chunks:
-        if work is None:
-            work = _make_pass(chunk.shape[2] // ratio, tiling)
-        yield work.finish(coder(chunk, work))
+        if cache is None:
+            cache = _make_pass(chunk.shape[2] // ratio, tiling)
+        yield cache.flush(coder(chunk, cache))
 
 
-def _make_pass(latent_rows: int, tiling: str | None) -> Pass:
+def _make_pass(latent_rows: int, tiling: str | None) -> ConvCache:
     if tiling is None:
-        return Pass(latent_rows)
-    elements = {"seamless": BAND_ELEMENTS, "tiled": TILE_BAND_ELEMENTS}.get(tiling)
-    return Pass(latent_rows, evaluate=True, band_elements=elements)
+        return ConvCache(latent_rows)
+    elements = {"seamless": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling)
+    return ConvCache(latent_rows, evaluate=True, strip_elements=elements)
 
 
 def _one_by_one(coder: nn.Module, batch: mx.array, size: int, ratio: int, tiling: str) -> mx.array:

@@ -10,19 +10,19 @@ from support import relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import (
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
     Tiles,
-    bands,
     footprint,
+    row_strips,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.autoencoder.layers import GroupNorm
 from mlx_cogvideo.video import read_frames, write_video
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "demo"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "demo"))
 
 from captions import Combination
 from world import render, to_uint8, world_scene
@@ -47,8 +47,8 @@ def pipe() -> CogVideoXPipeline:
 
 @pytest.fixture
 def many_bands(monkeypatch):
-    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 20_000)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 200_000)
+    monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 20_000)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 200_000)
 
 
 def test_seamless_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_bands):
@@ -178,7 +178,7 @@ def test_arrays_too_large_for_mlx_are_refused():
         shape, size = (1, 11, 768, 1360, 256), 11 * 768 * 1360 * 256
 
     with pytest.raises(ValueError, match=r'2\*\*31 elements.*tiling="seamless" or "tiled"'):
-        bands.check_size(Huge())
+        row_strips.check_size(Huge())
 
 
 @pytest.mark.parametrize("outlier", [(0, 0, 0), (0, 4, 3), (1, 7, 7)], ids=str)
@@ -188,7 +188,7 @@ def test_group_statistics_survive_flat_maps_with_an_outlier(outlier, level):
     x[0, *outlier] = 1000.0
     norm = GroupNorm(2, 4)
     maps = [mx.array(x.astype(np.float32)[:, :, rows]) for rows in (slice(4), slice(4, 8))]
-    scale, shift = (np.array(a, np.float64) for a in norm.affine(maps, bands.Pass(2)))
+    scale, shift = (np.array(a, np.float64) for a in norm.affine(maps, row_strips.ConvCache(2)))
     groups = x.reshape(-1, 2, 2).transpose(1, 0, 2).reshape(2, -1)
     deviation = np.sqrt(groups.var(1) + 1e-6).repeat(2)
     assert relative_error(scale.ravel(), 1 / deviation) < 1e-5
@@ -199,8 +199,8 @@ def test_group_statistics_of_wide_maps_dont_overflow_in_16_bits():
     x = 120 + mx.random.normal((1, 1, 8, 720, 4), key=mx.random.key(1))
     norm = GroupNorm(2, 4)
     rounded = x.astype(mx.float16)
-    exact = norm.affine([rounded.astype(mx.float32)], bands.Pass(1))
-    for a, b in zip(norm.affine([rounded], bands.Pass(1)), exact, strict=True):
+    exact = norm.affine([rounded.astype(mx.float32)], row_strips.ConvCache(1))
+    for a, b in zip(norm.affine([rounded], row_strips.ConvCache(1)), exact, strict=True):
         assert relative_error(a, b) < 1e-5
 
 
@@ -208,13 +208,13 @@ def test_group_statistics_of_wide_maps_dont_overflow_in_16_bits():
 @pytest.mark.parametrize("seamless", [False, True])
 def test_what_convolutions_remember_is_counted_exactly(config, seamless):
     vae, limit = AutoencoderKLCogVideoX(config), 1000 if seamless else None
-    work = bands.Pass(4, band_elements=limit)
-    vae.decoder(mx.zeros((1, 3, 4, 6, 16)), work)
-    assert sum(x.size for x in work._frames.values()) == footprint(config, 4, 6).remembered
-    work = bands.Pass(4, band_elements=limit)
-    vae.encoder(mx.zeros((1, 9, 32, 48, 3)), work)
+    schedule = row_strips.ConvCache(4, strip_elements=limit)
+    vae.decoder(mx.zeros((1, 3, 4, 6, 16)), schedule)
+    assert sum(x.size for x in schedule._frames.values()) == footprint(config, 4, 6).remembered
+    schedule = row_strips.ConvCache(4, strip_elements=limit)
+    vae.encoder(mx.zeros((1, 9, 32, 48, 3)), schedule)
     count = footprint(config, 4, 6, decode=False).remembered
-    assert sum(x.size for x in work._frames.values()) == count
+    assert sum(x.size for x in schedule._frames.values()) == count
 
 
 @pytest.mark.parametrize("code", ["encode", "decode"])
@@ -222,9 +222,9 @@ def test_bands_hold_less_memory_than_whole_frames(code, monkeypatch):
     vae = AutoencoderKLCogVideoX(SMALL)
     mx.eval(vae.parameters())
     x = mx.zeros((1, 9, 192, 192, 3) if code == "encode" else (1, 3, 24, 24, 16))
-    monkeypatch.setattr(autoencoder_module, "BAND_ELEMENTS", 2**15)
-    monkeypatch.setattr(autoencoder_module, "TILE_BAND_ELEMENTS", 2**17)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 2**17)
+    monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 2**15)
+    monkeypatch.setattr(autoencoder_module, "TILE_STRIP_ELEMENTS", 2**17)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 2**17)
     peaks = []
     for tiling in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (64, 64)}):
         before = mx.get_active_memory()

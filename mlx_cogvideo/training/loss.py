@@ -6,11 +6,11 @@ from math import log2
 import mlx.core as mx
 
 from ..diffusion.schedulers import Scheduler
+from ..nn.eval_schedule import EvalSchedule
 from ..nn.low_rank import without_adapters
-from ..nn.portions import Portions
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.denoising import velocities
-from .backward import Backward
+from .blockwise import BlockBackward
 
 SMALLEST_MEAN = 64
 """Numbers of which the loss may be the mean for float16's gradients to be exact."""
@@ -50,7 +50,7 @@ def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
     return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
 
 
-class Objective:
+class AdapterLoss:
     """What a transformer with an adapter learns. What of it is frozen must stay the same."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Objective:
     ):
         """`dtype` is that of the activations."""
         self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
-        self._backward = [Backward(block) for block in transformer.transformer_blocks]
+        self._backward = [BlockBackward(block) for block in transformer.transformer_blocks]
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
         """The losses of a batch's clips, and the gradients of their total in the blocks.
@@ -75,10 +75,10 @@ class Objective:
         x, context = transformer.embed(*self._given(noisy, batch))
         mx.eval(x, context)
         # None ahead of the one that is computed: a tenth slower on an H100, and a gigabyte less.
-        inputs, work = [], Portions(ahead=0)
+        inputs, schedule = [], EvalSchedule(prefetch=0)
         for block in transformer.transformer_blocks:
             inputs.append(x)
-            x = block(x, *context, work)
+            x = block(x, *context, schedule)
 
         # Seen from the loss, the mean over a million numbers, the gradient of each is next to
         # nothing in float16. The loss is multiplied on the way; by a power of two, so that nothing
@@ -91,8 +91,8 @@ class Objective:
             return scale * batch.total(losses), losses
 
         (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
-        work.kept(losses)
-        work.finish(cotangent)
+        schedule.hold(losses)
+        schedule.flush(cotangent)
         del x
         gradients: dict[str, mx.array] = {}
         cotangents = [cotangent]
@@ -100,14 +100,14 @@ class Objective:
         for i in reversed(range(len(inputs))):
             # Both are popped: what has been used is to be free.
             of_block, of_input = self._backward[i].gradients(
-                inputs.pop(), context, cotangents.pop(), work
+                inputs.pop(), context, cotangents.pop(), schedule
             )
             cotangents.append(of_input)
             del of_input
             gradients |= {
                 f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()
             }
-        work.finish(cotangents.pop())
+        schedule.flush(cotangents.pop())
         return losses, gradients
 
     def loss(self, batch: Batch) -> mx.array:

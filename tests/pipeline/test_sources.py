@@ -319,8 +319,8 @@ def test_frames_to_go_on_from_are_encoded_as_the_video_is_decoded(output, capsys
     assert pipe.request(PROMPT, extend=1, tiling="tiled").source.tiling == "tiled"
     request = pipe.request(PROMPT, extend=1, source_tiling="tiled")
     assert request.settings()["source_tiling"] == "tiled"
-    assert "source" in memory.forecast(pipe, request)
-    assert "source" not in memory.forecast(pipe, pipe.request(PROMPT))
+    assert "source" in memory.estimate_memory(pipe, request)
+    assert "source" not in memory.estimate_memory(pipe, pipe.request(PROMPT))
     many = ["--seed", 1, 2, "--frames", 17, "--extend", 1, "--output", "{seed}.mp4"]
     assert generate(output, *many, "--memory-limit", 0.2, "--tiling", "tiled") == 0
     assert read_record("1.mp4")["settings"]["source_tiling"] == "tiled"

@@ -17,8 +17,8 @@ from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
 from mlx_cogvideo.training import prepare
 from mlx_cogvideo.training.clips import Clip, choose_shape, find_clips
-from mlx_cogvideo.training.prepare import Reading
-from mlx_cogvideo.video import Measured, Shape, content_digest, measure, read_clip, write_video
+from mlx_cogvideo.training.prepare import ClipOptions
+from mlx_cogvideo.video import ClipInfo, ClipSpec, content_digest, measure, read_clip, write_video
 
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="makes its clips with ffmpeg")
@@ -108,7 +108,7 @@ def numbers(clip: np.ndarray) -> list[int]:
     return [round((frame.mean() - 20) / 5) for frame in clip]
 
 
-SHAPE = Shape(9, 48, 64, 8)
+SHAPE = ClipSpec(9, 48, 64, 8)
 X264 = ("-c:v", "libx264", "-crf", "4")
 
 
@@ -133,7 +133,7 @@ def test_a_variable_frame_rate_is_followed_by_its_timestamps(tmp_path):
     # Every frame but each fourth is dropped in the second half: 8 a second, then 2.
     keep = "select='lt(n,8)+not(mod(n,4))'"
     clip = numbered(tmp_path / "a.mp4", 40, 8, "-vf", keep, "-fps_mode", "vfr", *X264)
-    taken = numbers(read_clip(clip, Shape(17, 48, 64, 8)))
+    taken = numbers(read_clip(clip, ClipSpec(17, 48, 64, 8)))
     assert taken == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 12, 12, 12, 12, 16, 16]
 
 
@@ -157,9 +157,9 @@ def test_the_codecs_of_real_clips_are_read(tmp_path, options):
 @needs_ffmpeg
 def test_frames_are_left_out_at_both_ends(tmp_path):
     clip = numbered(tmp_path / "a.mp4", 15, 8, *X264)
-    assert numbers(read_clip(clip, Shape(9, 48, 64, 8, skip=(3, 3)))) == list(range(3, 12))
+    assert numbers(read_clip(clip, ClipSpec(9, 48, 64, 8, skip=(3, 3)))) == list(range(3, 12))
     with pytest.raises(InvalidInputError, match="has 8 frames at 8 a second, and 9 are wanted"):
-        read_clip(clip, Shape(9, 48, 64, 8, skip=(4, 3)))
+        read_clip(clip, ClipSpec(9, 48, 64, 8, skip=(4, 3)))
 
 
 def halves(path, height=64, width=96) -> Path:
@@ -179,14 +179,14 @@ def test_a_clip_of_a_turned_phone_is_turned(tmp_path, sign, red_at):
     matrix = [0, sign << 16, 0, -sign << 16, 0, 0, 0, 0, 1 << 30]
     content[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
-    clip = read_clip(path, Shape(9, 96, 64, 8))
+    clip = read_clip(path, ClipSpec(9, 96, 64, 8))
     assert (clip[0, 48, red_at] > 150).tolist() == [True, False, False]
     assert (clip[0, 48, -red_at] > 150).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 64), (96, 48), (128, 192)], ids=str)
 def test_a_clip_covers_the_shape_and_is_cropped_at_the_middle(tmp_path, size):
-    clip = read_clip(halves(tmp_path / "a.mp4"), Shape(9, *size, 8))
+    clip = read_clip(halves(tmp_path / "a.mp4"), ClipSpec(9, *size, 8))
     assert clip.shape == (9, *size, 3)
     middle, step = size[0] // 2, max(size[0] // 8, 3)
     assert (clip[0, middle - step, size[1] // 2] > 150).tolist() == [True, False, False]
@@ -196,7 +196,7 @@ def test_a_clip_covers_the_shape_and_is_cropped_at_the_middle(tmp_path, size):
 def test_an_odd_size_and_a_still_image_are_read(tmp_path):
     write_video(tmp_path / "frames", make_clip(1, 49, 65), 8)
     (image,) = (tmp_path / "frames").iterdir()
-    assert read_clip(image, Shape(1, 48, 64, 8)).shape == (1, 48, 64, 3)
+    assert read_clip(image, ClipSpec(1, 48, 64, 8)).shape == (1, 48, 64, 3)
     with pytest.raises(InvalidInputError, match="has 1 frames"):
         read_clip(image, SHAPE)
 
@@ -217,24 +217,24 @@ def test_a_damaged_clip_is_one_line(tmp_path, content):
 def test_quirk_skipped_frames_at_the_end_are_not_read_past(tmp_path):
     # There, as many frames as are wanted and no more at the end were an IndexError.
     clip = numbered(tmp_path / "a.mp4", 47, 8, *X264)
-    taken = numbers(read_clip(clip, Shape(41, 48, 64, 8, skip=(3, 3))))
+    taken = numbers(read_clip(clip, ClipSpec(41, 48, 64, 8, skip=(3, 3))))
     assert taken == list(range(3, 44))
     with pytest.raises(InvalidInputError, match="has 41 frames at 8 a second, and 49 are wanted"):
-        read_clip(clip, Shape(49, 48, 64, 8, skip=(3, 3)))
+        read_clip(clip, ClipSpec(49, 48, 64, 8, skip=(3, 3)))
 
 
 @needs_ffmpeg
 def test_quirk_the_tail_that_is_skipped_is_skipped_in_long_clips_too(tmp_path):
     clip = numbered(tmp_path / "a.mp4", 40, 8, *X264)
     with pytest.raises(InvalidInputError, match="has 15 frames"):
-        read_clip(clip, Shape(17, 48, 64, 8, skip=(0, 25)))
+        read_clip(clip, ClipSpec(17, 48, 64, 8, skip=(0, 25)))
 
 
 @needs_ffmpeg
 def test_quirk_many_frames_of_a_short_time_are_not_taken_one_after_another(tmp_path):
     clip = numbered(tmp_path / "a.mp4", 45, 30, *X264)  # a second and a half
     with pytest.raises(InvalidInputError, match="has 12 frames at 8 a second, and 17 are wanted"):
-        read_clip(clip, Shape(17, 48, 64, 8))
+        read_clip(clip, ClipSpec(17, 48, 64, 8))
     assert numbers(read_clip(clip, SHAPE)) == [0, 4, 7, 11, 15, 19, 22, 26, 30]
 
 
@@ -251,12 +251,12 @@ def test_quirk_a_clip_with_nothing_left_is_an_error_not_minus_three_frames(tmp_p
     clip = write_clip(tmp_path / "a.mp4", 5)
     for repeat in (False, True):
         with pytest.raises(InvalidInputError, match="has 0 frames"):
-            read_clip(clip, Shape(9, 48, 64, 8, skip=(3, 3), repeat_last=repeat))
+            read_clip(clip, ClipSpec(9, 48, 64, 8, skip=(3, 3), repeat_last=repeat))
 
 
 def test_quirk_a_clip_of_one_frame_keeps_its_axes(tmp_path):
     clip = write_clip(tmp_path / "a.png", 1)
-    assert read_clip(clip / "0001.png", Shape(1, 24, 32, 8)).shape == (1, 24, 32, 3)
+    assert read_clip(clip / "0001.png", ClipSpec(1, 24, 32, 8)).shape == (1, 24, 32, 3)
 
 
 def test_quirk_an_empty_caption_is_no_caption_and_not_an_error(tmp_path):
@@ -299,11 +299,11 @@ def test_a_folder_of_frames_is_a_clip(tmp_path):
         ("still.png", "a picture"),
         ("walk", "a square moves"),
     ]
-    frames = read_clip(tmp_path / "walk", Shape(9, 48, 64, 16, skip=(2, 0)))
+    frames = read_clip(tmp_path / "walk", ClipSpec(9, 48, 64, 16, skip=(2, 0)))
     assert (frames == make_clip(12)[2:11]).all()
-    assert measure(tmp_path / "walk", 16) == Measured(48, 64, 12)
+    assert measure(tmp_path / "walk", 16) == ClipInfo(48, 64, 12)
     with pytest.raises(InvalidInputError, match="has 12 frames"):
-        read_clip(tmp_path / "walk", Shape(17, 48, 64, 8))
+        read_clip(tmp_path / "walk", ClipSpec(17, 48, 64, 8))
 
 
 def test_a_metadata_file_can_name_a_folder_of_frames(tmp_path):
@@ -346,38 +346,38 @@ def test_what_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_clip_is_measured_as_it_is_shown(tmp_path):
-    assert measure(write_clip(tmp_path / "a.mp4", 12), 8) == Measured(48, 64, 12)
-    assert measure(tmp_path / "a.mp4", 4, (2, 2)) == Measured(48, 64, 4)
+    assert measure(write_clip(tmp_path / "a.mp4", 12), 8) == ClipInfo(48, 64, 12)
+    assert measure(tmp_path / "a.mp4", 4, (2, 2)) == ClipInfo(48, 64, 4)
 
 
 @pytest.mark.parametrize(
     ("clip", "expected"),
     [
-        (Measured(480, 720, 60), (49, 480, 720)),
-        (Measured(480, 720, 30), (17, 480, 720)),
-        (Measured(1920, 1080, 60), (49, 720, 480)),
-        (Measured(1920, 1080, 20), (17, 480, 720)),
-        (Measured(480, 720, 5), (17, 480, 720)),
-        (Measured(480, 480, 1), (17, 480, 720)),
+        (ClipInfo(480, 720, 60), (49, 480, 720)),
+        (ClipInfo(480, 720, 30), (17, 480, 720)),
+        (ClipInfo(1920, 1080, 60), (49, 720, 480)),
+        (ClipInfo(1920, 1080, 20), (17, 480, 720)),
+        (ClipInfo(480, 720, 5), (17, 480, 720)),
+        (ClipInfo(480, 480, 1), (17, 480, 720)),
     ],
 )
 def test_a_clip_goes_to_the_bucket_that_suits_it(clip, expected):
     sizes = [(49, 480, 720), (49, 720, 480), (17, 480, 720)]
     for repeat in (False, True):
-        chosen = choose_shape(clip, [Shape(*size, 8, repeat_last=repeat) for size in sizes])
+        chosen = choose_shape(clip, [ClipSpec(*size, 8, repeat_last=repeat) for size in sizes])
         assert (chosen.frames, chosen.height, chosen.width) == expected
 
 
 def test_a_random_crop_is_of_the_clip_and_the_seed(tmp_path):
-    center, random = Reading((SHAPE,)), Reading((SHAPE,), "random", 1)
+    center, random = ClipOptions((SHAPE,)), ClipOptions((SHAPE,), "random", 1)
     first, second = "a" * 64, "b" * 64
     assert center.position(first) == (0.5, 0.5)
     assert random.position(first) == random.position(first) != random.position(second)
-    assert random.position(first) != Reading((SHAPE,), "random", 2).position(first)
+    assert random.position(first) != ClipOptions((SHAPE,), "random", 2).position(first)
     clip = write_clip(tmp_path / "a.mp4", 9)
-    whole = read_clip(clip, Shape(9, 48, 64, 8))
+    whole = read_clip(clip, ClipSpec(9, 48, 64, 8))
     for position, part in (((0, 0), whole[:, :, :32]), ((1, 1), whole[:, :, -32:])):
-        assert (read_clip(clip, Shape(9, 48, 32, 8), position) == part).all()
+        assert (read_clip(clip, ClipSpec(9, 48, 32, 8), position) == part).all()
 
 
 @needs_ffmpeg
@@ -402,7 +402,7 @@ def test_pixels_that_arent_square_are_shown_as_they_should(tmp_path):
     square, wide = write_clip(tmp_path / "a.mp4", 9), tmp_path / "b.mp4"
     command = [FFMPEG, "-v", "error", "-i", str(square), "-vf", "setsar=2", *X264, str(wide)]
     subprocess.run(command, check=True)
-    assert measure(wide, 8) == Measured(48, 128, 9)
+    assert measure(wide, 8) == ClipInfo(48, 128, 9)
     # Twice as wide as it is stored: the middle half of that is the middle half of the picture.
     seen = read_clip(wide, SHAPE)[0, 40].astype(int)
     expected = read_clip(square, SHAPE)[0, 40].astype(int)[16:48].repeat(2, axis=0)
@@ -412,7 +412,7 @@ def test_pixels_that_arent_square_are_shown_as_they_should(tmp_path):
 def test_a_still_picture_is_a_clip_of_one_frame(tmp_path):
     write_video(tmp_path / "a", make_clip(1), 8)
     for path in (tmp_path / "a" / "0001.png", tmp_path / "a"):
-        assert str(measure(path, 8)) == str(Measured(48, 64, 1))
+        assert str(measure(path, 8)) == str(ClipInfo(48, 64, 1))
 
 
 def test_blank_lines_pair_up(tmp_path):

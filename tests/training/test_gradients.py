@@ -8,8 +8,8 @@ from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import backward
-from mlx_cogvideo.training.objective import Batch, Objective
+from mlx_cogvideo.training import blockwise
+from mlx_cogvideo.training.loss import AdapterLoss, Batch
 from mlx_cogvideo.training.settings import Settings, new_adapter
 
 CONFIG = TransformerConfig(
@@ -56,11 +56,11 @@ def test_compiled_gradients_of_some_layers_are_the_others(monkeypatch, bits, tar
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
 
     def gradients():
-        objective = Objective(network(bits, targets), scheduler, mx.float32)
+        objective = AdapterLoss(network(bits, targets), scheduler, mx.float32)
         return objective.loss_and_gradients(batch)[1]
 
     expected = gradients()
-    monkeypatch.setattr(backward, "fused", mx.compile)
+    monkeypatch.setattr(blockwise, "fused", mx.compile)
     found = gradients()
     assert found.keys() == expected.keys() and len(found) == 4 * len(targets)
     for path, gradient in found.items():

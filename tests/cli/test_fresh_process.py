@@ -19,7 +19,7 @@ import mlx_cogvideo
 from mlx_cogvideo import checkpoints, conversion, video
 from mlx_cogvideo.video import write_latents, write_video
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN = [*SMALL, "--seed", "1"]
 COMMANDS = {
     "generate.py": [str(ROOT / "generate.py"), "--prompt", PROMPT, *RUN],
@@ -154,7 +154,7 @@ FUNCTIONS = {
         "content_digest": "content_digest(Path('a.mp4'))",
         "measure": "measure(Path('a.mp4'), 8)",
         "open_writer": "open_writer('b.gif', 8).__enter__().write(FRAME)",
-        "read_clip": "read_clip(Path('a.mp4'), Shape(9, 32, 48, 8))",
+        "read_clip": "read_clip(Path('a.mp4'), ClipSpec(9, 32, 48, 8))",
         "read_frames": "next(iter(read_frames('a.mp4')))",
         "read_image": "read_image('a.mp4', 32, 48)",
         "read_record": "read_record('a.mp4')",

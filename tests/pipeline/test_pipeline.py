@@ -10,9 +10,9 @@ from support import relative_error
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
-from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn import transformer as transformer_module
-from mlx_cogvideo.nn.portions import Portions
+from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 from mlx_cogvideo.pipeline.denoising import velocities
 from mlx_cogvideo.video import read_video
 
@@ -30,14 +30,14 @@ def test_the_transformer_in_portions_is_the_lazy_one(pipe, monkeypatch):
     x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
     text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 300])
     expected = pipe.transformer(x, text, times)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 5_000)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 5_000)
     monkeypatch.setattr(transformer_module, "FEED_FORWARD_ELEMENTS", 4 * 192 * 20)
     for passes in (1, 2):
         made = velocities(pipe.transformer, x, text, times, passes)
         assert relative_error(made, expected) < 1e-5
     for ahead in (0, 3):
-        work = Portions(ahead=ahead)
-        made = work.finish(pipe.transformer(x, text, times, work=work))
+        schedule = EvalSchedule(prefetch=ahead)
+        made = schedule.flush(pipe.transformer(x, text, times, schedule=schedule))
         assert relative_error(made, expected) < 1e-5
 
 
@@ -46,7 +46,7 @@ def test_in_portions_the_transformer_holds_less(pipe, monkeypatch):
     mx.eval(pipe.transformer.parameters(), x, text)
     peaks = []
     for elements in (2**40, 2**16):
-        monkeypatch.setattr(portions, "PORTION_ELEMENTS", elements)
+        monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", elements)
         monkeypatch.setattr(transformer_module, "FEED_FORWARD_ELEMENTS", elements)
         before = mx.get_active_memory()
         mx.reset_peak_memory()

@@ -5,7 +5,7 @@ import pytest
 from support import relative_error
 
 from mlx_cogvideo.nn import attention as module
-from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.attention import attention, attention_gradients
 
 
@@ -56,7 +56,7 @@ def test_heads_then_queries_are_divided_where_they_would_take_too_long_at_once(
 
 def peak(monkeypatch, tokens, heads, at_a_time) -> int:
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", at_a_time)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", at_a_time)
     *arguments, cotangent = inputs(tokens, heads)
     output = attention(*arguments)
     mx.eval(arguments, output, cotangent)

@@ -9,7 +9,7 @@ from support import relative_error
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.checkpoints.networks import NETWORKS
 from mlx_cogvideo.nn import quantization
-from mlx_cogvideo.nn.low_rank import LoRALinear, LowRank, in_order
+from mlx_cogvideo.nn.low_rank import LoRALinear, LowRank, permute_rows
 from mlx_cogvideo.nn.quantization import (
     KINDS,
     MODES,
@@ -107,7 +107,7 @@ def test_outputs_come_in_the_order_that_is_asked_for(monkeypatch, rows, adapted)
         if adapted:
             layer = LoRALinear(layer)
             layer.adapters.append(addition)
-        assert relative_error(in_order(layer, x, order), layer(x)[..., order]) < 1e-6
+        assert relative_error(permute_rows(layer, x, order), layer(x)[..., order]) < 1e-6
 
 
 @pytest.mark.parametrize("how", [Quantization(4, 64), Quantization(4, 32, "mxfp4")], ids=str)

@@ -7,11 +7,11 @@ import mlx.core as mx
 
 from .backend import kernels
 
-PORTION_ELEMENTS = 2**25
+PUSH_ELEMENTS = 2**25
 """A device gets its work in portions of at least so many elements: small layers go together."""
 
 
-class Portions:
+class EvalSchedule:
     """The work of one pass through a network, in the order in which it is put together.
 
     A lazy graph that is computed at once keeps the temporaries of all its parts on some devices.
@@ -19,26 +19,26 @@ class Portions:
     together.
     """
 
-    def __init__(self, *, evaluate: bool = True, ahead: int = 1):
+    def __init__(self, *, evaluate: bool = True, prefetch: int = 1):
         """
         Args:
-            ahead: portions that the device is given before one is done. With none it waits for a
+            prefetch: portions that the device is given before one is done. With none it waits for a
                 moment before each, 5 % of a step (docs/benchmarks.md); more only hold more memory.
             evaluate: False leaves all work lazy, as gradients need it, and the memory unbounded.
         """
         self.evaluate = evaluate
         self._waiting: list[mx.array] = []
         self._waiting_elements = 0
-        self._ahead = ahead
+        self._prefetch = prefetch
         self._running: list[mx.array] = []
 
-    def kept(self, x: mx.array) -> mx.array:
+    def hold(self, x: mx.array) -> mx.array:
         """`x`, to be computed before what it is made of is let go."""
         if self.evaluate:
             self._waiting.append(x)
         return x
 
-    def done(self, x: mx.array, elements: int | None = None) -> mx.array:
+    def push(self, x: mx.array, elements: int | None = None) -> mx.array:
         """`x`, which is about to be computed unless all is lazy.
 
         Its memory is taken when all before it are done, but for `ahead` of them.
@@ -49,20 +49,20 @@ class Portions:
         if self.evaluate:
             self._waiting.append(x)
             self._waiting_elements += elements or x.size
-            if self._waiting_elements >= PORTION_ELEMENTS:
-                while len(self._running) > self._ahead:
+            if self._waiting_elements >= PUSH_ELEMENTS:
+                while len(self._running) > self._prefetch:
                     mx.eval(self._running.pop(0))
                 mx.async_eval(self._waiting)
                 self._running.append(x)
                 self._waiting, self._waiting_elements = [], 0
         return x
 
-    def all_done(self, arrays: Sequence[mx.array], elements: int | None = None) -> list[mx.array]:
+    def push_all(self, arrays: Sequence[mx.array], elements: int | None = None) -> list[mx.array]:
         """The arrays, which are about to be computed together; see `done`."""
         *others, last = arrays
-        return [*map(self.kept, others), self.done(last, elements)]
+        return [*map(self.hold, others), self.push(last, elements)]
 
-    def finish(self, x: mx.array) -> mx.array:
+    def flush(self, x: mx.array) -> mx.array:
         """`x`, the last piece, computed with all that waits."""
         if self.evaluate:
             mx.eval(x, self._waiting)
@@ -70,7 +70,7 @@ class Portions:
         return x
 
 
-LAZY = Portions(evaluate=False)
+LAZY = EvalSchedule(evaluate=False)
 """Computes nothing by itself."""
 
 

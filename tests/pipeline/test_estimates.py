@@ -8,7 +8,7 @@ from adapters import RANK, make_adapter
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.device import Machine
-from mlx_cogvideo.nn import portions
+from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.pipeline import estimates as memory
 from mlx_cogvideo.pipeline.vae_stage import Tiling
@@ -38,7 +38,7 @@ def test_the_forecast_is_near_what_a_run_takes(pipe, size):
     request = pipe.request("a red circle", num_inference_steps=2, seed=1, **size)
     record = {"timings": {}, "peak_memory": {}}
     pipe(**request.settings(), on_progress=Meter(record))
-    needs = memory.forecast(pipe, request)
+    needs = memory.estimate_memory(pipe, request)
     for stage in ("denoise", "decode"):
         ratio = needs[stage] / record["peak_memory"][stage]
         assert 0.95 < ratio < 1.2, f"{stage}: {ratio:.2f}"
@@ -55,22 +55,25 @@ def test_a_cache_is_foretold_with_all_passes(pipe):
 
 def test_adapters_are_foretold(tmp_path):
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    before = memory.forecast(pipe, pipe.request("a"))["denoise"]
+    before = memory.estimate_memory(pipe, pipe.request("a"))["denoise"]
     folder = make_adapter(tmp_path / "adapter", targets=("attn1.to_q",))
     for _ in range(2):
         pipe.load_lora(folder)
-    added = memory.forecast(pipe, pipe.request("a"))["denoise"] - before
+    added = memory.estimate_memory(pipe, pipe.request("a"))["denoise"] - before
     assert added == 2 * 5 * 2 * RANK * 192 * 4  # adapters, blocks, A and B
     pipe.unload_lora()
-    assert memory.forecast(pipe, pipe.request("a"))["denoise"] == before
+    assert memory.estimate_memory(pipe, pipe.request("a"))["denoise"] == before
 
 
 def test_latents_need_no_decoder(pipe):
-    assert set(memory.forecast(pipe, pipe.request("a"), decode=False)) == {"encode", "denoise"}
+    assert set(memory.estimate_memory(pipe, pipe.request("a"), decode=False)) == {
+        "encode",
+        "denoise",
+    }
 
 
 def test_what_is_behind_a_run_isnt_foretold(pipe):
-    needs = memory.forecast(pipe, pipe.request("a"), done=("encode", "denoise"))
+    needs = memory.estimate_memory(pipe, pipe.request("a"), done=("encode", "denoise"))
     assert set(needs) == {"decode"}
 
 
@@ -81,7 +84,7 @@ def test_a_picture_is_foretold_as_one_frame():
     request = pipe.request("a", image=np.zeros((96, 96, 3), np.uint8), tiling="seamless")
     mx.reset_peak_memory()
     pipe.condition(request)
-    ratio = memory.forecast(pipe, request)["source"] / mx.get_peak_memory()
+    ratio = memory.estimate_memory(pipe, request)["source"] / mx.get_peak_memory()
     assert 0.95 < ratio < 1.2, f"{ratio:.2f}"
 
 
@@ -89,7 +92,7 @@ def test_a_source_in_tiles_is_foretold_with_their_size(pipe):
     clip = np.zeros((9, 192, 192, 3), np.uint8)
     size = {"num_frames": 9, "height": 192, "width": 192}
     small, large = (
-        memory.forecast(pipe, pipe.request("a", video=clip, tile_size=(side, side), **size))
+        memory.estimate_memory(pipe, pipe.request("a", video=clip, tile_size=(side, side), **size))
         for side in (48, 96)
     )
     assert 3 * small["source"] < large["source"]
@@ -100,25 +103,25 @@ def test_each_way_of_decoding_is_foretold(pipe, size, monkeypatch):
     if mx.default_device().type != mx.DeviceType.cpu:
         pytest.skip("the demo is too small for the allocators of GPUs, which round up")
     for module in (memory, autoencoder_module):
-        monkeypatch.setattr(module, "BAND_ELEMENTS", 2**17)
-        monkeypatch.setattr(module, "TILE_BAND_ELEMENTS", 2**17)
-    monkeypatch.setattr(portions, "PORTION_ELEMENTS", 2**18)
+        monkeypatch.setattr(module, "STRIP_ELEMENTS", 2**17)
+        monkeypatch.setattr(module, "TILE_STRIP_ELEMENTS", 2**17)
+    monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 2**18)
     for way in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (48, 48)}):
         request = pipe.request("a red circle", num_frames=9, seed=1, **size, **way)
         latents = mx.random.normal(request.geometry.latent_shape, key=mx.random.key(1))
         mx.eval(latents)
         mx.reset_peak_memory()
         list(pipe.decode(request, latents))
-        ratio = memory.forecast(pipe, request)["decode"] / mx.get_peak_memory()
+        ratio = memory.estimate_memory(pipe, request)["decode"] / mx.get_peak_memory()
         assert 0.7 < ratio < 2.5, f"{way}: {ratio:.2f}"
 
 
 @pytest.mark.parametrize(
-    ("there_is", "mode"), [(2**40, "none"), (250e6, "seamless"), (10e6, "tiled")]
+    ("available", "mode"), [(2**40, "none"), (250e6, "seamless"), (10e6, "tiled")]
 )
-def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, there_is, mode):
-    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", int(there_is)))
-    monkeypatch.setattr(memory, "BAND_ELEMENTS", 2**14)
+def test_decoding_is_chosen_by_the_memory_there_is(pipe, monkeypatch, available, mode):
+    monkeypatch.setattr(pipe, "machine", Machine("cpu", "", int(available)))
+    monkeypatch.setattr(memory, "STRIP_ELEMENTS", 2**14)
     assert pipe.request("a", height=192, width=192).tiling.mode == mode
     assert pipe.request("a", height=192, width=192, tiling="none").tiling.mode == "none"
     assert pipe.request("a", tile_size=(48, 48)).tiling.mode == "tiled"
@@ -134,8 +137,8 @@ def test_whole_frames_arent_what_a_run_needs_most_memory_for(pipe, monkeypatch):
 
 def test_the_passes_of_guidance_take_turns_where_there_is_no_memory_for_both(pipe, monkeypatch):
     needs = memory.denoising_memory(pipe, pipe.geometry(), batch=2)
-    for there_is, sequential in ((needs, False), (needs - 1, True)):
-        monkeypatch.setattr(pipe, "machine", Machine("cpu", "", there_is))
+    for available, sequential in ((needs, False), (needs - 1, True)):
+        monkeypatch.setattr(pipe, "machine", Machine("cpu", "", available))
         assert pipe.request("a").sequential_guidance is sequential
         assert pipe.request("a", sequential_guidance=False).sequential_guidance is False
         assert pipe.request("a", guidance_scale=1).sequential_guidance is False
@@ -143,7 +146,7 @@ def test_the_passes_of_guidance_take_turns_where_there_is_no_memory_for_both(pip
 
 def test_a_limit_takes_the_place_of_the_memory_there_is():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    whole = max(memory.forecast(pipe, pipe.request("a")).values())
+    whole = max(memory.estimate_memory(pipe, pipe.request("a")).values())
     pipe.memory_limit = whole // 2
     request = pipe.request("a")
     assert request.tiling.mode != "none"
@@ -171,7 +174,7 @@ def test_what_is_advised_can_help(monkeypatch):
     monkeypatch.setattr(pipe, "machine", Machine("cpu", "", 2**20))
 
     def advice(stage, **how):
-        return memory.what_needs_less(pipe, pipe.request("a", **how), stage)
+        return memory.memory_advice(pipe, pipe.request("a", **how), stage)
 
     assert advice("encode").startswith("a text encoder in 4 bits")
     assert advice("denoise", sequential_guidance=False) == "--sequential-guidance needs less"
@@ -191,7 +194,7 @@ def test_training_on_metal_has_larger_tables_of_scores_for_more_clips(pipe, monk
 
     def need(metal):
         monkeypatch.setattr(pipe, "machine", Machine("metal" if metal else "cuda", "", 2**40))
-        return training_estimates.training_forecast(pipe, geometry, 8, 0)["train"]
+        return training_estimates.estimate_training_memory(pipe, geometry, 8, 0)["train"]
 
     tables = 3 * 8 * 3 * 1024**2 - 10 * 2**10
     assert need(True) - need(False) == tables * pipe.dtype.size

@@ -6,7 +6,7 @@ from mlx.utils import tree_map
 from support import relative_error
 
 from mlx_cogvideo.nn import cuda
-from mlx_cogvideo.nn.portions import Portions
+from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 from mlx_cogvideo.nn.positions import rope_tables
 from mlx_cogvideo.nn.transformer import BlockContext, CogVideoXBlock, TransformerConfig, norm_heads
 
@@ -64,5 +64,5 @@ def test_they_are_used_where_no_gradient_is_taken(monkeypatch, turned):
             lambda *given, f=function: used.append(f.__name__) or f(*given),
         )
     assert relative_error(block(x, *context), expected) == 0 and not used
-    assert relative_error(block(x, *context, Portions()), expected) < 1e-6
+    assert relative_error(block(x, *context, EvalSchedule()), expected) < 1e-6
     assert used == ["modulated_norm", "norm_heads", "norm_heads", "modulated_norm"]

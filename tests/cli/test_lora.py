@@ -31,13 +31,13 @@ from mlx_cogvideo.distributed import ALONE
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.clips import Clip
-from mlx_cogvideo.training.objective import Batch, Objective
+from mlx_cogvideo.training.loss import AdapterLoss, Batch
 from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
-from mlx_cogvideo.video import Shape, write_video
+from mlx_cogvideo.video import ClipSpec, write_video
 
-SCRIPT = Path(__file__).parents[1] / "lora.py"
+SCRIPT = Path(__file__).parents[2] / "lora.py"
 SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--rank", 4, "--warmup", 2]
 
 
@@ -325,7 +325,7 @@ def test_a_path_that_cant_be_written_is_one_line(clips, tmp_path, capsys):
 def samples(*counts) -> list[Sample]:
     """So many of each of several shapes."""
     return [
-        Sample(Clip(Path(f"{frames}-{i}"), ""), Shape(frames, 32, 48, 8), Path(), Path())
+        Sample(Clip(Path(f"{frames}-{i}"), ""), ClipSpec(frames, 32, 48, 8), Path(), Path())
         for frames, count in zip((9, 17), counts, strict=False)
         for i in range(count)
     ]
@@ -443,7 +443,7 @@ def test_float16_gradients_of_large_clips_are_not_lost():
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         # As if the clip were a thousand times as large, and the loss their mean.
         one = Tiny(*(getattr(batch, field.name) for field in fields(batch)))
-        _, of_all = Objective(transformer, scheduler, dtype).loss_and_gradients(one)
+        _, of_all = AdapterLoss(transformer, scheduler, dtype).loss_and_gradients(one)
         gradients[dtype] = mx.concatenate([g.flatten() for g in of_all.values()])
     exact, rough = gradients[mx.float32], gradients[mx.float16].astype(mx.float32)
     norms = mx.linalg.norm(exact) * mx.linalg.norm(rough)
@@ -461,7 +461,7 @@ class Tiny(Batch):
 def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
     clips, adapter, monkeypatch, capsys
 ):
-    train_step = Objective.loss_and_gradients
+    train_step = AdapterLoss.loss_and_gradients
     calls = []
 
     def broken(*arguments):
@@ -471,7 +471,7 @@ def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
             gradients = {name: g + float("inf") for name, g in gradients.items()}
         return losses, gradients
 
-    monkeypatch.setattr(Objective, "loss_and_gradients", broken)
+    monkeypatch.setattr(AdapterLoss, "loss_and_gradients", broken)
     options = ["--iters", 4, "--save-every", 1]
     assert lora(clips, adapter, *options) == 1
     assert "the loss of step 3 is" in capsys.readouterr().err
@@ -547,7 +547,7 @@ def test_a_failing_gpu_costs_no_step(clips, adapter, monkeypatch, capsys, where)
     assert lora(clips, whole, "--iters", 4) == 0
     text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
     owner, name = (
-        (Objective, "loss_and_gradients")
+        (AdapterLoss, "loss_and_gradients")
         if where == "gradients"
         else (optim.Optimizer, "apply_gradients")
     )

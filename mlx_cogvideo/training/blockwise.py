@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..nn.attention import attention, attention_gradients
+from ..nn.eval_schedule import EvalSchedule
 from ..nn.fusion import fused
-from ..nn.portions import Portions
 from ..nn.transformer import BlockContext, CogVideoXBlock
 
 WIDE_ELEMENTS = 2**26
@@ -48,7 +48,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
 """What treats each token by itself, and what its parameters' names begin with."""
 
 
-class Backward:
+class BlockBackward:
     """Takes the gradients of a block. Its frozen weights must stay the same."""
 
     def __init__(self, block: CogVideoXBlock):
@@ -59,7 +59,7 @@ class Backward:
     # By its name: an argument of `__call__` is held until it returns, and `cotangent` couldn't be
     # let go.
     def gradients(
-        self, x: mx.array, context: BlockContext, cotangent: mx.array, work: Portions
+        self, x: mx.array, context: BlockContext, cotangent: mx.array, schedule: EvalSchedule
     ) -> tuple[Gradients, mx.array]:
         """The gradients of ``block(x, *context)``.
 
@@ -70,32 +70,32 @@ class Backward:
         Args:
             x: ``[B, tokens, dim]``.
             cotangent: the gradient of what the block made of it.
-            work: what they are part of.
+            schedule: what they are part of.
 
         Returns:
             Those of its trainable parameters by their paths, and that of `x`.
         """
         block, found = self._block, {}
         parameters = dict(tree_flatten(block.trainable_parameters()))
-        take = partial(self._take, parameters, context, work, found)
-        queries, keys, values = block.to_attend(x, *context, work)
-        attended = work.kept(attention(queries, keys, work.kept(values)))
-        between = work.done(block.add_attention(x, attended, context.temb, context.is_text))
+        take = partial(self._take, parameters, context, schedule, found)
+        queries, keys, values = block.to_attend(x, *context, schedule)
+        attended = schedule.hold(attention(queries, keys, schedule.hold(values)))
+        between = schedule.push(block.add_attention(x, attended, context.temb, context.is_text))
         (cotangent,) = take(_add_feed_forward, [between], [cotangent])
         del between
         residual, of_attended = take(_add_attention, [x, attended], [cotangent])
         del cotangent
         cotangents = attention_gradients(queries, keys, values, attended, of_attended)
-        cotangents = work.all_done(cotangents)
+        cotangents = schedule.push_all(cotangents)
         del queries, keys, values, attended, of_attended
         (of_x,) = take(_to_attend, [x], cotangents)
-        return found, work.done(of_x + residual)
+        return found, schedule.push(of_x + residual)
 
     def _take(
         self,
         parameters: dict[str, mx.array],
         context: BlockContext,
-        work: Portions,
+        schedule: EvalSchedule,
         gradients: Gradients,
         part: Part,
         inputs: Sequence[mx.array],
@@ -123,11 +123,11 @@ class Backward:
             for name, gradient in of_parameters.items():
                 if name in gradients:
                     gradient = gradients[name] + gradient
-                gradients[name] = work.kept(gradient)
+                gradients[name] = schedule.hold(gradient)
             wide = 4 * batch * (end - first) * dim
-            pieces.append(work.all_done(of_inputs, wide))
+            pieces.append(schedule.push_all(of_inputs, wide))
         whole = [mx.concatenate(parts, axis=-2) for parts in zip(*pieces, strict=True)]
-        return work.all_done(whole)
+        return schedule.push_all(whole)
 
 
 def _gradients(

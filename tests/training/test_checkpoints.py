@@ -113,8 +113,8 @@ def test_a_damaged_file_of_the_cache_is_told_by_its_name(tmp_path):
         read_cached(path)
 
 
-@pytest.mark.parametrize("leads", [True, False])
-def test_what_was_learned_is_rescued_when_a_process_is_lost(tmp_path, monkeypatch, leads):
+@pytest.mark.parametrize("is_main", [True, False])
+def test_what_was_learned_is_rescued_when_a_process_is_lost(tmp_path, monkeypatch, is_main):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     trainer, saved = object.__new__(Trainer), []
@@ -122,12 +122,12 @@ def test_what_was_learned_is_rescued_when_a_process_is_lost(tmp_path, monkeypatc
     def lost(*_):
         raise PeerLostError("gone")
 
-    trainer.folder, trainer.peers = Path("."), SimpleNamespace(leads=leads, rank=1)
+    trainer.folder, trainer.peers = Path("."), SimpleNamespace(is_main=is_main, rank=1)
     trainer._train, trainer.save = lost, lambda: saved.append(trainer.folder.resolve())
     for step in (0, 3):
         trainer.step = step
         with pytest.raises(PeerLostError) as told:
             trainer.train()
-    expected = tmp_path / "here" if leads else tmp_path / "here-rescued-1-0000003"
+    expected = tmp_path / "here" if is_main else tmp_path / "here-rescued-1-0000003"
     assert saved == [expected] and expected.is_dir()
     assert "3 steps are kept" in told.value.__notes__[0]

@@ -145,7 +145,7 @@ def test_seeds_that_were_drawn_do_not_make_a_rerun_begin_again(folder, capsys):
 
 def test_a_memory_limit_makes_no_other_video_of_a_finished_one(folder, monkeypatch, capsys):
     assert batch("--seed", 1) == 1
-    monkeypatch.setattr("mlx_cogvideo.pipeline.pipeline.guides_in_turn", lambda *_: True)
+    monkeypatch.setattr("mlx_cogvideo.pipeline.pipeline.split_cfg", lambda *_: True)
     assert batch("--seed", 1, "--memory-limit", 1) == 1
     assert "0 made, 5 made before, 1 failed" in capsys.readouterr().err
     single = ["--prompt", PROMPT, "--output", "out/1-1.mp4", *SMALL, "--seed", 1, "--resume"]

@@ -89,7 +89,7 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
 
 
 @pytest.mark.parametrize(
-    ("there_is", "advice"),
+    ("available", "advice"),
     [
         (5, ["4 bits, tiled", "4 bits, tiled", "fewer frames or a smaller size, in 4 bits"]),
         (8, ["4 bits", "4 bits", "4 bits, tiled"]),
@@ -98,8 +98,8 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
         (24, ["16 bits", "16 bits", "16 bits"]),
     ],
 )
-def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, there_is, advice):
-    machine = Machine("cuda", "", there_is * 2**30)
+def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, available, advice):
+    machine = Machine("cuda", "", available * 2**30)
     monkeypatch.setattr("mlx_cogvideo.machine.speed.this_machine", lambda: machine)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
@@ -182,7 +182,7 @@ def test_a_report_holds_everything_and_replaces_nothing(tmp_path, capsys, monkey
 
 def test_the_table_of_macs_is_that_of_the_documentation():
     """docs/memory.md has the columns that differ."""
-    page = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
     rows = re.findall(r"^\| ([^|]*)\| (16|8|4) \|(.*)\|$", page, re.MULTILINE)
     assert len(rows) == 9
     choices = {(c.variant, c.bits, c.gigabytes): c for c in choices_on_macs()}
