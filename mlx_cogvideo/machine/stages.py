@@ -16,7 +16,7 @@ from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.schedulers import make_scheduler
 from ..nn.attention import attention
 from ..nn.quantization import Quantization, QuantizedLinear
-from ..pipeline.denoising import velocities
+from ..diffusion.denoising import velocities
 
 VALUES = "check_values.safetensors"
 PROMPT = "a red circle moves right on a white background"

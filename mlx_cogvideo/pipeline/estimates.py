@@ -17,7 +17,7 @@ from ..nn.autoencoder import (
 )
 from ..nn.transformer import feed_forward_parts
 from .geometry import Geometry
-from .request import Request
+from .settings import ResolvedSettings
 from .vae_stage import Tiling
 
 
@@ -41,7 +41,7 @@ class Constants:
 
     def maps(self, tiling: str) -> int:
         """The VAE's, for one of its modes."""
-        return {"none": self.whole, "seamless": self.strips, "tiled": self.tiles}[tiling]
+        return {"none": self.whole, "exact": self.strips, "tiled": self.tiles}[tiling]
 
 
 CONSTANTS = {
@@ -71,7 +71,7 @@ WHOLE_FRAMES = 2 * 2**30
 
 def estimate_memory(
     pipe: ModelFolder,
-    request: Request,
+    settings: ResolvedSettings,
     *,
     decode: bool = True,
     done: Collection[str] = (),
@@ -81,21 +81,21 @@ def estimate_memory(
     Args:
         done: stages that are behind it, which are left out.
     """
-    _, frames, height, width, _ = request.geometry.latent_shape
-    batch = 2 if request.guided else 1
-    passes = batch if request.sequential_guidance else 1
+    _, frames, height, width, _ = settings.geometry.latent_shape
+    batch = 2 if settings.guided else 1
+    passes = batch if settings.sequential_guidance else 1
     needs = {
         "encode": text_memory(pipe),
         "denoise": denoising_memory(
-            pipe, request.geometry, batch, passes=passes, cache=request.cache
+            pipe, settings.geometry, batch, passes=passes, cache=settings.cache
         ),
     }
-    if request.encodes_frames:
-        count = frames if request.source.image is None else 1
-        way = request.source_tiling
+    if settings.encodes_frames:
+        count = frames if settings.source.image is None else 1
+        way = settings.encoding
         needs["source"] = vae_memory(pipe, way, height, width, frames=count, decode=False)
     if decode:
-        needs["decode"] = vae_memory(pipe, request.tiling, height, width, frames=frames)
+        needs["decode"] = vae_memory(pipe, settings.decoding, height, width, frames=frames)
     return {stage: need for stage, need in needs.items() if stage not in done}
 
 
@@ -139,35 +139,35 @@ def split_cfg(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -
 
 def check_memory_limit(
     pipe: ModelFolder,
-    request: Request,
+    settings: ResolvedSettings,
     *,
     decode: bool = True,
     done: Collection[str] = (),
 ) -> None:
-    """Raises InvalidInputError where a run is foretold to take more than the pipeline's limit.
+    """Raises InvalidInputError where a run is estimated to take more than the pipeline's limit.
 
     Args:
         done: stages that are behind it.
     """
     if pipe.memory_limit is None:
         return
-    needs = estimate_memory(pipe, request, decode=decode, done=done)
+    needs = estimate_memory(pipe, settings, decode=decode, done=done)
     stage = max(needs, key=needs.get, default=None)
     if stage is not None and needs[stage] > pipe.memory_limit:
         raise InvalidInputError(
             f"{stage} needs about {size(needs[stage])} and the limit is "
-            f"{size(pipe.memory_limit)}: {memory_advice(pipe, request, stage)}"
+            f"{size(pipe.memory_limit)}: {memory_advice(pipe, settings, stage)}"
         )
 
 
-def memory_advice(pipe: ModelFolder, request: Request, stage: str) -> str:
+def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> str:
     """What to do where a stage needs more memory than this machine, or the limit, allows."""
     available = largest_memory(pipe)
-    if stage == "decode" and request.tiling.mode != "tiled":
+    if stage == "decode" and settings.decoding.mode != "tiled":
         return "--tiling tiled needs less"
-    if stage == "source" and request.source.tiling != "tiled":
+    if stage == "source" and settings.source.tiling != "tiled":
         return "--source-tiling tiled needs less"
-    if stage == "denoise" and request.guided and not request.sequential_guidance:
+    if stage == "denoise" and settings.guided and not settings.sequential_guidance:
         return "--sequential-guidance needs less"
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)
@@ -206,7 +206,7 @@ def vae_memory(
     config = pipe.configs["vae"]
     ratio = config.spatial_compression_ratio
     chunk = min(CHUNK_FRAMES, (frames - 1) * config.temporal_compression_ratio + 1)
-    elements = {"none": None, "seamless": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}[tiling.mode]
+    elements = {"none": None, "exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}[tiling.mode]
     # Pixels in float32, on the device and off it.
     pixels = 2 * 4 * chunk * height * width * ratio**2 * config.out_channels
     if (tiles := tiling.tiles(config, height, width)) is not None:
@@ -230,7 +230,7 @@ def choose_tiling(pipe: ModelFolder, height: int, width: int, *, decode: bool = 
     """
     limits = {
         "none": min(max(pipe.weight_bytes("transformer"), WHOLE_FRAMES), usable_memory(pipe)),
-        "seamless": largest_memory(pipe),
+        "exact": largest_memory(pipe),
     }
     if decode and largest_decode_tensor(pipe.configs["vae"], (1, 3, height, width)) >= MAX_ELEMENTS:
         del limits["none"]

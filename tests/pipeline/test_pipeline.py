@@ -13,7 +13,7 @@ from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn import transformer as transformer_module
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
-from mlx_cogvideo.pipeline.denoising import velocities
+from mlx_cogvideo.diffusion.denoising import velocities
 from mlx_cogvideo.video import read_video
 
 PROMPT = "a red circle moves right on a white background"

@@ -16,7 +16,7 @@ from .tiles import Tiles
 ENCODE_CHUNK = 8
 DECODE_CHUNK = 2
 
-TILINGS = ("none", "seamless", "tiled")
+TILINGS = ("none", "exact", "tiled")
 
 STRIP_ELEMENTS = 4_000_000
 """Of a strip in one frame: enough to keep a GPU busy, little beside the frame of a large video."""
@@ -48,7 +48,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
     - ``"none"``: whole. Memory: two or three maps of the widest layer, some gigabytes, and the
       frames that the causal convolutions remember.
-    - ``"seamless"``: in strips of rows, with the same result. Memory: one such map, a few strips,
+    - ``"exact"``: in strips of rows, with the same result. Memory: one such map, a few strips,
       and the same remembered frames.
     - ``"tiled"``: in overlapping tiles that know nothing of each other, blended where they meet.
       Memory: that of one tile, whatever the size of the frame. Another result, as each tile has
@@ -74,7 +74,7 @@ class AutoencoderKLCogVideoX(nn.Module):
         Args:
             pixels: ``[B, F, H, W, 3]`` in [-1, 1], or uint8; height and width divisible by 8.
                 8N+1 frames give 2N+1 latent frames.
-            tiling: ``"none"``, ``"seamless"`` or ``"tiled"``; see the class.
+            tiling: ``"none"``, ``"exact"`` or ``"tiled"``; see the class.
             tile_size: height and width in pixels; None is half the model's native size.
             tile_overlap: share of a tile's height and width that the next tile covers, too; None
                 is about a sixth and a fifth.
@@ -122,7 +122,7 @@ class AutoencoderKLCogVideoX(nn.Module):
 
         Args:
             chunks: pixels as in ``encode``, cut as by ``in_chunks``.
-            tiling: ``"none"`` or ``"seamless"``. With None the moments are lazy, as gradients need
+            tiling: ``"none"`` or ``"exact"``. With None the moments are lazy, as gradients need
                 them, and nothing bounds the memory.
 
         Yields:
@@ -186,7 +186,7 @@ def _run(
 def _make_pass(latent_rows: int, tiling: str | None) -> ConvCache:
     if tiling is None:
         return ConvCache(latent_rows)
-    elements = {"seamless": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling)
+    elements = {"exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling)
     return ConvCache(latent_rows, evaluate=True, strip_elements=elements)
 
 

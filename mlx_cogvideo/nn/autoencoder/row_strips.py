@@ -104,7 +104,7 @@ def check_size(x: mx.array) -> mx.array:
     if x.size >= MAX_ELEMENTS:
         raise ValueError(
             f"an array of shape {x.shape} has 2**31 elements or more, which is too large for MLX: "
-            'use tiling="seamless" or "tiled"'
+            'use tiling="exact" or "tiled"'
         )
     return x
 
