@@ -45,6 +45,38 @@ def frames_of(output: Path) -> np.ndarray:
     return np.concatenate([read_video(file)[0] for file in files])
 
 
+def kill_after(arguments: list[str], seconds: float) -> None:
+    """Starts a command and kills it with SIGKILL after some seconds."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+def finish(output: Path, steps: int, expected: np.ndarray) -> tuple[str, list[str]]:
+    """Completes a killed run and checks the result.
+
+    Returns:
+        What was done, and the files that the killed run had left.
+    """
+    # The next run takes over the locks of a killed one.
+    left = sorted(file.name for file in output.parent.iterdir() if file.suffix != ".lock")
+    if output.exists():
+        assert np.array_equal(frames_of(output), expected), left
+    if f"{output.name}.resume" in left:
+        outcome, again = "resumed", command(output, "--resume")
+    elif output.exists():
+        outcome, again = "already finished", None
+    else:
+        outcome, again = "started again", new_run(output, steps)
+    if again:
+        run(again)
+    assert np.array_equal(frames_of(output), expected)
+    after = [file.name for file in output.parent.iterdir() if again or file.suffix != ".lock"]
+    assert after == [output.name], after
+    return outcome, left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=20, help="runs to kill (default: 20)")
@@ -71,30 +103,11 @@ def main() -> None:
             place.mkdir()
             output = place / NAMES[i % len(NAMES)]
             moment = moments.uniform(0, whole)
-            process = subprocess.Popen(new_run(output, args.steps), stdout=subprocess.DEVNULL)
-            time.sleep(moment)
-            process.kill()
-            process.wait()
-
-            # The next run takes over the locks of a killed one.
-            left = sorted(file.name for file in place.iterdir() if file.suffix != ".lock")
-            if output.exists():
-                assert np.array_equal(frames_of(output), expected[output.name]), left
-            saved = any(name == f"{output.name}.resume" for name in left)
-            if saved:
-                again = command(output, "--resume")
-            elif output.exists():
-                again = None
-            else:
-                again = new_run(output, args.steps)
-            if again:
-                run(again)
-            assert np.array_equal(frames_of(output), expected[output.name])
-            after = [file.name for file in place.iterdir() if again or file.suffix != ".lock"]
-            assert after == [output.name], after
-            kind = "resumed" if saved else "started again" if again else "already finished"
-            seen[kind] += 1
-            print(f"{i + 1:3}  {output.name:10} killed after {moment:4.1f} s, left {left}: {kind}")
+            kill_after(new_run(output, args.steps), moment)
+            outcome, left = finish(output, args.steps, expected[output.name])
+            seen[outcome] += 1
+            killed = f"killed after {moment:4.1f} s, left {left}"
+            print(f"{i + 1:3}  {output.name:10} {killed}: {outcome}")
     print(f"{args.runs} runs, same frames each time: {dict(seen)}")
 
 
