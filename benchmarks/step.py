@@ -130,8 +130,8 @@ def run_case(args: argparse.Namespace) -> dict[str, float]:
 def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
 
-    from mlx_cogvideo.diffusion.step_cache import StepCache
     from mlx_cogvideo.diffusion.denoising import velocities
+    from mlx_cogvideo.diffusion.step_cache import StepCache
 
     network = our_network(args.folder, how[0])
     inputs = np.load(args.folder / "inputs.npz")

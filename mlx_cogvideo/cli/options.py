@@ -57,13 +57,20 @@ def given_settings(args: argparse.Namespace, settings_class: type) -> dict[str, 
 
 def help_text(settings_class: type, name: str) -> str:
     """The help of a setting with its default."""
-    about = settings_of(settings_class)[name]
-    value = settings_class.__dataclass_fields__[name].default
-    words = about.if_none
-    if words is None and value not in (None, "", (), True, False):
-        words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    about, words = settings_of(settings_class)[name], default_words(settings_class, name)
     text = about.help if words is None else f"{about.help} Default: {words}."
     return text.replace("%", "%%")
+
+
+def default_words(settings_class: type, name: str) -> str | None:
+    """The default of a setting in words, or None where there is nothing to say."""
+    about = settings_of(settings_class)[name]
+    value = settings_class.__dataclass_fields__[name].default
+    if about.if_none is not None or value is None or value in ("", ()) or isinstance(value, bool):
+        return about.if_none
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def number(text: str) -> float:
@@ -92,8 +99,6 @@ def _values(kind: Any, about: Setting) -> dict[str, Any]:
         inner = [k for k in get_args(member) if k is not Ellipsis]
         values |= {"nargs": "+" if Ellipsis in get_args(member) else len(inner)}
         member = inner[0]
-    if about.count is not None:
-        values["nargs"] = about.count
     types = {int: int, float: number, str: str}
     return values | {"type": types.get(member, str)}
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.model_folder import ModelFolder
+from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import make_scheduler
 from ..nn.attention import attention
 from ..nn.quantization import Quantization, QuantizedLinear
-from ..diffusion.denoising import velocities
 
 VALUES = "check_values.safetensors"
 PROMPT = "a red circle moves right on a white background"

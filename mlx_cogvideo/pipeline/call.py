@@ -97,7 +97,7 @@ def _given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) ->
         if negative is None and settings.guided and settings.uncond == "empty":
             negative = encode_prompt(model, call.negative_prompt)
         if positive is None:
-            positive = encode_prompt(model, call.prompt)
+            positive = encode_prompt(model, call.prompt or "")
     finally:
         model.free("text_encoder")
     return join_embeds(model, settings, positive, negative)

@@ -35,6 +35,17 @@ class RunState:
     windows: tuple[mx.array, ...] = ()
 
     @property
+    def latents(self) -> mx.array:
+        """Latents after the last step, ``[1, f, h, w, c]`` in float32.
+
+        Raises:
+            ValueError: no step is done yet.
+        """
+        if self.denoising is None:
+            raise ValueError("no step is done yet")
+        return self.denoising.latents
+
+    @property
     def steps_done(self) -> int:
         """Steps of the window that is denoised."""
         return self.denoising.step if self.denoising else 0

@@ -44,6 +44,10 @@ SHARE = Range(lambda value: 0 <= value <= 1, "from 0 to 1")
 SEED = Range(lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1")
 
 
+NOTHING = object()
+"""As a setting's `omit`: records have it even where it is None."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is known of a setting beside its name, type and default.
@@ -61,7 +65,7 @@ class Setting:
         belongs_to: setting without which it means nothing: a new value of that one resets it.
         before: its value in records that were written before there was such a setting.
         aliases: other names of its values, such as old ones.
-        count: how many values the command line takes where the type doesn't say it.
+        omit: value that records leave out, such as that of a setting that is off.
     """
 
     help: str
@@ -75,7 +79,7 @@ class Setting:
     belongs_to: str | None = None
     before: Any = None
     aliases: Mapping[str, Any] | None = None
-    count: int | str | None = None
+    omit: Any = None
 
 
 def setting(
@@ -138,7 +142,7 @@ def from_arguments(
             named = dict(zip(by_position, args, strict=False))
             if len(args) > len(by_position) or named.keys() & kwargs.keys():
                 arguments(*args, **kwargs)  # which raises Python's own TypeError
-            return function(arguments(**named, **kwargs))  # type: ignore[call-arg]
+            return function(arguments(**named, **kwargs))  # type: ignore[arg-type]
 
         _document(call, arguments, [])
         return call

@@ -60,7 +60,8 @@ class CogVideoXPipeline(ModelFolder):
         """
 
         def tell(window: ResolvedSettings, run: RunState) -> Iterator[Event]:
-            if run.embeds is None:
+            embeds = run.embeds
+            if embeds is None:
                 yield Event("encode", 0, 1, window, run)
                 (embeds,) = self.encode([window])
                 run = replace(run, embeds=embeds)
@@ -71,7 +72,7 @@ class CogVideoXPipeline(ModelFolder):
                 yield Event("source", 1, 1, window, run)
             yield Event("denoise", run.steps_done, window.steps, window, run)
             for state in self.denoise(
-                window, run.embeds, run.denoising, conditioning=run.conditioning, latents=noise
+                window, embeds, run.denoising, conditioning=run.conditioning, latents=noise
             ):
                 run = replace(run, denoising=state)
                 yield Event("denoise", state.step, window.steps, window, run)
@@ -80,7 +81,7 @@ class CogVideoXPipeline(ModelFolder):
             if output_type != "latent":
                 total = window.geometry.num_frames
                 yield Event("decode", 0, total, window, run)
-                for done, frames in stages.decode(self, window, run.denoising.latents, output_type):
+                for done, frames in stages.decode(self, window, run.latents, output_type):
                     yield Event("decode", done, total, window, run, frames)
 
         run = run or RunState()
@@ -107,12 +108,12 @@ class CogVideoXPipeline(ModelFolder):
         ):
             report(event.stage, event.done, event.total)
             state = event.run.denoising
-            if event.stage == "denoise" and event.done and call.callback_on_step_end is not None:
+            if event.stage == "denoise" and state is not None and call.callback_on_step_end:
                 given = state.step - 1, state.timestep, state.latents
                 stopped = call.callback_on_step_end(*given) is False
             if event.frames is not None:
                 frames.append(event.frames)
-        return state.latents if call.output_type == "latent" else np.concatenate(frames)
+        return event.run.latents if call.output_type == "latent" else np.concatenate(frames)
 
     @with_arguments(Request)
     def request(self, settings: Request) -> ResolvedSettings:

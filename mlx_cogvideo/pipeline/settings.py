@@ -12,7 +12,7 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import TILINGS
 from ..version import __version__
 from ..video import FITS
-from .fields import FINITE, SEED, Range, at_least, check_values, setting, settings_of
+from .fields import FINITE, NOTHING, SEED, Range, at_least, check_values, setting, settings_of
 from .geometry import Geometry
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture, Source
 from .vae_stage import Tiling
@@ -55,6 +55,7 @@ class VideoSettings:
         metavar="N",
         within=at_least(0),
         before=0,
+        omit=0,
     )
     overlap: int | None = setting(
         None,
@@ -129,6 +130,7 @@ class VideoSettings:
         "skip the unconditional pass.",
         group="sampling",
         metavar=("FIRST", "END"),
+        omit=NOTHING,
         if_none="all steps",
     )
     uncond: str = setting(
@@ -195,6 +197,7 @@ class VideoSettings:
         group="memory",
         metavar=("HEIGHT", "WIDTH"),
         if_none="half the model's own size",
+        omit=NOTHING,
         may_change=True,
         belongs_to="tiling",
     )
@@ -204,6 +207,7 @@ class VideoSettings:
         group="memory",
         metavar=("ROWS", "COLUMNS"),
         if_none="about 1/6 and 1/5",
+        omit=NOTHING,
         may_change=True,
         belongs_to="tiling",
     )
@@ -222,9 +226,12 @@ class VideoSettings:
         check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings that aren't None, fit for JSON; pixels become the words "an array"."""
-        values = {name: getattr(self, name) for name in settings_of(VideoSettings)}
-        return {name: _for_json(name, value) for name, value in values.items() if value is not None}
+        """The settings fit for JSON, without those that are off; pixels become "an array"."""
+        return {
+            name: _for_json(name, getattr(self, name))
+            for name, about in settings_of(VideoSettings).items()
+            if getattr(self, name) is not about.omit
+        }
 
     settings = to_dict  # its name before there was this class
 
@@ -345,6 +352,6 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _for_json(name: str, value: Any) -> Any:
-    if name in ("image", "video"):
+    if name in ("image", "video") and value is not None:
         return str(value) if isinstance(value, str | Path) else AN_ARRAY
     return list(value) if isinstance(value, tuple) else value

@@ -77,7 +77,7 @@ def extended_events(
         for event in tell(window, begin):
             if event.stage == "decode":
                 if number == len(run.windows):
-                    windows = (*run.windows, event.run.denoising.latents)
+                    windows = (*run.windows, event.run.latents)
                     run = RunState(embeds=event.run.embeds, windows=windows)
                     last = last or ends_early()
                 frames = joiner.add(event.frames, last)

@@ -44,11 +44,22 @@ class OneCall(VideoSettings):
         return Call(**given)
 
 
-BY_POSITION = ("prompt", "model", "num_frames", "height", "width", "num_inference_steps")
-BY_POSITION += ("cfg_scale", "seed", "output_path", "tiling")
+_SIZE = ("num_frames", "height", "width")
 
 
-@from_arguments(OneCall, BY_POSITION)
+@from_arguments(
+    OneCall,
+    (
+        "prompt",
+        "model",
+        *_SIZE,
+        "num_inference_steps",
+        "cfg_scale",
+        "seed",
+        "output_path",
+        "tiling",
+    ),
+)
 def generate_video(arguments: OneCall) -> np.ndarray:
     """Makes a video of a prompt, and writes it where `output_path` says.
 

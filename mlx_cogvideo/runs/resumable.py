@@ -179,7 +179,7 @@ def _write(events: Iterator[Event], saved: SavedRun, overwrite: bool) -> None:
         if writer is not None:
             writer.record = record
             return
-    latents = np.array(event.run.denoising.latents)
+    latents = np.array(event.run.latents)
     write_latents(saved.output, latents, overwrite=overwrite, record=record)
 
 

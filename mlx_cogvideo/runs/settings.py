@@ -1,11 +1,12 @@
 """The settings of a run: those of its video, and what computes and writes it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.components import DTYPES
-from ..pipeline.fields import above, setting, settings_of
+from ..pipeline.fields import Range, setting, settings_of
 from ..pipeline.settings import VideoSettings
 
 
@@ -36,7 +37,7 @@ class RunSettings(VideoSettings):
         "Frames per second of the file.",
         group="output",
         if_none="the model's own",
-        within=above(0),
+        within=Range(lambda value: 0 < value < math.inf, "above 0"),
         may_change=True,
     )
 

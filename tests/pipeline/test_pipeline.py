@@ -9,11 +9,11 @@ from support import relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.diffusion.denoising import velocities
 from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn import transformer as transformer_module
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
-from mlx_cogvideo.diffusion.denoising import velocities
 from mlx_cogvideo.video import read_video
 
 PROMPT = "a red circle moves right on a white background"

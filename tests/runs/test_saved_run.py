@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.diffusion.denoising import DenoisingState
+from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.runs.saved_run import SavedRun, saved_path
 from mlx_cogvideo.video import read_record
 
