@@ -6,7 +6,7 @@ A wrong argument that mypy accepted would leave its "type: ignore" unused, which
 import numpy as np
 
 from mlx_cogvideo import CogVideoXPipeline, generate_video
-from mlx_cogvideo.pipeline.settings import ResolvedSettings
+from mlx_cogvideo.pipeline.resolved import ResolvedSettings
 
 
 def right(pipe: CogVideoXPipeline) -> None:

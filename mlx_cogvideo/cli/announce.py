@@ -8,7 +8,7 @@ from ..device import size
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
-from ..pipeline.settings import ResolvedSettings
+from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.vae_stage import Tiling
 from ..runs.jobs import Plan
 from ..runs.record import model_title

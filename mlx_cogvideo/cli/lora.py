@@ -19,7 +19,7 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked
 from ..pipeline.events import RunState
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.settings import ResolvedSettings
+from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips

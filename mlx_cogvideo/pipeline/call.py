@@ -11,9 +11,10 @@ from ..diffusion.guidance import check_uncond
 from ..errors import InvalidInputError
 from .estimates import check_memory_limit
 from .events import Progress, RunState
-from .resolve import resolve
-from .settings import ResolvedSettings, VideoSettings
-from .stages import TILED, encode_prompt, join_embeds
+from .resolved import ResolvedSettings
+from .resolver import resolve
+from .run_stages import TILED, encode_prompt, join_embeds, needs_negative
+from .settings import VideoSettings
 from .vae_stage import check_decodable
 
 logger = logging.getLogger(__name__)
@@ -65,27 +66,27 @@ def start(model: ModelFolder, call: Call) -> tuple[ResolvedSettings, RunState]:
         )
     if call.prompt is None and call.prompt_embeds is None:
         raise InvalidInputError("give a prompt or prompt_embeds")
-    settings = resolve(
-        model, replace(call, prompt=None) if call.prompt_embeds is not None else call
-    )
+    settings = resolve(model, call if call.prompt_embeds is None else replace(call, prompt=None))
     if call.tiling == "auto" and settings.decoding.mode == "tiled":
         logger.warning(TILED)
-    geometry, decodes = settings.geometry, call.output_type != "latent"
-    if call.latents is not None and tuple(call.latents.shape) != geometry.latent_shape:
-        raise InvalidInputError(
-            f"latents must have shape {geometry.latent_shape}; got {tuple(call.latents.shape)}"
-        )
-    if settings.extend and (not decodes or call.latents is not None):
-        raise InvalidInputError("a video of several windows has no latents of its own")
     check_uncond(settings.uncond, call.negative_prompt_embeds is not None)
+    _check_latents(call, settings)
+    decodes = call.output_type != "latent"
     if decodes:
         check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
-    needs_negative = settings.guided and settings.uncond == "empty"
-    encodes = call.prompt_embeds is None or (needs_negative and call.negative_prompt_embeds is None)
-    done = () if encodes else ("encode",)
-    check_memory_limit(model, settings, decode=decodes, done=done)
-    settings.source.check(geometry, model.fps)
+    missing = call.negative_prompt_embeds is None and needs_negative(settings)
+    encodes = call.prompt_embeds is None or missing
+    check_memory_limit(model, settings, decode=decodes, done=() if encodes else ("encode",))
+    settings.source.check(settings.geometry, model.fps)
     return settings, RunState(embeds=_given_embeds(model, call, settings))
+
+
+def _check_latents(call: Call, settings: ResolvedSettings) -> None:
+    shape = settings.geometry.latent_shape
+    if call.latents is not None and tuple(call.latents.shape) != shape:
+        raise InvalidInputError(f"latents must have shape {shape}; got {tuple(call.latents.shape)}")
+    if settings.extend and (call.output_type == "latent" or call.latents is not None):
+        raise InvalidInputError("a video of several windows has no latents of its own")
 
 
 def _given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) -> mx.array | None:
@@ -94,7 +95,7 @@ def _given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) ->
     if positive is None and negative is None:
         return None
     try:
-        if negative is None and settings.guided and settings.uncond == "empty":
+        if negative is None and needs_negative(settings):
             negative = encode_prompt(model, call.negative_prompt)
         if positive is None:
             positive = encode_prompt(model, call.prompt or "")

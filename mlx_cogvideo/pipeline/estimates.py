@@ -17,7 +17,7 @@ from ..nn.autoencoder import (
 )
 from ..nn.transformer import feed_forward_parts
 from .geometry import Geometry
-from .settings import ResolvedSettings
+from .resolved import ResolvedSettings
 from .vae_stage import Tiling
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState
-from .settings import ResolvedSettings
+from .resolved import ResolvedSettings
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their number."""

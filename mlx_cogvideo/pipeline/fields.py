@@ -142,7 +142,7 @@ def from_arguments(
             named = dict(zip(by_position, args, strict=False))
             if len(args) > len(by_position) or named.keys() & kwargs.keys():
                 arguments(*args, **kwargs)  # which raises Python's own TypeError
-            return function(arguments(**named, **kwargs))  # type: ignore[arg-type]
+            return function(arguments(**named, **kwargs))  # type: ignore[call-arg, arg-type]
 
         _document(call, arguments, [])
         return call

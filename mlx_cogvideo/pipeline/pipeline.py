@@ -15,19 +15,15 @@ from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState, denoising_steps
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
-from . import stages
+from . import run_stages as stages
 from .call import Call, Request, start
 from .events import Event, Progress, RunState, no_progress
 from .fields import with_arguments
 from .geometry import Geometry
-from .resolve import initial_noise, model_geometry, resolve, run_scheduler, sampling
-from .settings import ResolvedSettings
+from .resolved import ResolvedSettings
+from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
 from .vae_stage import check_decodable
 from .windows import extended_events
-
-
-def never() -> bool:
-    return False
 
 
 class CogVideoXPipeline(ModelFolder):
@@ -43,7 +39,7 @@ class CogVideoXPipeline(ModelFolder):
         *,
         noise: mx.array | None = None,
         output_type: str = "np",
-        ends_early: Callable[[], bool] = never,
+        ends_early: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
         """Tells the story of a video: text, source, denoising, decoding, event by event.
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
 from .events import Event, RunState
-from .settings import ResolvedSettings
+from .resolved import ResolvedSettings
 
 OVERLAP = 9
 """Frames from which a text-to-video model continues."""

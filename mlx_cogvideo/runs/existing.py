@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidInputError, OutputError
-from ..pipeline.settings import ResolvedSettings, override
+from ..pipeline.resolved import ResolvedSettings
+from ..pipeline.settings import override
 from ..video import read_record
 from .record import Record, model_differences, setting_differences
 from .resumable import VideoJob

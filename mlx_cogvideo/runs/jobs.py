@@ -18,8 +18,9 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError, with_notes
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.resolve import resolve
-from ..pipeline.settings import ResolvedSettings, override
+from ..pipeline.resolved import ResolvedSettings
+from ..pipeline.resolver import resolve
+from ..pipeline.settings import override
 from ..video import check_output_path, open_writer
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts

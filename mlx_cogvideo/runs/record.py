@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from ..pipeline.events import Progress, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.settings import ResolvedSettings
+from ..pipeline.resolved import ResolvedSettings
 from ..version import __version__
 from .settings import comparable
 

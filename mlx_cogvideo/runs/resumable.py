@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InvalidInputError, mlx_errors
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.settings import ResolvedSettings
+from ..pipeline.resolved import ResolvedSettings
 from ..video import open_writer, write_latents
 from ..video.paths import LATENTS, output_form
 from .record import Meter, Record, setting_differences

@@ -16,7 +16,7 @@ from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
 from ..pipeline.events import RunState
-from ..pipeline.settings import steps_taken
+from ..pipeline.resolved import steps_taken
 from ..video.metadata import KEY, record_text
 from ..video.paths import publish, write_temporary
 from .record import Record

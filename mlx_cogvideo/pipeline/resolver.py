@@ -14,7 +14,8 @@ from ..diffusion.step_cache import IDENTITY, POLYNOMIALS, resolve_cache_threshol
 from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg
 from .geometry import Geometry
-from .settings import ResolvedSettings, VideoSettings, check_steps
+from .resolved import ResolvedSettings, check_steps
+from .settings import VideoSettings
 from .sources import DEFAULT_STRENGTH, Source, path_or_pixels, picture_size
 from .vae_stage import Tiling
 from .windows import choose_overlap
@@ -153,34 +154,38 @@ def _source(model: ModelFolder, settings: VideoSettings, geometry: Geometry, til
     Raises:
         InvalidInputError: the model needs another source, or a setting has nothing to apply to.
     """
-    image, video = settings.image, settings.video
-    if model.takes_image and video is not None:
-        raise InvalidInputError("an image-to-video model can't start from a video")
-    if model.takes_image and image is None:
-        raise InvalidInputError("this is an image-to-video model: give it an image")
-    if image is not None and not model.takes_image:
-        raise InvalidInputError(
-            "this model makes videos of text: an image needs an image-to-video model, "
-            "such as 5b-i2v"
-        )
-    either = image is not None or video is not None
-    for name, applies, what in (
-        ("strength", video is not None, "a video"),
-        ("image_latent_scale", image is not None, "an image"),
-        ("image_fit", either, "an image or a video"),
-        ("source_tiling", either or settings.extend > 0, "an image or a video"),
-    ):
-        if getattr(settings, name) is not None and not applies:
-            raise InvalidInputError(f"{name} needs {what}")
+    _check_source(model, settings)
     size = (geometry.height, geometry.width, 3)
     return Source(
-        image=path_or_pixels("image", image, size),
-        video=path_or_pixels("video", video, (geometry.num_frames, *size)),
+        image=path_or_pixels("image", settings.image, size),
+        video=path_or_pixels("video", settings.video, (geometry.num_frames, *size)),
         strength=DEFAULT_STRENGTH if settings.strength is None else settings.strength,
         fit=settings.image_fit or "crop",
         image_latent_scale=settings.image_latent_scale or "official",
         tiling=settings.source_tiling or tiling,
     )
+
+
+def _check_source(model: ModelFolder, settings: VideoSettings) -> None:
+    has_image, has_video = settings.image is not None, settings.video is not None
+    if model.takes_image and has_video:
+        raise InvalidInputError("an image-to-video model can't start from a video")
+    if model.takes_image and not has_image:
+        raise InvalidInputError("this is an image-to-video model: give it an image")
+    if has_image and not model.takes_image:
+        raise InvalidInputError(
+            "this model makes videos of text: an image needs an image-to-video model, "
+            "such as 5b-i2v"
+        )
+    either = has_image or has_video
+    for name, applies, what in (
+        ("strength", has_video, "a video"),
+        ("image_latent_scale", has_image, "an image"),
+        ("image_fit", either, "an image or a video"),
+        ("source_tiling", either or settings.extend > 0, "an image or a video"),
+    ):
+        if getattr(settings, name) is not None and not applies:
+            raise InvalidInputError(f"{name} needs {what}")
 
 
 def _tuple(values: Any) -> Any:

@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from ..nn.eval_schedule import EvalSchedule
 from .estimates import choose_tiling
-from .settings import ResolvedSettings
+from .resolved import ResolvedSettings
 from .sources import image_latent_scale
 from .vae_stage import Tiling, check_frame, decode_frames, encode_frames
 
@@ -44,7 +44,7 @@ def encode_texts(model: ModelFolder, videos: Iterable[ResolvedSettings]) -> Iter
     try:
         for settings in videos:
             texts = [settings.prompt]
-            if settings.guided and settings.uncond == "empty":
+            if needs_negative(settings):
                 texts.append(settings.negative_prompt)
             known = {text: known[text] for text in texts if text in known}
             for text in texts:
@@ -54,6 +54,11 @@ def encode_texts(model: ModelFolder, videos: Iterable[ResolvedSettings]) -> Iter
             yield join_embeds(model, settings, known[settings.prompt], negative)
     finally:
         model.free("text_encoder")
+
+
+def needs_negative(settings: ResolvedSettings) -> bool:
+    """Whether the unconditional pass gets the embeddings of a text."""
+    return settings.guided and settings.uncond == "empty"
 
 
 def join_embeds(
