@@ -21,6 +21,7 @@ import pytest
 from clips import make_clip
 from commands import errors, generate, heeding_ctrl_c, press_ctrl_c, warnings
 from support import locked_elsewhere
+from trainers import sample_numbers, write_samples
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
@@ -31,13 +32,10 @@ from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
-from mlx_cogvideo.training.clips import Clip
-from mlx_cogvideo.training.latent_cache import Cache
 from mlx_cogvideo.training.loss import AdapterLoss, Batch
-from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
-from mlx_cogvideo.video import ClipSpec, write_video
+from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[2] / "lora.py"
 SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--rank", 4, "--warmup", 2]
@@ -264,7 +262,9 @@ def test_a_training_does_not_overwrite_an_adapter_of_another_tool(clips, adapter
     assert (adapter / name).read_text() == "{}"
 
 
-def test_an_interruption_before_the_first_step_says_what_is_kept(clips, adapter, monkeypatch, capsys):
+def test_an_interruption_before_the_first_step_says_what_is_kept(
+    clips, adapter, monkeypatch, capsys
+):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -306,27 +306,11 @@ def test_a_path_that_cant_be_written_is_one_line(clips, tmp_path, capsys):
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """Returns a function that makes a trainer of the demo.
-
-    Its clips have 9 and 17 frames. Each number of the text embeddings of a clip is its number.
-    """
-    pipe, cache = CogVideoXPipeline.from_pretrained("demo"), Cache(tmp_path / "cache")
-
-    def write(name: str, arrays: dict[str, mx.array]) -> Path:
-        path = cache.path({"name": name})
-        cache.write(path, arrays)
-        return path
+    """Returns a function that makes a trainer of the demo; see `write_samples`."""
+    pipe = CogVideoXPipeline.from_pretrained("demo")
 
     def make(*counts: int, batch_size: int) -> Trainer:
-        samples = []
-        for frames, count in zip((9, 17), counts, strict=False):
-            shape = ClipSpec(frames, 32, 48, 8)
-            zeros = mx.zeros((1, (frames + 7) // 4, 4, 6, 16))
-            latents = write(f"{frames} frames", {"mean": zeros, "logvar": zeros})
-            for _ in range(count):
-                number = len(samples)
-                text = write(f"text {number}", {"embeds": mx.full((1, 32, 64), number)})
-                samples.append(Sample(Clip(Path(f"{number}.mp4"), ""), shape, latents, text))
+        samples = write_samples(tmp_path / "cache", *counts)
         settings = Settings(batch_size=batch_size, caption_dropout=0)
         return Trainer(pipe, samples, samples[0].text, settings, tmp_path)
 
@@ -334,13 +318,9 @@ def make_trainer(tmp_path):
         yield make
 
 
-def clip_numbers(batch: Batch) -> list[int]:
-    return [int(number) for number in batch.text[:, 0, 0].tolist()]
-
-
 def test_each_epoch_has_all_clips_in_a_new_order(make_trainer):
     trainer = make_trainer(5, batch_size=1)
-    seen = [number for i in range(15) for number in clip_numbers(trainer.batch(i))]
+    seen = [number for i in range(15) for number in sample_numbers(trainer.batch(i))]
     epochs = [seen[i : i + 5] for i in (0, 5, 10)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -349,7 +329,7 @@ def test_each_epoch_has_all_clips_in_a_new_order(make_trainer):
 def test_each_batch_is_full_and_of_one_shape_and_each_epoch_has_all_clips(make_trainer):
     trainer = make_trainer(5, 3, batch_size=2)
     for epoch in range(3):
-        seen = [clip_numbers(trainer.batch(epoch * 5 + i)) for i in range(5)]
+        seen = [sample_numbers(trainer.batch(epoch * 5 + i)) for i in range(5)]
         assert all(len(numbers) == 2 for numbers in seen)
         assert all((numbers[0] < 5) == (numbers[1] < 5) for numbers in seen), "9 or 17 frames"
         assert {number for numbers in seen for number in numbers} == set(range(8))
@@ -573,7 +553,9 @@ def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where)
     assert all(mx.array_equal(first[n], second[n]) for n in first)
 
 
-def test_a_failed_sample_is_a_warning_and_the_training_continues(clips, adapter, monkeypatch, capsys):
+def test_a_failed_sample_is_a_warning_and_the_training_continues(
+    clips, adapter, monkeypatch, capsys
+):
     def failing(*_, **__):
         raise GenerationError("one constant colour")
 

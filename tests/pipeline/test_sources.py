@@ -240,9 +240,7 @@ def test_a_wrong_source_is_one_line(output, clip, capsys, options, message):
 
 def test_arrays_must_have_the_size_of_the_video():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    with pytest.raises(
-        InvalidInputError, match=r"video must be a file, or uint8 \[9, 32, 48, 3\]"
-    ):
+    with pytest.raises(InvalidInputError, match=r"video must be a file, or uint8 \[9, 32, 48, 3\]"):
         pipe.request(PROMPT, video=make_clip(9, 48, 32), **TINY)
 
 
@@ -509,9 +507,7 @@ def test_a_size_that_a_model_was_not_trained_on_is_warned_of(output, monkeypatch
     assert not any("trained on" in line for line in warnings(capsys.readouterr().err))
 
 
-def test_a_run_resumes_between_two_windows_without_its_source_file(
-    output, monkeypatch
-):
+def test_a_run_resumes_between_two_windows_without_its_source_file(output, monkeypatch):
     write_video("long.mp4", make_clip(17, 32, 48), 8)
     command = ["--video", "long.mp4", "--steps", 4, "--frames", 17, "--extend", 1]
     condition = CogVideoXPipeline.condition
