@@ -3,8 +3,8 @@
 import os
 
 os.environ["MLX_ENABLE_TF32"] = "0"
-# Tests run in parallel: with more threads each, they would mostly wait for each other. Workers start
-# after this and inherit it.
+# Tests run in parallel: with more threads each, they would mostly wait for each other. Workers
+# start after this and inherit it.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 

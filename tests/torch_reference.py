@@ -121,7 +121,7 @@ def load_config(folder: Path) -> dict:
 def rotary_embedding(
     transformer: diffusers.CogVideoXTransformer3DModel, frames: int, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Returns the tables that diffusers' pipeline gives the transformer for latents of this size."""
+    """Returns the RoPE tables that diffusers' pipeline passes for latents of this size."""
     if not transformer.config.use_rotary_positional_embeddings:
         return None
     pipeline = object.__new__(diffusers.CogVideoXPipeline)

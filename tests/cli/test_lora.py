@@ -262,9 +262,7 @@ def test_a_training_does_not_overwrite_an_adapter_of_another_tool(clips, adapter
     assert (adapter / name).read_text() == "{}"
 
 
-def test_an_interruption_before_the_first_step_says_what_is_kept(
-    clips, adapter, monkeypatch, capsys
-):
+def test_an_interruption_before_the_first_step_loses_nothing(clips, adapter, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -553,9 +551,7 @@ def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where)
     assert all(mx.array_equal(first[n], second[n]) for n in first)
 
 
-def test_a_failed_sample_is_a_warning_and_the_training_continues(
-    clips, adapter, monkeypatch, capsys
-):
+def test_a_failed_sample_is_a_warning_and_no_error(clips, adapter, monkeypatch, capsys):
     def failing(*_, **__):
         raise GenerationError("one constant colour")
 

@@ -215,20 +215,20 @@ def test_wrong_arguments_are_refused_before_any_weight_is_read(
 
 def test_nan_in_a_denoising_step_is_an_error_at_once(pipe):
     pipe.transformer.proj_out.bias = mx.full(64, float("nan"))
-    with pytest.raises(GenerationError, match="step 1 .*NaN"):
+    with pytest.raises(GenerationError, match=r"step 1 .*NaN"):
         pipe(PROMPT, **SMALL)
 
 
 def test_nan_latents_are_an_error_before_decoding(pipe):
     request = pipe.request(PROMPT, **SMALL)
-    with pytest.raises(GenerationError, match="latents .*NaN"):
+    with pytest.raises(GenerationError, match=r"latents .*NaN"):
         next(pipe.decode(request, mx.full(request.geometry.latent_shape, float("nan"))))
 
 
 @pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
 def test_nan_pixels_are_an_error(pipe, tiling):
     pipe.vae.decoder.conv_out.conv.bias = mx.full(3, float("nan"))
-    with pytest.raises(GenerationError, match="decoding .*NaN"):
+    with pytest.raises(GenerationError, match=r"decoding .*NaN"):
         pipe(PROMPT, **SMALL, tiling=tiling)
 
 

@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_one_line_that_says_what_to_do(tmp_path, name, c
             mx.save_safetensors(str(file), {"b": mx.ones(3)})
     elif content is not None:
         file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="0000002 is damaged .*remove it") as error:
+    with pytest.raises(CheckpointError, match=r"0000002 is damaged .*remove it") as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
 
