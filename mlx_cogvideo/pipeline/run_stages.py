@@ -45,7 +45,7 @@ def encode_texts(model: ModelFolder, videos: Iterable[ResolvedSettings]) -> Iter
         for settings in videos:
             texts = [settings.prompt]
             if needs_negative(settings):
-                texts.append(settings.negative_prompt)
+                texts.insert(0, settings.negative_prompt)
             known = {text: known[text] for text in texts if text in known}
             for text in texts:
                 if text not in known:

@@ -1,4 +1,4 @@
-"""Sizes are chosen and checked from the configuration alone."""
+"""The geometry of a video is chosen and checked from the configuration alone."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_a_model_of_no_variant_defaults_to_its_sample_size():
 
 
 @pytest.mark.parametrize(("frames", "leading"), [(81, 1), (161, 1), (9, 1), (17, 1), (1, 1)])
-def test_1_5_fills_its_temporal_patch_at_the_front(frames, leading):
+def test_1_5_pads_its_first_temporal_patch(frames, leading):
     geometry = choose("1.5-5b", num_frames=frames)
     assert geometry.leading_latents == leading
     assert geometry.latent_shape[1] % 2 == 0
@@ -69,15 +69,15 @@ def test_a_height_that_is_no_multiple_of_16_is_an_error(size):
         choose("5b", height=size)
 
 
-def test_learned_positions_hold_to_their_size():
+def test_learned_positions_allow_only_their_own_size():
     learned = {"use_learned_positional_embeddings": True}
     assert choose("5b-i2v", num_frames=33, **learned).num_frames == 33
     with pytest.raises(InvalidInputError, match="720x480"):
         choose("5b-i2v", width=480, height=720, **learned)
 
 
-def test_the_largest_decoded_array_is_known_beforehand():
-    """The first full-size convolution reads 9 frames and the 2 before them, 256 channels."""
+def test_the_largest_decoded_array_is_known_before_decoding():
+    """The first full-size convolution reads 9 frames and the 2 before them, with 256 channels."""
     config = AutoencoderConfig()
     assert largest_decode_tensor(config, (1, 13, 60, 90, 16)) == 11 * 480 * 720 * 256
     assert largest_decode_tensor(config, (1, 2, 60, 90, 16)) == 10 * 480 * 720 * 256

@@ -1,4 +1,4 @@
-"""The record of a run: what it holds, and how two are told apart."""
+"""The record of a run: what it holds, and how two records are compared."""
 
 import json
 
@@ -48,7 +48,7 @@ def record(pipe, model=None, **changes):
     return make_record(pipe, request, model or {"name": "demo"}, fps=8)
 
 
-def test_a_record_holds_all_that_a_request_was_told_and_gives_it_again(pipe):
+def test_a_record_holds_all_settings_of_a_request_and_restores_it(pipe):
     made = json.loads(json.dumps(record(pipe)))
     expected = {**ARGUMENTS, "lora": [], "dtype": "float32", "compile": True, "fps": 8.0}
     assert made["settings"] == expected
@@ -57,7 +57,7 @@ def test_a_record_holds_all_that_a_request_was_told_and_gives_it_again(pipe):
     assert made["versions"]["mlx"] == mx.__version__
 
 
-def test_what_was_left_to_the_model_is_in_the_record_as_it_came_out(pipe):
+def test_a_record_holds_the_defaults_of_the_model(pipe):
     made = make_record(pipe, pipe.request("a"), {}, fps=8)["settings"]
     chosen = {name: made[name] for name in ("num_frames", "scheduler", "dynamic_cfg")}
     assert chosen == {"num_frames": 17, "scheduler": "ddim", "dynamic_cfg": "constant"}
@@ -78,7 +78,7 @@ def test_each_setting_that_differs_is_named(pipe):
     assert setting_differences(then, then) == []
 
 
-def test_models_differ_by_what_they_hold_and_not_by_where_they_lie(pipe):
+def test_models_differ_by_content_and_not_by_location(pipe):
     then = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
     moved = record(pipe, {"name": "b", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
     other = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "3" * 64}})
@@ -104,7 +104,7 @@ def test_versions_that_compute_differently_are_named(pipe):
     assert version_differences(then, now) == [f"mlx was 0.1 and is now {mx.__version__}"]
 
 
-def test_a_meter_adds_to_what_was_there_and_passes_reports_on():
+def test_a_meter_adds_to_earlier_timings_and_forwards_progress():
     made = {"timings": {"denoise": 100.0}, "peak_memory": {"denoise": 1}}
     reports = []
     meter = Meter(made, lambda *report: reports.append(report))
