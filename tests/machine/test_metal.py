@@ -22,6 +22,7 @@ from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideo
 from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, backend, kernel_operations, kernels
 from mlx_cogvideo.nn.transformer import FeedForward, feed_forward_parts
 from mlx_cogvideo.pipeline import estimates as memory
+from mlx_cogvideo.pipeline import run_stages
 from mlx_cogvideo.video import read_video
 
 SMALL_VAE = AutoencoderConfig(
@@ -430,6 +431,7 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     streams, convert_type = [], mx.array.astype
     from mlx_cogvideo.checkpoints import save_arrays
+    from mlx_cogvideo.pipeline.events import RunState
     from mlx_cogvideo.runs import saved_run
 
     class Recorded:
@@ -441,7 +443,7 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
             return convert_type(self.array, dtype, stream=stream)
 
     run_ = saved_run.SavedRun(
-        {"settings": {"num_inference_steps": 2}}, "v.mp4", Recorded(mx.ones(3))
+        {"settings": {"num_inference_steps": 2}}, "v.mp4", RunState(Recorded(mx.ones(3)))
     )
     run_.save(tmp_path / "v.mp4.resume")
     assert streams == [mx.cpu]
@@ -457,16 +459,16 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
 
 def test_a_batch_ends_where_the_gpu_can_do_no_more(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    decode = CogVideoXPipeline.decode
+    decode = run_stages.decode
 
-    def fail(pipe, request, latents, **options):
-        if request.seed == 2:
+    def fail(model, settings, *arguments):
+        if settings.seed == 2:
             raise RuntimeError(next(iter(TEXTS)))
-        return decode(pipe, request, latents, **options)
+        return decode(model, settings, *arguments)
 
     batch = ["--prompt", PROMPT, *SMALL, "--seed", 1, 2, 3, "--output", "v{seed}.mp4"]
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXPipeline, "decode", fail)
+        patch.setattr(run_stages, "decode", fail)
         assert run(*batch) == 1
     (line,) = errors(capsys.readouterr().err)
     assert "1 of 3 videos are made: the same command with --resume makes the rest" in line
