@@ -12,6 +12,7 @@ import pytest
 from winograd import emulated, nowhere
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.checkpoints.model_folder import ModelFolder, official_model
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.device import Machine
@@ -19,7 +20,6 @@ from mlx_cogvideo.machine.speed import (
     MAC_SIZES,
     PACKINGS,
     Ceilings,
-    _imagined,
     choices_on_macs,
     dtype_advice,
     outlook,
@@ -100,15 +100,16 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
 )
 def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, available, advice):
     machine = Machine("cuda", "", available * 2**30)
-    monkeypatch.setattr("mlx_cogvideo.machine.speed.this_machine", lambda: machine)
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice
 
 
 def test_a_packed_model_has_the_size_that_the_converter_makes_it():
-    """As it was measured: docs/benchmarks.md, in GB."""
-    model = _imagined("5b", PACKINGS["4 bits"])
+    """The sizes were measured: docs/benchmarks.md, in GB."""
+    (variant,) = (variant for variant in VARIANTS if variant.alias == "5b")
+    model = official_model(variant, PACKINGS["4 bits"])
     assert model.weight_bytes("transformer") == pytest.approx(3.56e9, rel=0.01)
     assert sum(map(model.weight_bytes, model.configs)) == pytest.approx(7.36e9, rel=0.01)
 
