@@ -1,8 +1,8 @@
-"""Checkpoints of the original SAT code, seen as the official ones.
+"""Reads checkpoints of the original SAT code under the official names.
 
 A transformer is one ``mp_rank_00_model_states.pt``, a VAE ``3d-vae.pt``. Files of fine-tuned models
-may hold the VAE (``first_stage_model.``) and the text encoder (``conditioner.``) as well, and a
-second, averaged transformer, which is passed over. The names are those of
+may also hold the VAE (``first_stage_model.``), the text encoder (``conditioner.``), and a second,
+averaged transformer, which is ignored. The names follow
 ``tools/convert_weight_sat2hf.py`` in zai-org/CogVideo.
 """
 
@@ -66,7 +66,7 @@ _VAE_RENAMED = (
 
 @dataclass(frozen=True)
 class SatTensor:
-    """A tensor under its official name, made of a stored one."""
+    """A tensor as the official checkpoint has it, made from a stored one."""
 
     info: TensorInfo
     read: Callable[[], mx.array]
@@ -78,7 +78,7 @@ def is_sat(path: Path) -> bool:
 
 
 def sat_file(folder: Path) -> Path | None:
-    """The one transformer below a folder; an averaged twin doesn't count.
+    """The only transformer below a folder; an averaged copy doesn't count.
 
     Raises:
         CheckpointError: there are several.
@@ -88,11 +88,11 @@ def sat_file(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class SatCheckpoint:
-    """What a SAT checkpoint holds.
+    """The contents of a SAT checkpoint.
 
     Attributes:
-        networks: the tensors of each network by the name of its folder.
-        rotary: whether the transformer rotates queries and keys, which only 2B doesn't.
+        networks: the tensors of each network, by the name of its folder.
+        rotary: whether the transformer rotates queries and keys, as all but 2B do.
     """
 
     networks: dict[str, dict[str, SatTensor]]
@@ -100,10 +100,10 @@ class SatCheckpoint:
 
 
 def open_sat(path: Path) -> SatCheckpoint:
-    """Reads which tensors a SAT checkpoint holds, but none of them.
+    """Lists the tensors of a SAT checkpoint; reads none of them.
 
     Args:
-        path: a transformer's file, or a folder with it, and the VAE's, somewhere below.
+        path: a transformer's file, or a folder with it and the VAE's file somewhere below.
 
     Raises:
         CheckpointError: a file is missing or damaged, or has tensors of unknown names.
@@ -123,7 +123,7 @@ def open_sat(path: Path) -> SatCheckpoint:
     if text := _under(tensors, _TEXT_PREFIX):
         text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
         found["text_encoder"] = {name: _plain(file, t) for name, t in text.items()}
-    # The tables of angles are stored; without them the width tells: 2B's is 1920.
+    # The tables of angles are stored. Without them the width decides: 2B's is 1920.
     rotary = any("freqs_" in name for name in transformer)
     rotary = rotary or found["transformer"]["norm_final.weight"].info.shape[0] == 3072
     return SatCheckpoint(found, rotary)
@@ -133,7 +133,7 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
     """The ``config.json`` of a transformer, read from the shapes of its tensors.
 
     Args:
-        rotary: whether it rotates queries and keys, which only 2B doesn't.
+        rotary: whether it rotates queries and keys, as all but 2B do.
     """
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     dim, text_dim = shapes["patch_embed.text_proj.weight"]
@@ -167,7 +167,7 @@ def vae_config(tensors: Mapping[str, SatTensor], transformer: Mapping[str, Any])
     """The ``config.json`` of a VAE, read from the shapes of its tensors.
 
     Args:
-        transformer: the one of the transformer that it belongs to.
+        transformer: the ``config.json`` of its transformer.
     """
     rotary = transformer["use_rotary_positional_embeddings"]
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
@@ -205,12 +205,12 @@ def text_encoder_config(tensors: Mapping[str, SatTensor]) -> dict[str, Any]:
 
 
 def sat_configurations(transformer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configurations of a model folder that no SAT file holds, by their names in it.
+    """The other JSON files of a model folder, which SAT files don't contain, by their names.
 
     Args:
-        transformer: its ``config.json``.
+        transformer: the transformer's ``config.json``.
     """
-    # 2B alone has shifted noise, and DDIM as its sampler.
+    # Only 2B has shifted noise, and DDIM as its sampler.
     rotary = transformer["use_rotary_positional_embeddings"]
     sampler = "CogVideoXDPMScheduler" if rotary else "CogVideoXDDIMScheduler"
     image = transformer["in_channels"] != transformer["out_channels"]
@@ -239,7 +239,7 @@ def sat_configurations(transformer: Mapping[str, Any]) -> dict[str, dict[str, An
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The one file of these names below a folder; averaged twins don't count.
+    """The only file of these names below a folder; averaged copies don't count.
 
     Raises:
         CheckpointError: there are several.
@@ -253,7 +253,7 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _find_vae(path: Path) -> Path | None:
-    """The VAE's file below a folder, or in or beside the folders around a transformer's file."""
+    """The VAE's file below a folder, or near a transformer's file: up to three folders above."""
     if path.is_dir():
         return _find(path, VAE_FILES)
     above = list(path.absolute().parents)[:3]
@@ -277,7 +277,7 @@ def _plain(file: Path, tensor: TorchTensor) -> SatTensor:
 
 
 def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
-    """Some of so many equal pieces of a tensor's first axis, one after another."""
+    """The `chosen` ones of equal pieces of a tensor's first axis, joined."""
     size = tensor.shape[0] // pieces
 
     def read() -> mx.array:
@@ -288,21 +288,18 @@ def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...
 
 
 def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
+    """The tensors of a transformer by their official names.
+
+    Raises:
+        CheckpointError: a name is unknown.
+    """
     found: dict[str, SatTensor] = {}
     unknown = []
     for name, tensor in tensors.items():
         if match := _FUSED_ATTENTION.fullmatch(name):
-            block, part = match.groups()
-            for i, projection in enumerate(("to_q", "to_k", "to_v")):
-                official = f"transformer_blocks.{block}.attn1.{projection}.{part}"
-                found[official] = _joined(file, tensor, 3, (i,))
+            found |= _split_attention(file, tensor, *match.groups())
         elif match := _FUSED_ADALN.fullmatch(name):
-            # Six vectors for the video rows, then six for the text rows: each time shift, scale
-            # and gate of the attention, then of the feed-forward.
-            block, part = match.groups()
-            for norm, chosen in (("norm1", (0, 1, 2, 6, 7, 8)), ("norm2", (3, 4, 5, 9, 10, 11))):
-                official = f"transformer_blocks.{block}.{norm}.linear.{part}"
-                found[official] = _joined(file, tensor, 12, chosen)
+            found |= _split_adaln(file, tensor, *match.groups())
         elif name == _POSITIONS and _has_learned_positions(tensors):
             found["patch_embed.pos_embedding"] = _plain(file, tensor)
         elif not _DROPPED.match(name):
@@ -317,8 +314,31 @@ def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, Sa
     return found
 
 
+def _split_attention(
+    file: Path, tensor: TorchTensor, block: str, part: str
+) -> dict[str, SatTensor]:
+    """The projections to queries, keys and values, which are stored as one."""
+    return {
+        f"transformer_blocks.{block}.attn1.{projection}.{part}": _joined(file, tensor, 3, (i,))
+        for i, projection in enumerate(("to_q", "to_k", "to_v"))
+    }
+
+
+def _split_adaln(file: Path, tensor: TorchTensor, block: str, part: str) -> dict[str, SatTensor]:
+    """The modulations of a block's two norms, which are stored as one.
+
+    There are six vectors for the video rows, then six for the text rows: in each six, shift, scale
+    and gate of the attention, then of the feed-forward.
+    """
+    chosen = {"norm1": (0, 1, 2, 6, 7, 8), "norm2": (3, 4, 5, 9, 10, 11)}
+    return {
+        f"transformer_blocks.{block}.{norm}.linear.{part}": _joined(file, tensor, 12, pieces)
+        for norm, pieces in chosen.items()
+    }
+
+
 def _has_learned_positions(tensors: Mapping[str, TorchTensor]) -> bool:
-    """Only 5B-I2V, which reads 32 channels in patches of one frame, has learned ones."""
+    """Whether it is 5B-I2V: only that reads 32 channels in patches of one frame."""
     patch = tensors["mixins.patch_embed.proj.weight"].shape
     return len(patch) == 4 and patch[1] == 32
 

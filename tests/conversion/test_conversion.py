@@ -284,7 +284,7 @@ def test_the_writer_writes_what_others_read(tmp_path, dtype):
 def test_the_writer_wants_what_was_announced(tmp_path):
     entries = {"a": Entry("F32", (2,)), "b": Entry("F32", (3,))}
     with (
-        pytest.raises(ValueError, match="b isn't what was to be written next"),
+        pytest.raises(ValueError, match="b isn't the tensor that was to be written next"),
         SafetensorsWriter(tmp_path, "model", entries) as writer,
     ):
         writer.write("b", mx.zeros(3))
