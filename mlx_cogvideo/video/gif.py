@@ -21,8 +21,8 @@ DITHER = "sierra2_4a"
 class GifWriter(FrameWriter):
     """Writes a GIF that loops forever, with the record in a comment extension.
 
-    GIF counts time in hundredths of a second. At 8 frames per second the delays alternate between 12
-    and 13 of them.
+    GIF counts time in hundredths of a second: at 8 frames per second the delays alternate between
+    12 and 13 of them.
     """
 
     form = GIF

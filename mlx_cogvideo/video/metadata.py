@@ -21,7 +21,7 @@ KEY = "mlx_cogvideo"
 def record_text(record: dict[str, Any]) -> str:
     """The record as JSON that can be encoded as UTF-8.
 
-    A value of a type that JSON lacks, such as a Path, becomes its ``str``, so that no video is lost.
+    A value of a type that JSON lacks, such as a Path, becomes its ``str``: no video is lost for it.
     """
     text = json.dumps(record, ensure_ascii=False, default=str)
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 
-# Before PyAV 19, which removed the option, a tag that isn't UTF-8 made a file unreadable without it.
+# Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
