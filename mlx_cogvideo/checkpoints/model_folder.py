@@ -1,9 +1,10 @@
 """A model: its configurations, which estimates need, and its networks, loaded when needed."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,14 +16,13 @@ from ..device import Machine, this_machine
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
-from ..nn.config import Config
 from ..nn.low_rank import add_adapter
 from ..nn.quantization import Quantization, linear_layers, packings, quantize_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
 from .components import check_component, load_component, read_config, upstream_shape
-from .networks import NETWORKS
+from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
 from .safetensors_header import TensorInfo
 from .safetensors_writer import NAMES
@@ -67,15 +67,15 @@ class ModelConfigurations:
         self.variant = match_variant(self.configs["transformer"])
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
-        self._quantization = quantization
+        self._contents, self._quantization = contents, quantization
         self.dtype = dtype or _default_dtype(self.stored["transformer"])
 
     @cached_property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
         """The tensors of each network by name, as the converter would store them."""
         return {
-            name: _converted_tensors(name, config, self._quantization)
-            for name, config in self.configs.items()
+            name: _converted_tensors(name, json.dumps(self._contents[name]), self._quantization)
+            for name in NETWORKS
         }
 
     def weight_bytes(self, name: str) -> int:
@@ -261,12 +261,16 @@ def official_model(
     return ModelConfigurations(contents, mx.bfloat16, quantization)
 
 
-@cache
+@lru_cache(maxsize=64)  # one model is estimated for many machines
 def _converted_tensors(
-    name: str, config: Config, quantization: Quantization | None
+    name: str, config: str, quantization: Quantization | None
 ) -> dict[str, TensorInfo]:
-    """What a network's parameters are stored as, from their shapes; nothing is allocated."""
-    network = NETWORKS[name][0](config)
+    """The tensors that the converter makes of a network, from the shapes of its parameters.
+
+    Args:
+        config: the text of its ``config.json``.
+    """
+    network = make_network(name, json.loads(config))
     if quantization is not None:
         layers = linear_layers(network)
         wanted = packings(layers, quantization, "standard")

@@ -1,7 +1,7 @@
 """How fast a machine computes, and what each official model will take on it: an estimate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,18 +101,17 @@ class Choice:
 def choices_on_macs() -> list[Choice]:
     """The choices for each official model, in each number of bits, on Macs of all sizes."""
     return [
-        _choice(variant, bits, gigabytes)
-        for variant in VARIANTS
-        for bits in PACKINGS
-        for gigabytes in MAC_SIZES
+        choice for variant in VARIANTS for bits in PACKINGS for choice in _choices(variant, bits)
     ]
 
 
-def _choice(variant: Variant, bits: str, gigabytes: int) -> Choice:
+def _choices(variant: Variant, bits: str) -> Iterator[Choice]:
     model = official_model(variant, PACKINGS[bits])
-    model.machine = mac(gigabytes)
-    mode, split, memory = _choose(model)
-    return Choice(variant.alias, bits, gigabytes, memory, model.machine.memory, mode, split)
+    for gigabytes in MAC_SIZES:
+        model.machine = mac(gigabytes)
+        mode, split, memory = _choose(model)
+        limit = model.machine.memory
+        yield Choice(variant.alias, bits, gigabytes, memory, limit, mode, split)
 
 
 def _choose(model: ModelConfigurations) -> tuple[str, bool, int]:

@@ -1,4 +1,4 @@
-"""Component folders are loaded as they are stored; wrong ones are refused, and the fault is named."""
+"""Components load as they are stored; wrong ones are refused, and the fault is named."""
 
 import json
 
