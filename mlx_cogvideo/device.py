@@ -17,7 +17,7 @@ from .nn.backend import backend, chip, kernel_operations, uses_winograd
 
 GIB = 2**30
 
-_VM_STAT = "/usr/bin/vm_stat"
+VM_STAT = "/usr/bin/vm_stat"
 _FREE_PAGES = ("free", "inactive", "purgeable", "speculative")
 
 
@@ -85,17 +85,15 @@ def available_memory() -> int:
         info = mx.device_info()
         return info.get("free_memory", machine_memory())
     mine = mx.get_active_memory() + mx.get_cache_memory()
-    return min(machine_memory(), _free_memory(int(time.monotonic())) + mine)
+    return min(machine_memory(), free_memory(int(time.monotonic())) + mine)
 
 
 @lru_cache(maxsize=1)
-def _free_memory(second: int) -> int:
+def free_memory(second: int) -> int:
     """Bytes that the system has free; read once per second at most."""
     try:
         if sys.platform == "darwin":
-            ended = subprocess.run(
-                [_VM_STAT], capture_output=True, text=True, check=True, timeout=5
-            )
+            ended = subprocess.run([VM_STAT], capture_output=True, text=True, check=True, timeout=5)
             return free_in_vm_stat(ended.stdout)
         lines = Path("/proc/meminfo").read_text().splitlines()
         meminfo = dict(line.split(":", 1) for line in lines)

@@ -262,8 +262,7 @@ class _Ignored:
         pass
 
 
-# States of random number generators, counters and arguments.
-_IGNORED = {
+IGNORED = {
     ("argparse", "Namespace"),
     ("builtins", "set"),
     ("__builtin__", "set"),
@@ -276,6 +275,7 @@ _IGNORED = {
         for name in ("_reconstruct", "scalar")
     ),
 }
+"""Names of what trainers save beside the weights: random states, counters and arguments."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -293,7 +293,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
             ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
             ("torch", "Size"): tuple,
-            **dict.fromkeys(_IGNORED, _Ignored),
+            **dict.fromkeys(IGNORED, _Ignored),
         }
         if (module, name) not in known:
             raise CheckpointError(

@@ -302,13 +302,12 @@ def test_the_writer_accepts_only_the_announced_tensors(tmp_path):
 
 
 def test_memory_stays_with_the_largest_tensor(tmp_path):
-    """A component of 64 tensors with 4 MB each, in a process of its own."""
+    """A component of 64 tensors with 4 MB each is converted in a process of its own."""
     code = f"""
 import mlx.core as mx
 from pathlib import Path
 from mlx_cogvideo.checkpoints.component_sources import ComponentSource
-from mlx_cogvideo.conversion import ComponentPlan, TensorPlan
-from mlx_cogvideo.conversion.write import _convert
+from mlx_cogvideo.conversion import ComponentPlan, ConversionPlan, TensorPlan, convert
 from mlx_cogvideo.checkpoints.safetensors_header import read_header
 from mlx_cogvideo.nn.quantization import Quantization
 folder = Path({str(tmp_path)!r})
@@ -320,9 +319,10 @@ stored = read_header(source)
 how = Quantization(4, 64)
 tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
 origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
-plan = ComponentPlan("transformer", origin, {{}}, tensors)
+component = ComponentPlan("transformer", origin, {{}}, tensors)
+plan = ConversionPlan(folder, "model", None, how, "standard", [component], {{}})
 mx.reset_peak_memory()
-_convert(plan, folder, {{}}, None)
+convert(plan, folder / "small")
 print(mx.get_peak_memory())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
