@@ -133,9 +133,7 @@ def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment():
     assert memory.choose_tiling(model, 48, 72) == "none"
 
 
-def test_a_run_that_needs_more_than_is_free_now_is_warned_of_and_done(
-    monkeypatch, capsys, tmp_path
-):
+def test_a_run_that_needs_more_than_is_free_now_gets_a_warning(monkeypatch, capsys, tmp_path):
     machine = Machine("cpu", "", 2**40, free=lambda: 2**20)
     monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     assert generate(tmp_path / "video.mp4") == 0

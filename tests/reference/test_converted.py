@@ -62,10 +62,8 @@ def test_a_dequantized_folder_has_the_same_output_in_diffusers_as_the_quantized_
 
 
 @pytest.mark.parametrize("part", OPENED_BY)
-def test_shards_with_an_index_have_priority_over_a_stray_single_file(
-    tmp_path, folders, part, caplog
-):
-    """As in diffusers; transformers takes the single file, but one rule holds for all parts here."""
+def test_shards_with_an_index_have_priority_over_a_single_file(tmp_path, folders, part, caplog):
+    """As in diffusers; transformers takes the single file, but here one rule holds for all."""
     folder = tmp_path / "model"
     shutil.copytree(folders("5b"), folder)
     network = OPENED_BY[part].from_pretrained(folder / part)
