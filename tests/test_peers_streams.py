@@ -1,6 +1,6 @@
-"""Where the processes that train together compute what they exchange: on a Mac, not on the GPU.
+"""The device of exchanges in a distributed training: on a Mac it is not the GPU.
 
-A stream of its own stands for the GPU's here, and is the default as the GPU's is.
+Here a second stream takes the place of the GPU's, and is the default stream.
 """
 
 import struct

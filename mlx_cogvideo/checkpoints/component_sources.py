@@ -20,7 +20,8 @@ from .components import (
 from .networks import make_network
 from .resolve import component_folder
 from .safetensors_header import TensorInfo
-from .sat import SatTensor, open_sat, text_encoder_config, transformer_config, vae_config
+from .sat import SatTensor, open_sat
+from .sat_configs import text_encoder_config, transformer_config, vae_config
 
 
 @dataclass(frozen=True)

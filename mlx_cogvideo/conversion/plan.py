@@ -14,7 +14,8 @@ from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
-from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
+from ..checkpoints.sat import VAE_FILES, is_sat
+from ..checkpoints.sat_configs import sat_configurations
 from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
@@ -305,16 +306,23 @@ def _decide(
     weights = [tensor.layer for tensor in plan.tensors if tensor.name.endswith(".weight")]
     wanted = {} if quantization is None else packings(weights, quantization, recipe)
     plan.tensors = [_converted(tensor, wanted, dtype) for tensor in plan.tensors]
-    candidates = [t for t in plan.tensors if t.kind is not None]
+    candidates = [tensor for tensor in plan.tensors if tensor.kind is not None]
     plan.unfit = [tensor.layer for tensor in candidates if tensor.wanted is None]
     plan.config = {k: v for k, v in plan.config.items() if k != "quantization"}
     if any(tensor.wanted for tensor in candidates):
-        exceptions = {
-            tensor.layer: tensor.wanted.arguments() if tensor.wanted else False
-            for tensor in candidates
-            if tensor.wanted != quantization
-        }
-        plan.config["quantization"] = {**quantization.arguments(), **exceptions}
+        plan.config["quantization"] = _quantization_config(candidates, quantization)
+
+
+def _quantization_config(
+    candidates: Collection[TensorPlan], quantization: Quantization
+) -> dict[str, Any]:
+    """The ``quantization`` of a ``config.json``, with the layers that differ from it by name."""
+    exceptions = {
+        tensor.layer: tensor.wanted.arguments() if tensor.wanted else False
+        for tensor in candidates
+        if tensor.wanted != quantization
+    }
+    return {**quantization.arguments(), **exceptions}
 
 
 def _converted(

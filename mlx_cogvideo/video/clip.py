@@ -68,7 +68,6 @@ def read_clip(
     Args:
         path: any file that FFmpeg reads, or a folder of pictures, which are frames in the order of
             their names, at the rate of `spec`.
-        spec: the frames to read.
         position: the part that cropping keeps, from top to bottom and from left to right: 0 keeps
             the upper or left edge, 1 the lower or right one.
         timeout: in seconds; see `TIMEOUT`.
@@ -221,10 +220,7 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
 
 
 def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
-    """The times without the skipped ones, and their begin and end.
-
-    The last frame lasts as long as the others on average.
-    """
+    """The times that aren't skipped, their begin, and their end one average frame after the last."""
     head, tail = skip
     times = times[head : len(times) - tail]
     if not times:
