@@ -220,7 +220,7 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
 
 
 def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
-    """The times that aren't skipped, their begin, and their end one average frame after the last."""
+    """The times that aren't skipped, their begin, and their end an average frame after the last."""
     head, tail = skip
     times = times[head : len(times) - tail]
     if not times:
