@@ -277,8 +277,10 @@ def test_windows_are_blended_over_their_overlap():
     joiner = Joiner(9)
     first = [np.full((9, 2, 2, 3), 100, np.uint8), np.full((8, 2, 2, 3), 100, np.uint8)]
     second = [np.full((9, 2, 2, 3), 200, np.uint8), np.full((8, 2, 2, 3), 200, np.uint8)]
-    frames = [*joiner.add(first, last=False), *joiner.add(second, last=True)]
-    levels = np.concatenate(frames)[:, 0, 0, 0].tolist()
+    frames = [joiner.add(chunk, last=False) for chunk in first]
+    joiner.end_window()
+    frames += [joiner.add(chunk, last=True) for chunk in second]
+    levels = np.concatenate([chunk for chunk in frames if chunk is not None])[:, 0, 0, 0].tolist()
     assert levels == [100] * 8 + [110, 120, 130, 140, 150, 160, 170, 180, 190] + [200] * 8
 
 
@@ -370,7 +372,7 @@ def test_models_of_many_sizes_follow_the_shape_of_the_picture():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--extend", "-1"], "extend must be 0 or more"),
+        (["--extend", "-1"], "extend must be at least 0"),
         (["--extend", "1", "--overlap", "8"], "overlap must be 8N+1"),
         (["--extend", "1", "--overlap", "9"], "9 frames"),
         (["--extend", "1", "--frames", "1"], "one frame"),

@@ -13,7 +13,6 @@ from support import watch_networks
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
-from mlx_cogvideo.pipeline import run_stages
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.pipeline.resolver import resolve
 from mlx_cogvideo.pipeline.settings import VideoSettings
@@ -228,9 +227,11 @@ def test_latents_are_written_unchanged(pipe, folder):
 
 def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypatch):
     in_memory, texts = watch_networks(monkeypatch), []
-    encode = run_stages.encode_prompt
+    encode = CogVideoXPipeline.encode_prompt
     monkeypatch.setattr(
-        run_stages, "encode_prompt", lambda model, text: texts.append(text) or encode(model, text)
+        CogVideoXPipeline,
+        "encode_prompt",
+        lambda self, text: texts.append(text) or encode(self, text),
     )
     request = pipe.request(PROMPT, seed=1)
     other = pipe.request("a blue square", seed=1)
