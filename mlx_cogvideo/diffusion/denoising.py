@@ -23,7 +23,7 @@ class Sampling:
         guidance_scale: weight of the prompt; 1 or less takes no unconditional pass.
         guidance_schedule: see ``guidance.guidance_schedule``.
         guidance_range: first step with guidance and the one after the last; None is all.
-        sequential_guidance: whether the two passes are computed one after the other.
+        passes: parts in which the batch of the two passes of guidance is computed, 1 or 2.
         cache: see ``step_cache``; None computes every step.
         cache_threshold: change up to which the cache skips a step.
         polynomial: TeaCache's coefficients for the model.
@@ -34,7 +34,7 @@ class Sampling:
     guidance_scale: float
     guidance_schedule: str
     guidance_range: tuple[int, int] | None
-    sequential_guidance: bool
+    passes: int
     cache: str | None
     cache_threshold: float | None
     polynomial: Sequence[float]
@@ -115,7 +115,7 @@ def denoising_steps(
         texts = embeds if sampling.guides(i) else embeds[-1:]
         given = conditioning.beside(latents).astype(sampling.dtype)
         given = mx.repeat(given, len(texts), axis=0), texts, mx.full(len(texts), t)
-        passes = len(texts) if sampling.sequential_guidance else 1
+        passes = min(sampling.passes, len(texts))
         if cache is None:
             velocity = velocities(transformer, *given, passes)
         else:

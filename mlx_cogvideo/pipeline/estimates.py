@@ -83,11 +83,10 @@ def estimate_memory(
     """
     _, frames, height, width, _ = settings.geometry.latent_shape
     batch = 2 if settings.guided else 1
-    passes = batch if settings.sequential_guidance else 1
     needs = {
         "encode": text_memory(pipe),
         "denoise": denoising_memory(
-            pipe, settings.geometry, batch, passes=passes, cache=settings.cache
+            pipe, settings.geometry, batch, passes=settings.passes, cache=settings.cache
         ),
     }
     if settings.encodes_frames:
@@ -167,7 +166,7 @@ def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> 
         return "--tiling tiled needs less"
     if stage == "source" and settings.source.tiling != "tiled":
         return "--source-tiling tiled needs less"
-    if stage == "denoise" and settings.guided and not settings.sequential_guidance:
+    if stage == "denoise" and settings.guided and settings.passes == 1:
         return "--sequential-guidance needs less"
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)

@@ -62,6 +62,7 @@ class Setting:
         if_none: what None means, in words.
         within: the numbers that it may be.
         may_change: whether an unfinished run may go on with another value.
+        by_memory: whether the memory decides where it is None.
         belongs_to: setting without which it means nothing: a new value of that one resets it.
         before: its value in records that were written before there was such a setting.
         aliases: other names of its values, such as old ones.
@@ -76,6 +77,7 @@ class Setting:
     if_none: str | None = None
     within: Range | None = None
     may_change: bool = False
+    by_memory: bool = False
     belongs_to: str | None = None
     before: Any = None
     aliases: Mapping[str, Any] | None = None

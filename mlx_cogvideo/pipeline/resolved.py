@@ -41,6 +41,11 @@ class ResolvedSettings(VideoSettings):
         return self.guidance_scale > 1
 
     @property
+    def passes(self) -> int:
+        """Parts in which a guided step is computed: 2 take half the memory of 1."""
+        return 2 if self.guided and self.sequential_guidance else 1
+
+    @property
     def steps(self) -> int:
         """Steps that are taken. A video to start from replaces the first, noisiest ones."""
         strength = None if self.source.video is None else self.source.strength

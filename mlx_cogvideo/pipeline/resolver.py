@@ -103,7 +103,7 @@ def sampling(model: ModelFolder, settings: ResolvedSettings) -> Sampling:
         guidance_scale=settings.guidance_scale,
         guidance_schedule=settings.dynamic_cfg,
         guidance_range=settings.guidance_range,
-        sequential_guidance=settings.sequential_guidance,
+        passes=settings.passes,
         cache=settings.cache,
         cache_threshold=settings.cache_threshold,
         polynomial=POLYNOMIALS.get(variant, IDENTITY),

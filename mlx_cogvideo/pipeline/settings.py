@@ -176,6 +176,7 @@ class VideoSettings:
         group="memory",
         if_none="only where memory is short",
         may_change=True,
+        by_memory=True,
         before=False,
     )
     tiling: str = setting(

@@ -12,7 +12,7 @@ from ..video import read_record
 from .record import Record, model_differences, setting_differences
 from .resumable import VideoJob
 from .saved_run import SavedRun
-from .settings import DECODING, MAY_CHANGE
+from .settings import BY_MEMORY, DECODING, MAY_CHANGE
 
 Resolve = Callable[[Mapping[str, Any]], tuple[ResolvedSettings, Record]]
 """Makes a job's settings and its record of settings by name."""
@@ -102,6 +102,4 @@ def _not_compared(given: Collection[str], seed_matters: bool) -> tuple[str, ...]
     but = () if seed_matters else ("seed",)
     if not set(DECODING) & set(given):
         but += (*DECODING, "source_tiling")
-    if "sequential_guidance" not in given:
-        but += ("sequential_guidance",)
-    return but
+    return but + tuple(name for name in BY_MEMORY if name not in given)

@@ -37,7 +37,7 @@ from .record import (
 )
 from .resumable import VideoJob, remove_fallback
 from .saved_run import remove_saved, saved_path
-from .settings import RunSettings, video_settings
+from .settings import BY_MEMORY, RunSettings, video_settings
 
 _OTHER_OUTPUT = "choose another --output"
 
@@ -106,7 +106,7 @@ class _Planner:
         self.given = {n: v for n, v in options.given.items() if n not in ("prompt", "seed")}
         recorded = dict(origin.settings)
         if options.memory_limit is not None:
-            recorded["sequential_guidance"] = None  # chosen again
+            recorded |= dict.fromkeys(BY_MEMORY)  # chosen again
         self.settings = override(recorded, self.given)
         self.seeds = options.given.get("seed") or [origin.settings.get("seed")]
         self.compile = self.settings.get("compile", True)

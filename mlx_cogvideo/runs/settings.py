@@ -56,6 +56,9 @@ DECODING = tuple(
 )
 """Settings of how the VAE decodes."""
 
+BY_MEMORY = tuple(name for name, about in RUN_SETTINGS.items() if about.by_memory)
+"""Settings that the memory decides where they aren't given."""
+
 MAY_CHANGE = tuple(name for name, about in RUN_SETTINGS.items() if about.may_change)
 """Settings that may change when a run is resumed."""
 
