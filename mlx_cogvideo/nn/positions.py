@@ -13,6 +13,9 @@ from .fusion import fused
 
 ROPE_THETA = 10000.0
 
+Rotation = tuple[mx.array, mx.array] | None
+"""Cosines and sines from `rope_tables`; None in a model without rotary embeddings."""
+
 
 @lru_cache(maxsize=8)
 def rope_tables(
