@@ -97,7 +97,12 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     )
     permutation = half_split(heads, config.attention_head_dim)
     for name, linear in (("queries", attend.to_q), ("keys", attend.to_k)):
-        yield name, lambda linear=linear: permute_rows(linear, modulated, permutation), "product", square
+        yield (
+            name,
+            lambda linear=linear: permute_rows(linear, modulated, permutation),
+            "product",
+            square,
+        )
     yield "values", lambda: attend.to_v(modulated), "product", square
     for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
         compute = partial(

@@ -1,7 +1,7 @@
-"""The transformer's layer norms, in MLX's own operations or in one kernel for each.
+"""The transformer's layer norms, by MLX's own operations or by a kernel of the device.
 
-The only place that chooses between them. The kernels have no gradient, so that they are used where
-a schedule evaluates; a lazy graph, from which gradients may be taken, has MLX's operations.
+This is the only place that chooses between them. The kernels have no gradient: they are used within
+a schedule that evaluates. A lazy graph, whose gradients may be taken, uses MLX's operations.
 
 In 16 bits a modulated norm rounds twice, no more often than PyTorch's with its modulation. Given a
 weight and a bias, ``mx.fast.layer_norm`` rounds up to three times by itself, on every device: the
@@ -100,7 +100,7 @@ def _scale(x, weight, bias):
 
 @fused
 def _scale_rows(x, is_text, weight, bias, text_weight, text_bias):
-    # Choosing per row is one pass over x; treating the halves apart and joining them takes three.
+    # Choosing per row is one pass over x; computing text and video apart and joining takes three.
     weight = mx.where(is_text, text_weight, weight)
     bias = mx.where(is_text, text_bias, bias)
     return (x.astype(mx.float32) * weight + bias).astype(x.dtype)
