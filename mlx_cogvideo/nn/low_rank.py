@@ -21,7 +21,7 @@ class LowRank(nn.Module):
         self.scale = scale
 
     def __call__(self, x: mx.array, permutation: mx.array | None = None) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``, in the dtype of `x`; outputs are permuted on request."""
+        """``[..., inputs] -> [..., outputs]`` in the dtype of `x`, with its outputs permuted."""
         a, b = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
         b = b if permutation is None else b[permutation]
         return (self.scale * (x @ a.T)) @ b.T

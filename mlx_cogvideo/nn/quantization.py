@@ -115,7 +115,8 @@ class QuantizedLinear(nn.Module):
     """A linear layer whose weight is packed.
 
     Few rows are multiplied with the packed weight. Many rows are multiplied with an unpacked copy,
-    which is as large as the layer and lives as long as the product. Frozen: gradients flow to the input only.
+    which is as large as the layer and lives as long as the product. The layer is frozen: gradients
+    flow to the input only.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool, quantization: Quantization):
@@ -136,7 +137,7 @@ class QuantizedLinear(nn.Module):
         """Does nothing: a packed weight has no gradient."""
 
     def __call__(self, x: mx.array, permutation: mx.array | None = None) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``; outputs are permuted on request."""
+        """``[..., inputs] -> [..., outputs]``, with its outputs permuted."""
         how = self.quantization.arguments()
         arrays = [self.get(name) for name in ("weight", "scales", "biases", "bias")]
         if permutation is not None:
