@@ -1,4 +1,4 @@
-"""Cases of a benchmark that run in processes of their own, and the size at which they run."""
+"""Benchmark cases that run in their own processes, and the size at which they run."""
 
 import argparse
 import subprocess
@@ -9,11 +9,11 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tools/ch
 
 
 def run_apart(title: str, command: list[str], **how) -> subprocess.CompletedProcess | None:
-    """Runs a command; says in a line if it fails or takes longer than `timeout`, and gives None."""
+    """Runs a command. If it fails or exceeds `timeout`, prints one line and returns None."""
     try:
         done = subprocess.run(command, text=True, check=False, **how)
     except subprocess.TimeoutExpired as error:
-        print(f"{title} not done in {error.timeout:g} s", flush=True)
+        print(f"{title} not finished in {error.timeout:g} s", flush=True)
         return None
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -23,15 +23,17 @@ def run_apart(title: str, command: list[str], **how) -> subprocess.CompletedProc
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """The options that `model_and_size` looks at."""
+    """Adds the options that `model_and_size` reads."""
     parser.add_argument("variant", help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v")
-    parser.add_argument("--frames", type=int, help="default: the variant's own, as for the size")
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
+    parser.add_argument(
+        "--frames", type=int, help="frames of the video (default: the variant's own)"
+    )
+    parser.add_argument("--height", type=int, help="in pixels (default: the variant's own)")
+    parser.add_argument("--width", type=int, help="in pixels (default: the variant's own)")
 
 
 def model_and_size(args: argparse.Namespace):
-    """The configuration of a variant's transformer, and the geometry that was asked for."""
+    """Returns the configuration of a variant's transformer, and the requested geometry."""
     from official import TRANSFORMERS
 
     from mlx_cogvideo.checkpoints.variants import match_variant

@@ -1,10 +1,9 @@
-"""Times one text-to-video run stage by stage, ours and diffusers' side by side.
+"""Times one text-to-video run, ours stage by stage and that of diffusers as a whole.
 
     python benchmarks/generate.py --model demo --steps 20
 
-Both run in one process, one after the other, in float32 on the CPU (diffusers needs the `test`
-extra; on another device, or where it isn't installed, ours runs alone). Peak memory is what MLX
-allocated.
+Both run in one process, one after the other, in float32 on the CPU. On another device, or without
+diffusers (the `test` extra), ours runs alone. Peak memory is what MLX allocated.
 """
 
 import argparse
@@ -48,8 +47,10 @@ def time_diffusers(model: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--model", default="demo", help="folder, short name or hub id (default: demo)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     args = parser.parse_args()
 
     device = mx.default_device()

@@ -1,14 +1,15 @@
-"""Times LoRA training at full size and measures its memory, beside diffusers with peft.
+"""Measures time and memory of LoRA training at full size, ours and diffusers with peft.
 
     python benchmarks/lora.py 5b
     python benchmarks/lora.py 5b --cases "ours 4-bit" --sizes 17x256x384
 
-One clip a step, an adapter of rank 128 on attention, AdamW, gradients block by block here and
-checkpointing there; `in parts`, attention's backward is computed as where MLX has no fused one.
-Random weights of the official names and shapes, random latents and text. Each case runs in a
-process of its own, which takes two steps of each size and times the next ones (the best is told).
-Memory is what MLX or PyTorch allocated at most in these, weights included. So little is learned in
-a step that the losses stay those of the model, and comparable. diffusers wants the `test` extra.
+Trains an adapter of rank 128 on attention with AdamW, one clip a step. Ours computes gradients
+block by block, diffusers uses checkpointing. `in parts` computes attention's backward as on devices
+where MLX has no fused one. The weights are random, with the official names and shapes, and so are
+latents and text. Each case runs in its own process, which takes two steps of each size and times
+the next ones; the best time is reported. Memory is the peak of what MLX or PyTorch allocated in
+these steps, weights included. A step changes the adapter so little that the losses stay comparable.
+diffusers needs the `test` extra.
 """
 
 import argparse
@@ -34,12 +35,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add = parser.add_argument
     add("variant", help="2b, 5b or 1.5-5b")
-    add("--sizes", nargs="+", default=SIZES, metavar="FRAMESxHEIGHTxWIDTH")
-    add("--text-length", type=int, default=226)
-    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
-    add("--steps", type=int, default=2, help="that are timed")
-    add("--timeout", type=float, help="seconds for a case")
-    add("--folder", type=Path, help="where the checkpoint is, or will be and stay")
+    add(
+        "--sizes", nargs="+", default=SIZES, metavar="FRAMESxHEIGHTxWIDTH", help="sizes to train at"
+    )
+    add("--text-length", type=int, default=226, help="tokens of text (default: 226)")
+    add(
+        "--cases",
+        nargs="+",
+        default=CASES,
+        metavar="CASE",
+        help=f"cases to run, of: {', '.join(CASES)}",
+    )
+    add("--steps", type=int, default=2, help="steps to time (default: 2)")
+    add("--timeout", type=float, help="seconds after which a case is stopped (default: none)")
+    add("--folder", type=Path, help="folder to keep the checkpoint in (default: a temporary one)")
     add("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -103,21 +112,21 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    objective = AdapterLoss(network, scheduler, mx.bfloat16)
+    adapter_loss = AdapterLoss(network, scheduler, mx.bfloat16)
 
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))
-        losses, gradients = objective.loss_and_gradients(batch)
+        losses, gradients = adapter_loss.loss_and_gradients(batch)
         parameters = tree_unflatten(tree_flatten(network.trainable_parameters()))
         network.update(optimizer.apply_gradients(tree_unflatten(gradients), parameters))
         mx.eval(network.trainable_parameters(), optimizer.state)
         return losses.item()
 
     def memory() -> int:
-        told = mx.get_peak_memory()
+        peak = mx.get_peak_memory()
         mx.clear_cache()
         mx.reset_peak_memory()
-        return told
+        return peak
 
     mx.set_cache_limit(2**31)
     return step, memory
@@ -164,10 +173,10 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
     def memory() -> int:
         if device != "cuda":
             return 0
-        told = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return told
+        return peak
 
     return step, memory
 

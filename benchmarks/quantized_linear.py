@@ -1,10 +1,10 @@
-"""Times the two ways of multiplying with a quantized weight, by number of rows.
+"""Times two methods of multiplying with a quantized weight, by number of rows.
 
     python benchmarks/quantized_linear.py
 
-`mx.quantized_matmul` reads the packed weight as it multiplies; the other way unpacks it to 16 bits
-first and multiplies then. Milliseconds each (median), beside the product with the unquantized
-weight, at the shapes of CogVideoX-5B and of T5-XXL.
+`mx.quantized_matmul` reads the packed weight while it multiplies. The other method unpacks the
+weight to 16 bits first and multiplies then. The table has the median milliseconds of each, and of
+the product with the unquantized weight, for shapes of CogVideoX-5B and T5-XXL.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHAPES = {
     "feed-forward out": (12288, 3072),
     "T5 feed-forward": (4096, 10240),
 }
-"""Inputs and outputs."""
+"""Numbers of inputs and outputs."""
 
 ROWS = (1, 2, 16, 64, 128, 226, 452, 1024, 4096, 17776, 35552)
 
@@ -41,10 +41,14 @@ def milliseconds(repeats: int, compute: Callable[..., mx.array], *arrays: mx.arr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument(
+        "--bits", type=int, nargs="+", default=[4, 8], help="bits to time (default: 4 8)"
+    )
+    parser.add_argument(
+        "--group-size", type=int, default=64, help="weights that share a scale (default: 64)"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of rows to time")
+    parser.add_argument("--repeats", type=int, default=10, help="products to time (default: 10)")
     args = parser.parse_args()
 
     print(f"{mx.default_device()}, MLX {mx.__version__}, {platform.platform()}, bfloat16")
@@ -54,7 +58,7 @@ def main() -> None:
         weight = mx.random.normal((outputs, inputs), mx.bfloat16, scale=0.02)
         packed = mx.quantize(weight, **how)
         mx.eval(weight, packed)
-        ways = (
+        methods = (
             (partial(mx.quantized_matmul, **how), packed),
             (partial(unpack_and_multiply, **how), packed),
             (lambda x, weight: x @ weight.T, (weight,)),
@@ -62,7 +66,7 @@ def main() -> None:
         for rows in args.rows:
             x = mx.random.normal((rows, inputs), mx.bfloat16)
             mx.eval(x)
-            times = [milliseconds(args.repeats, compute, x, *w) for compute, w in ways]
+            times = [milliseconds(args.repeats, compute, x, *w) for compute, w in methods]
             print(f"{name:18}{bits:5}{rows:7}" + "".join(f"{t:10.3f}" for t in times))
 
 

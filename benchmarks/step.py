@@ -1,15 +1,16 @@
-"""Times a step of denoising at full size, ours beside diffusers'.
+"""Times a denoising step at full size, ours and that of diffusers.
 
     python benchmarks/step.py 5b
     python benchmarks/step.py 1.5-5b --cases "ours bfloat16" diffusers --frames 81
 
-A step is one pass of the transformer over noise and text with and without the prompt, as one batch
-of two, or `in turn`; `cached` looks in each step whether it can be skipped, and never does. Random
-weights of the official names and shapes, the same for all; 8 and 4 bits are made of them by the
-converter. Each case runs in a process of its own, which reads its weights, takes two steps and
-times the next ones (the best is told). Memory is what MLX or PyTorch allocated at most in these,
-weights included, and at rest before them. The difference is that of the velocities from the first
-case's, the largest beside the largest velocity. diffusers wants the `test` extra.
+A step passes noise and text through the transformer, with and without the prompt: as a batch of
+two, or with `in turn` one after the other. `cached` checks in each step whether it can be skipped,
+and never skips one. All cases use the same random weights with the official names and shapes. The
+converter makes 8 and 4 bits of them. Each case runs in its own process, which reads its weights,
+takes two steps, and times the next ones; the best time is reported. Memory is the peak of what MLX
+or PyTorch allocated in these steps, weights included, and what it held at rest before them. The
+difference is the largest difference from the velocities of the first case, divided by the largest
+velocity. diffusers needs the `test` extra.
 """
 
 import argparse
@@ -39,10 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_size(parser)
     add = parser.add_argument
-    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
-    add("--steps", type=int, default=3, help="that are timed")
-    add("--timeout", type=float, help="seconds for a case")
-    add("--folder", type=Path, help="where the checkpoint is, or will be and stay")
+    add(
+        "--cases",
+        nargs="+",
+        default=CASES,
+        metavar="CASE",
+        help=f"cases to run, of: {', '.join(CASES)}",
+    )
+    add("--steps", type=int, default=3, help="steps to time (default: 3)")
+    add("--timeout", type=float, help="seconds after which a case is stopped (default: none)")
+    add("--folder", type=Path, help="folder to keep the checkpoint in (default: a temporary one)")
     add("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -69,19 +76,19 @@ def compare(args: argparse.Namespace) -> None:
         done = run_apart(f"{case:24}", command, capture_output=True, timeout=args.timeout)
         if done is None:
             continue
-        told = json.loads(done.stdout.splitlines()[-1])
+        numbers = json.loads(done.stdout.splitlines()[-1])
         velocity = np.load(args.folder / "velocity.npy")
         expected = velocity if expected is None else expected
         difference = np.abs(velocity - expected).max() / np.abs(expected).max()
         print(
-            f"{case:24}{told['seconds']:9.3f}{told['peak'] / 2**30:10.2f}"
-            f"{told['rest'] / 2**30:9.2f}{difference:12.4f}",
+            f"{case:24}{numbers['seconds']:9.3f}{numbers['peak'] / 2**30:10.2f}"
+            f"{numbers['rest'] / 2**30:9.2f}{difference:12.4f}",
             flush=True,
         )
 
 
 def prepare(args: argparse.Namespace) -> tuple[int, ...]:
-    """Writes the checkpoint, unless it is there, and the inputs; the latents' shape."""
+    """Writes the inputs, and the checkpoint if it is missing; returns the latents' shape."""
     import mlx.core as mx
     from official import TRANSFORMERS
     from random_checkpoint import write_component, write_json
@@ -115,16 +122,16 @@ def run_case(args: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         step()
         best = min(best, time.perf_counter() - start)
-    told = {"seconds": best, "rest": rest, "peak": memory(True)}
+    numbers = {"seconds": best, "rest": rest, "peak": memory(True)}
     np.save(args.folder / "velocity.npy", velocity())
-    return told
+    return numbers
 
 
 def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
 
+    from mlx_cogvideo.diffusion.denoising import velocities
     from mlx_cogvideo.diffusion.step_cache import StepCache
-    from mlx_cogvideo.pipeline.denoising import velocities
 
     network = our_network(args.folder, how[0])
     inputs = np.load(args.folder / "inputs.npz")
@@ -142,16 +149,16 @@ def load_ours(args: argparse.Namespace, how: list[str]):
         mx.eval(made)
 
     def memory(peak: bool) -> int:
-        told = mx.get_peak_memory() if peak else mx.get_active_memory()
+        allocated = mx.get_peak_memory() if peak else mx.get_active_memory()
         mx.reset_peak_memory()
-        return told
+        return allocated
 
     mx.set_cache_limit(2**31)
     return step, lambda: np.array(made[0].astype(mx.float32)), memory
 
 
 def our_network(folder: Path, how: str):
-    """The transformer in a folder, in bfloat16 or, as `how` says, a packed copy of it."""
+    """Our transformer in bfloat16, or a quantized copy if `how` is, for example, ``"4-bit"``."""
     import mlx.core as mx
 
     from mlx_cogvideo.checkpoints import load_component, read_config
@@ -178,7 +185,7 @@ def their_network(folder: Path):
 
 
 def packed(folder: Path, bits: int) -> Path:
-    """A quantized copy of the model, which is kept."""
+    """The folder of a quantized copy, which is made if it is missing."""
     from mlx_cogvideo.conversion import convert, plan_conversion
     from mlx_cogvideo.nn.quantization import Quantization
 
@@ -225,15 +232,16 @@ def load_diffusers(args: argparse.Namespace, how: list[str]):
     def memory(peak: bool) -> int:
         if device != "cuda":
             return 0
-        told = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        allocated = read()
         torch.cuda.reset_peak_memory_stats()
-        return told
+        return allocated
 
     return step, lambda: made[0].permute(0, 1, 3, 4, 2).float().cpu().numpy(), memory
 
 
 def rotation_tables(network, frames: int, height: int, width: int):
-    """Those of diffusers' own pipeline, for latents of a size; None for 2B."""
+    """Rotation tables from diffusers' own pipeline for latents of a size; None for 2B."""
     from diffusers import CogVideoXPipeline
 
     if not network.config.use_rotary_positional_embeddings:

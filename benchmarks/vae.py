@@ -1,13 +1,13 @@
-"""Times the full-size VAE and measures its memory, ours in each mode beside diffusers'.
+"""Measures time and memory of the full-size VAE, ours in each mode and that of diffusers.
 
     python benchmarks/vae.py --frames 49 --height 480 --width 720
     python benchmarks/vae.py --clip clip.mp4 --model demo
 
-Random weights in the official shapes, or those of `--model`; the same noise or clip for all. Each
-case runs in a process of its own: once to compile and warm up, then once for the numbers. Memory
-is the device's peak (what MLX or PyTorch allocated, weights and input included) plus the growth
-of the process's own memory during the run. Differences are from our untiled result in float32, or
-where that isn't asked for, from the first case. diffusers wants the `test` extra.
+All cases use the same weights (random ones in the official shapes, or those of `--model`) and the
+same noise or clip. Each case runs in its own process: once to compile and warm up, then once for
+the numbers. Memory is the device's peak (what MLX or PyTorch allocated, weights and input included)
+plus the growth of the process's own memory during the run. Differences are from our whole frames in
+float32 (with --float32), else from the first case. diffusers needs the `test` extra.
 """
 
 import argparse
@@ -23,21 +23,27 @@ from pathlib import Path
 import numpy as np
 from cases import run_apart
 
-CASES = ["ours none", "ours seamless", "ours tiled", "diffusers untiled", "diffusers tiled"]
+CASES = ["ours none", "ours exact", "ours tiled", "diffusers untiled", "diffusers tiled"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add = parser.add_argument
-    add("--model", help="folder, alias or hub id (default: random weights)")
-    add("--frames", type=int, default=49)
-    add("--height", type=int, default=480)
-    add("--width", type=int, default=720)
-    add("--clip", type=Path, help="encodes this file and decodes what comes of it")
+    add("--model", help="folder, short name or hub id (default: random weights)")
+    add("--frames", type=int, default=49, help="frames of the clip (default: 49)")
+    add("--height", type=int, default=480, help="in pixels (default: 480)")
+    add("--width", type=int, default=720, help="in pixels (default: 720)")
+    add("--clip", type=Path, help="encode this file, and decode the result")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add("--only", nargs="+", default=["decode", "encode"], choices=["decode", "encode"])
-    add("--cases", nargs="+", default=CASES, metavar="CASE", help=f"of: {', '.join(CASES)}")
-    add("--float32", action="store_true", help="our untiled result in float32, to compare with")
+    add(
+        "--cases",
+        nargs="+",
+        default=CASES,
+        metavar="CASE",
+        help=f"cases to run, of: {', '.join(CASES)}",
+    )
+    add("--float32", action="store_true", help="compare with our whole frames in float32")
     add("--case", help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -54,8 +60,8 @@ def main() -> None:
             f"{args.frames}x{args.height}x{args.width}, {args.dtype}, {mx.default_device()}, "
             f"MLX {mx.__version__}, {platform.platform()}"
         )
-        print(f"{'':28}{'seconds':>9}{'peak GiB':>10}{'of it host':>12}{'difference':>12}")
-        # What a clip is decoded from is what it was encoded to.
+        print(f"{'':28}{'seconds':>9}{'peak GiB':>10}{'of that host':>14}{'difference':>12}")
+        # A clip is encoded first, so that its own latents are decoded.
         for direction in sorted(args.only, reverse=args.clip is not None):
             compare(args, direction)
 
@@ -103,13 +109,13 @@ def compare(args: argparse.Namespace, direction: str) -> None:
             continue
         numbers = json.loads(done.stdout.splitlines()[-1])
         result = np.load(args.folder / "result.npy")
-        line = f"{title:28}{numbers['seconds']:9.2f}{numbers['peak']:10.2f}{numbers['host']:12.2f}"
+        line = f"{title:28}{numbers['seconds']:9.2f}{numbers['peak']:10.2f}{numbers['host']:14.2f}"
         if expected is None:
             expected = result
         elif result.shape != expected.shape:
-            line += f"  made {result.shape[2]}x{result.shape[1]} pixels"
+            line += f"  has {result.shape[2]}x{result.shape[1]} pixels"
         else:
-            # Frame by frame: a large clip is more than a small machine holds twice.
+            # Frame by frame, because a small machine can't hold a large clip twice.
             largest = max(np.abs(a - b).max() for a, b in zip(expected, result, strict=True))
             line += f"{largest:12.4f}"
         if direction == "decode" and args.clip and result.shape == expected.shape:
@@ -205,9 +211,9 @@ def load_diffusers(args: argparse.Namespace, direction: str, mode: str):
 
 
 def resident(peak: bool = False) -> int:
-    """Bytes of memory this process has, or has had at most since it was asked before.
+    """Bytes of memory that this process has, or its peak since the last call without `peak`.
 
-    0 where the device's memory is the process's own, and counted already.
+    0 if the device's memory is the process's own, which is counted already.
     """
     status = Path("/proc/self/status")
     if not is_cuda() or not status.exists():

@@ -11,12 +11,13 @@ RANK, ALPHA = 4, 8
 
 
 def layers() -> dict[str, tuple[int, int]]:
+    """Returns the ``(outputs, inputs)`` of each linear layer of the demo's transformer."""
     config = TransformerConfig.from_dict(read_config(DEMO_PATH / "transformer" / "config.json"))
     return linear_layers(CogVideoXTransformer3DModel(config))
 
 
 def make_adapter(folder, seed=0, targets=("attn1.to_q", "attn1.to_out.0", "ff.net.2")):
-    """A random adapter for the demo, of a size that shows."""
+    """Writes a random adapter for the demo, large enough to change its videos."""
     folder.mkdir()
     keys = iter(mx.random.split(mx.random.key(seed), 2 * len(layers())))
     additions = {

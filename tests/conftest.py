@@ -3,8 +3,8 @@
 import os
 
 os.environ["MLX_ENABLE_TF32"] = "0"
-# Tests run side by side: more threads in each would mostly wait for each other. Workers are started
-# after this, and take it over.
+# Tests run in parallel: with more threads each, they would mostly wait for each other. Workers
+# start after this and inherit it.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
@@ -14,7 +14,7 @@ from support import write_spiece_model
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
-    """A checkpoint's tokenizer folder with a small spiece.model of T5's conventions."""
+    """Makes a checkpoint's tokenizer folder with a small spiece.model of T5's conventions."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_spiece_model(folder)
     return folder

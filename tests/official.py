@@ -1,4 +1,4 @@
-"""What the official checkpoints hold: ``data/*.json`` lists every tensor of their files."""
+"""Contents of the official checkpoints: ``data/*.json`` lists every tensor of their files."""
 
 import json
 from pathlib import Path
@@ -29,6 +29,6 @@ TRANSFORMERS = {
 
 
 def official(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, as stored, of a transformer, ``vae`` or ``t5_v1_1_xxl_encoder``."""
+    """Returns the names and stored shapes of a transformer, ``vae`` or ``t5_v1_1_xxl_encoder``."""
     tensors = json.loads((DATA / f"{name}.json").read_text())
     return {tensor: tuple(shape) for tensor, shape in tensors.items()}

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
@@ -16,6 +17,9 @@ import pytest
 
 from mlx_cogvideo.device import mac
 from mlx_cogvideo.files import locked
+from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
+from mlx_cogvideo.nn.t5 import T5EncoderModel
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel
 
 OFFICIAL_SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
@@ -35,17 +39,18 @@ OFFICIAL_SCHEDULER_CONFIG = {
 }
 
 
-# On a GPU MLX compiles by itself, on the CPU by a compiler of the system's.
-needs_compiler = pytest.mark.skipif(which("g++") is None, reason="there is no g++")
+# MLX brings its own compiler for GPUs; on the CPU it calls the system's.
+needs_compiler = pytest.mark.skipif(which("g++") is None, reason="g++ is not installed")
 
 
 def scheduler_config(**changes) -> dict:
-    """The official scheduler_config.json, less its class name, with some entries replaced."""
+    """Returns the official scheduler_config.json without its class name, with some entries
+    replaced."""
     return {**OFFICIAL_SCHEDULER_CONFIG, **changes}
 
 
 def relative_error(actual, expected) -> float:
-    """The largest difference in units of the largest expected value."""
+    """Returns the largest difference, relative to the largest expected value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
@@ -53,27 +58,28 @@ def relative_error(actual, expected) -> float:
 
 @contextmanager
 def locked_elsewhere(path: Path, lock_file: Path | None = None) -> Iterator[None]:
-    """Another thread has the lock of an output: to this one, it is as another process's."""
-    has_it, may_end = threading.Event(), threading.Event()
+    """Holds the lock of an output in another thread, which looks like another process to this
+    one."""
+    acquired, release = threading.Event(), threading.Event()
 
     def hold() -> None:
         with locked(path, "wait", lock_file):
-            has_it.set()
-            may_end.wait()
+            acquired.set()
+            release.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert has_it.wait(10)
+    assert acquired.wait(10)
     try:
         yield
     finally:
-        may_end.set()
+        release.set()
         thread.join()
 
 
 def pretend_metal(monkeypatch, chip: str = "Apple M1", gigabytes: int = 16, **info) -> None:
-    """Has decisions be those of a Mac. What is computed is computed on the CPU as before."""
-    told = {
+    """Makes the package decide as it would on a Mac. It still computes on the CPU."""
+    device_info = {
         "device_name": chip,
         "architecture": "applegpu_g13g",
         "max_recommended_working_set_size": mac(gigabytes).memory,
@@ -81,17 +87,39 @@ def pretend_metal(monkeypatch, chip: str = "Apple M1", gigabytes: int = 16, **in
     }
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "device_info", lambda: told)
+    monkeypatch.setattr(mx, "device_info", lambda: device_info)
+
+
+def watch_networks(monkeypatch) -> Callable[[], set[type]]:
+    """Returns a function that gives the classes of the networks in memory.
+
+    It knows the text encoders, transformers and VAEs that were made after this call.
+    """
+    made: list[weakref.ref] = []
+
+    def watch(network: type) -> None:
+        make = network.__init__
+
+        def noted(self, *arguments, **options) -> None:
+            make(self, *arguments, **options)
+            made.append(weakref.ref(self))
+
+        monkeypatch.setattr(network, "__init__", noted)
+
+    for network in (T5EncoderModel, CogVideoXTransformer3DModel, AutoencoderKLCogVideoX):
+        watch(network)
+    return lambda: {type(network) for ref in made if (network := ref()) is not None}
 
 
 def environment() -> dict[str, str]:
-    """That of a process that is to import the package and the tests' helpers from here."""
+    """Returns the environment in which a new process imports the package and the tests' helpers
+    from this folder."""
     tests = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
 
 
 def killed(folder: Path, *lines: str) -> None:
-    """Runs lines of Python in a process of their own that is killed after them."""
+    """Runs lines of Python in a new process, which kills itself after the last one."""
     code = "\n".join([*lines, "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"])
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True)
@@ -110,7 +138,7 @@ WORDS = VOCABULARY.split()
 
 
 def write_spiece_model(folder, normalization: str = "nmt_nfkc") -> None:
-    """Trains a small spiece.model with T5's conventions; the same bytes every time."""
+    """Trains a small spiece.model with T5's conventions. It has the same bytes every time."""
     import sentencepiece
 
     rng = np.random.default_rng(0)

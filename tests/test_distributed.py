@@ -1,4 +1,4 @@
-"""Training by two processes on this machine, over MLX's ring."""
+"""Training with two processes on this machine, over MLX's ring backend."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from clips import make_clip
 
 from mlx_cogvideo import InvalidInputError, PeerLostError
-from mlx_cogvideo import distributed as module
 from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo.distributed import ALONE, Distributed
 from mlx_cogvideo.video import write_video
@@ -37,8 +37,8 @@ def clips(tmp_path) -> Path:
 
 
 def command(clips: Path, adapter: Path, *more) -> list[str]:
-    told = ["--data", clips, "--adapter-path", adapter, "--model", "demo", *SMALL, *more]
-    return [str(word) for word in told]
+    words = ["--data", clips, "--adapter-path", adapter, "--model", "demo", *SMALL, *more]
+    return [str(word) for word in words]
 
 
 def adapter_of(folder: Path) -> dict[str, mx.array]:
@@ -56,7 +56,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def launched(arguments: list[str], script: Path = SCRIPT) -> str:
-    """What two processes print."""
+    """Runs two processes and returns what they print."""
     launch = [LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", *free_ports(1), "--"]
     done = subprocess.run(
         [str(word) for word in [*launch, sys.executable, script, *arguments]],
@@ -71,7 +71,7 @@ def launched(arguments: list[str], script: Path = SCRIPT) -> str:
 
 
 def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, tmp_path):
-    """With prior prompts, accumulation and a last batch that is filled up."""
+    """Uses prior prompts, accumulation and a last batch that is filled up."""
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red circle\na blue square\na green triangle\n")
     more = ["--prior-prompts", prompts, "--grad-accumulation-steps", 2, "--learning-rate", 1e-3]
@@ -79,14 +79,14 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     one, two = tmp_path / "one", tmp_path / "two"
     each = ["--batch-size", 1, "--prior-batch-size", 1]
     done = launched(command(clips, two, *more, *each))
-    assert done.count(str(two)) == 1, "only the first says where the adapter is"
+    assert done.count(str(two)) == 1, "only the main process prints where the adapter is"
     assert main(command(clips, one, *more, "--batch-size", 2, "--prior-batch-size", 2)) == 0
     expected, made = adapter_of(one), adapter_of(two)
     whole, other = (
         mx.concatenate([arrays[name].flatten() for name in sorted(expected)])
         for arrays in (expected, made)
     )
-    # Measured: 4e-7, and 2e-6 at most in one number. Adam makes much of the rounding of small ones.
+    # Measured: 4e-7, and at most 2e-6 in one number. Adam amplifies the rounding of small ones.
     assert mx.linalg.norm(other - whole) < 1e-5 * mx.linalg.norm(whole)
     assert mx.abs(other - whole).max() < 1e-5
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (one, two)]
@@ -96,7 +96,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
         assert a["prior_loss"] == pytest.approx(b["prior_loss"], rel=1e-2)
 
 
-def test_two_processes_go_on_bit_for_bit(clips, tmp_path):
+def test_two_processes_resume_bit_for_bit(clips, tmp_path):
     folders = [tmp_path / name for name in ("whole", "stopped")]
     more = ["--batch-size", 1, "--warmup", 1, "-q"]
     launched(command(clips, folders[0], *more, "--iters", 6))
@@ -106,8 +106,8 @@ def test_two_processes_go_on_bit_for_bit(clips, tmp_path):
     assert all(mx.array_equal(array, stopped[name]) for name, array in whole.items())
 
 
-def test_a_process_that_is_late_changes_nothing(clips, tmp_path):
-    """By more than the five seconds for which Metal lets work of a GPU wait."""
+def test_a_late_process_changes_nothing(clips, tmp_path):
+    """It is late by more than the five seconds for which Metal lets GPU work wait."""
     late = tmp_path / "late.py"
     late.write_text(
         "import sys, time\n"
@@ -132,7 +132,7 @@ def test_a_process_that_is_late_changes_nothing(clips, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_process_ends_the_other_with_a_checkpoint(clips, tmp_path, victim):
+def test_when_a_process_is_lost_the_other_saves_a_checkpoint_and_ends(clips, tmp_path, victim):
     adapter, hosts = tmp_path / "adapter", tmp_path / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     arguments = command(clips, adapter, "--iters", 5000, "--save-every", 5000, "--batch-size", 1)
@@ -152,20 +152,20 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(clips, tmp_path, victim
             assert time.monotonic() - since < 120 and processes[victim].poll() is None
             time.sleep(0.05)
         processes[victim].send_signal(signal.SIGKILL)
-        _, said = processes[1 - victim].communicate(timeout=60)
+        _, stderr = processes[1 - victim].communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
     assert processes[1 - victim].returncode == 1
-    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "another process of this training is gone" in error and "goes on; with other" in error
+    (error,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert "another process of this training is gone" in error and "--resume" in error
     rows = len(log.read_text().splitlines())
     if victim == 0:
         assert not (adapter / "checkpoints").exists()
         (adapter,) = tmp_path.glob("adapter-rescued-1-*")
         assert f"--resume --adapter-path {adapter}" in error
-        rows = 0  # there is none yet
+        rows = 0  # the rescued copy has no log yet
     (checkpoint,) = (adapter / "checkpoints").iterdir()
     steps = int(checkpoint.name)
     assert steps >= 3 and rows in (0, steps)
@@ -174,7 +174,7 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(clips, tmp_path, victim
     assert len((adapter / "log.jsonl").read_text().splitlines()) == rows + 2
 
 
-def test_alone_nothing_is_exchanged():
+def test_a_single_process_exchanges_nothing():
     assert (ALONE.rank, ALONE.size, ALONE.is_main) == (0, 1, True)
     arrays = {"a": mx.ones(3)}
     assert ALONE.all_mean(arrays) is arrays and ALONE.broadcast(arrays)["a"] is arrays["a"]
@@ -185,36 +185,36 @@ def test_alone_nothing_is_exchanged():
         pass
 
 
-def peer(monkeypatch, rank: int, others) -> Distributed:
-    """One of two, to whose sums `others` adds its part."""
-    made = Distributed()
-    made.rank, made.size = rank, 2
-    monkeypatch.setattr(mx.distributed, "all_sum", lambda array, group: array + others(array))
-    return made
+def one_of_two(monkeypatch, rank: int, other) -> Distributed:
+    """Returns one process of two. `other` is the share of the other one in each sum."""
+    process = Distributed()
+    process.rank, process.size = rank, 2
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda array, group: array + other(array))
+    return process
 
 
-def test_processes_that_were_told_otherwise_are_refused(monkeypatch):
-    """The other one's digests are none of ours."""
-    lead = peer(monkeypatch, 0, lambda array: mx.ones_like(array))
+def test_processes_with_different_settings_are_refused(monkeypatch):
+    """The digests of the other process never match."""
+    main_process = one_of_two(monkeypatch, 0, lambda array: mx.ones_like(array))
     with pytest.raises(InvalidInputError, match="the clips differ between the processes"):
-        lead.check_same({"clips": "mine"})
+        main_process.check_same({"clips": "mine"})
 
 
-def test_each_process_has_a_part_of_its_own():
-    parts = []
+def test_each_process_gets_its_own_share():
+    shares = []
     for rank in range(3):
-        made = Distributed()
-        made.rank, made.size = rank, 3
-        parts += made.own(12)
-    assert parts == list(range(12))
+        process = Distributed()
+        process.rank, process.size = rank, 3
+        shares += process.own(12)
+    assert shares == list(range(12))
 
 
-def test_an_exchange_that_fails_tells_of_a_lost_process(monkeypatch):
+def test_a_failed_exchange_means_a_lost_process(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("[ring] connection to a peer was lost\nmore")
 
-    made = peer(monkeypatch, 1, fail)
-    monkeypatch.setattr(module.nn, "average_gradients", fail)
-    for exchange in (lambda: made.any(True), lambda: made.all_mean({"a": mx.ones(1)})):
-        with pytest.raises(PeerLostError, match=r"gone \(\[ring\] connection to a peer was lost\)"):
+    process = one_of_two(monkeypatch, 1, fail)
+    monkeypatch.setattr(nn, "average_gradients", fail)
+    for exchange in (lambda: process.any(True), lambda: process.all_mean({"a": mx.ones(1)})):
+        with pytest.raises(PeerLostError, match=r"\[ring\] connection to a peer was lost\)"):
             exchange()

@@ -1,4 +1,4 @@
-"""What the documentation shows works as it is written."""
+"""The examples, commands and links of the documentation work as they are written."""
 
 import re
 import shlex
@@ -47,8 +47,8 @@ PARSERS = {
 def commands() -> list[str]:
     """Lines of the pages that call one of the commands."""
     codes = [code for page in PAGES for code in blocks(page, "(?:bash)?")]
-    scripts = r"(?:(?:generate|lora)\.py|-m mlx_cogvideo\.(?:generate|check))"
-    call = re.compile(rf"^(?:caffeinate -i )?python {scripts}.*$", re.M)
+    scripts = r"(?:(?:generate|lora)\.py|-m mlx_cogvideo\.(?:generate|convert|check))"
+    call = re.compile(rf"^(?:mlx\.launch .* -- )?python {scripts}.*$", re.M)
     return [line for code in codes for line in call.findall(code)]
 
 
@@ -69,7 +69,7 @@ def test_the_example_prompts_are_a_dozen_long_ones_that_fit():
     prompts = read_prompts(ROOT / "examples" / "prompts.txt")
     assert len(prompts) == 12
     for prompt in prompts:
-        # T5 makes about 1.35 tokens of an English word, and 226 are read.
+        # T5 makes about 1.35 tokens of an English word, and reads 226.
         assert 80 <= len(prompt.text.split()) <= 150, prompt.label
         assert prompt.text.isascii()
 

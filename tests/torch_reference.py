@@ -1,6 +1,6 @@
 """The PyTorch side of the comparisons: tiny models from a seed, saved as official folders.
 
-Ours are always opened from the folder on disk with the package's own loader.
+The package under test always opens the folder on disk with its own loader.
 """
 
 import json
@@ -18,7 +18,7 @@ from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
 
 TOLERANCE = 2e-5
-"""Of networks, relative to the largest value. Measured errors are 1e-6 to 3e-6."""
+"""Error allowed for networks, relative to the largest value. Measured errors are 1e-6 to 3e-6."""
 
 TEXT_LENGTH = 10
 
@@ -49,7 +49,7 @@ VARIANTS = {
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights at which every part of the network matters; default inits zero some of them."""
+    """Gives a module weights with which every part matters; default inits zero some of them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -80,7 +80,8 @@ def make_vae(**changes) -> diffusers.AutoencoderKLCogVideoX:
 
 
 def make_t5(vocab_size: int = 400, d_model: int = 24) -> transformers.T5EncoderModel:
-    """With transformers' own init: T5's unscaled attention saturates under larger weights."""
+    """Makes a T5 with transformers' own init: its unscaled attention saturates under larger
+    weights."""
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=vocab_size,
@@ -98,7 +99,7 @@ def make_t5(vocab_size: int = 400, d_model: int = 24) -> transformers.T5EncoderM
 
 
 def save_model(folder: Path, variant: str) -> Path:
-    """A whole tiny model folder in the official layout, with the demo's tokenizer."""
+    """Writes a whole tiny model folder in the official layout, with the demo's tokenizer."""
     make_transformer(variant).save_pretrained(folder / "transformer")
     changes = {"invert_scale_latents": True} if variant.startswith("1.5") else {}
     make_vae(**changes).save_pretrained(folder / "vae")
@@ -120,7 +121,7 @@ def load_config(folder: Path) -> dict:
 def rotary_embedding(
     transformer: diffusers.CogVideoXTransformer3DModel, frames: int, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What diffusers' pipeline hands the transformer for latents of this size."""
+    """Returns the RoPE tables that diffusers' pipeline passes for latents of this size."""
     if not transformer.config.use_rotary_positional_embeddings:
         return None
     pipeline = object.__new__(diffusers.CogVideoXPipeline)
@@ -139,17 +140,17 @@ def ours(tensor: torch.Tensor) -> mx.array:
 
 
 def frames_first(tensor: torch.Tensor) -> torch.Tensor:
-    """diffusers' transformer layout ``[B, F, C, H, W]`` to ours, channels last."""
+    """Converts diffusers' transformer layout ``[B, F, C, H, W]`` to channels last."""
     return tensor.permute(0, 1, 3, 4, 2).contiguous()
 
 
 def channels_first(tensor: torch.Tensor) -> torch.Tensor:
-    """diffusers' VAE layout ``[B, C, F, H, W]`` to ours, channels last."""
+    """Converts diffusers' VAE layout ``[B, C, F, H, W]`` to channels last."""
     return tensor.permute(0, 2, 3, 4, 1).contiguous()
 
 
 class Noise:
-    """The noise of each step of a DPM run, for both sides."""
+    """Noise for each step of a DPM run, the same on both sides."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.draws = [random(*shape, seed=100 + step) for step in range(STEPS)]

@@ -8,7 +8,7 @@ from ..device import size
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
-from ..pipeline.request import Request
+from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.vae_stage import Tiling
 from ..runs.jobs import Plan
 from ..runs.record import model_title
@@ -40,8 +40,8 @@ def announce(plan: Plan) -> None:
         show_plan(_lines(plan), needs, available)
         for stage, need in needs.items():
             if need > largest_memory(plan.pipe):
-                advice = memory_advice(plan.pipe, plan.jobs[0].request, stage)
-                logger.warning("%s may need more memory than there is: %s", stage, advice)
+                advice = memory_advice(plan.pipe, plan.jobs[0].settings, stage)
+                logger.warning("%s may need more memory than this machine has: %s", stage, advice)
             elif need > available:
                 warn_of_the_moment(stage, need, available)
 
@@ -64,65 +64,62 @@ def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], availa
         lines: titles and what they say.
         needs: bytes that each stage needs, of those that `available`.
     """
-    told = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
-    memory = f"about {told or 'nothing'}; {size(available)} available"
+    by_stage = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
+    memory = f"about {by_stage or 'nothing'}; {size(available)} available"
     for title, text in [*lines, ("memory", memory)]:
         logger.info("%-8s %s", title, text)
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
     job = plan.jobs[0]
-    request, geometry = job.request, job.request.geometry
+    settings, geometry = job.settings, job.settings.geometry
     fps = job.record["settings"]["fps"]
-    guidance = f"guidance {request.guidance_scale:g}"
-    if request.guided and request.dynamic_cfg != "constant":
-        guidance += f" ({request.dynamic_cfg})"
-    target = job.output
-    if len(plan.jobs) > 1:
-        target = f"{job.output} and {len(plan.jobs) - 1} more"
-    if request.guided and request.sequential_guidance:
-        guidance += ", one pass after the other"
-    steps = str(request.num_inference_steps)
-    if request.steps < request.num_inference_steps:
-        steps = f"the last {request.steps} of {steps}"
-    sampling = f"{steps} steps of {request.scheduler}, {guidance}"
-    if len(plan.jobs) == 1:
-        sampling += f", seed {request.seed}"
+    size_and_rate = f"{geometry.width}x{geometry.height}, {fps:g} a second"
+    others = f" and {len(plan.jobs) - 1} more" if len(plan.jobs) > 1 else ""
     lines = [
         ("model", f"{model_title(plan.model)}, {plan.pipe.dtype_name}"),
-        (
-            "video",
-            f"{_frames(request)} of {geometry.width}x{geometry.height}, {fps:g} a second",
-        ),
-        ("output", target),
-        ("sampling", sampling),
+        ("video", f"{_frames(settings)} of {size_and_rate}"),
+        ("output", job.output + others),
+        ("sampling", _sampling(settings) + ("" if others else f", seed {settings.seed}")),
     ]
-    if source := request.source.image or request.source.video:
+    if source := settings.source.image or settings.source.video:
         lines.append(("from", str(source)))
     if plan.pipe.adapters:
         adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
         lines.append(("lora", ", ".join(adapters)))
     if any(output_form(job.output) != LATENTS for job in plan.jobs):
-        lines.append(("decoding", _decoding(request.tiling, plan.pipe.configs["vae"], geometry)))
-    if len(plan.begun) == 1:
-        lines.append(("resumed", f"after {next(iter(plan.begun.values()))}"))
-    elif plan.begun:
-        lines.append(("resumed", f"{len(plan.begun)} of these videos"))
+        lines.append(("decoding", _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)))
+    if len(plan.resumed) == 1:
+        lines.append(("resumed", f"after {next(iter(plan.resumed.values()))}"))
+    elif plan.resumed:
+        lines.append(("resumed", f"{len(plan.resumed)} of these videos"))
     return lines
 
 
-def _frames(request: Request) -> str:
-    each = request.geometry.num_frames
-    if not request.extend:
+def _sampling(settings: ResolvedSettings) -> str:
+    steps = str(settings.num_inference_steps)
+    if settings.steps < settings.num_inference_steps:
+        steps = f"the last {settings.steps} of {steps}"
+    guidance = f"guidance {settings.guidance_scale:g}"
+    if settings.guided and settings.dynamic_cfg != "constant":
+        guidance += f" ({settings.dynamic_cfg})"
+    if settings.guided and settings.sequential_guidance:
+        guidance += ", one pass after the other"
+    return f"{steps} steps of {settings.scheduler}, {guidance}"
+
+
+def _frames(settings: ResolvedSettings) -> str:
+    each = settings.geometry.num_frames
+    if not settings.extend:
         return f"{each} frames"
-    return f"{request.total_frames} frames, {1 + request.extend} windows of {each},"
+    return f"{settings.total_frames} frames, {1 + settings.extend} windows of {each},"
 
 
 def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> str:
     if tiling.mode == "none":
         return "whole frames"
-    if tiling.mode == "seamless":
-        return "seamless: in strips of rows, the same video in less memory"
+    if tiling.mode == "exact":
+        return "exact: in strips of rows, the same video in less memory"
     tiles = tiling.tiles(config, *geometry.latent_shape[2:4])
     if tiles is None:
         return "tiled: one tile covers the frame"
@@ -135,7 +132,7 @@ def _needs(plan: Plan) -> dict[str, int]:
     needs: dict[str, int] = {}
     for job in plan.jobs:
         decode = output_form(job.output) != LATENTS
-        told = estimate_memory(plan.pipe, job.request, decode=decode, done=job.done)
-        for stage, need in told.items():
+        estimate = estimate_memory(plan.pipe, job.settings, decode=decode, done=job.done)
+        for stage, need in estimate.items():
             needs[stage] = max(need, needs.get(stage, 0))
     return needs

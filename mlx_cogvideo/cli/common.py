@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, what they say and how they show progress."""
+"""What the commands share: errors and exit codes, messages and progress bars."""
 
 import argparse
 import logging
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,7 +25,10 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line long. Options are written out in full."""
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, **options)
+        """`options` are argparse's; an ``epilog`` keeps its line breaks."""
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
@@ -132,14 +134,6 @@ def mute(*streams: int) -> None:
         os.dup2(nowhere, stream)
 
 
-def share(text: str) -> float:
-    """A number such as 0.25, or a fraction such as 1/6."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise argparse.ArgumentTypeError(f"must be a number or a fraction, got {text}") from None
-
-
 def add_machine_options(add: Callable[..., Any]) -> None:
     """Adds the options about this machine that long commands share.
 
@@ -150,9 +144,8 @@ def add_machine_options(add: Callable[..., Any]) -> None:
         "--wired-limit",
         type=positive,
         metavar="GIB",
-        help="keep up to GIB of the model resident on macOS 15 and later, whatever other programs "
-        "need (default: leave it to the system, which is safer: such limits have ended in kernel "
-        "panics)",
+        help="Keep up to GIB of the model resident, whatever other programs need, on macOS 15 and "
+        "later. Such limits have ended in kernel panics. Default: the system decides.",
     )
     add_awake_option(add)
 
@@ -163,13 +156,13 @@ def add_awake_option(add: Callable[..., Any]) -> None:
         "--no-caffeinate",
         dest="caffeinate",
         action="store_false",
-        help="let a Mac fall asleep during the run (default: a run of more than a minute keeps it "
-        "awake)",
+        help="Let a Mac fall asleep during the run. Default: a run of more than a minute keeps it "
+        "awake.",
     )
 
 
 def wired_bytes(args: argparse.Namespace) -> int | None:
-    """What ``--wired-limit`` asks for.
+    """The ``--wired-limit`` in bytes, or None.
 
     Raises:
         InvalidInputError: this system has no such limit.
@@ -204,7 +197,7 @@ def _as_line(record: logging.LogRecord) -> str:
 
 
 class Bars:
-    """A progress bar for each stage of some work, on stderr; a `pipeline.pipeline.Progress`."""
+    """A progress bar for each stage of some work, on stderr; a `pipeline.events.Progress`."""
 
     def __init__(self, *, quiet: bool = False, **options: Any):
         """`quiet` shows none; `options` are tqdm's."""
@@ -239,7 +232,7 @@ class Bars:
 class StageBars(Bars):
     """The bars of a run.
 
-    After the second step of the first denoising they foretell the rest: the first one is slower.
+    After the second step of the first denoising they estimate the rest: the first step is slower.
 
     Attributes:
         later: steps of the windows after the one that is denoised.
@@ -255,9 +248,9 @@ class StageBars(Bars):
     def __call__(self, stage: str, done: int, total: int) -> None:
         super().__call__(stage, done, total)
         if stage == "denoise" and self._steps is not None and not self._quiet:
-            self._foretell(total - done + self.later)
+            self._estimate(total - done + self.later)
 
-    def _foretell(self, left: int) -> None:
+    def _estimate(self, left: int) -> None:
         self._steps.append(time.monotonic())
         if len(self._steps) < 3:
             return

@@ -2,21 +2,18 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints import BUNDLED
-from ..checkpoints.components import DTYPES
 from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
-from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
-from ..diffusion.schedulers import SCHEDULERS
-from ..diffusion.step_cache import CACHES
 from ..errors import InvalidInputError
-from ..nn.autoencoder import TILINGS
-from ..pipeline.sources import IMAGE_LATENT_SCALES
 from ..runs.jobs import make_plan
-from ..video import FITS, read_record
+from ..runs.origin import Options
+from ..runs.settings import RunSettings
+from ..video import read_record
 from .announce import announce
 from .awake import awake
 from .common import (
@@ -28,10 +25,25 @@ from .common import (
     be_quiet,
     positive,
     run,
-    share,
     wired_bytes,
 )
+from .config_file import with_config_file
+from .options import add_setting, add_settings, given_settings
 from .session import Session
+
+GROUPS = {
+    "what": "what to make",
+    "source": "what to start from",
+    "sampling": "how to sample",
+    "memory": "how to fit in memory",
+    "output": "where the video goes",
+}
+
+EXAMPLES = """examples:
+  python generate.py --prompt "a red circle moves right on a white background"
+  python generate.py --model 5b --prompt-file prompts.txt --output "{index}-{seed}.mp4" --seed 1 2
+  python generate.py --resume video.mp4
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def generate(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(with_config_file(parser, arguments))
     if args.quiet:
         be_quiet()
     if args.show is not None:
@@ -49,7 +61,7 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
-    plan = make_plan(args)
+    plan = make_plan(read_options(args))
     with plan.locks:
         announce(plan)
         if args.dry_run:
@@ -57,6 +69,23 @@ def generate(arguments: Sequence[str] | None) -> int | None:
         manage_memory(plan.pipe.memory_limit, wired)
         with awake(args.caffeinate):
             return Session(plan, args).run()
+
+
+def read_options(args: argparse.Namespace) -> Options:
+    """What a parsed command line asks for."""
+    limit = args.memory_limit
+    return Options(
+        given=given_settings(args, RunSettings),
+        prompt_file=args.prompt_file,
+        replay=args.replay,
+        resume=args.resume,
+        model=args.model,
+        output=args.output,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
+        previews=args.preview_every is not None,
+    )
 
 
 def show(file: Path) -> None:
@@ -69,181 +98,88 @@ def show(file: Path) -> None:
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="generate.py", description="Make videos of prompts with CogVideoX, in MLX."
+        prog="generate.py",
+        description="Makes videos of prompts with CogVideoX, in MLX.",
+        epilog=EXAMPLES,
     )
-    what = parser.add_argument_group("what to make").add_mutually_exclusive_group().add_argument
-    what("--prompt", help="what to show; long English descriptions work best")
+    what = parser.add_argument_group("prompts").add_mutually_exclusive_group().add_argument
+    add_setting(what, RunSettings, "prompt")
     what(
         "--prompt-file",
         type=Path,
         metavar="FILE",
-        help="one prompt a line; lines that begin with # are comments",
+        help="Text file of prompts, one a line. PROMPT@@IMAGE starts from an image; lines that "
+        "begin with # are comments.",
     )
-    what("--replay", type=Path, metavar="FILE", help="make again what FILE, a result, shows")
-    what("--show", type=Path, metavar="FILE", help="only print how FILE, a result, was made")
-
-    add = parser.add_argument_group("what to start from").add_argument
-    add("--image", metavar="FILE", help="the picture it begins with, for image-to-video models")
-    add("--video", metavar="FILE", help="a clip, or a folder of frames, to make another one of")
-    add(
-        "--strength",
-        type=float,
-        help="how much of --video is made anew, above 0 and up to 1 (default: 0.8)",
+    what("--replay", type=Path, metavar="FILE", help="Make the video in FILE, a result, again.")
+    what("--show", type=Path, metavar="FILE", help="Print how FILE, a result, was made, and stop.")
+    groups = add_settings(parser, RunSettings, GROUPS, leave_out=("prompt", "seed", "lora"))
+    add = groups["sampling"].add_argument
+    add_setting(
+        add,
+        RunSettings,
+        "seed",
+        nargs="+",
+        help="Seed of all noise; the same seed repeats a video. Several make one video each. "
+        "Default: random.",
     )
-    add(
-        "--image-fit",
-        choices=FITS,
-        help="how --image or --video comes to the size: covering it and cropped, set on black, or "
-        "distorted (default: crop)",
-    )
-    add(
-        "--image-latent-scale",
-        choices=IMAGE_LATENT_SCALES,
-        help="of the picture of version 1.5, about which the tools disagree (default: official)",
-    )
-
-    add = parser.add_argument_group("how").add_argument
-    add("--negative-prompt", "--negative_prompt", help="what to steer away from")
-    add(
+    add_setting(add, RunSettings, "lora", nargs="+", action=WithScale, type=str)
+    groups["what"].add_argument(
         "--model",
-        help=f"folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)} "
-        "(default: the folder mlx_model if there is one, else the bundled demo)",
+        help=f"Folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}. Default: the folder "
+        "mlx_model if it exists, else the bundled demo.",
     )
-    add(
-        "--lora",
-        nargs="+",
-        action=WithScale,
-        metavar=("ADAPTER", "SCALE"),
-        help="a LoRA adapter: a file, a folder, a hub id or a file there, and its weight "
-        "(default: 1); may be given several times",
-    )
-    add("--frames", "--num_frames", type=int, help="8N+1 (default: the model's own)")
-    add(
-        "--extend",
-        type=int,
-        metavar="N",
-        help="go on after the last frame, N times as long again less the overlap",
-    )
-    add(
-        "--overlap",
-        type=int,
-        metavar="FRAMES",
-        help="of --extend, 8N+1 (default: 9; models of images go on from 1)",
-    )
-    add("--height", type=int, help="in pixels (default: the model's own)")
-    add("--width", type=int, help="in pixels (default: the model's own)")
-    add("--fps", type=positive, help="of the file (default: the model's own)")
-    add("--steps", "--num_inference_steps", type=int, help="default: 50")
-    add("--guidance", "--guidance_scale", type=float, help="default: 6.0")
-    add(
-        "--guidance-schedule",
-        choices=GUIDANCE_SCHEDULES,
-        help="guidance over the steps (default: what suits the model)",
-    )
-    add(
-        "--guidance-range",
-        type=int,
-        nargs=2,
-        metavar=("FIRST", "END"),
-        help="steps with guidance, from 0; the others skip the unconditional pass (default: all)",
-    )
-    add(
-        "--uncond",
-        choices=UNCONDS,
-        help="what is unconditional: the negative prompt, empty unless told, or embeddings of "
-        "zeros as in the original tools (default: empty)",
-    )
-    add(
-        "--cache",
-        choices=(*CACHES, "none"),
-        help="skip the blocks in steps where little changes: faster, and a little different "
-        "(default: compute all)",
-    )
-    add("--cache-threshold", type=float, help="how much may change (default: what is usual)")
-    add(
-        "--sequential-guidance",
-        action=argparse.BooleanOptionalAction,
-        help="compute the two passes of guidance one after the other: less memory (default: where "
-        "there is none for both)",
-    )
-    add("--scheduler", choices=SCHEDULERS, help="sampler (default: what suits the model)")
-    add(
-        "--seed",
-        type=int,
-        nargs="+",
-        help="repeats a video; several make one of each (default: another one each time)",
-    )
-    add(
-        "--tiling",
-        choices=("auto", *TILINGS),
-        help="how the VAE computes a frame: none (whole frames), seamless (in strips of rows: the "
-        "same video in less memory), or tiled (in tiles: another video in the least memory) "
-        "(default: auto, by the memory of this machine)",
-    )
-    add(
-        "--source-tiling",
-        choices=("seamless", "tiled"),
-        help="the same for an image, a video, or frames to go on from (default: as --tiling)",
-    )
-    add(
-        "--tile-size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of a tile, in pixels (default: half the model's own size)",
-    )
-    add(
-        "--tile-overlap",
-        type=share,
-        nargs=2,
-        metavar=("ROWS", "COLUMNS"),
-        help="share of a tile that the next one covers, too (default: about 1/6 and 1/5)",
-    )
-    add("--dtype", choices=DTYPES, help="default: the model's own, float32 on the CPU")
-    add(
+    groups["memory"].add_argument(
         "--memory-limit",
         type=positive,
         metavar="GIB",
-        help="limit the estimated memory of each stage to GIB: guidance and the VAE use modes that "
-        "need less, and what can't be done is refused before anything is loaded (default: what "
-        "this machine has)",
+        help="Limit the estimated memory of each stage to GIB. Guidance and the VAE then use modes "
+        "that need less; a run that can't fit is refused before anything is loaded. Default: the "
+        "memory of this machine.",
     )
-    add("--no-compile", action="store_true", help="don't fuse operations with mx.compile")
-
-    add = parser.add_argument_group("where to").add_argument
+    add = groups["output"].add_argument
     add(
         "--output",
         "-o",
-        help=".mp4, .gif, .safetensors (latents), or a folder for PNG frames; may contain {index}, "
-        "{prompt} and {seed} (default: video.mp4, of many video-{index}-{seed}.mp4)",
+        help="File that is written: .mp4, .gif, .safetensors (latents), or a folder of PNG frames. "
+        "It may contain {index}, {prompt} and {seed}. Default: video.mp4, or "
+        "video-{index}-{seed}.mp4 for several.",
     )
-    add("--overwrite", action="store_true", help="replace what is there")
+    add("--overwrite", action="store_true", help="Replace files that exist.")
+    add("--json", action="store_true", help="Print one line of JSON instead of the outputs' names.")
+    _add_run_options(parser.add_argument_group("long runs").add_argument)
+    return parser
 
-    add = parser.add_argument_group("long runs").add_argument
+
+def _add_run_options(add) -> None:
     add(
         "--resume",
         nargs="?",
         const=True,
         default=False,
         metavar="FILE",
-        help="go on with an unfinished run: with the same arguments, with --output, or with the "
-        "file in which it is saved",
+        help="Continue an unfinished run: give the same arguments, --output, or the file in which "
+        "it is saved.",
     )
     add(
         "--save-every",
         type=at_least_one,
         metavar="STEPS",
-        help="save the run after so many steps (default: about once a minute)",
+        help="Save the run every so many steps. Default: about once a minute.",
     )
     add(
         "--preview-every",
         type=at_least_one,
         metavar="STEPS",
-        help="draw a small, rough preview beside the output every so many steps, as "
-        "OUTPUT.preview.gif, until the video is there",
+        help="Draw a small preview of the current estimate every so many steps, as "
+        "OUTPUT.preview.gif, until the video exists. Default: never.",
     )
     add_machine_options(add)
-    add("--dry-run", action="store_true", help="say what would happen and stop there")
-    add("--quiet", "-q", action="store_true", help="say only what is wrong")
-    add("--json", action="store_true", help="print one line of JSON instead of the outputs' names")
-    return parser
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="Read options from a TOML or JSON file; command-line options override it.",
+    )
+    add("--dry-run", action="store_true", help="Say what would happen, and stop.")
+    add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from ..device import manage_memory, size
 from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked
+from ..pipeline.events import RunState
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.request import Request
+from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import last_checkpoint, saved_checkpoints
 from ..training.clips import Clip, choose_shape, find_clips
@@ -63,7 +63,7 @@ class Job:
     reading: ClipOptions
     settings: Settings
     prior: Sequence[str]
-    samples: Sequence[Request]
+    samples: Sequence[ResolvedSettings]
     cache: Path
 
 
@@ -287,7 +287,7 @@ def _train(
 
 def sample_request(
     pipe: CogVideoXPipeline, text: str, shape: ClipSpec, args: argparse.Namespace
-) -> Request:
+) -> ResolvedSettings:
     """A clip to make on the way, of ``prompt`` or ``prompt@@image``; the noise is always the same.
 
     Raises:
@@ -317,11 +317,9 @@ def make_samples(job: Job, texts: dict[str, Path], folder: Path, step: int) -> N
         embeds = [load_text(texts[text]) for text in ("", request.prompt)]
         embeds = mx.concatenate(embeds[-1 - request.guided :])
         try:
-            conditioning = pipe.condition(request)
-            steps = pipe.denoise(request, embeds, conditioning=conditioning)
-            (state,) = deque(steps, maxlen=1)
-            frames = np.concatenate(list(pipe.decode(request, state.latents)))
-            write_video(output, frames, fps, overwrite=True)
+            events = pipe.events(request, RunState(embeds=embeds))
+            frames = [event.frames for event in events if event.frames is not None]
+            write_video(output, np.concatenate(frames), fps, overwrite=True)
             logger.info("%-8s %s", "sample", output)
         except CogVideoXError as error:
             logger.warning("no sample of %r: %s", request.prompt, error)

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..errors import CogVideoXError, DeviceError, OutputError, with_notes
-from ..pipeline.denoising import DenoisingState
-from ..pipeline.request import Request
+from ..pipeline.events import Event
 from ..runs.jobs import Failure, Plan
 from ..runs.preview import preview_path, remove_preview
-from ..runs.resumable import Job, begin, finish
+from ..runs.resumable import VideoJob, encode_all, finish
 from ..runs.saved_run import SavedRun
 from .common import FAILED, StageBars, say
 from .signals import Interrupts
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 class Session:
     """A plan being carried out, and what has come of it so far.
 
-    All texts are encoded first and saved, so that the text encoder is loaded once and no more than
-    one video's state is in memory. In a batch a video that fails is reported and the rest go on.
+    No more than one video's state is in memory. In a batch a video that fails is reported and the
+    others are made.
     """
 
     def __init__(self, plan: Plan, args: argparse.Namespace):
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
-        others = sum(job.request.steps_of_all_windows for job in plan.jobs[1:])
+        others = sum(job.settings.steps_of_all_windows for job in plan.jobs[1:])
         self._bars = StageBars(len(plan.jobs), others, quiet=args.quiet)
         self._interrupts = Interrupts()
 
@@ -41,9 +41,9 @@ class Session:
         plan = self.plan
         try:
             with self._interrupts:
-                for job in self._encode():
+                for job, run in self._runs():
                     with self._reported(job):
-                        self._finish(job)
+                        self._finish(job, run())
         except (KeyboardInterrupt, CogVideoXError) as error:
             if plan.is_batch and (self.made or any(job.path.exists() for job in plan.jobs)):
                 error.add_note(
@@ -60,62 +60,70 @@ class Session:
             logger.info("%d made, %d made before, %d failed", *counts)
         return FAILED if plan.failed else None
 
-    def _encode(self) -> list[Job]:
-        """Saves each run that is new with its text encoded; returns those that can go on."""
-        new = [job for job in self.plan.jobs if job.path not in self.plan.begun]
-        ready = {job.path for job in self.plan.jobs} - {job.path for job in new}
+    def _runs(self) -> Iterator[tuple[VideoJob, Callable[[], SavedRun]]]:
+        """The jobs that can be made, each with what gives its run.
+
+        One video begins with its text. The texts of several are encoded first, and their runs
+        saved, so that the text encoder is loaded once.
+        """
+        jobs, resumed = self.plan.jobs, self.plan.resumed
+        new = [job for job in jobs if job.path not in resumed]
+        if len(jobs) == 1 and new:
+            yield jobs[0], jobs[0].new_run
+            return
+        ready = set(resumed)
         if new:
-            with closing(begin(self.plan.pipe, new, self._bars)) as runs:
+            with closing(encode_all(self.plan.pipe, new, self._bars)) as runs:
                 for job, saved in runs:
                     with self._reported(job):
                         saved.save(job.path)
                         ready.add(job.path)
-        return [job for job in self.plan.jobs if job.path in ready]
+        for job in jobs:
+            if job.path in ready:
+                yield job, partial(_load, job)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: VideoJob, saved: SavedRun) -> None:
         self._interrupts.patient = False
-        begun = SavedRun.load(job.path)
-        saved = replace(begun, record=job.record, output=job.output)
-        windows = job.request.extend - len(saved.windows)
-        self._bars.later = windows * job.request.num_inference_steps
+        windows = job.settings.extend - len(saved.run.windows)
+        self._bars.later = windows * job.settings.num_inference_steps
         record = finish(
             self.plan.pipe,
-            saved,
+            job.settings,
+            replace(saved, record=job.record, output=job.output),
             job.path,
             overwrite=self.args.overwrite,
             save_every=self.args.save_every,
-            on_progress=self._note,
-            on_state=self._previewed(job.output),
+            observers=[self._note, self._previewed(job.output)],
             should_stop=lambda: self._interrupts.wanted,
         )
-        for output in {begun.output, job.output}:
+        for output in {saved.output, job.output}:
             remove_preview(output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             print(job.output, flush=True)
 
-    def _previewed(self, output: str) -> Callable[[Request, DenoisingState], None]:
+    def _previewed(self, output: str) -> Callable[[Event], None]:
         """Draws a preview every few steps; one that can't be written is no reason to stop."""
         every, path = self.args.preview_every, preview_path(output)
 
-        def draw(window: Request, state: DenoisingState) -> None:
-            if every and state.step % every == 0:
+        def draw(event: Event) -> None:
+            if every and event.stage == "denoise" and event.done and event.done % every == 0:
                 try:
-                    latents = state.x0[:, window.geometry.leading_latents :]
-                    self.plan.preview.write(path, latents)
+                    leading = event.window.geometry.leading_latents
+                    self.plan.preview.write(path, event.run.denoising.x0[:, leading:])
                 except OutputError as error:
                     logger.warning("no preview: %s", error)
 
         return draw
 
-    def _note(self, stage: str, done: int, total: int) -> None:
+    def _note(self, event: Event) -> None:
         # Only a step of denoising is worth waiting for: the rest is saved, or quickly done again.
-        self._interrupts.patient = stage == "denoise" and done < total
-        self._bars(stage, done, total)
+        self._interrupts.patient = event.stage == "denoise" and event.done < event.total
+        self._bars(event.stage, event.done, event.total)
 
     @contextmanager
-    def _reported(self, job: Job) -> Iterator[None]:
-        """Lets a batch go on after an error, which is said at once."""
+    def _reported(self, job: VideoJob) -> Iterator[None]:
+        """Lets a batch continue after an error, which is reported at once."""
         try:
             yield
         except CogVideoXError as error:
@@ -135,3 +143,7 @@ class Session:
                 {"item": failure.label, "error": failure.reason} for failure in self.plan.failed
             ],
         }
+
+
+def _load(job: VideoJob) -> SavedRun:
+    return SavedRun.load(job.path)

@@ -12,7 +12,7 @@ A schedule ends at level ``FINAL``, which is no timestep of the table but the cl
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from math import expm1, inf, log, sqrt
 from typing import Any, Self
 
@@ -20,40 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError
+from .scheduler_config import SchedulerConfig, alphas_cumprod, spaced_timesteps
 
 FINAL = -1
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """The contents of ``scheduler_config.json`` that change numbers, with diffusers' defaults.
-
-    The official checkpoints set v_prediction, trailing and rescale_betas_zero_snr, and a
-    snr_shift_scale of 3.0 (2B) or 1.0 (all others).
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.0120
-    beta_schedule: str = "scaled_linear"
-    trained_betas: tuple[float, ...] | None = None
-    set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    rescale_betas_zero_snr: bool = False
-    snr_shift_scale: float = 3.0
-
-    def __post_init__(self) -> None:
-        _require("beta_schedule", self.beta_schedule, ("scaled_linear",))
-        _require("trained_betas", self.trained_betas, (None,))
-        _require("prediction_type", self.prediction_type, ("v_prediction", "epsilon", "sample"))
-        _require("timestep_spacing", self.timestep_spacing, ("trailing", "leading", "linspace"))
-        if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
-            raise InvalidInputError(
-                "prediction_type epsilon can't be undone where the SNR is zero: "
-                "use v_prediction or set rescale_betas_zero_snr to false"
-            )
 
 
 class _Scheduler:
@@ -69,7 +38,7 @@ class _Scheduler:
         """
         self.config = SchedulerConfig() if config is None else config
         self.key = mx.random.key(0) if key is None else key
-        self.alphas_cumprod = _alphas_cumprod(self.config)
+        self.alphas_cumprod = alphas_cumprod(self.config)
         """float64 numpy array [num_train_timesteps], falling from about 1 towards 0."""
         self.timesteps = np.zeros(0, dtype=np.int64)
         """int64 numpy array [num_inference_steps], falling; empty before ``set_timesteps``."""
@@ -118,7 +87,7 @@ class _Scheduler:
                 f"num_inference_steps must be an integer from 1 to {limit}; "
                 f"got {num_inference_steps}"
             )
-        timesteps = _spaced_timesteps(self.config, int(num_inference_steps))
+        timesteps = spaced_timesteps(self.config, int(num_inference_steps))
         if timesteps[0] >= limit:
             raise InvalidInputError(
                 f"steps_offset {self.config.steps_offset} moves timestep {timesteps[0]} past the "
@@ -308,41 +277,6 @@ class CogVideoXDPMScheduler(_Scheduler):
     def _draw(self, shape: tuple[int, ...], s: int) -> mx.array:
         keys = mx.random.split(self.key, self.config.num_train_timesteps)
         return mx.random.normal(shape, key=keys[s])
-
-
-def _require(name: str, value: Any, supported: tuple) -> None:
-    if value not in supported:
-        choices = " or ".join(str(choice) for choice in supported)
-        raise InvalidInputError(f"scheduler config: {name} must be {choices}; got {value!r}")
-
-
-def _alphas_cumprod(config: SchedulerConfig) -> np.ndarray:
-    """The noise table, float64 [num_train_timesteps]: SNR shift first, then zero terminal SNR."""
-    beta_roots = np.linspace(
-        config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps
-    )
-    alpha_bar = np.cumprod(1 - beta_roots**2)
-    shift = config.snr_shift_scale
-    alpha_bar = alpha_bar / (shift + (1 - shift) * alpha_bar)
-    if config.rescale_betas_zero_snr:
-        root = np.sqrt(alpha_bar)
-        alpha_bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    return alpha_bar
-
-
-def _spaced_timesteps(config: SchedulerConfig, n: int) -> np.ndarray:
-    """n falling timesteps, int64 (arXiv:2305.08891, table 2)."""
-    total = config.num_train_timesteps
-    match config.timestep_spacing:
-        case "trailing":
-            # A float range, as in diffusers, because its rounding decides ties; it can overshoot
-            # into an (n + 1)th entry at zero.
-            timesteps = np.round(np.arange(total, 0, -total / n))[:n] - 1
-        case "leading":
-            timesteps = np.arange(n)[::-1] * (total // n) + config.steps_offset
-        case _:
-            timesteps = np.round(np.linspace(0, total - 1, n))[::-1]
-    return timesteps.astype(np.int64)
 
 
 def _half_log_snr(alpha: float, sigma: float) -> float:

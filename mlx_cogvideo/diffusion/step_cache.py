@@ -161,16 +161,15 @@ def make_cache(
     threshold: float,
     transformer: CogVideoXTransformer3DModel,
     timesteps: Sequence[int],
-    variant: str | None,
+    polynomial: Sequence[float],
 ) -> StepCache:
-    """The cache of a run.
+    """Makes the cache of a run.
 
     Args:
-        timesteps: of all its steps.
-        variant: short name of the official model, for its polynomial.
+        timesteps: timesteps of all its steps.
+        polynomial: one of `POLYNOMIALS`, or `IDENTITY`.
     """
     steps = None
     if kind == "teacache":
-        polynomial = POLYNOMIALS.get(variant, IDENTITY)
         steps = teacache_steps(transformer, timesteps, threshold, polynomial)
     return StepCache(steps, threshold, len(timesteps) - 1)

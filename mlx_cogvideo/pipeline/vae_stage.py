@@ -1,13 +1,13 @@
 """The VAE's stage: latents to frames and back, piece by piece.
 
-Memory beside the VAE's own: with "none" and "seamless" a chunk of 8 frames, with "tiled" the whole
-clip in the type it is asked for, or decoded from.
+Memory beside the VAE's own: with "none" and "exact" a chunk of 8 frames, with "tiled" the whole
+clip, in the type of the output or of the frames that are encoded.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
@@ -28,10 +28,10 @@ from ..nn.autoencoder import (
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the VAE takes a frame: ``AutoencoderKLCogVideoX`` tells of the ways.
+    """How the VAE computes a frame: ``AutoencoderKLCogVideoX`` describes the modes.
 
     Attributes:
-        mode: ``"none"``, ``"seamless"`` or ``"tiled"``.
+        mode: ``"none"``, ``"exact"`` or ``"tiled"``.
         tile_size: height and width in pixels; None is half the model's native size.
         tile_overlap: shares of a tile's height and width; None is about a sixth and a fifth.
     """
@@ -49,10 +49,13 @@ class Tiling:
         tile_overlap: tuple[float, float] | None,
         automatic: Callable[[], str],
     ) -> Self:
-        """The way that is asked for; `automatic` is asked where that is ``"auto"``.
+        """Checks a mode and its tiles.
+
+        Args:
+            automatic: chooses the mode for ``"auto"``.
 
         Raises:
-            InvalidInputError: there is no such way, or such tiles can't be laid.
+            InvalidInputError: there is no such mode, or such tiles can't be laid.
         """
         if mode not in ("auto", *TILINGS):
             raise InvalidInputError(f"tiling must be auto, {', '.join(TILINGS)}; got {mode!r}")
@@ -70,16 +73,8 @@ class Tiling:
             raise InvalidInputError(str(error)) from None
         return cls(automatic() if mode == "auto" else mode, sides, shares)
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments that give this again, fit for JSON."""
-        return {
-            "tiling": self.mode,
-            "tile_size": self.tile_size and list(self.tile_size),
-            "tile_overlap": self.tile_overlap and list(self.tile_overlap),
-        }
-
     def tiles(self, config: AutoencoderConfig, height: int, width: int) -> Tiles | None:
-        """The tiles for latents of this size, or None where frames aren't cut into any."""
+        """The tiles for latents of this size; None where frames are computed whole or in strips."""
         tiles = Tiles.choose(config, self.tile_size, self.tile_overlap)
         return None if self.mode != "tiled" or tiles.cover(height, width) else tiles
 
@@ -89,27 +84,22 @@ def check_decodable(config: AutoencoderConfig, shape: tuple[int, ...], tiling: T
     if tiling.mode == "none" and largest_decode_tensor(config, shape) >= MAX_ELEMENTS:
         raise InvalidInputError(
             "decoding whole frames of this size needs arrays of over 2**31 elements, which are too "
-            "large for MLX: use tiling auto, seamless or tiled"
+            "large for MLX: use tiling auto, exact or tiled"
         )
 
 
 def decode_frames(
-    vae: AutoencoderKLCogVideoX,
-    latents: mx.array,
-    tiling: Tiling,
-    output_type: str = "np",
-    on_progress: Callable[[int], None] = lambda frames: None,
-) -> Iterator[np.ndarray]:
-    """Latents to frames.
+    vae: AutoencoderKLCogVideoX, latents: mx.array, tiling: Tiling, output_type: str = "np"
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Decodes latents chunk by chunk, or in tiles row by row.
 
     Args:
         latents: ``[1, f, h, w, c]``, unscaled, of the VAE's dtype.
         output_type: ``"np"`` for uint8, ``"float"`` for float32 in [0, 1].
-        on_progress: called with the number of frames that are done; of tiles, as many as their
-            share of the picture makes up.
 
     Yields:
-        The frames in order, chunk by chunk: ``[F, H, W, 3]``.
+        The number of frames that are done, and new ones, ``[F, H, W, 3]``, in order, or None. With
+        tiles the number is the share of the picture that is done, and the frames come in the end.
 
     Raises:
         GenerationError: NaN or infinity, or after the last chunk: one constant colour.
@@ -122,26 +112,30 @@ def decode_frames(
         for pixels in vae.decode_chunks(latents, tiling.mode):
             frames = check.output(pixels[0], output_type)
             done += len(frames)
-            yield frames
-            on_progress(done)
+            yield done, frames
     else:
-        clip = None
-        height = latents.shape[2] * tiles.ratio
-        top = 0
-        for pixels in vae.decode_tiles(latents, tiles):
-            rows = check.output(pixels[0], output_type)
-            if clip is None:
-                clip = np.empty((len(rows), height, *rows.shape[2:]), rows.dtype)
-            clip[:, top : top + rows.shape[1]] = rows
-            top += rows.shape[1]
-            on_progress(len(clip) * top // height)
-        for chunk in chunk_plan(len(clip), ENCODE_CHUNK):
-            yield clip[chunk]
+        yield from _decode_tiled(vae, latents, tiles, check, output_type)
     check.varied()
 
 
+def _decode_tiled(
+    vae: AutoencoderKLCogVideoX, latents: mx.array, tiles: Tiles, check: "_Check", output_type: str
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    clip = None
+    height, top = latents.shape[2] * tiles.ratio, 0
+    for pixels in vae.decode_tiles(latents, tiles):
+        rows = check.output(pixels[0], output_type)
+        if clip is None:
+            clip = np.empty((len(rows), height, *rows.shape[2:]), rows.dtype)
+        clip[:, top : top + rows.shape[1]] = rows
+        top += rows.shape[1]
+        yield len(clip) * top // height, None
+    for chunk in chunk_plan(len(clip), ENCODE_CHUNK):
+        yield len(clip), clip[chunk]
+
+
 class _Check:
-    """Looks over what is decoded, and turns it into what is asked for."""
+    """Checks decoded pixels, and converts them to the type of the output."""
 
     def __init__(self):
         self._darkest, self._brightest = mx.ones(3), mx.zeros(3)
@@ -172,10 +166,10 @@ def encode_frames(
     num_frames: int,
     tiling: Tiling,
 ) -> Posterior:
-    """Frames to the posterior of their latents, as they come.
+    """Encodes frames, as they come, to the posterior of their latents.
 
     Args:
-        frames: uint8 ``[H, W, 3]`` each; those after the first `num_frames` aren't asked for.
+        frames: uint8 ``[H, W, 3]`` each; only the first `num_frames` are taken.
 
     Raises:
         InvalidInputError: there are fewer frames, or their size can't be encoded.
@@ -190,7 +184,7 @@ def encode_frames(
 
 
 def check_frame(frame: np.ndarray, ratio: int) -> None:
-    """Raises InvalidInputError for what isn't a picture that the VAE can encode."""
+    """Raises InvalidInputError for a frame that the VAE can't encode."""
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise InvalidInputError(
             f"frames must be uint8 [H, W, 3]; got {frame.dtype} {list(frame.shape)}"
@@ -222,19 +216,19 @@ def _encode_tiled(
     tiles = tiling.tiles(vae.config, *(side // ratio for side in clip.shape[1:3]))
     if tiles is None:
         whole = (clip[chunk] for chunk in chunk_plan(num_frames, ENCODE_CHUNK))
-        return _encode_in_turn(vae, whole, "seamless")
+        return _encode_in_turn(vae, whole, "exact")
     rows = vae.encode_tiles(clip[None], tiles)
     return vae.posterior(mx.concatenate(list(rows), axis=2))
 
 
 def _pieces(frames: Iterator[np.ndarray], num_frames: int, ratio: int) -> Iterator[np.ndarray]:
-    """The chunks that the encoder takes, ``[F, H, W, 3]``."""
+    """Yields the chunks that the encoder takes, ``[F, H, W, 3]``."""
     shape = None
     for chunk in chunk_plan(num_frames, ENCODE_CHUNK):
         piece = list(islice(frames, chunk.stop - chunk.start))
         if chunk.start + len(piece) < chunk.stop:
             raise InvalidInputError(
-                f"the clip has {chunk.start + len(piece)} frames and {num_frames} are wanted"
+                f"the clip has {chunk.start + len(piece)} frames and {num_frames} are needed"
             )
         for frame in piece:
             check_frame(frame, ratio)

@@ -20,16 +20,16 @@ FILE = "latent_rgb.json"
 OFFICIAL = Path(__file__).with_name(FILE)
 SHORTEST_SIDE = 128  # pixels, of the picture
 MARK = "preview"
-"""In the record of a file that is one, by which it is told from others."""
+"""Key in the record of a preview, which tells it apart from other files."""
 
 
 class Preview:
-    """Draws what the latents of a run stand for."""
+    """Draws previews of the current estimate of a run."""
 
     def __init__(self, model: ModelFolder):
         """
         Raises:
-            InvalidInputError: there is no map for this model, or none that can be used.
+            InvalidInputError: this model has no map of colours, or one that can't be used.
         """
         own = model.folder / FILE
         if not own.is_file() and model.variant is None:
@@ -41,7 +41,7 @@ class Preview:
         self._fps = model.fps / model.configs["vae"].temporal_compression_ratio
 
     def frames(self, latents: mx.array) -> np.ndarray:
-        """Scaled latents ``[1, f, h, w, c]`` to uint8 ``[f, H, W, 3]``, a frame each."""
+        """Turns scaled latents ``[1, f, h, w, c]`` into uint8 ``[f, H, W, 3]``, a frame each."""
         colours = np.array(latents[0].astype(mx.float32)) @ self._factors + self._bias
         if self._stretch:
             low, high = np.percentile(colours, (1, 99))
@@ -64,8 +64,8 @@ class Preview:
 def _read_map(file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """The factors ``[channels, 3]`` and the bias ``[3]`` in a file."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        factors, bias = (np.array(told[name], np.float64) for name in ("factors", "bias"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        factors, bias = (np.array(content[name], np.float64) for name in ("factors", "bias"))
     except (OSError, ValueError, KeyError, TypeError):
         factors = bias = np.zeros(0)
     if factors.shape != (channels, 3) or bias.shape != (3,):

@@ -7,29 +7,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InvalidInputError
-from ..pipeline.pipeline import CogVideoXPipeline, Progress
-from ..pipeline.request import Request
+from ..pipeline.events import Progress, no_progress
+from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.resolved import ResolvedSettings
 from ..version import __version__
+from .settings import comparable
 
 Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
 seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
 
-OF_THE_RUN = ("lora", "dtype", "compile", "fps", "image_sha256", "video_sha256")
-"""The settings that are not arguments of ``CogVideoXPipeline.request``."""
-
-NEWER = {"lora": [], "uncond": "empty", "sequential_guidance": False}
-"""What records of before there was a choice don't speak of."""
-
-DECODING = ("tiling", "tile_size", "tile_overlap")
-MAY_CHANGE = (*DECODING, "sequential_guidance", "fps")
-"""Settings that may change when a run goes on."""
-
 
 def make_record(
     pipe: CogVideoXPipeline,
-    request: Request,
+    settings: ResolvedSettings,
     model: dict[str, Any],
     *,
     fps: float,
@@ -46,8 +37,8 @@ def make_record(
         "mlx_cogvideo": __version__,
         "model": model,
         "settings": {
-            **request.settings(),
-            **request.source.digests(),
+            **settings.to_dict(),
+            **settings.source.digests(),
             "lora": [adapter.identity(scale) for adapter, scale in pipe.adapters],
             "dtype": pipe.dtype_name,
             "compile": compile,
@@ -64,31 +55,16 @@ def make_record(
     }
 
 
-def request_again(pipe: CogVideoXPipeline, settings: dict[str, Any]) -> Request:
-    """The request whose settings these are.
-
-    Raises:
-        InvalidInputError: the model can't follow one, or this version doesn't know it.
-    """
-    arguments = {name: value for name, value in settings.items() if name not in OF_THE_RUN}
-    try:
-        return pipe.request(**arguments)
-    except TypeError as error:
-        raise InvalidInputError(
-            f"these settings aren't for this version of mlx_cogvideo, {__version__}: {error}"
-        ) from None
-
-
 class Meter:
-    """Notes in a record how long each stage takes and what it holds; a `Progress`.
+    """Writes into a record how long each stage takes and how much memory; a `Progress`.
 
-    What a stage took before an interruption counts.
+    The time that a stage took before an interruption counts.
     """
 
     def __init__(self, record: Record, on_progress: Progress | None = None):
         """`on_progress` gets every report, too."""
         self._record = record
-        self._pass_on = on_progress or (lambda stage, done, total: None)
+        self._pass_on = on_progress or no_progress
         self._stage: str | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -103,8 +79,8 @@ class Meter:
 
 
 def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:
-    """What two runs were told otherwise, a phrase each; `but` names settings to pass over."""
-    before, after = {**NEWER, **then.get("settings", {})}, now["settings"]
+    """Settings that differ between two runs, a phrase each; `but` names those to pass over."""
+    before, after = comparable(then.get("settings", {})), comparable(now["settings"])
     passed_over = {*but, *_same_sources(before, after)}
     return [
         f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
@@ -114,7 +90,7 @@ def setting_differences(then: Record, now: Record, but: Collection[str] = ()) ->
 
 
 def _same_sources(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """Settings of pictures and videos that say the same: one may have moved, or be gone."""
+    """Names of sources that are the same though their files may have moved, or be gone."""
     for name in ("image", "video"):
         digest = f"{name}_sha256"
         if digest in before and before[digest] == after.get(digest):
@@ -124,7 +100,7 @@ def _same_sources(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str
 
 
 def source_differences(then: Record, now: Record) -> list[str]:
-    """Pictures and videos to start from whose files aren't what they were, a phrase each."""
+    """Pictures and videos to start from whose files have changed, a phrase each."""
     before, after = then.get("settings", {}), now["settings"]
     return [
         f"the {name} {after[name]} has changed"
@@ -136,7 +112,7 @@ def source_differences(then: Record, now: Record) -> list[str]:
 
 
 def model_differences(then: Record, now: Record) -> list[str]:
-    """How the models of two runs differ, a phrase each; a folder may have moved."""
+    """Differences between the models of two runs, a phrase each; a folder may have moved."""
     before, after = then.get("model", {}), now["model"]
     if "sha256" in before and "sha256" in after:
         return [
@@ -151,18 +127,18 @@ def model_differences(then: Record, now: Record) -> list[str]:
 
 
 def adapter_differences(then: Record, now: Record) -> list[str]:
-    """Adapters whose files aren't what they were, a phrase each."""
+    """Adapters whose files have changed, a phrase each."""
     before, after = (record.get("settings", {}).get("lora", []) for record in (then, now))
-    known = {told["source"]: told["sha256"] for told in before}
+    known = {adapter["source"]: adapter["sha256"] for adapter in before}
     return [
-        f"the adapter {told['source']} has changed"
-        for told in after
-        if known.get(told["source"], told["sha256"]) != told["sha256"]
+        f"the adapter {adapter['source']} has changed"
+        for adapter in after
+        if known.get(adapter["source"], adapter["sha256"]) != adapter["sha256"]
     ]
 
 
 def version_differences(then: Record, now: Record) -> list[str]:
-    """What computed two runs, where it differs, a phrase each."""
+    """Differences between the programs and devices of two runs, a phrase each."""
     before = {"mlx_cogvideo": then.get("mlx_cogvideo"), **then.get("versions", {})}
     after = {"mlx_cogvideo": now["mlx_cogvideo"], **now["versions"]}
     return [
@@ -173,7 +149,7 @@ def version_differences(then: Record, now: Record) -> list[str]:
 
 
 def model_title(model: dict[str, Any]) -> str:
-    """A ``checkpoints.model_identity`` in a few words."""
+    """Describes a ``checkpoints.model_identity`` in a few words."""
     revision = model.get("revision")
     name = str(model.get("name"))
     return f"{name} at revision {revision[:12]}" if revision else name

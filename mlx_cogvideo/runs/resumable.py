@@ -1,4 +1,4 @@
-"""A run from text to a file of which nothing is lost: it is saved on the way and can go on.
+"""A run from text to a file of which nothing is lost: it is saved as it goes and can be resumed.
 
 Memory: that of the pipeline's stages one after another, and a copy of the latents while they are
 saved.
@@ -8,22 +8,22 @@ import logging
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError, mlx_errors
-from ..pipeline.denoising import DenoisingState
-from ..pipeline.pipeline import CogVideoXPipeline, Progress
-from ..pipeline.request import Request
+from ..pipeline.events import Event, Progress, RunState, no_progress
+from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.resolved import ResolvedSettings
 from ..video import open_writer, write_latents
 from ..video.paths import LATENTS, output_form
-from .record import MAY_CHANGE, Meter, Record, request_again, setting_differences
+from .record import Meter, Record, setting_differences
 from .saved_run import SavedRun, remove_saved, saved_path
+from .settings import MAY_CHANGE
 
 SAVE_EVERY_SECONDS = 60
 FALLBACK_FOLDER = "mlx_cogvideo-"
@@ -31,72 +31,75 @@ FALLBACK_FOLDER = "mlx_cogvideo-"
 
 logger = logging.getLogger(__name__)
 
+Observer = Callable[[Event], None]
+
 
 @dataclass(frozen=True)
-class Job:
+class VideoJob:
     """A video to make.
 
     Attributes:
-        label: what messages call it, or "" where there is but one.
-        request: what to make.
-        record: of the run.
+        label: name of the job in messages, or "" where there is only one.
+        settings: what to make.
+        record: record of the run.
         output: where the video goes.
         path: where the run is saved until then.
-        done: stages that are behind it.
+        done: stages that an earlier run has finished.
     """
 
     label: str
-    request: Request
+    settings: ResolvedSettings
     record: Record
     output: str
     path: Path
     done: tuple[str, ...] = ()
 
+    def new_run(self, run: RunState | None = None) -> SavedRun:
+        """The job as a run that begins, or begins with what has been computed."""
+        return SavedRun(self.record, self.output, run or RunState())
 
-def begin(
-    pipe: CogVideoXPipeline, jobs: Sequence[Job], on_progress: Progress | None = None
-) -> Iterator[tuple[Job, SavedRun]]:
+
+def encode_all(
+    pipe: CogVideoXPipeline, jobs: Sequence[VideoJob], on_progress: Progress = no_progress
+) -> Iterator[tuple[VideoJob, SavedRun]]:
     """Encodes the text of many jobs; the text encoder is loaded once, and freed after the last.
 
     Yields:
         Each job with its run, not yet saved, so that one set of embeddings is held at a time.
     """
-    report = on_progress or (lambda stage, done, total: None)
-    report("encode", 0, len(jobs))
-    with closing(pipe.encode(job.request for job in jobs)) as all_embeds:
+    on_progress("encode", 0, len(jobs))
+    with closing(pipe.encode(job.settings for job in jobs)) as all_embeds:
         for i, job in enumerate(jobs):
             meter = Meter(job.record)
             meter("encode", 0, 1)
             with mlx_errors():
                 embeds = next(all_embeds)
             meter("encode", 1, 1)
-            report("encode", i + 1, len(jobs))
-            yield job, SavedRun(job.record, job.output, embeds)
+            on_progress("encode", i + 1, len(jobs))
+            yield job, job.new_run(RunState(embeds=embeds))
 
 
 def finish(
     pipe: CogVideoXPipeline,
+    settings: ResolvedSettings,
     saved: SavedRun,
     path: Path,
     *,
     overwrite: bool = False,
     save_every: int | None = None,
-    on_progress: Progress | None = None,
-    on_state: Callable[[Request, DenoisingState], None] = lambda window, state: None,
+    observers: Iterable[Observer] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """Denoises from where a run stands, decodes and writes the output; then removes what was saved.
-
-    Before the first step, what the video starts from is encoded.
+    """Makes the video of a run from where it stands, and then removes what was saved of it.
 
     Args:
+        settings: settings of the run.
         saved: the run; of the model and dtype of `pipe`.
         path: where it is saved.
-        overwrite: replace an output that is there.
+        overwrite: whether an output that exists is replaced.
         save_every: steps between saves; None saves about once a minute.
-        on_progress: called with a stage's name, the steps done and their number.
-        on_state: called with the request of the window and where it stands, after each step.
-        should_stop: asked after each step; true saves the run and raises KeyboardInterrupt.
+        observers: called with each event.
+        should_stop: asked after each step; True saves the run and raises KeyboardInterrupt.
 
     Returns:
         The run's record with timings and peak memory, as it is stored in the output.
@@ -106,111 +109,89 @@ def finish(
         GenerationError: the model produced no video.
         DeviceError: MLX or the GPU failed.
         OutputError: the output can't be written.
-        KeyboardInterrupt: as ``should_stop`` wished, or Ctrl-C. Like the errors it has a note that
-            tells where the steps so far are kept.
+        KeyboardInterrupt: ``should_stop`` said so, or Ctrl-C. Like the errors it has a note that
+            says where the steps so far are kept.
     """
-    request = request_again(pipe, saved.record["settings"])
-    state = saved.state
-    if state is not None and tuple(state.latents.shape) != request.geometry.latent_shape:
+    state = saved.run.denoising
+    if state is not None and tuple(state.latents.shape) != settings.geometry.latent_shape:
         raise InvalidInputError(
             f"{path} holds latents of shape {tuple(state.latents.shape)} instead of "
-            f"{request.geometry.latent_shape}: remove it to start afresh"
+            f"{settings.geometry.latent_shape}: remove it to start afresh"
         )
-    meter = Meter(saved.record, on_progress)
-    options = " --overwrite" if overwrite else ""
-    if pipe.memory_limit is not None:
-        options += f" --memory-limit {pipe.memory_limit / 2**30:g}"
-    keeper = _Keeper(saved, path, save_every, options)
-    with keeper, mlx_errors():
-        if output_form(saved.output) == LATENTS:
-            latents = _denoised(pipe, request, keeper, meter, on_state, should_stop)
-            write_latents(saved.output, np.array(latents), overwrite=overwrite, record=saved.record)
-        else:
-            _write(pipe, request, keeper, overwrite, meter, on_state, should_stop)
+    keeper = _Keeper(saved, path, save_every, _resume_options(pipe, overwrite))
+    meter = Meter(saved.record)
+
+    output_type = "latent" if output_form(saved.output) == LATENTS else "np"
+
+    def watched() -> Iterator[Event]:
+        story = pipe.events(settings, saved.run, output_type=output_type)
+        for event in _with_our_errors(story, _less_memory(settings)):
+            meter(event.stage, event.done, event.total)
+            keeper.observe(event)
+            for observe in observers:
+                observe(event)
+            if event.stage == "denoise" and event.done and should_stop():
+                raise KeyboardInterrupt
+            yield event
+
+    with keeper, closing(watched()) as events:
+        _write(events, saved, overwrite)
     return saved.record
 
 
-def _denoised(
-    pipe: CogVideoXPipeline,
-    window: Request,
-    keeper: "_Keeper",
-    meter: Meter,
-    on_state: Callable[[Request, DenoisingState], None],
-    should_stop: Callable[[], bool],
-) -> mx.array:
-    """The latents of a window, from where its run stands."""
-    saved = keeper.saved
-    if saved.state is None and saved.conditioning is None:
-        saved = replace(saved, conditioning=pipe.condition(window, on_progress=meter))
-        keeper.saved = saved
-    state, given = saved.state, saved.conditioning
-    meter("denoise", saved.steps_done, window.steps)
-    for now in pipe.denoise(window, saved.embeds, saved.state, conditioning=given):
-        state = now
-        meter("denoise", state.step, window.steps)
-        kept = state if state.restart is None else state.restart
-        keeper.update(replace(saved, state=kept if kept.step else None))
-        on_state(window, state)
-        if should_stop():
-            raise KeyboardInterrupt
-    if window.cache is not None and state is not saved.state:
-        told = {"skipped_steps": list(state.skipped), "steps": window.steps}
-        saved.record.setdefault("cache", []).append(told)
-    if state.restart is not None:
-        keeper.update(replace(saved, state=replace(state, restart=None)))
-    keeper.save()
-    return state.latents
+def _resume_options(pipe: CogVideoXPipeline, overwrite: bool) -> str:
+    """Options that the command that resumes a run repeats."""
+    limit = pipe.memory_limit
+    memory = "" if limit is None else f" --memory-limit {limit / 2**30:g}"
+    return " --overwrite" * overwrite + memory
 
 
-def _write(
-    pipe: CogVideoXPipeline,
-    request: Request,
-    keeper: "_Keeper",
-    overwrite: bool,
-    meter: Meter,
-    on_state: Callable[[Request, DenoisingState], None],
-    should_stop: Callable[[], bool],
-) -> None:
-    """Denoises and decodes window after window into the output; one that is denoised is kept."""
-    finished = iter(keeper.saved.windows)
+def _less_memory(settings: ResolvedSettings) -> str:
+    """What to do where memory runs out in decoding."""
+    if settings.decoding.mode == "tiled":
+        return "close other programs"
+    return "resume with --tiling tiled, which decodes in the least memory"
 
-    def denoised(window: Request) -> mx.array:
-        done = next(finished, None)
-        if done is not None:
-            return done
-        with mlx_errors():
-            latents = _denoised(pipe, window, keeper, meter, on_state, should_stop)
-        if request.extend:
-            saved = keeper.saved
-            windows = (*saved.windows, latents)
-            keeper.saved = replace(saved, windows=windows, state=None, conditioning=None)
-            keeper.save()
-        return latents
 
-    less = "go on with --tiling tiled, which decodes in the least"
-    if request.tiling.mode == "tiled":
-        less = "close other programs"
-    frames = pipe.join(request, denoised, on_progress=meter)
-    with mlx_errors(out_of_memory=less):
-        first = next(frames)
-    record = keeper.saved.record
-    with open_writer(keeper.saved.output, record["settings"]["fps"], overwrite=overwrite) as writer:
-        writer.write(first)
-        with mlx_errors(out_of_memory=less):
-            for more in frames:
-                writer.write(more)
-        writer.record = record
+def _with_our_errors(events: Iterator[Event], less_memory: str) -> Iterator[Event]:
+    """The events; an error of MLX becomes one of ours, with advice for its stage."""
+    stage = None
+    while True:
+        with mlx_errors(out_of_memory=less_memory if stage == "decode" else None):
+            event = next(events, None)
+        if event is None:
+            return
+        stage = event.stage
+        yield event
+
+
+def _write(events: Iterator[Event], saved: SavedRun, overwrite: bool) -> None:
+    """Writes the output of a run: its frames as they come, or its latents."""
+    record, writer = saved.record, None
+    with ExitStack() as stack:
+        for event in events:
+            if event.frames is not None:
+                if writer is None:
+                    fps = record["settings"]["fps"]
+                    writer = open_writer(saved.output, fps, overwrite=overwrite)
+                    stack.enter_context(writer)
+                writer.write(event.frames)
+        if writer is not None:
+            writer.record = record
+            return
+    latents = np.array(event.run.latents)
+    write_latents(saved.output, latents, overwrite=overwrite, record=record)
 
 
 def remove_fallback(path: Path) -> None:
-    """Removes the temporary folder that a run was saved in, once nothing is left in it."""
+    """Removes the temporary folder of a saved run once it is empty."""
     if path.parent.name.startswith(FALLBACK_FOLDER):
         with suppress(OSError):
             path.parent.rmdir()
 
 
 class _Keeper:
-    """Saves a run now and then, when an exception ends it, and removes it when it is complete.
+    """Saves a run now and then and when an exception ends it, and removes it when it is complete.
 
     Where its file can't be written (any more) it moves to the system's temporary folder.
     """
@@ -220,27 +201,38 @@ class _Keeper:
         self._path = path
         self._every = every
         self._more_options = more_options
-        # What is there may lack what is new about this run: its output, say.
+        # The file may lack what is new about this run, such as its output.
         self._on_disk: SavedRun | None = None
         self._steps_on_disk = saved.steps_done
         self._is_there = path.exists()
         self._written = [path]
         self._time = time.monotonic()
 
-    def update(self, saved: SavedRun) -> None:
-        """Takes note of another step."""
-        self.saved = saved
+    def observe(self, event: Event) -> None:
+        """Takes note of what has been computed; saves it when that is due, and before decoding."""
+        if event.run is not self.saved.run:
+            self.saved = replace(self.saved, run=event.run)
+        if event.ends_denoising and event.window.cache is not None:
+            skipped = list(event.run.denoising.skipped)
+            steps = {"skipped_steps": skipped, "steps": event.total}
+            self.saved.record.setdefault("cache", []).append(steps)
+        if event.stage == "decode" and event.done == 0:
+            self.save()
+        elif event.stage == "denoise" and event.done:
+            self._save_if_due()
+
+    def _save_if_due(self) -> None:
         if self._every is not None:
-            due = saved.steps_done - self._steps_on_disk >= self._every
+            due = self.saved.steps_done - self._steps_on_disk >= self._every
         else:
             due = time.monotonic() - self._time >= SAVE_EVERY_SECONDS
         if due:
             self.save()
 
     def save(self) -> None:
-        """Saves the latest step unless that is done. Failing to is no reason to stop a run."""
+        """Saves the latest step unless that is done. A save that fails is no reason to stop."""
         self._time = time.monotonic()
-        if self._on_disk is self.saved:
+        if self._on_disk is self.saved or self.saved.run.embeds is None:
             return
         try:
             self._write()
@@ -253,11 +245,11 @@ class _Keeper:
         except OSError as error:
             if len(self._written) > 1:
                 raise
-            refuge = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / self._path.name
-            self._written.append(refuge)
-            self.saved.save(refuge)
-            logger.warning("%s: the run is saved as %s instead", error, refuge)
-            self._path = refuge
+            fallback = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / self._path.name
+            self._written.append(fallback)
+            self.saved.save(fallback)
+            logger.warning("%s: the run is saved as %s instead", error, fallback)
+            self._path = fallback
         self._on_disk, self._is_there = self.saved, True
         self._steps_on_disk = self.saved.steps_done
 
@@ -271,11 +263,11 @@ class _Keeper:
         self.save()
         if self._is_there:
             file = shlex.quote(str(self._path))
-            go_on = f"python generate.py --resume {file}{self._more_options}"
+            command = f"python generate.py --resume {file}{self._more_options}"
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
-            if windows := len(self.saved.windows):
+            if windows := len(self.saved.run.windows):
                 done = f"{windows} windows and {done}"
-            error.add_note(f"{done} are kept, and this goes on: {go_on}")
+            error.add_note(f"{done} are kept, and this goes on: {command}")
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""

@@ -5,17 +5,18 @@ import logging
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
-from ..pipeline.denoising import DenoisingState
-from ..pipeline.request import steps_taken
-from ..pipeline.sources import Conditioning
+from ..pipeline.events import RunState
+from ..pipeline.resolved import steps_taken
 from ..video.metadata import KEY, record_text
 from ..video.paths import publish, write_temporary
 from .record import Record
@@ -41,46 +42,43 @@ def remove_saved(path: Path) -> None:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """All that is needed to go on.
+    """A run on its way: everything that is needed to go on.
 
     Attributes:
-        record: of the run, with the timings so far.
-        output: where its video is to go; on disk, from the root of the file system on.
-        embeds: the encoded text, so that no text encoder is needed again.
-        state: where the denoising stands, or None before the first step.
-        conditioning: what the video, or this window of it, starts from, once it is encoded.
-        windows: final latents of the windows that are denoised, of a video of several.
+        record: record of the run, with the timings so far.
+        output: where its video is to go; on disk an absolute path.
+        run: what has been computed.
     """
 
     record: Record
     output: str
-    embeds: mx.array
-    state: DenoisingState | None = None
-    conditioning: Conditioning | None = None
-    windows: tuple[mx.array, ...] = ()
+    run: RunState
+
+    @property
+    def denoising(self) -> DenoisingState | None:
+        """The state that is saved: with a step cache, that of the last computed step."""
+        state = self.run.denoising
+        return state if state is None or state.step == self.steps_in_all else state.to_save
 
     @property
     def steps_done(self) -> int:
-        return self.state.step if self.state else 0
-
-    @property
-    def needs_source(self) -> bool:
-        """Whether what the video starts from is still to be encoded from its file."""
-        return self.state is None and self.conditioning is None and not self.windows
+        """Steps, of the window that is denoised, that a saved file has."""
+        return self.denoising.step if self.denoising else 0
 
     @property
     def stages_done(self) -> tuple[str, ...]:
         """Stages of a run that this one doesn't need any more."""
         done = ["encode"]
         if not self.record["settings"].get("extend"):
-            done += ["source"] * (not self.needs_source)
+            done += ["source"] * (not self.run.needs_source)
             done += ["denoise"] * (self.steps_done == self.steps_in_all)
         return tuple(done)
 
     @property
     def steps_in_all(self) -> int:
+        """Steps of the window that is denoised."""
         settings = self.record["settings"]
-        from_video = settings.get("video") and not self.windows
+        from_video = settings.get("video") and not self.run.windows
         strength = settings["strength"] if from_video else None
         return steps_taken(settings["num_inference_steps"], strength)
 
@@ -88,7 +86,7 @@ class SavedRun:
     def progress(self) -> str:
         done = f"{self.steps_done} of {self.steps_in_all} steps"
         extend = self.record["settings"].get("extend", 0)
-        return f"{len(self.windows)} of {extend + 1} windows and {done}" if extend else done
+        return f"{len(self.run.windows)} of {extend + 1} windows and {done}" if extend else done
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file; what was at `path` is replaced once all of it is on disk.
@@ -96,14 +94,15 @@ class SavedRun:
         Raises:
             OutputError: the disk is full, or the folder is gone or closed to writing.
         """
-        arrays = {"embeds": self.embeds}
-        if self.conditioning is not None:
-            arrays |= self.conditioning.arrays()
-        arrays |= {f"window {i}": latents for i, latents in enumerate(self.windows)}
+        run, state = self.run, self.denoising
+        arrays = {"embeds": run.embeds}
+        if run.conditioning is not None:
+            arrays |= run.conditioning.arrays()
+        arrays |= {f"window {i}": latents for i, latents in enumerate(run.windows)}
         about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
-        if self.state is not None:
-            arrays |= {"latents": self.state.latents, "x0": self.state.x0}
-            about |= {"timestep": self.state.timestep, "skipped": self.state.skipped}
+        if state is not None:
+            arrays |= {"latents": state.latents, "x0": state.x0}
+            about |= {"timestep": state.timestep, "skipped": state.skipped}
         # 16-bit numbers are float32 numbers, and back again: nothing is lost.
         # Converted on the CPU: a GPU that has failed computes nothing any more.
         numbers = {
@@ -125,28 +124,7 @@ class SavedRun:
                 metadata = stored.metadata() or {}
                 arrays = {name: mx.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
             about = json.loads(metadata["run"])
-            state = None
-            if about["step"]:
-                state = DenoisingState(
-                    about["step"],
-                    about["timestep"],
-                    arrays["latents"],
-                    arrays["x0"],
-                    skipped=tuple(about.get("skipped", ())),
-                )
-            names = {field.name for field in fields(Conditioning)} & arrays.keys()
-            conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None
-            windows = []
-            while (name := f"window {len(windows)}") in arrays:
-                windows.append(arrays[name])
-            saved = cls(
-                json.loads(metadata[KEY]),
-                about["output"],
-                arrays["embeds"],
-                state,
-                conditioning,
-                tuple(windows),
-            )
+            saved = cls(json.loads(metadata[KEY]), about["output"], _run_state(arrays, about))
             if not 0 <= saved.steps_done <= saved.steps_in_all:
                 raise ValueError(saved.progress)
             return saved
@@ -157,3 +135,18 @@ class SavedRun:
             raise InvalidInputError(
                 f"{path} can't be read as a saved run ({reason}): remove it to start afresh"
             ) from None
+
+
+def _run_state(arrays: dict[str, mx.array], about: dict[str, Any]) -> RunState:
+    """What a file's arrays and its description say has been computed."""
+    state = None
+    if about["step"]:
+        skipped = tuple(about.get("skipped", ()))
+        latents, x0 = arrays["latents"], arrays["x0"]
+        state = DenoisingState(about["step"], about["timestep"], latents, x0, skipped=skipped)
+    names = {field.name for field in fields(Conditioning)} & arrays.keys()
+    conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None
+    windows: list[mx.array] = []
+    while (name := f"window {len(windows)}") in arrays:
+        windows.append(arrays[name])
+    return RunState(arrays["embeds"], conditioning, state, tuple(windows))

@@ -5,11 +5,11 @@ from math import log2
 
 import mlx.core as mx
 
+from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import Scheduler
 from ..nn.eval_schedule import EvalSchedule
 from ..nn.low_rank import without_adapters
 from ..nn.transformer import CogVideoXTransformer3DModel
-from ..pipeline.denoising import velocities
 from .blockwise import BlockBackward
 
 SMALLEST_MEAN = 64

@@ -20,12 +20,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import save_adapter
+from ..diffusion.conditioning import place_image, with_leading
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.sources import image_latent_scale, place_image, with_leading
+from ..pipeline.sources import image_latent_scale
 from ..video import ClipSpec
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .loss import AdapterLoss, Batch

@@ -1,4 +1,4 @@
-"""``lora.py`` from the outside, on the bundled demo and three tiny clips."""
+"""``lora.py`` as a command, on the bundled demo and three tiny clips."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,8 +19,9 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from clips import make_clip
-from commands import errors, generate
+from commands import errors, generate, heeding_ctrl_c, press_ctrl_c, warnings
 from support import locked_elsewhere
+from trainers import sample_numbers, write_samples
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
@@ -27,15 +30,12 @@ from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.lora import main
 from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.distributed import ALONE
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
-from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.loss import AdapterLoss, Batch
-from mlx_cogvideo.training.prepare import Sample
 from mlx_cogvideo.training.settings import Settings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
-from mlx_cogvideo.video import ClipSpec, write_video
+from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[2] / "lora.py"
 SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--rank", 4, "--warmup", 2]
@@ -64,6 +64,10 @@ def lora(clips, adapter, *arguments) -> int:
         return stop.code
 
 
+def read_log(adapter) -> list[dict]:
+    return [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
+
+
 def tensors(adapter) -> dict[str, np.ndarray]:
     loaded = mx.load(str(adapter / "pytorch_lora_weights.safetensors"))
     return {name: np.array(tensor) for name, tensor in loaded.items()}
@@ -74,15 +78,15 @@ def same(first, second) -> bool:
     return first.keys() == second.keys() and all((first[n] == second[n]).all() for n in first)
 
 
-def test_clips_become_an_adapter_that_changes_videos(clips, adapter, capsys, tmp_path):
+def test_a_training_writes_an_adapter_a_log_and_a_plot(clips, adapter, capsys, tmp_path):
     assert lora(clips, adapter, "--iters", 6, "--val-every", 3, "--learning-rate", 1e-2) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{adapter}\n"
     assert "clips    3 from" in captured.err
     assert "step 6: validation loss" in captured.err
-    log = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
-    assert [told["step"] for told in log] == [1, 2, 3, 4, 5, 6]
-    assert [told["step"] for told in log if "validation" in told] == [3, 6]
+    log = read_log(adapter)
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in log if "validation" in row] == [3, 6]
     assert log[0]["learning_rate"] < log[2]["learning_rate"]
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 4)
@@ -91,15 +95,15 @@ def test_clips_become_an_adapter_that_changes_videos(clips, adapter, capsys, tmp
     assert generate(tmp_path / "video.mp4", "--lora", adapter) == 0
 
 
-def test_samples_are_made_on_the_way(clips, adapter, capsys):
+def test_samples_are_made_during_a_training(clips, adapter, capsys):
     samples = ["--sample-every", 2, "--sample-steps", 2]
     samples += ["--sample-prompt", "a red circle", "--sample-prompt", "a blue square"]
     assert lora(clips, adapter, "--iters", 4, *samples) == 0
-    made = sorted(path.name for path in (adapter / "samples").iterdir())
-    assert made == [f"000000{step}-{number}.mp4" for step in (2, 4) for number in (0, 1)]
+    written = sorted(path.name for path in (adapter / "samples").iterdir())
+    assert written == [f"000000{step}-{number}.mp4" for step in (2, 4) for number in (0, 1)]
     assert lora(clips, adapter.with_name("other"), "--sample-every", 2) == 2
-    assert "go together" in capsys.readouterr().err
-    # Sampling leaves the training as it is.
+    assert "--sample-prompt" in capsys.readouterr().err
+    # Sampling does not change the training.
     assert lora(clips, adapter.with_name("other"), "--iters", 4) == 0
     assert same(adapter, adapter.with_name("other"))
 
@@ -107,61 +111,50 @@ def test_samples_are_made_on_the_way(clips, adapter, capsys):
 def test_training_lowers_the_loss_at_fixed_noise(clips, adapter):
     options = ["--iters", 40, "--val-every", 20, "--learning-rate", 3e-3, "--batch-size", 3]
     assert lora(clips, adapter, *options) == 0
-    log = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
-    first, last = (told["validation"] for told in log if "validation" in told)
+    first, last = (row["validation"] for row in read_log(adapter) if "validation" in row)
     assert last < 0.95 * first, (first, last)
 
 
+@contextmanager
+def ctrl_c_in_update(number: int) -> Iterator[None]:
+    """Presses Ctrl-C within an update of the adapter, counted from 1."""
+    updates, apply = [], optim.Optimizer.apply_gradients
+
+    def interrupted(self, *arguments):
+        updates.append(1)
+        if len(updates) == number:
+            press_ctrl_c()
+        return apply(self, *arguments)
+
+    with heeding_ctrl_c(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim.Optimizer, "apply_gradients", interrupted)
+        yield
+
+
 @pytest.mark.parametrize("options", [[], ["--batch-size", 2, "--grad-accumulation-steps", 2]])
-def test_a_training_goes_on_bit_for_bit(clips, adapter, tmp_path, monkeypatch, options, capsys):
+def test_an_interrupted_training_resumes_bit_for_bit(clips, adapter, tmp_path, options, capsys):
     whole = tmp_path / "whole"
     options = [*options, "--iters", 7, "--lr-schedule", "cosine"]
     assert lora(clips, whole, *options) == 0
-    stops = iter([False, False, True, False, True])
-    with monkeypatch.context() as patch:
-        patch.setattr("mlx_cogvideo.cli.lora.Interrupts", lambda: Stops(stops))
+    with ctrl_c_in_update(3):
         assert lora(clips, adapter, *options) == 130
-        assert "3 of 7 steps are kept" in capsys.readouterr().err
+    assert "3 of 7 steps" in capsys.readouterr().err
+    with ctrl_c_in_update(2):
         assert lora(clips, adapter, *options, "--resume") == 130
+    assert "5 of 7 steps" in capsys.readouterr().err
     assert lora(clips, adapter, *options, "--resume") == 0
     assert same(adapter, whole)
 
 
-class Stops:
-    """In place of signals: answers in turn whether one has come."""
-
-    patient = True
-
-    def __init__(self, answers):
-        self._answers = answers
-
-    @property
-    def wanted(self):
-        return next(self._answers)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-
-def test_a_killed_training_goes_on_bit_for_bit(clips, adapter, tmp_path):
+def test_a_killed_training_resumes_bit_for_bit(clips, adapter, tmp_path):
     options = ["--iters", 12, "--save-every", 2]
     whole = tmp_path / "whole"
     assert lora(clips, whole, *options) == 0
-    command = [
-        sys.executable,
-        SCRIPT,
-        "--data",
-        clips,
-        "--adapter-path",
-        adapter,
-        "--model",
-        "demo",
-    ]
-    command = [*map(str, [*command, *SMALL, *options])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, SCRIPT, "--data", clips, "--adapter-path", adapter]
+    command += ["--model", "demo", *SMALL, *options]
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not saved_checkpoints(adapter):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -173,7 +166,7 @@ def test_a_killed_training_goes_on_bit_for_bit(clips, adapter, tmp_path):
     assert kept == ["0000008", "0000010", "0000012"]
 
 
-def test_a_second_training_takes_latents_and_texts_from_the_cache(clips, adapter, monkeypatch):
+def test_a_second_training_reads_latents_and_texts_from_the_cache(clips, adapter, monkeypatch):
     assert lora(clips, adapter, "--iters", 1) == 0
     monkeypatch.setattr(CogVideoXPipeline, "encode_video", None)
     monkeypatch.setattr(CogVideoXPipeline, "encode_prompt", None)
@@ -182,32 +175,22 @@ def test_a_second_training_takes_latents_and_texts_from_the_cache(clips, adapter
     assert not list((clips / ".mlx_cogvideo").glob("*.part.*"))
 
 
-def test_a_quantized_model_is_trained_and_stays_packed(clips, adapter, tmp_path):
+def test_an_adapter_of_a_quantized_model_is_trained(clips, adapter, tmp_path):
     assert convert(["--model", "demo", "-q", "4", "--mlx-path", str(tmp_path / "q4")]) == 0
-    options = [
-        "--iters",
-        20,
-        "--val-every",
-        10,
-        "--learning-rate",
-        1e-2,
-        "--model",
-        tmp_path / "q4",
-    ]
-    assert lora(clips, adapter, *options) == 0
-    log = [json.loads(line) for line in (adapter / "log.jsonl").read_text().splitlines()]
-    first, last = (told["validation"] for told in log if "validation" in told)
+    options = ["--iters", 20, "--val-every", 10, "--learning-rate", 1e-2]
+    assert lora(clips, adapter, *options, "--model", tmp_path / "q4") == 0
+    first, last = (row["validation"] for row in read_log(adapter) if "validation" in row)
     assert last < first
 
 
-def test_a_corrupt_clip_is_left_out_and_said(clips, adapter, tmp_path, capsys):
+def test_corrupt_clips_are_left_out_with_a_warning(clips, adapter, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".mlx_cogvideo"))
     (data / "a.mp4").write_bytes((data / "a.mp4").read_bytes()[:100])
     (data / "b.mp4").write_bytes(b"")
     assert lora(data, adapter, "--iters", 1) == 0
-    told = capsys.readouterr().err
-    assert told.count("warning: left out: ") == 2
+    left_out = warnings(capsys.readouterr().err)
+    assert ["a.mp4" in line or "b.mp4" in line for line in left_out] == [True, True]
     (data / "c.mp4").write_bytes(b"")
     assert lora(data, adapter.with_name("other"), "--iters", 1) == 2
     (error,) = errors(capsys.readouterr().err)
@@ -216,87 +199,84 @@ def test_a_corrupt_clip_is_left_out_and_said(clips, adapter, tmp_path, capsys):
 
 def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
     assert lora(clips, adapter, "--dry-run") == 0
-    told = capsys.readouterr()
-    assert "memory   about " in told.err
-    taken = "9 frames of 48x32 of its 12 of 64x48"
-    expected = f"{clips / 'a.mp4'}: {taken}: a yellow square moves right, take a"
-    assert told.out.splitlines()[0] == expected
+    captured = capsys.readouterr()
+    assert "memory   about " in captured.err
+    used = "9 frames of 48x32 of its 12 of 64x48"
+    expected = f"{clips / 'a.mp4'}: {used}: a yellow square moves right, take a"
+    assert captured.out.splitlines()[0] == expected
     assert not adapter.exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rank", 0], "--rank: must be at least 1, got 0"),
-        (["--iters", 0], "--iters: must be at least 1, got 0"),
-        (["--grad-accumulation-steps", 0], "--grad-accumulation-steps: must be at least 1"),
+        (["--rank", 0], "--rank: .* at least 1, got 0"),
+        (["--iters", 0], "--iters: .* at least 1, got 0"),
+        (["--grad-accumulation-steps", 0], "--grad-accumulation-steps: .* at least 1"),
         (["--val-every", -1], "--val-every: must be 0 or more"),
         (["--iter", 3], "unrecognized arguments: --iter"),
-        (["--learning-rate", 0], "learning_rate must be a number above 0"),
-        (["--target", "to_q", "to_out"], "the model's blocks have no layers to_out"),
+        (["--learning-rate", 0], "learning_rate must be .* above 0"),
+        (["--target", "to_q", "to_out"], "no layers to_out"),
         (["--seed", -1], "seed must be at least 0"),
         (["--warmup", -3], "--warmup: must be 0 or more, got -3"),
-        (["--alpha", 0], "alpha must be a number above 0"),
+        (["--alpha", 0], "alpha must be .* above 0"),
         (["--skip-frames", 1, 2, 1], "--skip-frames takes one or two numbers"),
         (["--skip-frames", -2], "--skip-frames takes one or two numbers"),
-        (["--fps", "nan"], "must be above 0, got nan"),
-        (["--save-every", 0], "must be at least 1, got 0"),
-        (["--target", "to_x"], "the model's blocks have no layers to_x"),
-        (["--frames", 8], "must be 8N+1"),
-        (
-            ["--frames", 17],
-            "no clip can be used: .* has 12 frames at 8 a second",
-        ),
+        (["--fps", "nan"], "above 0, got nan"),
+        (["--save-every", 0], "at least 1, got 0"),
+        (["--target", "to_x"], "no layers to_x"),
+        (["--frames", 8], "8N+1"),
+        (["--frames", 17], "no clip can be used: .* 12 frames"),
         (["--height", 30], "height must be a multiple of 16"),
     ],
     ids=lambda value: value[0][2:] if isinstance(value, list) else "",
 )
-def test_what_cant_be_learned_is_one_line(clips, adapter, capsys, options, message):
+def test_a_wrong_option_is_one_line(clips, adapter, capsys, options, message):
     assert lora(clips, adapter, "--iters", 1, *options) == 2
     (error,) = errors(capsys.readouterr().err)
     assert re.search(message.replace("+", r"\+"), error)
 
 
-def test_an_adapter_that_is_there_isnt_trained_over(clips, adapter, capsys):
+def test_a_training_does_not_overwrite_another_one(clips, adapter, capsys):
     assert lora(clips, adapter, "--iters", 1) == 0
     assert lora(clips, adapter, "--iters", 2) == 1
-    refused = "holds a training: choose another --adapter-path, or go on with --resume"
-    assert refused in capsys.readouterr().err
+    refused = "choose another --adapter-path, or .* --resume"
+    assert re.search(refused, capsys.readouterr().err)
     for name in ADAPTER_FILES[::2]:
         (adapter / name).unlink()
     assert lora(clips, adapter, "--iters", 2) == 1
-    assert refused in capsys.readouterr().err
+    assert re.search(refused, capsys.readouterr().err)
     assert lora(clips, adapter, "--iters", 2, "--resume", "--rank", 8) == 2
-    assert "was begun otherwise: rank was 4 and is now 8" in capsys.readouterr().err
+    assert "rank was 4 and is now 8" in capsys.readouterr().err
     assert lora(clips, adapter.with_name("none"), "--resume") == 1
-    assert "has no checkpoint to resume from" in capsys.readouterr().err
+    assert "no checkpoint" in capsys.readouterr().err
     assert not adapter.with_name("none").exists()
 
 
 @pytest.mark.parametrize("name", ADAPTER_FILES)
-def test_an_adapter_of_another_tool_isnt_trained_over(clips, adapter, capsys, name):
+def test_a_training_does_not_overwrite_an_adapter_of_another_tool(clips, adapter, capsys, name):
     adapter.mkdir()
     (adapter / name).write_text("{}")
     assert lora(clips, adapter, "--iters", 1) == 1
-    assert "holds an adapter: choose another --adapter-path" in capsys.readouterr().err
+    assert "choose another --adapter-path" in capsys.readouterr().err
     assert (adapter / name).read_text() == "{}"
 
 
-def test_an_interruption_at_once_says_what_is_kept(clips, adapter, monkeypatch, capsys):
+def test_an_interruption_before_the_first_step_loses_nothing(clips, adapter, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", interrupted)
         assert lora(clips, adapter, "--iters", 3) == 130
-        assert "interrupted: no step is saved yet" in capsys.readouterr().err
+        assert "interrupted: no step" in capsys.readouterr().err
     assert lora(clips, adapter, "--iters", 3) == 0
     monkeypatch.setattr(Trainer, "train", interrupted)
     assert lora(clips, adapter, "--iters", 5, "--resume") == 130
-    assert f"interrupted: 3 of 5 steps are kept in {adapter}; " in capsys.readouterr().err
+    assert f"interrupted: 3 of 5 steps are kept in {adapter}" in capsys.readouterr().err
 
 
-def test_samples_and_adapters_among_the_clips_arent_learned(clips, tmp_path, monkeypatch):
+def test_adapters_and_their_samples_among_the_clips_are_ignored(clips, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".*"))
     monkeypatch.chdir(data)
@@ -305,7 +285,7 @@ def test_samples_and_adapters_among_the_clips_arent_learned(clips, tmp_path, mon
     assert lora(".", "adapters", "--iters", 2, "--resume") == 0
 
 
-def test_a_picture_for_samples_that_isnt_there_is_told_at_once(clips, adapter, capsys):
+def test_a_missing_picture_for_samples_is_an_error_before_the_training(clips, adapter, capsys):
     sampled = ["--sample-every", 1, "--sample-prompt", "a red circle@@none.png"]
     assert lora(clips, adapter, "--model", "demo-i2v", *sampled) == 2
     (error,) = errors(capsys.readouterr().err)
@@ -322,39 +302,38 @@ def test_a_path_that_cant_be_written_is_one_line(clips, tmp_path, capsys):
         assert "can't be written" in capsys.readouterr().err
 
 
-def samples(*counts) -> list[Sample]:
-    """So many of each of several shapes."""
-    return [
-        Sample(Clip(Path(f"{frames}-{i}"), ""), ClipSpec(frames, 32, 48, 8), Path(), Path())
-        for frames, count in zip((9, 17), counts, strict=False)
-        for i in range(count)
-    ]
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Returns a function that makes a trainer of the demo; see `write_samples`."""
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+
+    def make(*counts: int, batch_size: int) -> Trainer:
+        samples = write_samples(tmp_path / "cache", *counts)
+        settings = Settings(batch_size=batch_size, caption_dropout=0)
+        return Trainer(pipe, samples, samples[0].text, settings, tmp_path)
+
+    with pipe.keeping("transformer"):
+        yield make
 
 
-def batches(trainer, count) -> list[list[Sample]]:
-    return [trainer._order(number) for number in range(count)]
-
-
-def test_the_order_of_the_clips_is_new_in_each_epoch_and_misses_none():
-    trainer = object.__new__(Trainer)
-    trainer.settings, trainer.samples, trainer.peers = Settings(), samples(5), ALONE
-    seen = [batch[0].clip.path.name for batch in batches(trainer, 15)]
+def test_each_epoch_has_all_clips_in_a_new_order(make_trainer):
+    trainer = make_trainer(5, batch_size=1)
+    seen = [number for i in range(15) for number in sample_numbers(trainer.batch(i))]
     epochs = [seen[i : i + 5] for i in (0, 5, 10)]
-    assert all(sorted(epoch) == [f"9-{i}" for i in range(5)] for epoch in epochs)
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_the_clips_of_a_batch_have_one_shape_and_all_are_seen():
-    trainer = object.__new__(Trainer)
-    trainer.settings, trainer.samples = Settings(batch_size=2), samples(5, 3)
-    trainer.peers = ALONE
+def test_each_batch_is_full_and_of_one_shape_and_each_epoch_has_all_clips(make_trainer):
+    trainer = make_trainer(5, 3, batch_size=2)
     for epoch in range(3):
-        seen = [trainer._order(epoch * 5 + i) for i in range(5)]
-        assert all(len(batch) == 2 and batch[0].shape == batch[1].shape for batch in seen)
-        assert len({sample.clip.path for batch in seen for sample in batch}) == 8
+        seen = [sample_numbers(trainer.batch(epoch * 5 + i)) for i in range(5)]
+        assert all(len(numbers) == 2 for numbers in seen)
+        assert all((numbers[0] < 5) == (numbers[1] < 5) for numbers in seen), "9 or 17 frames"
+        assert {number for numbers in seen for number in numbers} == set(range(8))
 
 
-def test_options_come_from_a_file_and_the_command_line_goes_first(clips, adapter, tmp_path, capsys):
+def test_command_line_options_override_the_config_file(clips, adapter, tmp_path, capsys):
     config = tmp_path / "training.toml"
     config.write_text('iters = 7\nbatch-size = 3\ntarget = ["to_q", "to_v"]\ndry-run = true\n')
     assert lora(clips, adapter, "--config", config, "--iters", 5) == 0
@@ -373,13 +352,13 @@ def test_options_come_from_a_file_and_the_command_line_goes_first(clips, adapter
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.toml", "itrs = 7", "has 'itrs', which is no option"),
+        ("a.toml", "itrs = 7", "'itrs'"),
         ("a.toml", "iters =", "a.toml can't be read"),
         ("a.json", "[", "a.json can't be read"),
-        ("a.yaml", "iters: 7", "must end in .toml or .json"),
+        ("a.yaml", "iters: 7", ".toml or .json"),
     ],
 )
-def test_a_wrong_file_of_options_is_one_line(clips, adapter, tmp_path, capsys, name, text, message):
+def test_a_wrong_config_file_is_one_line(clips, adapter, tmp_path, capsys, name, text, message):
     (tmp_path / name).write_text(text)
     assert lora(clips, adapter, "--config", tmp_path / name) == 2
     (error,) = errors(capsys.readouterr().err)
@@ -406,7 +385,7 @@ def test_clips_are_sorted_into_buckets(clips, adapter, tmp_path, capsys):
     assert len((adapter / "log.jsonl").read_text().splitlines()) == 4
 
 
-def test_the_prior_keeps_what_the_model_does(clips, adapter, tmp_path):
+def test_prior_prompts_keep_what_the_model_makes_of_them(clips, adapter, tmp_path):
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red circle moves left on a white background\n# no prompt\n")
     options = ["--iters", 12, "--learning-rate", 3e-3, "--batch-size", 2, "--seed", 1]
@@ -422,13 +401,12 @@ def test_the_prior_keeps_what_the_model_does(clips, adapter, tmp_path):
 
     prior = ["--prior-prompts", prompts, "--prior-weight", 3, "--prior-batch-size", 2]
     assert drift(adapter, *prior) < 0.6 * drift(tmp_path / "without")
-    told = json.loads((adapter / "log.jsonl").read_text().splitlines()[-1])
-    assert 0 < told["prior_loss"] < told["loss"]
+    last = read_log(adapter)[-1]
+    assert 0 < last["prior_loss"] < last["loss"]
 
 
 def test_float16_gradients_of_large_clips_are_not_lost():
-    """The gradient of each number of a mean over a million is nothing in float16."""
-    pipe = CogVideoXPipeline.from_pretrained("demo", mx.float16)
+    """In a mean over a million numbers, the gradient of each is too small for float16."""
     random = [mx.random.normal((1, 5, 12, 12, 16), key=mx.random.key(i)) for i in range(2)]
     text = 0.1 * mx.random.normal((1, 32, 64), key=mx.random.key(2))
     batch = Batch(random[0], text, random[1], mx.array([500]))
@@ -441,31 +419,31 @@ def test_float16_gradients_of_large_clips_are_not_lost():
             layer.lora_B = 0.1 * mx.random.normal(layer.lora_B.shape, key=mx.random.key(number))
         add_adapter(transformer, layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
-        # As if the clip were a thousand times as large, and the loss their mean.
-        one = Tiny(*(getattr(batch, field.name) for field in fields(batch)))
-        _, of_all = AdapterLoss(transformer, scheduler, dtype).loss_and_gradients(one)
-        gradients[dtype] = mx.concatenate([g.flatten() for g in of_all.values()])
+        # As if the clip were a thousand times as large: the loss is a mean over all of it.
+        large = LargeClip(*(getattr(batch, field.name) for field in fields(batch)))
+        _, found = AdapterLoss(transformer, scheduler, dtype).loss_and_gradients(large)
+        gradients[dtype] = mx.concatenate([gradient.flatten() for gradient in found.values()])
     exact, rough = gradients[mx.float32], gradients[mx.float16].astype(mx.float32)
     norms = mx.linalg.norm(exact) * mx.linalg.norm(rough)
     assert (mx.inner(exact, rough) / norms).item() > 0.999
     assert ((rough == 0) & (exact != 0)).mean().item() < 0.01
 
 
-class Tiny(Batch):
-    """A batch with a loss a thousand times smaller."""
+class LargeClip(Batch):
+    """A batch whose loss is a thousand times smaller, as that of a larger clip."""
 
     def total(self, losses):
         return super().total(losses) / 1000
 
 
-def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
+def test_a_gradient_that_is_not_finite_ends_the_training_before_the_update(
     clips, adapter, monkeypatch, capsys
 ):
-    train_step = AdapterLoss.loss_and_gradients
+    compute = AdapterLoss.loss_and_gradients
     calls = []
 
     def broken(*arguments):
-        losses, gradients = train_step(*arguments)
+        losses, gradients = compute(*arguments)
         calls.append(1)
         if len(calls) == 3:
             gradients = {name: g + float("inf") for name, g in gradients.items()}
@@ -474,7 +452,7 @@ def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
     monkeypatch.setattr(AdapterLoss, "loss_and_gradients", broken)
     options = ["--iters", 4, "--save-every", 1]
     assert lora(clips, adapter, *options) == 1
-    assert "the loss of step 3 is" in capsys.readouterr().err
+    assert "step 3" in capsys.readouterr().err
     assert [path.name for path in saved_checkpoints(adapter)] == ["0000001", "0000002"]
     assert lora(clips, adapter, *options, "--resume") == 0
     assert all(np.isfinite(tensor).all() for tensor in tensors(adapter).values())
@@ -491,7 +469,7 @@ def test_a_gradient_that_isnt_finite_ends_the_training_before_it_is_used(
     ],
     ids=str,
 )
-def test_a_training_doesnt_go_on_with_other_data(
+def test_a_training_does_not_resume_with_other_data_or_settings(
     clips, adapter, tmp_path, monkeypatch, capsys, changed, part
 ):
     monkeypatch.chdir(tmp_path)
@@ -509,10 +487,10 @@ def test_clips_added_later_are_noticed(clips, adapter, tmp_path, capsys):
     assert lora(data, adapter, "--iters", 2) == 0
     shutil.copy(data / "a.txt", data / "b.txt")
     assert lora(data, adapter, "--iters", 3, "--resume") == 2
-    assert "the clips were others" in capsys.readouterr().err
+    assert "the clips" in errors(capsys.readouterr().err)[0]
 
 
-def test_a_log_that_was_cut_off_does_no_harm(clips, adapter):
+def test_a_truncated_log_does_not_prevent_resuming(clips, adapter):
     assert lora(clips, adapter, "--iters", 4, "--save-every", 2) == 0
     log = adapter / "log.jsonl"
     log.write_bytes(log.read_bytes()[:-30])
@@ -521,28 +499,29 @@ def test_a_log_that_was_cut_off_does_no_harm(clips, adapter):
     assert steps == [1, 2, 3, 5, 6]
 
 
-def test_a_second_training_keeps_out_of_a_folder(clips, adapter, capsys):
+def test_a_second_training_in_the_same_folder_is_refused(clips, adapter, capsys):
     adapter.mkdir()
     with locked_elsewhere(adapter, adapter / ".lock"):
         assert lora(clips, adapter, "--iters", 1) == 1
     (line,) = errors(capsys.readouterr().err)
-    assert f"{adapter} is being written by process {os.getpid()} on " in line
+    assert str(adapter) in line and f"process {os.getpid()}" in line
     assert "choose another --adapter-path" in line
     assert lora(clips, adapter, "--iters", 1) == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--resume"], ["--dry-run"]], ids=str)
-def test_a_second_training_is_told_of_the_first_whatever_it_finds(clips, adapter, capsys, options):
+def test_a_locked_folder_is_the_first_error(clips, adapter, capsys, options):
     (adapter / "checkpoints" / "0000001").mkdir(parents=True)
     with locked_elsewhere(adapter, adapter / ".lock"):
         assert lora(clips, adapter, "--iters", 1, *options) == 1
     (line,) = errors(capsys.readouterr().err)
-    assert f"{adapter} is being written by process {os.getpid()} on " in line
+    assert str(adapter) in line and f"process {os.getpid()}" in line
 
 
 @pytest.mark.parametrize("where", ["gradients", "update"])
-def test_a_failing_gpu_costs_no_step(clips, adapter, monkeypatch, capsys, where):
-    """While the adapter is updated, what is in memory may be of two steps, and isn't saved."""
+def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where):
+    """While the adapter is updated, the arrays in memory may belong to two steps. They are not
+    saved then."""
     whole, calls = adapter.with_name("whole"), []
     assert lora(clips, whole, "--iters", 4) == 0
     text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
@@ -565,29 +544,30 @@ def test_a_failing_gpu_costs_no_step(clips, adapter, monkeypatch, capsys, where)
     (line,) = errors(capsys.readouterr().err)
     assert text in line and "pmset displaysleepnow" in line
     if where == "gradients":
-        kept = f"2 steps are kept in {adapter}: the same command with --resume goes on"
-        assert line.endswith(kept)
+        assert f"2 steps are kept in {adapter}" in line and "--resume" in line
     assert [path.name for path in saved_checkpoints(adapter)][-1] == "0000002"
     assert lora(clips, adapter, "--iters", 4, "--resume") == 0
     first, second = (mx.load(str(folder / ADAPTER_FILES[0])) for folder in (whole, adapter))
     assert all(mx.array_equal(first[n], second[n]) for n in first)
 
 
-def test_a_sample_that_fails_is_said_and_the_training_goes_on(clips, adapter, monkeypatch, capsys):
+def test_a_failed_sample_is_a_warning_and_no_error(clips, adapter, monkeypatch, capsys):
     def failing(*_, **__):
         raise GenerationError("one constant colour")
 
     monkeypatch.setattr(CogVideoXPipeline, "decode", failing)
     options = ["--iters", 2, "--sample-every", 1, "--sample-prompt", "a", "--sample-steps", 1]
     assert lora(clips, adapter, *options) == 0
-    assert "no sample of 'a': one constant colour" in capsys.readouterr().err
+    messages = warnings(capsys.readouterr().err)
+    assert ["'a'" in line and "one constant colour" in line for line in messages] == [True] * 2
+    assert not list((adapter / "samples").iterdir())
 
 
-def test_accumulation_does_not_gather_gradients(clips, adapter):
+def test_accumulation_needs_no_memory_for_each_part(clips, adapter):
     peaks = []
     for parts in (2, 16):
         options = ["--rank", 128, "--iters", 1, "--grad-accumulation-steps", parts]
         assert lora(clips, adapter.with_name(f"a{parts}"), *options) == 0
-        row = json.loads((adapter.with_name(f"a{parts}") / "log.jsonl").read_text())
+        (row,) = read_log(adapter.with_name(f"a{parts}"))
         peaks.append(row["peak_memory"])
     assert peaks[1] < 1.1 * peaks[0]

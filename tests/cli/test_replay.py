@@ -1,11 +1,11 @@
-"""A video that tells how it was made, and ``--replay``, which makes it again."""
+"""The record inside a video, ``--show``, which prints it, and ``--replay``, which repeats it."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-from commands import PROMPT, errors, generate, run
+from commands import PROMPT, errors, generate, run, warnings
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.video import read_record, read_video, write_video
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 SETTINGS = ["--scheduler", "dpm", "--guidance-schedule", "wave", "--negative-prompt", "blue"]
 
 
-def test_a_video_shows_how_it_was_made(folder, capsys):
+def test_show_prints_the_record_of_a_video(folder, capsys):
     assert generate("video.mp4", *SETTINGS) == 0
     capsys.readouterr()
     assert run("--show", "video.mp4") == 0
@@ -65,7 +65,7 @@ def test_a_replay_makes_identical_frames(folder, capsys, name):
         assert np.array_equal(
             read_video(folder / "again" / frame)[0], read_video(folder / "original" / frame)[0]
         )
-    assert "warning" not in capsys.readouterr().err
+    assert warnings(capsys.readouterr().err) == []
 
 
 def test_a_replayed_mp4_has_the_frames_of_the_first(folder):
@@ -77,44 +77,43 @@ def test_a_replayed_mp4_has_the_frames_of_the_first(folder):
         assert first[part] == again[part]
 
 
-def test_a_resumed_replay_takes_no_other_video_for_its_own(folder):
+def test_a_resumed_replay_does_not_accept_a_video_of_another_seed(folder):
     assert generate("a.mp4") == 0
     assert generate("b.mp4", "--seed", 7) == 0
     assert run("--replay", "a.mp4", "--output", "b.mp4", "--resume") == 1
     assert read_record("b.mp4")["settings"]["seed"] == 7
 
 
-def test_what_is_given_takes_the_place_of_what_was(folder):
+def test_options_of_a_replay_override_the_record(folder):
     assert generate("video.mp4", *SETTINGS) == 0
     assert run("--replay", "video.mp4", "--seed", 5, "--steps", 1, "--output", "b.mp4") == 0
     first, other = (read_record(name)["settings"] for name in ("video.mp4", "b.mp4"))
     assert other == {**first, "seed": 5, "num_inference_steps": 1}
 
 
-def test_a_replay_with_a_changed_model_says_what_differs(folder, capsys):
+def test_a_replay_with_a_changed_model_warns_of_what_differs(folder, capsys):
     shutil.copytree(DEMO_PATH, folder / "model")
     assert generate("video.mp4", "--model", "model") == 0
     assert run("--replay", "video.mp4", "--output", "same.mp4") == 0
-    assert "warning" not in capsys.readouterr().err
+    assert warnings(capsys.readouterr().err) == []
     with (folder / "model/vae/config.json").open("a") as config:
         config.write("\n")
     assert run("--replay", "video.mp4", "--output", "other.mp4") == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    (line,) = warnings
-    assert line.startswith("warning: this won't be the same video: the model's vae was ")
+    (warning,) = warnings(capsys.readouterr().err)
+    assert "the model's vae was " in warning
 
 
-def test_a_replay_whose_model_is_gone_says_so(folder, capsys):
+def test_a_replay_without_its_model_is_one_line(folder, capsys):
     shutil.copytree(DEMO_PATH, folder / "model")
     assert generate("video.mp4", "--model", "model") == 0
     shutil.move("model", "elsewhere")
     assert run("--replay", "video.mp4", "--output", "b.mp4") == 1
     assert "no model 'model'" in errors(capsys.readouterr().err)[0]
     assert run("--replay", "video.mp4", "--output", "b.mp4", "--model", "elsewhere") == 0
-    assert "warning" not in capsys.readouterr().err
+    assert warnings(capsys.readouterr().err) == []
 
 
-def test_the_revision_of_a_hub_model_is_asked_for_again(folder, monkeypatch):
+def test_a_replay_downloads_the_recorded_revision(folder, monkeypatch):
     model = {"name": "THUDM/CogVideoX-2b", "revision": "a1" * 20}
     settings = {"prompt": "a cat", "seed": 1, "num_frames": 9}
     write_video(
@@ -123,22 +122,22 @@ def test_the_revision_of_a_hub_model_is_asked_for_again(folder, monkeypatch):
         8,
         record={"mlx_cogvideo": "0.1.0", "model": model, "settings": settings},
     )
-    asked = []
+    downloads = []
 
     def fetch(repo, *, revision, **_):
-        asked.append((repo, revision))
+        downloads.append((repo, revision))
         return DEMO_PATH
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert run("--replay", "video.mp4", "--output", "b.mp4", "--dry-run") == 0
-    assert asked == [("THUDM/CogVideoX-2b", "a1" * 20)]
+    assert downloads == [("THUDM/CogVideoX-2b", "a1" * 20)]
 
 
 @pytest.mark.parametrize("option", ["--replay", "--show"])
 def test_a_video_without_a_record_is_one_clear_line(folder, capsys, option):
     write_video("mine.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
     for name, message in (
-        ("mine.mp4", "mine.mp4 holds no record of how it was made"),
+        ("mine.mp4", "mine.mp4 holds no record"),
         ("nowhere.mp4", "nowhere.mp4 doesn't exist"),
         ("text.mp4", "text.mp4 can't be read"),
     ):
@@ -148,7 +147,7 @@ def test_a_video_without_a_record_is_one_clear_line(folder, capsys, option):
         assert message in line
 
 
-def test_a_record_with_parts_missing_cannot_be_replayed(folder, capsys):
+def test_an_incomplete_record_cannot_be_replayed(folder, capsys):
     clip = np.zeros((1, 16, 16, 3), np.uint8)
     write_video("half.mp4", clip, 8, record={"mlx_cogvideo": "0.1.0", "settings": {}})
     assert run("--replay", "half.mp4", "--output", "b.mp4") == 2

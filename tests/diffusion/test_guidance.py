@@ -1,4 +1,4 @@
-"""Guidance over the steps."""
+"""Guidance schedules over the steps."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_constant_guidance_is_the_scale(name):
 
 @pytest.mark.parametrize("name", [True, "wave"])
 def test_the_wave_has_the_official_values(name):
-    """As diffusers computes them in float64; in float32 they are off by up to 3."""
+    """diffusers computes them in float64; in float32 they are off by up to 3."""
     official = [2.291, 2.544, 6.974, 6.420, 2.788, 4.272, 1.038]
     assert weights(name)[:7] == pytest.approx(official, abs=5e-4)
 

@@ -1,4 +1,4 @@
-"""Steps that take over what the blocks added in an earlier one."""
+"""Step caches: steps that reuse what the blocks added in an earlier one."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from commands import errors, generate, run
+from commands import ctrl_c_in_step, errors, generate, run
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints.variants import ALIASES
@@ -18,8 +18,8 @@ from mlx_cogvideo.diffusion.step_cache import (
     teacache_steps,
 )
 from mlx_cogvideo.nn.transformer import (
-    CogVideoXBlock,
     CogVideoXTransformer3DModel,
+    FeedForward,
     TransformerConfig,
 )
 from mlx_cogvideo.video import read_record, read_video
@@ -35,10 +35,12 @@ def pipe() -> CogVideoXPipeline:
 
 @pytest.fixture
 def blocks(monkeypatch) -> list[int]:
-    """Grows with each call of a block."""
-    calls, call = [], CogVideoXBlock.attend
+    """Returns a list that grows with each call of a block, which has one feed-forward."""
+    calls, call = [], FeedForward.__call__
     monkeypatch.setattr(
-        CogVideoXBlock, "attend", lambda self, *args: calls.append(1) or call(self, *args)
+        FeedForward,
+        "__call__",
+        lambda self, *args, **options: calls.append(1) or call(self, *args, **options),
     )
     return calls
 
@@ -49,7 +51,7 @@ def latents(pipe, **more) -> mx.array:
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
-def test_a_threshold_of_nothing_computes_every_step(pipe, blocks, cache, scheduler):
+def test_a_threshold_of_zero_computes_every_step(pipe, blocks, cache, scheduler):
     with_cache = latents(pipe, cache=cache, cache_threshold=0, scheduler=scheduler)
     assert len(blocks) == 8 * 5
     plain = latents(pipe, scheduler=scheduler)
@@ -57,7 +59,7 @@ def test_a_threshold_of_nothing_computes_every_step(pipe, blocks, cache, schedul
 
 
 @pytest.mark.parametrize(("cache", "count"), [("teacache", 2 * 5), ("first-block", 2 * 5 + 6)])
-def test_the_first_and_the_last_step_are_computed_whatever_may_change(pipe, blocks, cache, count):
+def test_the_first_and_the_last_step_are_always_computed(pipe, blocks, cache, count):
     made = latents(pipe, cache=cache, cache_threshold=1e9)
     assert len(blocks) == count
     assert mx.isfinite(made).all()
@@ -92,7 +94,7 @@ def test_two_passes_skip_what_one_batch_skips(pipe, steps):
         assert mx.allclose(batch, apart, atol=1e-5)
 
 
-def test_one_branch_that_changes_is_enough(pipe):
+def test_a_change_in_one_half_of_the_batch_is_enough(pipe):
     transformer = pipe.transformer
     x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
     text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 700])
@@ -106,8 +108,8 @@ def test_one_branch_that_changes_is_enough(pipe):
         assert cache.skipped == [1]
 
 
-def test_teacache_looks_at_all_that_is_added_to_the_time():
-    """Of 1.5-5B-I2V that is the embedding of ofs: a large one makes the same changes small."""
+def test_teacache_includes_all_embeddings_added_to_the_time():
+    """1.5-5B-I2V adds the embedding of ofs: beside a large one the same changes are small."""
     config = TransformerConfig(2, 16, num_layers=1, time_embed_dim=32, ofs_embed_dim=32)
     transformer = CogVideoXTransformer3DModel(config)
     counts = []
@@ -118,11 +120,11 @@ def test_teacache_looks_at_all_that_is_added_to_the_time():
     assert counts[0] > counts[1] == 2
 
 
-def test_teacache_knows_beforehand_what_it_skips(pipe):
+def test_teacache_decides_before_the_run_which_steps_it_skips(pipe):
     timesteps = list(range(999, 0, -20))
     steps = teacache_steps(pipe.transformer, timesteps, 0.2, IDENTITY)
     assert len(steps) == len(timesteps) and steps[0] and steps[-1] and not all(steps)
-    # By hand: changes add up to the threshold, and begin anew after a step that is computed.
+    # By hand: changes add up to the threshold, and start from zero after a computed step.
     config = pipe.configs["transformer"]
     half = config.dim // 2
     rates = np.exp(-np.log(10000) * np.arange(half) / half)
@@ -144,9 +146,9 @@ def test_every_official_model_has_a_polynomial():
     assert all(len(coefficients) == 5 for coefficients in POLYNOMIALS.values())
 
 
-def test_a_step_of_another_batch_is_computed(pipe, blocks):
+def test_a_step_with_another_batch_size_is_computed(pipe, blocks):
     latents(pipe, cache="teacache", cache_threshold=1e9, guidance_range=(2, 5))
-    assert len(blocks) == 4 * 5  # the first and the last, and where guidance begins and ends
+    assert len(blocks) == 4 * 5  # the first and the last step, and where guidance starts and ends
 
 
 @pytest.fixture
@@ -157,24 +159,19 @@ def output(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("stop", [1, 3, 5, 7])
-def test_a_run_with_a_cache_goes_on_bit_for_bit(output, monkeypatch, cache, stop):
+def test_a_run_with_a_cache_resumes_bit_for_bit(output, cache, stop):
     threshold = {"teacache": 0.5, "first-block": 0.4}[cache]
     command = ["--cache", cache, "--cache-threshold", threshold, "--steps", 8, "--save-every", 1]
     assert generate(output, *command) == 0
-    told = read_record(output)
-    assert told["settings"]["cache"] == cache
-    (window,) = told["cache"]
+    record = read_record(output)
+    assert record["settings"]["cache"] == cache
+    (window,) = record["cache"]
     assert 0 < len(window["skipped_steps"]) < 7 and window["steps"] == 8
-
-    def stop_at(session, stage, done, total) -> None:
-        session._interrupts.wanted = (stage, done) == ("denoise", stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mlx_cogvideo.cli.session.Session._note", stop_at)
+    with ctrl_c_in_step(stop):
         assert generate("again.mp4", *command) == 130
     assert run("--resume", "again.mp4") == 0
     assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
-    assert read_record("again.mp4")["cache"] == told["cache"]
+    assert read_record("again.mp4")["cache"] == record["cache"]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
-"""What a run of the pipeline promises, on the bundled demo at a small size and few steps."""
+"""The pipeline on the bundled demo, at a small size and few steps."""
 
 import logging
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from support import relative_error
+from support import relative_error, watch_networks
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.diffusion.denoising import velocities
 from mlx_cogvideo.diffusion.schedulers import CogVideoXDPMScheduler
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn import transformer as transformer_module
+from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
-from mlx_cogvideo.pipeline.denoising import velocities
+from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel
 from mlx_cogvideo.video import read_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -25,23 +27,23 @@ def pipe() -> CogVideoXPipeline:
     return CogVideoXPipeline.from_pretrained(DEMO_PATH)
 
 
-def test_the_transformer_in_portions_is_the_lazy_one(pipe, monkeypatch):
-    """Small portions and few rows of the wide layer at a time, as large videos have them."""
+def test_a_scheduled_transformer_equals_the_lazy_one(pipe, monkeypatch):
+    """It evaluates small parts and few rows of the wide layer at a time, as with large videos."""
     x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
     text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 300])
     expected = pipe.transformer(x, text, times)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 5_000)
     monkeypatch.setattr(transformer_module, "FEED_FORWARD_ELEMENTS", 4 * 192 * 20)
     for passes in (1, 2):
-        made = velocities(pipe.transformer, x, text, times, passes)
-        assert relative_error(made, expected) < 1e-5
-    for ahead in (0, 3):
-        schedule = EvalSchedule(prefetch=ahead)
-        made = schedule.flush(pipe.transformer(x, text, times, schedule=schedule))
-        assert relative_error(made, expected) < 1e-5
+        velocity = velocities(pipe.transformer, x, text, times, passes)
+        assert relative_error(velocity, expected) < 1e-5
+    for prefetch in (0, 3):
+        schedule = EvalSchedule(prefetch=prefetch)
+        velocity = schedule.flush(pipe.transformer(x, text, times, schedule=schedule))
+        assert relative_error(velocity, expected) < 1e-5
 
 
-def test_in_portions_the_transformer_holds_less(pipe, monkeypatch):
+def test_a_scheduled_transformer_needs_less_memory(pipe, monkeypatch):
     x, text = mx.random.normal((2, 5, 24, 24, 16)), mx.random.normal((2, 32, 64))
     mx.eval(pipe.transformer.parameters(), x, text)
     peaks = []
@@ -69,7 +71,7 @@ def test_float_frames_round_to_the_uint8_ones(pipe):
     assert np.abs(exact * 255 - rounded).max() <= 0.5 + 1e-4
 
 
-def test_latents_come_out_in_float32(pipe):
+def test_latents_are_returned_in_float32(pipe):
     latents = pipe(PROMPT, seed=1, output_type="latent", **SMALL)
     assert latents.dtype == mx.float32
     assert latents.shape == (1, 3, 4, 6, 16)
@@ -85,12 +87,12 @@ def test_a_seed_repeats_a_video_and_another_makes_another(pipe, scheduler):
     assert not mx.allclose(first, other, atol=0.1)
 
 
-def test_without_a_seed_each_video_is_another(pipe):
+def test_without_a_seed_each_video_is_different(pipe):
     first, second = (pipe(PROMPT, output_type="latent", **SMALL) for _ in range(2))
     assert not mx.allclose(first, second, atol=0.1)
 
 
-def test_embeddings_stand_in_for_prompts(pipe):
+def test_embeddings_can_replace_prompts(pipe):
     by_text = pipe(PROMPT, "a blue square", seed=1, output_type="latent", **SMALL)
     by_embeds = pipe(
         prompt_embeds=pipe.encode_prompt(PROMPT),
@@ -111,34 +113,27 @@ def test_the_negative_prompt_and_the_guidance_matter(pipe):
     assert not mx.allclose(plain, strong, atol=1e-3)
 
 
-def test_guidance_of_one_runs_without_the_unconditional_pass(pipe):
+def test_guidance_of_one_runs_without_the_unconditional_pass(pipe, monkeypatch):
     batches = []
-    transformer = pipe.transformer
-    call = type(transformer).__call__
+    call = CogVideoXTransformer3DModel.__call__
 
     def recording(self, latents, *rest, **options):
         batches.append(len(latents))
         return call(self, latents, *rest, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(transformer), "__call__", recording)
-        pipe(PROMPT, guidance_scale=1.0, output_type="latent", **SMALL)
-        pipe(PROMPT, guidance_scale=1.5, output_type="latent", **SMALL)
+    monkeypatch.setattr(CogVideoXTransformer3DModel, "__call__", recording)
+    pipe(PROMPT, guidance_scale=1.0, output_type="latent", **SMALL)
+    pipe(PROMPT, guidance_scale=1.5, output_type="latent", **SMALL)
     assert batches == [1, 1, 2, 2]
 
 
-def test_each_stage_frees_its_network_before_the_next_loads(pipe):
-    held = []
-
-    def look(stage, done, total):
-        held.append((stage, done == total, set(pipe._networks)))
-
-    pipe(PROMPT, on_progress=look, **SMALL)
-    while_denoising = [names for stage, _, names in held if stage == "denoise"]
-    while_decoding = [names for stage, done, names in held if stage == "decode" and done]
-    assert while_denoising == [set(), {"transformer"}, {"transformer"}]
-    assert while_decoding == [{"vae"}]
-    assert not pipe._networks
+def test_one_network_at_a_time_is_in_memory(pipe, monkeypatch):
+    in_memory = watch_networks(monkeypatch)
+    seen = {"encode": set(), "denoise": set(), "decode": set()}
+    pipe(PROMPT, on_progress=lambda stage, *_: seen[stage].update(in_memory()), **SMALL)
+    assert seen["denoise"] == {CogVideoXTransformer3DModel}
+    assert seen["decode"] == {AutoencoderKLCogVideoX}
+    assert in_memory() == set()
 
 
 def test_a_freed_network_loads_again(pipe):
@@ -154,8 +149,8 @@ def test_progress_is_reported_for_every_stage_to_its_end(pipe):
     assert last == {"encode": (1, 1), "denoise": (2, 2), "decode": (9, 9)}
 
 
-def test_a_callback_sees_every_step_and_can_end_the_run(pipe):
-    steps = []
+def test_a_callback_sees_every_step_and_can_end_the_run(pipe, monkeypatch):
+    in_memory, steps = watch_networks(monkeypatch), []
 
     def stop_after_two(step, timestep, latents):
         steps.append((step, timestep, latents.shape))
@@ -168,10 +163,10 @@ def test_a_callback_sees_every_step_and_can_end_the_run(pipe):
         **{**SMALL, "num_inference_steps": 4},
     )
     assert steps == [(0, 999, (1, 3, 4, 6, 16)), (1, 749, (1, 3, 4, 6, 16))]
-    assert not pipe._networks
+    assert in_memory() == set()
 
 
-def test_a_scheduler_object_is_used_as_it_is(pipe):
+def test_a_scheduler_object_is_used_unchanged(pipe):
     scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler_config, key=mx.random.key(9))
     latents = mx.random.normal((1, 3, 4, 6, 16), key=mx.random.key(0))
     shared = {"latents": latents, "output_type": "latent", **SMALL, "num_inference_steps": 4}
@@ -181,7 +176,7 @@ def test_a_scheduler_object_is_used_as_it_is(pipe):
     assert not mx.allclose(by_object[0], by_name, atol=1e-3)
 
 
-def test_a_long_prompt_warns_of_what_is_lost_and_makes_the_video(pipe, caplog):
+def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
     long = PROMPT + ", very slowly" * 40 + " and then the sun goes down"
     with caplog.at_level(logging.WARNING):
         logging.getLogger("mlx_cogvideo").propagate = True
@@ -200,38 +195,40 @@ def test_a_long_prompt_warns_of_what_is_lost_and_makes_the_video(pipe, caplog):
         ({"scheduler": "euler"}, "ddim or dpm"),
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
         ({"output_type": "pil"}, "np, float or latent"),
-        ({"tiling": "rows"}, "auto, none, seamless, tiled"),
-        ({"tile_size": (20, 32)}, "multiples of 8; got 20 and 32: 16 and 32 are the nearest"),
-        ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 isn't: 2/6 is the nearest"),
-        ({"tile_overlap": (1.5, 0.5)}, "from 0 to below 1 of a tile's height; got 1.5"),
+        ({"tiling": "rows"}, "auto, none, exact, tiled"),
+        ({"tile_size": (20, 32)}, "multiples of 8; got 20 and 32.* 16 and 32"),
+        ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 .*2/6"),
+        ({"tile_overlap": (1.5, 0.5)}, "from 0 to below 1 .*1.5"),
         ({"tile_size": (8, 8), "tiling": "none"}, "'none' has no tiles"),
         ({"latents": mx.zeros((1, 3, 4, 4, 16))}, r"\(1, 3, 4, 6, 16\)"),
-        ({"prompt": None}, "give a prompt"),
+        ({"prompt": None}, "prompt"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_arguments_are_refused_before_any_weight_is_read(pipe, arguments, message):
+def test_wrong_arguments_are_refused_before_any_weight_is_read(
+    pipe, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(mx, "load", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(InvalidInputError, match=message):
         pipe(**{"prompt": PROMPT, **SMALL, **arguments})
-    assert not pipe._networks
 
 
-def test_nan_in_the_denoising_is_an_error_at_once(pipe):
+def test_nan_in_a_denoising_step_is_an_error_at_once(pipe):
     pipe.transformer.proj_out.bias = mx.full(64, float("nan"))
-    with pytest.raises(GenerationError, match="step 1 gave NaN"):
+    with pytest.raises(GenerationError, match=r"step 1 .*NaN"):
         pipe(PROMPT, **SMALL)
 
 
-def test_latents_that_are_nan_are_an_error_before_decoding(pipe):
+def test_nan_latents_are_an_error_before_decoding(pipe):
     request = pipe.request(PROMPT, **SMALL)
-    with pytest.raises(GenerationError, match="the latents have NaN or infinity"):
+    with pytest.raises(GenerationError, match=r"latents .*NaN"):
         next(pipe.decode(request, mx.full(request.geometry.latent_shape, float("nan"))))
 
 
 @pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
-def test_pixels_that_are_nan_are_an_error(pipe, tiling):
+def test_nan_pixels_are_an_error(pipe, tiling):
     pipe.vae.decoder.conv_out.conv.bias = mx.full(3, float("nan"))
-    with pytest.raises(GenerationError, match="decoding gave NaN"):
+    with pytest.raises(GenerationError, match=r"decoding .*NaN"):
         pipe(PROMPT, **SMALL, tiling=tiling)
 
 

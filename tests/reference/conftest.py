@@ -6,6 +6,7 @@ from torch_reference import save_model
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
+    """Returns a function that gives the model folder of a variant."""
     made = {}
 
     def get(variant):

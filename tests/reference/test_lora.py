@@ -1,4 +1,4 @@
-"""Adapters have the same effect here as in diffusers, whoever wrote them."""
+"""Adapters of diffusers, of PEFT and of this package have the same effect here as there."""
 
 import diffusers
 import mlx.core as mx
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def adapted(folder, **config):
-    """The reference transformer with a random adapter from peft."""
+    """Returns the reference transformer with a random adapter from PEFT."""
     reference = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
     settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, **config}
     reference.add_adapter(peft.LoraConfig(**settings))
@@ -118,7 +118,7 @@ def test_two_adapters_with_scales_add_up_as_in_diffusers(folder, tmp_path):
         theirs.load_lora_adapter(tmp_path / name, weight_name=FILE, adapter_name=name)
     theirs.set_adapters(["one", "two"], [0.5, -0.75])
     pipe = CogVideoXPipeline.from_pretrained(folder)
-    assert pipe.transformer  # the first one is added to what is loaded already
+    assert pipe.transformer  # the first adapter is added to a loaded transformer
     pipe.load_lora(tmp_path / "one", 0.5)
     pipe.free("transformer")
     pipe.load_lora(tmp_path / "two", -0.75)
@@ -157,7 +157,7 @@ def test_our_adapter_has_the_same_effect_in_diffusers_and_in_peft(folder, tmp_pa
     assert relative_error(result, expected) < TOLERANCE
 
 
-def test_an_adapter_changes_the_video_and_goes_off_again(folder, tmp_path):
+def test_an_adapter_changes_the_video_and_can_be_unloaded(folder, tmp_path):
     pipe = CogVideoXPipeline.from_pretrained(folder)
     reference = adapted(folder)
     reference.save_lora_adapter(tmp_path)

@@ -1,4 +1,4 @@
-"""Updates of the adapter are those of PyTorch's AdamW, with the learning rate rising at first."""
+"""The optimizer makes the updates of PyTorch's AdamW, with a warmup of the learning rate."""
 
 import mlx.core as mx
 import torch
@@ -11,12 +11,12 @@ from mlx_cogvideo.training.trainer import make_optimizer
 TOLERANCE = 1e-6
 
 
-def test_updates_are_those_of_pytorch():
+def test_updates_equal_pytorch():
     settings = Settings(iters=100, learning_rate=0.03, warmup=4, weight_decay=0.1)
-    begin = random(5, 7, seed=1)
-    theirs = torch.nn.Parameter(begin.clone())
+    initial = random(5, 7, seed=1)
+    theirs = torch.nn.Parameter(initial.clone())
     reference = torch.optim.AdamW([theirs], lr=0.03, betas=(0.9, 0.95), weight_decay=0.1)
-    optimizer, ours = make_optimizer(settings), {"a": mx.array(begin.numpy())}
+    optimizer, ours = make_optimizer(settings), {"a": mx.array(initial.numpy())}
     for step in range(8):
         gradient = random(5, 7, seed=10 + step) * 0.01 * (step + 1)
         reference.param_groups[0]["lr"] = 0.03 * min(1, 0.25 + step * (1 - 0.25) / 4)

@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 def run_diffusers(
     folder, scheduler, latents, tokenizer=None, text_length=TEXT_LENGTH, lora=None, **arguments
 ):
-    """The frames, ``[F, H, W, 3]`` in [0, 1], of diffusers' own pipeline."""
+    """Returns the frames of diffusers' own pipeline, ``[F, H, W, 3]`` in [0, 1]."""
     pipe = diffusers.CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=transformers.T5EncoderModel.from_pretrained(
@@ -53,7 +53,7 @@ def run_diffusers(
 @pytest.mark.parametrize("variant", ["2b", "5b", "1.5-5b"])
 def test_a_run_equals_diffusers(folders, monkeypatch, variant, sampler, dynamic):
     folder = folders(variant)
-    # 17 frames are 5 latent frames; 1.5 makes a sixth in front and drops it.
+    # 17 frames are 5 latent frames; CogVideoX 1.5 puts a sixth in front and drops it.
     shape = (1, 6 if variant == "1.5-5b" else 5, 16, 8, 12)
     latents, noise = random(*shape), Noise(shape)
     tokenizer = CogVideoXPipeline.from_pretrained(folder).tokenizer
@@ -98,7 +98,7 @@ def test_a_run_equals_diffusers(folders, monkeypatch, variant, sampler, dynamic)
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler):
-    """The whole folder through both loaders, tokenizer and scheduler config included."""
+    """Both loaders read the whole folder, tokenizer and scheduler config included."""
     pipe = diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH, torch_dtype=torch.float32)
     shape = (1, 5, 16, 12, 12)
     latents, noise = random(*shape), Noise(shape)
@@ -129,7 +129,7 @@ def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler
     assert relative_error(video, expected) < TOLERANCE
 
 
-def test_an_adapter_makes_the_same_video_in_diffusers_without_a_scale_argument(tmp_path):
+def test_an_adapter_makes_the_same_video_in_diffusers_at_its_default_scale(tmp_path):
     adapter = make_adapter(tmp_path / "adapter")
     pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)
     latents = random(1, 5, 16, 12, 12)

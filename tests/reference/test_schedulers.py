@@ -17,10 +17,10 @@ CLEAN_COUNTS = [50, 25, 20, 10, 2, 1]
 
 
 def trajectory_inputs(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A starting sample, and a model output and a noise for every step, all float32."""
+    """Returns a first sample, and a model output and noise for every step, all in float32."""
     rng = np.random.default_rng(steps)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    return draw(*SHAPE), draw(steps, *SHAPE), draw(steps, *SHAPE)
+    shapes = SHAPE, (steps, *SHAPE), (steps, *SHAPE)
+    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
 
 
 def run_ours(scheduler, steps: int) -> tuple[list, list]:
@@ -48,7 +48,8 @@ def run_reference_ddim(scheduler, steps: int, monkeypatch) -> tuple[list, list]:
 
 
 def run_reference_dpm(scheduler, steps: int, monkeypatch) -> tuple[list, list]:
-    """diffusers draws inside the step, twice in the middle ones, where the second draw counts."""
+    """Runs diffusers, which draws inside the step: twice in the middle ones, where the second draw
+    counts."""
     start, outputs, noises = trajectory_inputs(steps)
     scheduler.set_timesteps(steps)
     sample, x0, before, samples, x0s = torch.from_numpy(start), None, None, [], []
@@ -87,7 +88,7 @@ def test_every_step_of_a_trajectory_equals_diffusers(ours, reference, steps, shi
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("ours, reference", CLASSES)
-def test_other_predictions_and_spacings_equal_diffusers_one_step_in(
+def test_one_step_with_other_predictions_and_spacings_equals_diffusers(
     ours, reference, spacing, prediction_type
 ):
     config = scheduler_config(
@@ -116,7 +117,7 @@ def test_other_predictions_and_spacings_equal_diffusers_one_step_in(
 @pytest.mark.parametrize("ours, reference", CLASSES)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_the_noise_table_equals_diffusers_to_float64(ours, reference, shift, rescale):
+def test_the_noise_table_equals_diffusers_in_float64(ours, reference, shift, rescale):
     config = scheduler_config(snr_shift_scale=shift, rescale_betas_zero_snr=rescale)
     expected = reference(**config).alphas_cumprod.numpy()
     assert expected.dtype == np.float64
@@ -143,7 +144,7 @@ def test_diffusers_builds_the_same_scheduler_from_our_config(ours, reference):
     assert theirs.config.prediction_type == "v_prediction"
 
 
-def test_trailing_timesteps_equal_diffusers_less_its_extra_entry_at_minus_one():
+def test_trailing_timesteps_equal_diffusers_without_its_extra_entry_at_minus_one():
     mine = CogVideoXDDIMScheduler.from_config(scheduler_config())
     theirs = ReferenceDDIM(**scheduler_config())
     overshooting = []

@@ -39,19 +39,22 @@ SAMPLERS = {
 
 @pytest.fixture
 def posterior_noise(monkeypatch):
-    """The same draw of a posterior on both sides."""
+    """Returns a function that sets the draw of a posterior, the same on both sides."""
 
     def set_noise(noise: torch.Tensor) -> None:
-        monkeypatch.setattr(diffusers_vae, "randn_tensor", lambda *_, **__: noise)
         drawn = ours(channels_first(noise))
-        sample = lambda self, key=None: self.mean + mx.exp(0.5 * self.logvar) * drawn  # noqa: E731
+
+        def sample(self, key=None):
+            return self.mean + mx.exp(0.5 * self.logvar) * drawn
+
+        monkeypatch.setattr(diffusers_vae, "randn_tensor", lambda *_, **__: noise)
         monkeypatch.setattr(Posterior, "sample", sample)
 
     return set_noise
 
 
 def texts(folder) -> dict[str, torch.Tensor]:
-    """Embeddings of the prompts, as diffusers' pipelines take them."""
+    """Returns the embeddings of the prompts as arguments of diffusers' pipelines."""
     tokenizer = CogVideoXPipeline.from_pretrained(folder).tokenizer
     encoder = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
     with torch.no_grad():
@@ -78,7 +81,7 @@ def reference(kind, folder, sampler):
 
 
 def as_diffusers_reads(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 ``[..., H, W, 3]`` to ``[..., 3, H, W]`` in [0, 1]."""
+    """Converts uint8 ``[..., H, W, 3]`` to ``[..., 3, H, W]`` in [0, 1]."""
     return torch.tensor(pixels).movedim(-1, -3).float() / 255
 
 
@@ -138,8 +141,8 @@ def test_image_to_video_equals_diffusers(
     assert relative_error(video, expected) < TOLERANCE
 
 
-def test_the_bundled_demo_of_images_makes_the_same_video_in_diffusers(tmp_path, posterior_noise):
-    """A copy of it, with what it shares with the other demo."""
+def test_the_bundled_i2v_demo_makes_the_same_video_in_diffusers(tmp_path, posterior_noise):
+    """diffusers needs a copy that includes the files shared with the other demo."""
     folder = tmp_path / "demo-i2v"
     assert convert(["--hf-path", "demo-i2v", "--mlx-path", str(folder), "--quiet"]) == 0
     pipe = diffusers.CogVideoXImageToVideoPipeline.from_pretrained(
@@ -221,8 +224,8 @@ def test_video_to_video_equals_diffusers(
 
 
 def test_1_5_pads_a_video_that_diffusers_refuses(folders, monkeypatch, posterior_noise):
-    """17 frames are 5 latent frames, no whole number of temporal patches. Given the padded latents
-    with noise on them, diffusers denoises them to the same."""
+    """17 frames are 5 latent frames, which is no whole number of temporal patches. From the same
+    padded and noisy latents, diffusers denoises to the same result."""
     folder = folders("1.5-5b")
     posterior_noise(random(1, 16, 5, 8, 12, seed=7))
     clip, noise = make_clip(17, 64, 96), random(1, 6, 16, 8, 12)

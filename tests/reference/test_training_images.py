@@ -1,4 +1,4 @@
-"""Training image-to-video models, on tiny ones that PyTorch made."""
+"""Training of image-to-video models, on tiny ones made with PyTorch."""
 
 import mlx.core as mx
 import numpy as np
@@ -27,18 +27,8 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
         (data / f"{name}.txt").write_text(f"take {name}")
     size = ["--frames", 9 if variant == "5b-i2v" else 17, "--height", 64, "--width", 96]
     command = ["--data", data, "--model", model, "--adapter-path", tmp_path / "adapter", *size]
-    command += [
-        "--rank",
-        4,
-        "--iters",
-        3,
-        "--val-every",
-        3,
-        "--image-dropout",
-        0,
-        "--batch-size",
-        2,
-    ]
+    command += ["--rank", 4, "--iters", 3, "--val-every", 3]
+    command += ["--image-dropout", 0, "--batch-size", 2]
     assert train([str(part) for part in command]) == 0
     assert CogVideoXPipeline.from_pretrained(model).takes_image
 
@@ -54,13 +44,14 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
         trainer = Trainer(pipe, samples, texts[""], settings, tmp_path)
         batch = trainer.batch(0)
     frames = batch.latents.shape[1]
-    assert frames == {9: 3, 17: 6}[size[1]]  # 17 frames are 5 latent ones, and 1.5's leading one
-    given = np.abs(np.array(batch.image_latents)).max(axis=(2, 3, 4))
-    assert (given[:, 1:] == 0).all()
-    kept = given[:, 0] > 0
-    assert 2 <= kept.sum() <= 14, "half of the pictures are to be left out, one by one"
+    # 17 frames are 5 latent frames, and CogVideoX 1.5 adds a leading one.
+    assert frames == {9: 3, 17: 6}[size[1]]
+    largest = np.abs(np.array(batch.image_latents)).max(axis=(2, 3, 4))
+    assert (largest[:, 1:] == 0).all()
+    kept = largest[:, 0] > 0
+    assert 2 <= kept.sum() <= 14, "about half of the 16 pictures are dropped"
 
-    # A picture is the clip's first frame: its latents are those of that frame, but for the noise.
+    # A picture is the clip's first frame: its latents differ from that frame's only by noise.
     scale = {"5b-i2v": pipe.configs["vae"].scaling_factor, "1.5-5b-i2v": 1.0}[variant]
     clean = np.array(pipe.encode_video(make_clip(1, 64, 96), 1).mean * scale)[0, 0]
     pictures = np.array(batch.image_latents)[kept][:, 0]
@@ -70,7 +61,7 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
     assert len({round(float(error), 6) for error in errors}) > 1
 
 
-def test_the_noise_on_pictures_is_log_normal_for_each():
+def test_the_noise_on_each_picture_has_a_log_normal_strength():
     image = np.full((64, 64, 3), 128, np.uint8)
     noisy = [np.array(noisy_images(image, mx.random.key(seed))) for seed in range(100)]
     sigma = np.concatenate(noisy).reshape(100 * IMAGE_DRAWS, -1).std(axis=1)

@@ -1,4 +1,4 @@
-"""Files of prompts, and what the outputs of a batch are called."""
+"""Prompt files, and the names of a batch's outputs."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def write(path, text, encoding="utf-8"):
     return path
 
 
-def test_prompts_stand_one_a_line_between_comments_and_blanks(tmp_path):
+def test_each_line_is_a_prompt_unless_it_is_blank_or_a_comment(tmp_path):
     text = "\ufeff# mine\r\n\r\n a “cat”, slowly \r\n  # no\r\na dog\u2028runs # on@home"
     assert read_prompts(write(tmp_path / "p", text)) == [
         Prompt("a “cat”, slowly", "line 3"),
@@ -25,7 +25,7 @@ def test_prompts_stand_one_a_line_between_comments_and_blanks(tmp_path):
     ]
 
 
-def test_an_image_follows_its_mark(tmp_path):
+def test_an_image_follows_the_mark_after_a_prompt(tmp_path):
     (prompt,) = read_prompts(write(tmp_path / "p", "a cat @@ my cats/1.png"))
     assert prompt == Prompt("a cat", "line 1", "my cats/1.png")
 
@@ -50,13 +50,13 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path):
         read_prompts(tmp_path)
 
 
-def test_fields_are_filled_in(tmp_path):
+def test_an_output_name_has_index_prompt_and_seed(tmp_path):
     template = "{{v}}/{index:03d}-{prompt}-{seed}.mp4"
     name = output_name(template, index=3, prompt="A “golden” Größe 猫, x/../y", seed=5)
     assert name == "{v}/003-a-golden-größe-猫-x-y-5.mp4"
 
 
-def test_a_long_prompt_makes_a_name_that_file_systems_take():
+def test_a_long_prompt_makes_a_short_name():
     name = output_name("{prompt}.mp4", index=1, prompt="A very long story about 猫 " * 20, seed=1)
     assert len(name) <= 52
     assert not name.endswith("-.mp4")
@@ -64,7 +64,7 @@ def test_a_long_prompt_makes_a_name_that_file_systems_take():
 
 
 @pytest.mark.parametrize("name", ["{x}", "{}", "{index", "{prompt.__class__}", "{index:zz}", "a}"])
-def test_a_template_that_cannot_be_filled_in_is_refused(name):
+def test_an_unknown_field_in_a_template_is_refused(name):
     with pytest.raises(InvalidInputError, match=r"use {index}, {prompt}, {seed}"):
         output_name(f"{name}.mp4", index=1, prompt="a", seed=1)
 
@@ -78,11 +78,11 @@ def test_a_template_that_cannot_be_filled_in_is_refused(name):
         (True, 3, "video-{index}-{seed}.mp4"),
     ],
 )
-def test_the_usual_name_tells_apart_what_varies(from_file, seeds, name):
+def test_the_default_name_contains_what_varies(from_file, seeds, name):
     assert default_output(from_file, seeds) == name
 
 
-def test_names_that_a_mac_would_take_for_one_are_refused():
+def test_names_that_differ_only_in_case_are_refused():
     check_distinct(["a.mp4", "b.mp4"])
-    with pytest.raises(InvalidInputError, match=r"2 videos would be called a\.mp4: put {index}"):
+    with pytest.raises(InvalidInputError, match=r"a\.mp4.*{index}"):
         check_distinct(["a.mp4", "b.mp4", "A.mp4"])

@@ -1,4 +1,4 @@
-"""The record of a run: what it holds, and how two are told apart."""
+"""The record of a run: what it holds, and how two records are compared."""
 
 import json
 
@@ -8,33 +8,26 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline, __version__
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import InvalidInputError
+from mlx_cogvideo.pipeline.resolver import resolve
 from mlx_cogvideo.runs.record import (
     Meter,
     make_record,
     model_differences,
     model_title,
-    request_again,
     setting_differences,
     version_differences,
 )
+from mlx_cogvideo.runs.settings import video_settings
 
 ARGUMENTS = {
     "prompt": "a red circle",
-    "negative_prompt": "blue",
     "num_frames": 9,
     "height": 32,
     "width": 48,
     "num_inference_steps": 3,
-    "guidance_scale": 2.5,
-    "dynamic_cfg": "wave",
     "guidance_range": [1, 3],
-    "uncond": "empty",
-    "scheduler": "dpm",
     "seed": 2**62,
-    "tiling": "tiled",
-    "sequential_guidance": True,
     "tile_size": [16, 32],
-    "tile_overlap": [0.5, 0.25],
 }
 
 
@@ -48,16 +41,18 @@ def record(pipe, model=None, **changes):
     return make_record(pipe, request, model or {"name": "demo"}, fps=8)
 
 
-def test_a_record_holds_all_that_a_request_was_told_and_gives_it_again(pipe):
+def test_a_record_holds_all_settings_of_a_request_and_restores_it(pipe):
     made = json.loads(json.dumps(record(pipe)))
-    expected = {**ARGUMENTS, "lora": [], "dtype": "float32", "compile": True, "fps": 8.0}
-    assert made["settings"] == expected
-    assert request_again(pipe, made["settings"]) == pipe.request(**ARGUMENTS)
+    resolved = pipe.request(**ARGUMENTS)
+    of_the_run = {"lora": [], "dtype": "float32", "compile": True, "fps": 8.0}
+    assert made["settings"] == {**resolved.to_dict(), **of_the_run}
+    assert made["settings"].items() >= ARGUMENTS.items()
+    assert resolve(pipe, video_settings(made["settings"])) == resolved
     assert made["mlx_cogvideo"] == __version__
     assert made["versions"]["mlx"] == mx.__version__
 
 
-def test_what_was_left_to_the_model_is_in_the_record_as_it_came_out(pipe):
+def test_a_record_holds_the_defaults_of_the_model(pipe):
     made = make_record(pipe, pipe.request("a"), {}, fps=8)["settings"]
     chosen = {name: made[name] for name in ("num_frames", "scheduler", "dynamic_cfg")}
     assert chosen == {"num_frames": 17, "scheduler": "ddim", "dynamic_cfg": "constant"}
@@ -66,7 +61,7 @@ def test_what_was_left_to_the_model_is_in_the_record_as_it_came_out(pipe):
 
 def test_settings_of_another_version_are_refused_by_name(pipe):
     with pytest.raises(InvalidInputError, match="zoom"):
-        request_again(pipe, {**ARGUMENTS, "zoom": 2})
+        video_settings({**ARGUMENTS, "zoom": 2})
 
 
 def test_each_setting_that_differs_is_named(pipe):
@@ -78,7 +73,7 @@ def test_each_setting_that_differs_is_named(pipe):
     assert setting_differences(then, then) == []
 
 
-def test_models_differ_by_what_they_hold_and_not_by_where_they_lie(pipe):
+def test_models_differ_by_content_and_not_by_location(pipe):
     then = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
     moved = record(pipe, {"name": "b", "sha256": {"vae": "1" * 64, "transformer": "2" * 64}})
     other = record(pipe, {"name": "a", "sha256": {"vae": "1" * 64, "transformer": "3" * 64}})
@@ -104,7 +99,7 @@ def test_versions_that_compute_differently_are_named(pipe):
     assert version_differences(then, now) == [f"mlx was 0.1 and is now {mx.__version__}"]
 
 
-def test_a_meter_adds_to_what_was_there_and_passes_reports_on():
+def test_a_meter_adds_to_earlier_timings_and_forwards_progress():
     made = {"timings": {"denoise": 100.0}, "peak_memory": {"denoise": 1}}
     reports = []
     meter = Meter(made, lambda *report: reports.append(report))

@@ -1,4 +1,4 @@
-"""Runs that stop at any point go on to the same video, and nothing of them is lost."""
+"""A run that stops at any point resumes to the same video, and loses nothing."""
 
 import shutil
 from dataclasses import replace
@@ -7,13 +7,20 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from commands import during_steps
+from support import watch_networks
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
-from mlx_cogvideo.runs.record import OF_THE_RUN, make_record
-from mlx_cogvideo.runs.resumable import Job, begin, finish
+from mlx_cogvideo.pipeline.fields import settings_of
+from mlx_cogvideo.pipeline.resolver import resolve
+from mlx_cogvideo.pipeline.settings import VideoSettings
+from mlx_cogvideo.runs import resumable
+from mlx_cogvideo.runs.record import make_record
+from mlx_cogvideo.runs.resumable import VideoJob, encode_all
 from mlx_cogvideo.runs.saved_run import SavedRun
+from mlx_cogvideo.runs.settings import video_settings
 from mlx_cogvideo.video import read_record, read_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -32,7 +39,7 @@ def folder(tmp_path):
 
 
 def new_run(pipe, folder, name="frames", scheduler="dpm", prompt=PROMPT) -> SavedRun:
-    """A run of four steps, encoded and saved."""
+    """Encodes and saves a run of four steps."""
     request = pipe.request(
         prompt,
         num_frames=9,
@@ -44,9 +51,15 @@ def new_run(pipe, folder, name="frames", scheduler="dpm", prompt=PROMPT) -> Save
     )
     record = make_record(pipe, request, {"name": "demo"}, fps=8)
     path = folder / f"{name}.resume"
-    ((_, run),) = begin(pipe, [Job("", request, record, str(folder / name), path)])
+    ((_, run),) = encode_all(pipe, [VideoJob("", request, record, str(folder / name), path)])
     run.save(path)
     return run
+
+
+def finish(pipe, run, path, **options) -> dict:
+    """Finishes a run with the settings in its record."""
+    settings = resolve(pipe, video_settings(run.record["settings"]))
+    return resumable.finish(pipe, settings, run, path, **options)
 
 
 def read_frames(path) -> np.ndarray:
@@ -55,16 +68,16 @@ def read_frames(path) -> np.ndarray:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize("stop", range(1, STEPS + 1))
-def test_a_run_stopped_after_any_step_goes_on_to_the_same_frames(pipe, folder, scheduler, stop):
+def test_a_run_stopped_after_any_step_resumes_to_the_same_frames(pipe, folder, scheduler, stop):
     run, path = new_run(pipe, folder, scheduler=scheduler), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
-    asked = iter(range(1, STEPS + 1))
-    with pytest.raises(KeyboardInterrupt) as told:
-        finish(pipe, run, path, should_stop=lambda: next(asked) == stop)
+    steps = []
+    with during_steps(steps.append), pytest.raises(KeyboardInterrupt) as interrupt:
+        finish(pipe, run, path, should_stop=lambda: len(steps) == stop)
     assert [file.name for file in folder.iterdir()] == ["frames.resume"]
-    assert told.value.__notes__ == [
-        f"{stop} of 4 steps are kept, and this goes on: python generate.py --resume {path}"
-    ]
+    (note,) = interrupt.value.__notes__
+    assert note.startswith(f"{stop} of 4 steps")
+    assert note.endswith(f"python generate.py --resume {path}")
     finish(CogVideoXPipeline(DEMO_PATH), SavedRun.load(path), path)
     assert [file.name for file in folder.iterdir()] == ["frames"]
     assert (read_frames(folder / "frames") == expected).all()
@@ -72,10 +85,10 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_frames(pipe, folder, s
 
 def pipe_arguments(run) -> dict:
     settings = run.record["settings"]
-    return {name: settings[name] for name in settings if name not in OF_THE_RUN}
+    return {name: settings[name] for name in settings if name in settings_of(VideoSettings)}
 
 
-def test_what_began_in_16_bit_goes_on_in_16_bit(folder):
+def test_a_16_bit_run_resumes_in_16_bit(folder):
     pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, mx.bfloat16)
     run, path = new_run(pipe, folder), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
@@ -85,18 +98,14 @@ def test_what_began_in_16_bit_goes_on_in_16_bit(folder):
     assert (read_frames(folder / "frames") == expected).all()
 
 
-def test_ctrl_c_in_the_middle_of_a_step_keeps_the_steps_before(pipe, folder, monkeypatch):
+def test_ctrl_c_in_the_middle_of_a_step_keeps_the_steps_before(pipe, folder):
     run, path = new_run(pipe, folder), folder / "frames.resume"
-    step = type(pipe.transformer).__call__
-    calls = iter(range(STEPS))
 
-    def interrupted(*arguments, **options):
-        if next(calls) == 2:
+    def interrupt(step: int) -> None:
+        if step == 3:
             raise KeyboardInterrupt
-        return step(*arguments, **options)
 
-    monkeypatch.setattr(type(pipe.transformer), "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with during_steps(interrupt), pytest.raises(KeyboardInterrupt):
         finish(pipe, run, path)
     assert SavedRun.load(path).steps_done == 2
 
@@ -115,16 +124,15 @@ def test_a_run_is_saved_every_few_steps_and_before_decoding(
 
 
 def test_by_default_a_run_is_saved_about_once_a_minute(pipe, folder, monkeypatch):
-    seen = []
-    clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr("mlx_cogvideo.runs.resumable.time.monotonic", lambda: next(clock))
-    run = new_run(pipe, folder)
-    monkeypatch.setattr(SavedRun, "save", lambda self, path: seen.append(self.steps_done))
-    finish(pipe, run, folder / "frames.resume")
-    assert seen == [3, 4]
+    run, steps, saves = new_run(pipe, folder), [], []
+    monkeypatch.setattr(SavedRun, "save", lambda self, path: saves.append(self.steps_done))
+    monkeypatch.setattr("time.monotonic", lambda: 25.0 * len(steps))  # each step takes 25 seconds
+    with during_steps(steps.append):
+        finish(pipe, run, folder / "frames.resume")
+    assert saves == [3, 4]
 
 
-def test_decoding_that_failed_is_done_again_without_the_transformer(pipe, folder, monkeypatch):
+def test_failed_decoding_is_repeated_without_the_transformer(pipe, folder, monkeypatch):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
     with monkeypatch.context() as patch:
@@ -132,39 +140,39 @@ def test_decoding_that_failed_is_done_again_without_the_transformer(pipe, folder
             "mlx_cogvideo.nn.autoencoder.AutoencoderKLCogVideoX.decode_chunks",
             lambda *_, **__: (_ for _ in ()).throw(RuntimeError("[malloc] Unable to allocate")),
         )
-        with pytest.raises(GenerationError, match=r"Unable to allocate.*--tiling tiled") as told:
+        with pytest.raises(GenerationError, match=r"Unable to allocate.*--tiling tiled") as error:
             finish(pipe, run, path)
-    assert "4 of 4 steps are kept" in told.value.__notes__[0]
+    assert "4 of 4 steps are kept" in error.value.__notes__[0]
     monkeypatch.setattr(
         "mlx_cogvideo.nn.transformer.CogVideoXTransformer3DModel.__call__",
-        lambda *_, **__: pytest.fail("the latents were there"),
+        lambda *_, **__: pytest.fail("the latents were saved"),
     )
     finish(pipe, SavedRun.load(path), path)
     assert (read_frames(folder / "frames") == expected).all()
 
 
-def test_a_folder_that_vanishes_costs_nothing(pipe, folder, caplog):
+def test_a_folder_that_vanishes_loses_nothing(pipe, folder, caplog):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
     elsewhere = folder.with_name("elsewhere")
-    with pytest.raises(OutputError, match=r"out doesn't exist: make it first") as told:
+    with pytest.raises(OutputError, match="out doesn't exist") as error:
         finish(
             pipe,
             run,
             path,
             save_every=1,
-            on_progress=lambda stage, done, _: done == 2 and shutil.rmtree(folder, True),
+            observers=[lambda event: event.done == 2 and shutil.rmtree(folder, True)],
         )
-    refuge = Path(told.value.__notes__[0].split("--resume ")[1])
-    assert "the run is saved as" in caplog.text
-    saved = replace(SavedRun.load(refuge), output=str(elsewhere))
+    fallback = Path(error.value.__notes__[0].split("--resume ")[1])
+    assert str(fallback) in caplog.text
+    saved = replace(SavedRun.load(fallback), output=str(elsewhere))
     assert saved.steps_done == STEPS
-    finish(pipe, saved, refuge)
+    finish(pipe, saved, fallback)
     assert (read_frames(elsewhere) == expected).all()
-    assert not refuge.parent.exists()
+    assert not fallback.parent.exists()
 
 
-def test_what_a_run_left_beside_its_output_before_it_moved_is_removed_too(pipe, folder, tmp_path):
+def test_a_saved_run_that_was_moved_also_removes_its_file_beside_the_output(pipe, folder, tmp_path):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     other = replace(run, record={**run.record, "settings": {**run.record["settings"], "seed": 9}})
     (tmp_path / "moved.resume").write_bytes(path.read_bytes())
@@ -177,7 +185,7 @@ def test_what_a_run_left_beside_its_output_before_it_moved_is_removed_too(pipe, 
     assert SavedRun.load(path).record == other.record
 
 
-def test_a_disk_that_is_full_for_a_while_costs_nothing(pipe, folder, monkeypatch, caplog, tmp_path):
+def test_a_disk_that_is_full_for_a_while_loses_nothing(pipe, folder, monkeypatch, caplog, tmp_path):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     expected = pipe(**pipe_arguments(run))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no-such-folder"))
@@ -195,7 +203,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(pipe, folder, monkeypatch
     assert [file.name for file in folder.iterdir()] == ["frames"]
 
 
-def test_the_record_adds_up_what_each_part_of_a_run_took(pipe, folder):
+def test_the_record_sums_the_timings_of_all_parts_of_a_run(pipe, folder):
     run, path = new_run(pipe, folder, "video.mp4"), folder / "video.mp4.resume"
     with pytest.raises(KeyboardInterrupt):
         finish(pipe, run, path, should_stop=lambda: True)
@@ -207,7 +215,7 @@ def test_the_record_adds_up_what_each_part_of_a_run_took(pipe, folder):
     assert read_record(folder / "video.mp4") == after
 
 
-def test_latents_are_written_as_they_are(pipe, folder):
+def test_latents_are_written_unchanged(pipe, folder):
     run = new_run(pipe, folder, "latents.safetensors")
     expected = pipe(**pipe_arguments(run), output_type="latent")
     finish(pipe, run, folder / "latents.safetensors.resume")
@@ -218,7 +226,7 @@ def test_latents_are_written_as_they_are(pipe, folder):
 
 
 def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypatch):
-    texts = []
+    in_memory, texts = watch_networks(monkeypatch), []
     encode = CogVideoXPipeline.encode_prompt
     monkeypatch.setattr(
         CogVideoXPipeline,
@@ -228,23 +236,26 @@ def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypat
     request = pipe.request(PROMPT, seed=1)
     other = pipe.request("a blue square", seed=1)
     jobs = [
-        Job("", each, make_record(pipe, each, {}, fps=8), "a", folder / "a")
+        VideoJob("", each, make_record(pipe, each, {}, fps=8), "a", folder / "a")
         for each in (request, request, other)
     ]
-    runs = list(begin(pipe, jobs))
+    runs = list(encode_all(pipe, jobs))
     assert texts == ["", PROMPT, "a blue square"]
-    assert not pipe._networks
-    assert [run.embeds.shape for _, run in runs] == [(2, 32, runs[0][1].embeds.shape[2])] * 3
+    assert in_memory() == set()
+    assert [run.run.embeds.shape for _, run in runs] == [
+        (2, 32, runs[0][1].run.embeds.shape[2])
+    ] * 3
 
 
-def test_a_saved_run_that_fits_no_settings_is_refused(pipe, folder):
+def test_a_saved_run_that_does_not_fit_its_settings_is_refused(pipe, folder):
     run, path = new_run(pipe, folder), folder / "frames.resume"
     with pytest.raises(KeyboardInterrupt):
         finish(pipe, run, path, should_stop=lambda: True)
     saved = SavedRun.load(path)
-    short = replace(saved, state=replace(saved.state, latents=saved.state.latents[:, :1]))
-    with pytest.raises(InvalidInputError, match=r"instead of .* remove it"):
+    state = replace(saved.run.denoising, latents=saved.run.latents[:, :1])
+    short = replace(saved, run=replace(saved.run, denoising=state))
+    with pytest.raises(InvalidInputError, match="remove it"):
         finish(pipe, short, path)
     strange = {**saved.record, "settings": {**saved.record["settings"], "zoom": 2}}
-    with pytest.raises(InvalidInputError, match=r"aren't for this version.*zoom"):
+    with pytest.raises(InvalidInputError, match="zoom"):
         finish(pipe, replace(saved, record=strange), path)

@@ -1,4 +1,4 @@
-"""An unfinished run on disk: what comes back, and what is refused."""
+"""A saved run on disk: what is restored, and what is refused."""
 
 import os
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mlx_cogvideo.diffusion.denoising import DenoisingState
 from mlx_cogvideo.errors import InvalidInputError, OutputError
-from mlx_cogvideo.pipeline.denoising import DenoisingState
+from mlx_cogvideo.pipeline.events import RunState
 from mlx_cogvideo.runs.saved_run import SavedRun, saved_path
 from mlx_cogvideo.video import read_record
 
@@ -20,11 +21,11 @@ def make_run(step: int = 2) -> SavedRun:
     embeds = mx.random.normal((2, 5, 8), key=keys[0]).astype(mx.bfloat16)
     latents, x0 = (mx.random.normal((1, 3, 4, 6, 16), key=key) for key in keys[1:])
     state = DenoisingState(step, 499, latents, x0) if step else None
-    return SavedRun(RECORD, "video.mp4", embeds, state)
+    return SavedRun(RECORD, "video.mp4", RunState(embeds, denoising=state))
 
 
 @pytest.mark.parametrize("step", [0, 2, 4])
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, monkeypatch, step):
+def test_a_saved_run_is_restored_bit_for_bit(tmp_path, monkeypatch, step):
     monkeypatch.chdir(tmp_path)
     run, path = make_run(step), tmp_path / "video.mp4.resume"
     run.save(path)
@@ -32,21 +33,21 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, monkeypatch, step):
     assert back.record == RECORD
     assert back.output == str(tmp_path / "video.mp4")
     assert back.progress == f"{step} of 4 steps"
-    assert mx.array_equal(back.embeds.astype(mx.bfloat16), run.embeds)
+    assert mx.array_equal(back.run.embeds.astype(mx.bfloat16), run.run.embeds)
     if step:
-        assert back.state.timestep == 499
-        assert mx.array_equal(back.state.latents, run.state.latents)
-        assert mx.array_equal(back.state.x0, run.state.x0)
+        assert back.run.denoising.timestep == 499
+        assert mx.array_equal(back.run.denoising.latents, run.run.denoising.latents)
+        assert mx.array_equal(back.run.denoising.x0, run.run.denoising.x0)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_of_frames_keeps_the_slash_that_makes_it_one(tmp_path):
-    run = SavedRun(RECORD, f"{tmp_path}/take.2/", make_run().embeds)
+def test_a_folder_of_frames_keeps_its_slash(tmp_path):
+    run = SavedRun(RECORD, f"{tmp_path}/take.2/", make_run().run)
     run.save(saved_path(run.output))
     assert SavedRun.load(tmp_path / "take.2.resume").output == run.output
 
 
-def test_the_record_can_be_read_like_that_of_a_video(tmp_path):
+def test_the_record_can_be_read_as_that_of_a_video(tmp_path):
     make_run().save(tmp_path / "a.resume")
     assert read_record(tmp_path / "a.resume") == RECORD
 
@@ -69,35 +70,33 @@ def write_text(path):
     path.write_text("not a run")
 
 
-def forget_the_latents(path):
+def leave_out_the_latents(path):
     about = '{"output": "video.mp4", "step": 2, "timestep": 1}'
     record = '{"mlx_cogvideo": "1", "settings": {"num_inference_steps": 4}}'
     metadata = {"mlx_cogvideo": record, "run": about}
     save_file({"embeds": np.ones(1)}, path, metadata)
 
 
-def be_something_else(path):
+def write_another_file(path):
     save_file({"latents": np.ones(1)}, path)
 
 
-def go_too_far(path):
+def exceed_the_steps(path):
     make_run(5).save(path)
 
 
 @pytest.mark.parametrize(
-    "damage", [cut_off, write_text, forget_the_latents, be_something_else, go_too_far]
+    "damage", [cut_off, write_text, leave_out_the_latents, write_another_file, exceed_the_steps]
 )
-def test_a_file_that_is_no_whole_run_is_one_clear_line(tmp_path, damage):
+def test_a_damaged_saved_run_is_one_clear_line(tmp_path, damage):
     path = tmp_path / "video.mp4.resume"
     make_run().save(path)
     damage(path)
-    with pytest.raises(
-        InvalidInputError, match=r"can't be read as a saved run .*remove it"
-    ) as told:
+    with pytest.raises(InvalidInputError, match=r"can't be read.*remove it") as error:
         SavedRun.load(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_where_nothing_is_saved_there_is_nothing_to_resume(tmp_path):
-    with pytest.raises(InvalidInputError, match="nothing to resume: there is no "):
+def test_a_missing_saved_run_is_an_error(tmp_path):
+    with pytest.raises(InvalidInputError, match="nothing to resume"):
         SavedRun.load(tmp_path / "video.mp4.resume")

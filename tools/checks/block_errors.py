@@ -1,11 +1,11 @@
-"""Compares each block of a full-size transformer with diffusers' in float32.
+"""Compares each block of a full-size transformer with the same block of diffusers in float32.
 
     python benchmarks/step.py 5b --cases "ours bfloat16" --folder /tmp/random-5b
     python tools/checks/block_errors.py /tmp/random-5b/5b --dtype bfloat16
 
-diffusers computes a step in float32 (TF32 is off), block after block. Each of ours, in `dtype`, is
-given what that one was given; the error is the largest difference over the largest value. Prints
-one line a block; exits with 1 where one is above --limit.
+diffusers computes a step in float32 (TF32 is off), block after block. Each of our blocks gets the
+same inputs, in `dtype`. The error is the largest difference divided by the largest value. Prints
+one line for each block, and exits with 1 if an error is above --limit.
 """
 
 import argparse
@@ -29,13 +29,9 @@ from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add = parser.add_argument
-    add(
-        "folder",
-        type=Path,
-        help="of benchmarks/step.py --folder",
-    )
+    add("folder", type=Path, help="VARIANT in the folder of benchmarks/step.py --folder")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    add("--limit", type=float, default=2e-2)
+    add("--limit", type=float, default=2e-2, help="largest error allowed (default: 0.02)")
     args = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +77,7 @@ def main() -> int:
             ofs=torch.tensor([2.0], device=device) if theirs.config.ofs_embed_dim else None,
             image_rotary_emb=rotation_tables(theirs, frames, height, width),
         )
-    print(f"largest {max(errors):.2e}, of {len(errors)} blocks in {args.dtype}")
+    print(f"largest error {max(errors):.2e}, {len(errors)} blocks in {args.dtype}")
     return int(max(errors) > args.limit)
 
 

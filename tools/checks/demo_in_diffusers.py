@@ -1,9 +1,10 @@
-"""Makes the demo's videos with diffusers and with ours, and prints how far they are apart.
+"""Makes the demo's videos with diffusers and with this package, and prints the differences.
 
     python tools/checks/demo_in_diffusers.py --prompts 20
 
-Same folder, prompts and initial latents, DDIM, float32; a line for each held-out prompt. Needs what
-the tests need. Exit code 1 if a pixel in [0, 1] differs by more than 1e-3.
+Both use the same folder, prompts and initial latents, DDIM and float32. Prints a line for each
+held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the `test`
+extra.
 """
 
 import argparse
@@ -27,8 +28,10 @@ TOLERANCE = 1e-3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--prompts", type=int, default=20, help="of the held-out ones; default: 20")
-    parser.add_argument("--steps", type=int, default=20, help="default: 20")
+    parser.add_argument(
+        "--prompts", type=int, default=20, help="number of held-out prompts (default: 20)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     args = parser.parse_args()
 
     reference = diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH, torch_dtype=torch.float32)
@@ -64,7 +67,7 @@ def main() -> int:
         error = float(np.abs(video - expected).max())
         worst = max(worst, error)
         print(f"{error:.1e}  {prompt}", flush=True)
-    print(f"{worst:.1e}  the largest difference of a pixel in [0, 1]")
+    print(f"{worst:.1e}  largest difference of a pixel in [0, 1]")
     return int(worst > TOLERANCE)
 
 

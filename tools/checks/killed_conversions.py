@@ -1,10 +1,10 @@
-"""Kills conversions of the demo at random moments and looks at what they leave.
+"""Kills conversions of the demo at random moments and checks what they leave behind.
 
     python tools/checks/killed_conversions.py --runs 20
 
-Each is stopped with SIGKILL somewhere between its start and its end. Afterwards there is either no
-folder or one that holds the same bytes as that of an uninterrupted conversion; what is left besides
-can't be opened as a model; and the same command succeeds.
+Each conversion is stopped with SIGKILL between its start and its end. Afterwards there is either
+no folder, or one with the same bytes as an uninterrupted conversion gives. Anything else that is
+left can't be opened as a model, and the same command succeeds.
 """
 
 import argparse
@@ -27,8 +27,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--runs", type=int, default=20, help="conversions to kill (default: 20)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random moments (default: 0)"
+    )
     args = parser.parse_args()
     moments, seen = random.Random(args.seed), Counter()
 
@@ -44,22 +46,22 @@ def main() -> None:
         shutil.rmtree(output)
 
         for _ in range(args.runs):
-            # Most of the time goes into starting Python: the last part is the interesting one.
+            # Starting Python takes most of the time, so only the last part is interesting.
             moment = moments.uniform(0.5 * whole, whole)
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             time.sleep(moment)
             process.kill()
             process.wait()
-            kind = "had not begun"
+            kind = "not started"
             if output.exists():
                 assert contents(output) == expected
                 shutil.rmtree(output)
-                kind = "had ended"
+                kind = "finished"
             elif parts := list(folder.glob(".mlx_model.*.part")):
-                kind = "half-way"
+                kind = "unfinished"
                 try:
                     CogVideoXPipeline.from_pretrained(parts[0])
-                    assert contents(parts[0]) == expected, "half a model opened"
+                    assert contents(parts[0]) == expected, "an unfinished model could be opened"
                 except CogVideoXError:
                     pass
             seen[kind] += 1
@@ -67,7 +69,7 @@ def main() -> None:
             assert contents(output) == expected
             assert [file.name for file in folder.iterdir()] == ["mlx_model"]
             shutil.rmtree(output)
-    print(f"{args.runs} conversions, each whole in the end; when killed: {dict(seen)}")
+    print(f"{args.runs} conversions, each complete in the end; when killed: {dict(seen)}")
 
 
 if __name__ == "__main__":

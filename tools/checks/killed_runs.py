@@ -1,11 +1,11 @@
-"""Kills runs of the demo at random moments and looks at what they leave and how they go on.
+"""Kills runs of the demo at random moments, and checks what they leave and how they resume.
 
     python tools/checks/killed_runs.py --runs 20
 
-An uninterrupted run comes first. Each of the others is stopped with SIGKILL somewhere between its
-start and its end, and resumed; one that had saved nothing yet is started again. Two things are
-checked: under the output's name there is nothing or the whole video at any time, and in the end
-there are the same frames, and nothing beside the output.
+An uninterrupted run comes first. Each of the others is stopped with SIGKILL between its start and
+its end, and resumed. If it hasn't saved anything yet, it is started again. Two things are checked:
+the output's name holds either nothing or the whole video at any time; and in the end the frames are
+the same, and nothing is left beside the output.
 """
 
 import argparse
@@ -45,11 +45,45 @@ def frames_of(output: Path) -> np.ndarray:
     return np.concatenate([read_video(file)[0] for file in files])
 
 
+def kill_after(arguments: list[str], seconds: float) -> None:
+    """Starts a command and kills it with SIGKILL after some seconds."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+def finish(output: Path, steps: int, expected: np.ndarray) -> tuple[str, list[str]]:
+    """Completes a killed run and checks the result.
+
+    Returns:
+        What was done, and the files that the killed run had left.
+    """
+    # The next run takes over the locks of a killed one.
+    left = sorted(file.name for file in output.parent.iterdir() if file.suffix != ".lock")
+    if output.exists():
+        assert np.array_equal(frames_of(output), expected), left
+    if f"{output.name}.resume" in left:
+        outcome, again = "resumed", command(output, "--resume")
+    elif output.exists():
+        outcome, again = "already finished", None
+    else:
+        outcome, again = "started again", new_run(output, steps)
+    if again:
+        run(again)
+    assert np.array_equal(frames_of(output), expected)
+    after = [file.name for file in output.parent.iterdir() if again or file.suffix != ".lock"]
+    assert after == [output.name], after
+    return outcome, left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--runs", type=int, default=20, help="runs to kill (default: 20)")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps (default: 10)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random moments (default: 0)"
+    )
     args = parser.parse_args()
     moments = random.Random(args.seed)
     seen = Counter()
@@ -69,31 +103,12 @@ def main() -> None:
             place.mkdir()
             output = place / NAMES[i % len(NAMES)]
             moment = moments.uniform(0, whole)
-            process = subprocess.Popen(new_run(output, args.steps), stdout=subprocess.DEVNULL)
-            time.sleep(moment)
-            process.kill()
-            process.wait()
-
-            # The locks of a killed run are the next one's.
-            left = sorted(file.name for file in place.iterdir() if file.suffix != ".lock")
-            if output.exists():
-                assert np.array_equal(frames_of(output), expected[output.name]), left
-            saved = any(name == f"{output.name}.resume" for name in left)
-            if saved:
-                again = command(output, "--resume")
-            elif output.exists():
-                again = None
-            else:
-                again = new_run(output, args.steps)
-            if again:
-                run(again)
-            assert np.array_equal(frames_of(output), expected[output.name])
-            after = [file.name for file in place.iterdir() if again or file.suffix != ".lock"]
-            assert after == [output.name], after
-            kind = "resumed" if saved else "started again" if again else "had ended"
-            seen[kind] += 1
-            print(f"{i + 1:3}  {output.name:10} killed after {moment:4.1f} s, left {left}: {kind}")
-    print(f"{args.runs} runs, the same frames each time: {dict(seen)}")
+            kill_after(new_run(output, args.steps), moment)
+            outcome, left = finish(output, args.steps, expected[output.name])
+            seen[outcome] += 1
+            killed = f"killed after {moment:4.1f} s, left {left}"
+            print(f"{i + 1:3}  {output.name:10} {killed}: {outcome}")
+    print(f"{args.runs} runs, same frames each time: {dict(seen)}")
 
 
 if __name__ == "__main__":

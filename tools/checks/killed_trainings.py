@@ -1,10 +1,10 @@
-"""Kills a training of the demo at random moments, over and over, and looks at what becomes of it.
+"""Kills a training of the demo at random moments, again and again, and checks the result.
 
     python tools/checks/killed_trainings.py --kills 10
 
-An uninterrupted training comes first. The other one is stopped with SIGKILL, resumed, stopped
-again, and so on; as long as it has saved nothing it is started anew. Its adapter must have the same
-bytes in the end.
+An uninterrupted training runs first. A second one is stopped with SIGKILL, resumed, stopped again,
+and so on. If it hasn't saved anything yet, it is started again. In the end, both adapters must have
+the same bytes.
 """
 
 import argparse
@@ -41,9 +41,15 @@ def command(data: Path, adapter: Path, iters: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--iters", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--kills", type=int, default=10, help="times to kill the training (default: 10)"
+    )
+    parser.add_argument(
+        "--iters", type=int, default=500, help="updates of the adapter (default: 500)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random moments (default: 0)"
+    )
     args = parser.parse_args()
     moments = random.Random(args.seed)
 
@@ -67,12 +73,12 @@ def main() -> None:
             process.kill()
             process.wait()
             saved = [path.name for path in saved_checkpoints(adapter)]
-            how = "killed" if alive else "had ended"
-            print(f"{kill + 1:3}  {how} after {moment:4.1f} s, checkpoints {saved}", flush=True)
+            outcome = "killed" if alive else "already finished"
+            print(f"{kill + 1:3}  {outcome} after {moment:4.1f} s, checkpoints {saved}", flush=True)
         subprocess.run([*run, "--resume"], check=True, stdout=subprocess.DEVNULL)
         same = (adapter / FILE).read_bytes() == (folder / "whole" / FILE).read_bytes()
         left = [p.name for p in adapter.rglob("*partial*")]
-        print(f"the same bytes: {same}; left over: {left or 'nothing'}")
+        print(f"same bytes: {same}; left behind: {left or 'nothing'}")
         sys.exit(0 if same else 1)
 
 

@@ -1,12 +1,12 @@
-"""Teaches the demo something it has never seen, by lora.py, and judges what came of it.
+"""Makes clips of something that the demo has never seen, and judges what lora.py learned.
 
     python tools/checks/lora_learns.py clips FOLDER [--of cross|climbs]
     python tools/checks/lora_learns.py judge [--of cross|climbs] [--lora ADAPTER] [--model MODEL]
 
-`clips` renders 24 clips and their captions, and writes FOLDER/prior.txt: prompts for what the demo
-knows. In the clips the figures are red, green, blue or yellow; judged are purple and orange ones,
-which no clip shows, and the demo's own held-out prompts, which must not be forgotten. (No prompt
-of prior.txt is among them.)
+`clips` renders 24 clips with captions, and writes FOLDER/prior.txt: prompts for what the demo
+knows. In the clips, the figures are red, green, blue or yellow. `judge` uses purple and orange
+figures, which no clip shows, and the demo's own held-out prompts, which must not be forgotten. None
+of these is in prior.txt.
 """
 
 import argparse
@@ -35,24 +35,26 @@ CLIMBING = (0.75, -0.75)  # to the right and up
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("clips")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--of", choices=("cross", "climbs"), default="cross")
+    of = {"choices": ("cross", "climbs"), "default": "cross"}
+    of["help"] = "the new thing: a shape or a motion (default: cross)"
+    command = commands.add_parser("clips", help="render the clips and write their captions")
+    command.add_argument("folder", type=Path, help="the new folder to write")
+    command.add_argument("--of", **of)
     command.set_defaults(run=make_clips)
-    command = commands.add_parser("judge")
-    command.add_argument("--of", choices=("cross", "climbs"), default="cross")
-    command.add_argument("--lora", type=Path)
-    command.add_argument("--model", default="demo")
-    command.add_argument("--prompts", type=int, default=48)
-    command.add_argument("--old-prompts", type=int, default=100)
-    command.add_argument("--steps", type=int, default=20)
+    command = commands.add_parser("judge", help="make videos and count what is right")
+    command.add_argument("--of", **of)
+    command.add_argument("--lora", type=Path, help="adapter to judge (default: none)")
+    command.add_argument("--model", default="demo", help="model to judge (default: demo)")
+    command.add_argument("--prompts", type=int, default=48, help="new prompts (default: 48)")
+    command.add_argument("--old-prompts", type=int, default=100, help="default: 100")
+    command.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     command.set_defaults(run=judge)
     args = parser.parse_args()
     args.run(args)
 
 
 def combinations(of: str, colours: list[str], count: int, seed: int) -> list[Combination]:
-    """Each colour, and each of what the new thing goes with, equally often."""
+    """Combinations with the new thing: each colour, and each motion or shape, equally often."""
     random = np.random.default_rng(seed)
     shapes = list(SHAPES)
     return [

@@ -1,11 +1,11 @@
-"""Starts pairs of commands that write one output, at the same moment, and looks at what they leave.
+"""Starts pairs of commands that write the same output, and checks what they leave behind.
 
     python tools/checks/races.py --pairs 50
 
-Of two runs of ``generate.py`` with one ``--output``, and of two conversions into one folder, one
-writes the output, which is its own from the first to the last byte, and the other says in one line
-that somebody else does, or has done so already. Batches that share one of their videos make the
-others; two trainings in one folder are one training. Nothing is left beside the outputs.
+Two runs of ``generate.py`` with the same ``--output`` start together, or two conversions into the
+same folder. One of them writes the output, from the first to the last byte. The other reports in
+one line that another process writes it, or that it exists. Two batches that share one video still
+make the others. Of two trainings in one folder, only one trains. Nothing else is left behind.
 """
 
 import argparse
@@ -34,12 +34,12 @@ LORA += ["--frames", "9", "--height", "32", "--width", "48"]
 PROMPTS = ("a red circle moves right on a white background", "a blue square grows on black")
 REFUSED = re.compile(
     r"error: (?:seed \d: )?(\S+) (?:is being written by process (\d+) on \S+ since [\d:]+: .*"
-    r"|exists: .*|exists and was made otherwise .*|holds an adapter: .*|holds a training: .*)"
+    r"|exists\b.*|holds an adapter: .*|holds a training: .*)"
 )
 
 
 class Race:
-    """Two commands at once in a folder of their own."""
+    """Two commands that run at the same time in their own folder."""
 
     def __init__(self, folder: Path, commands: list[list[str]], delay: float):
         self.folder = folder
@@ -52,14 +52,14 @@ class Race:
         self.pids = [process.pid for process in started]
 
     def winner(self, code: int = 0) -> int:
-        """The one that wrote the output; checks what the other says of it."""
+        """The index of the command that wrote the output; checks the message of the other one."""
         codes = [end[2] for end in self.ends]
         assert sorted(codes) == [code, 1], self.ends
         won = codes.index(code)
-        said = self.ends[1 - won][1].splitlines()
-        refusal = REFUSED.fullmatch(said[-1])
-        assert refusal and len(said) == 1, said
-        assert refusal[2] in (None, str(self.pids[won])), (said, self.pids)
+        errors = self.ends[1 - won][1].splitlines()
+        refusal = REFUSED.fullmatch(errors[-1])
+        assert refusal and len(errors) == 1, errors
+        assert refusal[2] in (None, str(self.pids[won])), (errors, self.pids)
         return won
 
     def files(self) -> set[str]:
@@ -79,7 +79,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 
 def generations(folder: Path) -> Callable[[Path, float], str]:
-    """Two prompts to one file; each file is of the prompt that its record tells."""
+    """Two prompts to one file: the video shows the prompt in its record."""
     commands = [[*GENERATE, "--prompt", prompt, "--output", "v.mp4"] for prompt in PROMPTS]
     expected = []
     for command in commands:
@@ -100,7 +100,7 @@ def generations(folder: Path) -> Callable[[Path, float], str]:
 
 
 def batches(folder: Path) -> Callable[[Path, float], str]:
-    """Seeds 1 and 2 beside seeds 2 and 3, of two prompts: the video of seed 2 is one of them's."""
+    """Seeds 1 and 2 of one prompt, 2 and 3 of another: one of them makes the video of seed 2."""
 
     def race(place: Path, delay: float) -> str:
         commands = [
@@ -112,20 +112,20 @@ def batches(folder: Path) -> Callable[[Path, float], str]:
         assert race.files() == {"v1.mp4", "v2.mp4", "v3.mp4"}, race.files()
         prompts = [read_record(place / f"v{seed}.mp4")["settings"]["prompt"] for seed in (1, 2, 3)]
         assert prompts == [PROMPTS[0], PROMPTS[won], PROMPTS[1]]
-        return f"the {('first', 'second')[won]} wrote the one that both were to"
+        return f"the {('first', 'second')[won]} wrote the shared video"
 
     return race
 
 
 def resumes(folder: Path) -> Callable[[Path, float], str]:
-    """One saved run goes on by two commands, to two outputs: one of them goes on."""
+    """Two commands resume the same saved run, to two outputs: one of them resumes it."""
     prompt = [*GENERATE, "--prompt", PROMPTS[0], "--steps", "40", "--save-every", "1"]
     subprocess.run([*prompt, "-o", "whole.mp4"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     expected = frames(folder / "whole.mp4")
     process = subprocess.Popen([*prompt, "-o", "v.mp4"], cwd=folder, stdout=subprocess.DEVNULL)
     file = folder / "v.mp4.resume"
     while not file.exists() or not SavedRun.load(file).steps_done:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.kill()
     process.wait()
@@ -138,18 +138,18 @@ def resumes(folder: Path) -> Callable[[Path, float], str]:
         codes = [end[2] for end in race.ends]
         assert 0 in codes and set(codes) <= {0, 1, 2}, race.ends
         won = codes.index(0)
-        (said,) = race.ends[1 - won][1].splitlines()
-        gone = "nothing to resume: there is no v.mp4.resume"
-        assert REFUSED.fullmatch(said) or gone in said, said
+        (error,) = race.ends[1 - won][1].splitlines()
+        gone = "nothing to resume"
+        assert REFUSED.fullmatch(error) or gone in error, error
         assert race.files() == {("a.mp4", "b.mp4")[won]}, race.files()
         assert np.array_equal(frames(place / ("a.mp4", "b.mp4")[won]), expected)
-        return f"the {('first', 'second')[won]} went on"
+        return f"the {('first', 'second')[won]} resumed it"
 
     return race
 
 
 def conversions(folder: Path) -> Callable[[Path, float], str]:
-    """One folder in 4 and in 8 bits: all of it is one of them."""
+    """4 and 8 bits into one folder: all of it comes from one of them."""
     commands = [[*CONVERT, "-q", bits, "--mlx-path", "m"] for bits in ("4", "8")]
     expected = []
     for i, command in enumerate(commands):
@@ -169,7 +169,7 @@ def conversions(folder: Path) -> Callable[[Path, float], str]:
 
 
 def trainings(folder: Path) -> Callable[[Path, float], str]:
-    """Two ranks in one folder: the adapter, its configuration and its log are one training's."""
+    """Two ranks in one folder: the adapter and its log come from the same training."""
     (folder / "clips").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
     write_video(folder / "clips" / "a.mp4", noise, 8)
@@ -203,9 +203,11 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--pairs", type=int, default=50)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--pairs", type=int, default=50, help="pairs of each kind (default: 50)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the delays (default: 0)")
     args = parser.parse_args()
     moments = random.Random(args.seed)
     for kind in args.kinds:
@@ -215,7 +217,7 @@ def main() -> None:
             for i in range(args.pairs):
                 place = folder / f"race-{i}"
                 place.mkdir()
-                # Most start together, some a little apart.
+                # Most pairs start together, some up to a second apart.
                 seen[race(place, moments.choice([0, 0, 0, moments.uniform(0, 1)]))] += 1
         print(f"{kind}: {args.pairs} pairs, {dict(seen)}", flush=True)
 

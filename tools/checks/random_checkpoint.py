@@ -2,10 +2,10 @@
 
     python tools/checks/random_checkpoint.py 5b /tmp/random-5b
 
-Names, shapes, dtype and shards are those of the official files, so that memory and speed can be
-measured where the real weights can't be had; the videos are noise. Takes the disk space of the
-real one (5B: 21 GB) and the memory of one shard. `--share OTHER` links the text encoder and the VAE
-of another such folder instead of writing them again.
+Names, shapes, dtype and shards are those of the official files, so memory and speed can be measured
+without the official weights; the videos are noise. Takes the disk space of the official checkpoint
+(5B: 21 GB) and the memory of one shard. `--share OTHER` links the text encoder and the VAE of
+another such folder instead of writing them again.
 """
 
 import argparse
@@ -31,9 +31,15 @@ DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("variant", choices=[name.replace("_", "-") for name in TRANSFORMERS])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16 for 2b, else bfloat16")
-    parser.add_argument("--share", type=Path, metavar="OTHER")
+    parser.add_argument("folder", type=Path, help="the new folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the weights (default: float16 for 2b, else bfloat16)",
+    )
+    parser.add_argument(
+        "--share", type=Path, metavar="OTHER", help="folder to link T5 and VAE from"
+    )
     args = parser.parse_args()
     variant = args.variant.replace("-", "_")
     dtype = DTYPES[args.dtype or ("float16" if variant == "2b" else "bfloat16")]
@@ -84,7 +90,7 @@ def write_component(folder: Path, name: str, config: dict, dtype: mx.Dtype) -> N
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    """Of a size that keeps activations finite: by the inputs of a matrix, 1 for a norm's scale."""
+    """Random values that keep activations finite: scaled by a matrix's inputs, 1 for norms."""
     if len(shape) == 1:
         return mx.ones(shape, dtype) if name.endswith("weight") else mx.zeros(shape, dtype)
     return mx.random.normal(shape, dtype, scale=prod(shape[1:]) ** -0.5)

@@ -1,6 +1,8 @@
-"""Stores what PyTorch gives for the demo's stages, for ``python -m mlx_cogvideo.check``.
+"""Stores PyTorch's results of the demo's stages, for ``python -m mlx_cogvideo.check``.
 
-python tools/checks/store_check_values.py      # wants the test extra
+    python tools/checks/store_check_values.py
+
+Needs the `test` extra.
 """
 
 import argparse
@@ -28,14 +30,14 @@ from mlx_cogvideo.machine.stages import (
 
 
 def channels(array: np.ndarray, order: str) -> torch.Tensor:
-    """``[B, f, h, w, c]`` as diffusers' transformer or VAE has it."""
+    """Moves channels from ``[B, f, h, w, c]`` to where diffusers' transformer or VAE has them."""
     axes = {"transformer": (0, 1, 4, 2, 3), "vae": (0, 4, 1, 2, 3)}[order]
     return torch.tensor(array).permute(axes).contiguous()
 
 
 @torch.no_grad()
 def values(folder: Path = DEMO_PATH) -> dict[str, np.ndarray]:
-    """By name, float32; ids int32."""
+    """Computes all values by name: float32 arrays, and int32 token ids."""
     load = {"torch_dtype": torch.float32}
     config = diffusers.CogVideoXTransformer3DModel.load_config(folder / "transformer")
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
@@ -49,12 +51,12 @@ def values(folder: Path = DEMO_PATH) -> dict[str, np.ndarray]:
     )
     x = channels(latents(), "transformer")
     velocity = transformer(x, text, torch.tensor([TIMESTEP]), return_dict=False)[0]
-    told = {"ids": ids.astype(np.int32), "text": text[0].numpy()}
-    told["velocity"] = velocity.permute(0, 1, 3, 4, 2).numpy()
+    results = {"ids": ids.astype(np.int32), "text": text[0].numpy()}
+    results["velocity"] = velocity.permute(0, 1, 3, 4, 2).numpy()
 
     ddim = diffusers.CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
     ddim.set_timesteps(STEPS)
-    told["ddim"] = ddim.step(velocity, ddim.timesteps[3], x, return_dict=False)[0]
+    results["ddim"] = ddim.step(velocity, ddim.timesteps[3], x, return_dict=False)[0]
     dpm = diffusers.CogVideoXDPMScheduler.from_config(ddim.config)
     dpm.set_timesteps(STEPS)
     module = diffusers.schedulers.scheduling_dpm_cogvideox
@@ -62,19 +64,19 @@ def values(folder: Path = DEMO_PATH) -> dict[str, np.ndarray]:
         module.randn_tensor,
         lambda *_, **__: channels(noise(), "transformer"),
     )
-    told["dpm"] = dpm.step(velocity, None, dpm.timesteps[3], None, x, return_dict=False)[0]
+    results["dpm"] = dpm.step(velocity, None, dpm.timesteps[3], None, x, return_dict=False)[0]
     module.randn_tensor = draw
     for name in ("ddim", "dpm"):
-        told[name] = told[name].permute(0, 1, 3, 4, 2).numpy()
+        results[name] = results[name].permute(0, 1, 3, 4, 2).numpy()
 
     vae = diffusers.AutoencoderKLCogVideoX.from_pretrained(folder / "vae", **load)
-    told["mean"] = vae.encode(channels(clip(), "vae")).latent_dist.mean.permute(0, 2, 3, 4, 1)
-    told["mean"] = told["mean"].numpy()
+    results["mean"] = vae.encode(channels(clip(), "vae")).latent_dist.mean.permute(0, 2, 3, 4, 1)
+    results["mean"] = results["mean"].numpy()
     for name in ("pixels", "pixels tiled"):
         pixels = vae.decode(channels(latents(), "vae")).sample.permute(0, 2, 3, 4, 1)
-        told[name] = pixels[0, :, ::EVERY, ::EVERY].numpy()
+        results[name] = pixels[0, :, ::EVERY, ::EVERY].numpy()
         vae.enable_tiling(*TILES[0], *TILES[1])
-    return told
+    return results
 
 
 def main() -> None:

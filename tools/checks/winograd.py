@@ -102,16 +102,16 @@ OUTPUT_TRANSFORM = [
 
 Pair = int | tuple[int, ...]
 Rule = Callable[[tuple[int, ...], tuple[int, ...], Pair], bool]
-"""Whether a 2-D convolution uses Winograd, by the shapes of input and weight, and the stride."""
+"""Decides if a 2-D convolution uses Winograd, by the shapes of input and weight, and the stride."""
 
-# Looked up once, as `emulated` replaces them.
+# Looked up once, because `emulated` replaces them.
 _conv2d, _conv3d = mx.conv2d, mx.conv3d
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add = parser.add_argument
-    add("--seeds", type=int, default=5, help="number of inputs of the single convolution")
+    add("--seeds", type=int, default=5, help="inputs of the single convolution (default: 5)")
     add("--quick", action="store_true", help="skip the decoder of the official width")
     args = parser.parse_args()
 
@@ -165,8 +165,8 @@ def print_official_width() -> None:
     latents = mx.random.normal((1, 1, 12, 16, config.latent_channels))
 
     def decode(latents: mx.array) -> mx.array:
-        schedule = ConvCache(latents.shape[2], evaluate=True)
-        return schedule.flush(decoder(latents, schedule))
+        cache = ConvCache(latents.shape[2], evaluate=True)
+        return cache.flush(decoder(latents, cache))
 
     print("\n3. A decoder of the official width, one latent frame of 12x16")
     print_decoders(decoder, decode, latents, partial(winograd_applies, any_size=True), "SNR")
@@ -204,7 +204,7 @@ def print_decoders(
 
 
 def random_weight(weight: mx.array) -> mx.array:
-    """A normal tensor that keeps the size of activations, or a norm's scale or a bias as it is."""
+    """Random values that keep the size of activations; a norm's scale or a bias stays as it is."""
     if weight.ndim == 1:
         return weight
     return mx.random.normal(weight.shape, scale=math.prod(weight.shape[1:]) ** -0.5)
@@ -214,7 +214,7 @@ def metal_conv2d(x: mx.array, weight: mx.array, winograd: bool) -> mx.array:
     """Computes a convolution with padding 1 on this Mac's GPU."""
     with mock.patch.dict(os.environ, MLX_CONV_WINOGRAD=str(int(winograd))):
         y = _conv2d(x, weight, padding=1, stream=mx.gpu)
-        mx.eval(y)  # the variable is read when it is computed
+        mx.eval(y)  # MLX reads the variable during the computation
     return y
 
 
@@ -227,12 +227,12 @@ def winograd_applies(
 ) -> bool:
     """Whether MLX chooses Winograd on Metal for a 2-D convolution with dilation and groups 1.
 
-    MLX also wants memory for the intermediate tensors, which is taken for granted here.
+    MLX also requires memory for the intermediate tensors, which is assumed here.
 
     Args:
         x_shape: ``[N, H, W, C]``, before padding.
         weight_shape: ``[O, kH, kW, C]``.
-        any_size: leave out the lower limit on N·H·W, so that small maps stand for large ones.
+        any_size: ignore the lower limit on N·H·W, so that small maps behave like large ones.
     """
     batch, height, width, channels = x_shape
     outputs = weight_shape[0]
@@ -315,18 +315,18 @@ def winograd_conv3d(
     padding: tuple[int, int, int] = (0, 1, 1),
     applies: Rule = winograd_applies,
 ) -> mx.array:
-    """Computes a causal convolution as Metal does: a 2-D one per frame of the kernel.
+    """Computes a causal convolution as Metal does: a 2-D convolution per frame of the kernel.
 
-    Their results are added in the dtype of `x`.
+    The results are added in the dtype of `x`.
 
     Args:
         x: ``[1, F, H, W, C]``.
         weight: ``[O, kF, kH, kW, C]``.
-        padding: of frames, which must be 0, rows and columns.
+        padding: for frames (must be 0), rows and columns.
         applies: chooses Winograd for the 2-D convolutions, or the direct kernels.
     """
     if len(x) != 1 or padding[0]:
-        raise ValueError("Metal computes this convolution in another way: use one clip, unpadded")
+        raise ValueError("only one clip without padding in time is emulated")
     frames = x.shape[1] - weight.shape[1] + 1
 
     def convolve(x: mx.array, weight: mx.array) -> mx.array:
@@ -387,7 +387,7 @@ def _pair(value: Pair) -> tuple[int, ...]:
 
 
 def published_case(seed: int = 0) -> tuple[mx.array, mx.array]:
-    """Input and weight in float32, of the size in ml-explore/mlx#4242."""
+    """Makes input and weight in float32, of the size in ml-explore/mlx#4242."""
     channels = PUBLISHED_SHAPE[-1]
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(PUBLISHED_SHAPE, np.float32)
@@ -395,7 +395,7 @@ def published_case(seed: int = 0) -> tuple[mx.array, mx.array]:
 
 
 def exact_conv2d(x: mx.array, weight: mx.array) -> np.ndarray:
-    """A 3x3 convolution with padding 1, in float64."""
+    """Computes a 3x3 convolution with padding 1 in float64."""
     x, weight = (np.array(a.astype(mx.float32)).astype(np.float64) for a in (x, weight))
     batch, height, width, channels = x.shape
     padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])

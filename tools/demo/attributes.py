@@ -13,7 +13,7 @@ SMALLEST_AREA = 60  # pixels; less is not a figure
 SMALLEST_TRAVEL = 10  # pixels from the first to the last frame
 SMALLEST_GROWTH = 1.6  # last area over first
 SMALLEST_OVERLAP = 0.8  # intersection over union; crosses, rings and stars reach at most 0.72
-EVERY = 4  # frames; the shape is compared in one of so many
+EVERY = 4  # frames; the shape is compared in every fourth one
 
 
 def _nearest(colour: np.ndarray, palette: dict[str, tuple]) -> str:
@@ -29,7 +29,7 @@ def _border_colour(clip: np.ndarray) -> np.ndarray:
 
 
 def _figure(clip: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The figure's colour [3] and how much of each pixel it covers [F, H, W]; None without one."""
+    """The figure's colour [3] and the share of each pixel that it covers [F, H, W], or None."""
     contrast = np.linalg.norm(clip - background, axis=-1)
     core = contrast > 0.7 * np.quantile(contrast, 0.99)
     if np.quantile(contrast, 0.99) < 25:
@@ -48,8 +48,10 @@ def _path(cover: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def follow_figure(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Centre, x and y, and area of the figure in each frame of a uint8 clip; None where it is not
-    there all the time."""
+    """Centre (x and y) and area of the figure in each frame of a uint8 clip.
+
+    None if a frame has no figure.
+    """
     clip = clip.astype(np.float32)
     figure = _figure(clip, _border_colour(clip))
     path = None if figure is None else _path(figure[1])
@@ -57,7 +59,7 @@ def follow_figure(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _motion(x: np.ndarray, y: np.ndarray, area: np.ndarray) -> str:
-    """From the figure's centre and area in every frame, by straight-line fits."""
+    """Reads the motion from the figure's centre and area in every frame, by straight-line fits."""
     time = np.linspace(-0.5, 0.5, len(x))
     right, down, growth = (np.polyfit(time, values, 1)[0] for values in (x, y, np.log(area)))
     if abs(growth) > np.log(SMALLEST_GROWTH):
@@ -80,7 +82,7 @@ def _unit_areas() -> dict[str, float]:
 def shape_overlaps(
     cover: np.ndarray, x: np.ndarray, y: np.ndarray, area: np.ndarray
 ) -> dict[str, float]:
-    """Intersection over union with each figure, drawn where and as large as the measured one."""
+    """Intersection over union with each figure, drawn in the measured place and size."""
     overlaps = {}
     for name, outline in SHAPES.items():
         drawn = coverage(follow(outline, x, y, np.sqrt(area / _unit_areas()[name])))
@@ -90,7 +92,7 @@ def shape_overlaps(
 
 
 def read_attributes(clip: np.ndarray) -> Combination:
-    """What a uint8 clip [F, H, W, 3] shows; `unclear` stands for what it does not show."""
+    """Reads what a uint8 clip [F, H, W, 3] shows; `unclear` marks what it doesn't show."""
     with mx.stream(mx.cpu):
         return _read(clip.astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""What the demo's clips are called: combinations, which are never trained on, and wordings."""
+"""Captions of the demo's clips: combinations, those that are held out, and wordings."""
 
 from itertools import product
 from typing import NamedTuple
@@ -40,7 +40,7 @@ OTHER_WORDS = Combination(
     _words("red, green, blue, yellow, purple, orange, brown, cyan, striped, starry, golden"),
 )
 
-# What stands twice is said more often; the first of a motion's names is the plain one.
+# A name that is listed twice is used more often. The first name of a motion is the plain one.
 _SHAPE_NAMES = {"circle": _words("circle, circle, disk"), "square": _words("square, square, box")}
 _MOTION_NAMES = {
     "grows": _words("grows, grows, grows larger, gets bigger, gets larger, expands, is growing"),
@@ -83,15 +83,15 @@ _OPENINGS = (
 
 
 def combinations() -> list[Combination]:
-    """All 432 of them."""
+    """All 432 combinations."""
     return [Combination(*values) for values in product(*VALUES)]
 
 
 def held_out_triples() -> set[tuple[str, str, str]]:
     """The colour, shape and motion triples that no training clip or caption shows.
 
-    Drawn from a fixed seed until every value is held out about equally often, so that each is
-    tested.
+    They are drawn from a fixed seed until every value is held out about equally often, so that
+    each value is tested.
     """
     rng = np.random.default_rng(HELD_OUT_SEED)
     triples = list(product(VALUES.colour, VALUES.shape, VALUES.motion))
@@ -105,7 +105,7 @@ def held_out_triples() -> set[tuple[str, str, str]]:
 
 
 def split_combinations() -> tuple[list[Combination], list[Combination]]:
-    """Those to train on, and those held out."""
+    """Splits the combinations into those to train on and those held out."""
     hidden = held_out_triples()
     seen = [c for c in combinations() if c[:3] not in hidden]
     return seen, [c for c in combinations() if c[:3] in hidden]
@@ -122,7 +122,7 @@ def _fill(sentence: str, colour: str, shape: str, motion: str, background: str) 
 
 
 def plain_caption(combination: Combination) -> str:
-    """For instance `a red circle moves right on a white background`."""
+    """The plain caption, such as `a red circle moves right on a white background`."""
     motion = _MOTION_NAMES[combination.motion][0]
     return _fill(
         _SENTENCES[0], combination.colour, combination.shape, motion, combination.background
@@ -130,7 +130,7 @@ def plain_caption(combination: Combination) -> str:
 
 
 def caption(combination: Combination, rng: np.random.Generator) -> str:
-    """One natural wording; a quarter of the time the plain one."""
+    """A random wording; in a quarter of the cases the plain caption."""
     if rng.random() < 0.25 and combination.motion in _MOTION_NAMES:
         return plain_caption(combination)
     shape = rng.choice(_SHAPE_NAMES.get(combination.shape, (combination.shape,)))
@@ -147,7 +147,7 @@ def caption(combination: Combination, rng: np.random.Generator) -> str:
 
 
 def with_other_words(combination: Combination, rng: np.random.Generator) -> Combination:
-    """The combination with about a quarter of its words from outside the small world."""
+    """Replaces about a quarter of the words by words from outside the small world."""
     pairs = zip(combination, OTHER_WORDS, strict=True)
     return Combination(
         *(str(rng.choice(other)) if rng.random() < 0.25 else value for value, other in pairs)

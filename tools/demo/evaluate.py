@@ -1,10 +1,10 @@
-"""Judges a demo checkpoint: do its clips show what held-out captions ask for?
+"""Judges whether the clips of a demo checkpoint show what held-out captions describe.
 
     python tools/demo/evaluate.py --model mlx_cogvideo/demo --prompts 100 --seed 0
 
-Every caption is of a combination that no training clip or caption had. Every second one is in
-the plain form, the others in natural wordings. What a clip shows is read from its pixels
-(attributes.py). The autoencoder is judged by its PSNR, also on figures it never saw.
+Every caption describes a combination that no training clip or caption had. Every second caption has
+the plain form, the others have natural wordings. attributes.py reads what a clip shows from its
+pixels. The autoencoder is judged by its PSNR, also on figures that it never saw.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mlx_cogvideo.nn.transformer import CogVideoXBlock
 
 
 def held_out_prompts(count: int, rng: np.random.Generator) -> list[tuple[Combination, str]]:
-    """Combinations in random order, each again only when all have had their turn."""
+    """Combinations in random order; none is repeated before all others have been used."""
     held_out = split_combinations()[1]
     order = np.concatenate(
         [rng.permutation(len(held_out)) for _ in range(-(-count // len(held_out)))]
@@ -46,16 +46,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="the model folder")
-    parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
     parser.add_argument(
-        "--guidance", type=float, default=2.0, help="much more makes corners stick out"
+        "--guidance",
+        type=float,
+        default=2.0,
+        help="guidance scale; much more distorts corners (default: 2)",
     )
-    parser.add_argument("--scheduler", choices=("ddim", "dpm"), help="default: the folder's own")
-    parser.add_argument("--cache", choices=CACHES, help="of steps; see docs/speed.md")
-    parser.add_argument("--cache-threshold", type=float)
-    parser.add_argument("--clips", type=Path, help="folder for the clips, as NumPy files")
+    parser.add_argument(
+        "--scheduler", choices=("ddim", "dpm"), help="sampler (default: the folder's own)"
+    )
+    parser.add_argument(
+        "--cache", choices=CACHES, help="cache of steps, see docs/speed.md (default: none)"
+    )
+    parser.add_argument("--cache-threshold", type=float, help="(default: the cache's own)")
+    parser.add_argument("--clips", type=Path, help="folder to save the clips in, as NumPy files")
     options = parser.parse_args()
 
     pipe = CogVideoXPipeline.from_pretrained(options.model)
@@ -81,7 +88,7 @@ def main() -> None:
             options.clips.mkdir(parents=True, exist_ok=True)
             np.save(options.clips / f"{number:03}.npy", clip)
     report(wanted, found)
-    print(f"{len(blocks) / len(prompts):.1f} blocks a video")
+    print(f"{len(blocks) / len(prompts):.1f} blocks computed for a video")
 
     print(f"\n{'clips':12}{'PSNR':>8}   after encoding and decoding")
     for name, value in measure_psnr(pipe.vae).items():

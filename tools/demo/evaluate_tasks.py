@@ -1,13 +1,13 @@
-"""Judges what a demo checkpoint makes of images and videos, and in windows that go on.
+"""Judges a demo checkpoint on images, videos and longer videos.
 
     python tools/demo/evaluate_tasks.py image --model MODEL     # first frames of held-out clips
-    python tools/demo/evaluate_tasks.py video --model MODEL     # clips, with prompts for others
+    python tools/demo/evaluate_tasks.py video --model MODEL     # clips with changed prompts
     python tools/demo/evaluate_tasks.py extend --model MODEL    # four windows
 
-`image` gives the rendered first frame of a clip and its caption, both held out. `video` gives a
-clip and a caption that names another colour, or with --change disagrees in other attributes, too.
-`extend` looks at each window, at each seam, and at the frames around it; a model of images begins
-with a rendered frame.
+`image` uses the rendered first frame of a held-out clip, with its caption. `video` uses a clip with
+a caption that names another colour, or with --change differs in other attributes. `extend` checks
+each window, each seam, and the frames around it. An image-to-video model starts from a rendered
+frame.
 """
 
 import argparse
@@ -22,24 +22,38 @@ from world import SIZE, render, to_uint8, world_scene
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.video import write_video
 
-EDGE = 6.0  # pixels; nearer to the edge than this, besides its radius, a figure has arrived
-STANDING = 2.0  # pixels; a figure that moves, or whose radius changes, by less stands
+EDGE = 6.0  # pixels between a figure and the edge, at which it has arrived
+STANDING = 2.0  # pixels; a figure stands if it moves, or its radius changes, by less
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("task", choices=("image", "video", "extend"))
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.3, 0.9])
-    parser.add_argument("--change", nargs="+", choices=ATTRIBUTES, default=["colour"])
-    parser.add_argument("--extend", type=int, default=3)
-    parser.add_argument("--overlap", type=int)
-    parser.add_argument("--clips", type=Path, help="folder for the videos")
+    parser.add_argument("task", choices=("image", "video", "extend"), help="what to judge")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--prompts", type=int, default=50, help="held-out prompts (default: 50)")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
+    parser.add_argument(
+        "--strength",
+        type=float,
+        nargs="+",
+        default=[0.3, 0.9],
+        help="strengths to try for video (default: 0.3 0.9)",
+    )
+    parser.add_argument(
+        "--change",
+        nargs="+",
+        choices=ATTRIBUTES,
+        default=["colour"],
+        help="attributes of the clip that the prompt changes (default: colour)",
+    )
+    parser.add_argument("--extend", type=int, default=3, help="additional windows (default: 3)")
+    parser.add_argument(
+        "--overlap", type=int, help="frames that windows share (default: the pipeline's)"
+    )
+    parser.add_argument("--clips", type=Path, help="folder to save the videos in (default: none)")
     args = parser.parse_args()
     pipe = CogVideoXPipeline.from_pretrained(args.model)
     prompts = held_out_prompts(args.prompts, np.random.default_rng(0))
@@ -129,28 +143,28 @@ def extended(pipe, prompts, args) -> None:
 
 
 def goes_on(clip: np.ndarray, end: int, count: int) -> bool:
-    """Whether a figure moves after frame `end` as it did before, or stands where its way ends."""
+    """Whether a figure moves after frame `end` as before, or stands where its path ends."""
     path = follow_figure(clip[end - 8 : min(end + count, len(clip))])
     if path is None:
         return False
     x, y, radius = path[0], path[1], np.sqrt(path[2] / np.pi)
     middle = 8
-    way = np.array([x[middle - 1] - x[0], y[middle - 1] - y[0], 0])
+    before = np.array([x[middle - 1] - x[0], y[middle - 1] - y[0], 0])
     after = np.array([x[-1] - x[middle - 1], y[-1] - y[middle - 1], 0])
     growth = radius[middle - 1] - radius[0], radius[-1] - radius[middle - 1]
-    if np.abs(way).max() < STANDING:  # it grows, shrinks, or stands
+    if np.abs(before).max() < STANDING:  # it grows, shrinks, or stands
         stands = abs(growth[1]) < STANDING
         return np.abs(after).max() < 4 and (growth[0] * growth[1] > 0 or stands)
-    axis = np.abs(way).argmax()
+    axis = np.abs(before).argmax()
     place = (x, y)[axis][-1]
     arrived = min(place, SIZE - place) < radius[-1] + EDGE
-    return after[axis] * way[axis] > 0 or (arrived and abs(after[axis]) < 4)
+    return after[axis] * before[axis] > 0 or (arrived and abs(after[axis]) < 4)
 
 
 def table(rows: list[list[bool]], title: str) -> None:
     shares = np.array(rows).mean(axis=0)
-    told = ", ".join(f"{n} {s:.0%}" for n, s in zip(ATTRIBUTES, shares, strict=True))
-    print(f"  {title}: {told}", flush=True)
+    values = ", ".join(f"{n} {s:.0%}" for n, s in zip(ATTRIBUTES, shares, strict=True))
+    print(f"  {title}: {values}", flush=True)
 
 
 if __name__ == "__main__":

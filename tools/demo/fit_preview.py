@@ -1,9 +1,9 @@
-"""Fits the linear map from latents to colours with which previews of the demo are drawn.
+"""Fits the linear map from latents to colours that draws the demo's previews.
 
     python tools/demo/fit_preview.py --model mlx_cogvideo/demo
 
-Least squares, from the latents of clips of the world to the mean colours of the pixels that each
-stands for. Written to MODEL/latent_rgb.json.
+Uses least squares: from the latents of clips of the small world to the mean colours of the pixels
+that each latent covers. Writes MODEL/latent_rgb.json.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from mlx_cogvideo import CogVideoXPipeline
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--clips", type=int, default=64, help="clips to fit (default: 64)")
     args = parser.parse_args()
     pipe = CogVideoXPipeline.from_pretrained(args.model, mx.float32)
     scale, every = pipe.configs["vae"].scaling_factor, split_combinations()[0]
@@ -40,9 +40,9 @@ def main() -> None:
     inputs = np.concatenate([latents, np.ones((len(latents), 1))], axis=1)
     fitted, *_ = np.linalg.lstsq(inputs, colours, rcond=None)
     error = np.abs(inputs @ fitted - colours).mean()
-    told = {"factors": fitted[:-1].round(4).tolist(), "bias": fitted[-1].round(4).tolist()}
-    (args.model / "latent_rgb.json").write_text(json.dumps(told) + "\n")
-    print(f"mean error {error:.3f} of colours from -1 to 1")
+    fit = {"factors": fitted[:-1].round(4).tolist(), "bias": fitted[-1].round(4).tolist()}
+    (args.model / "latent_rgb.json").write_text(json.dumps(fit) + "\n")
+    print(f"mean error {error:.3f}, for colours from -1 to 1")
 
 
 if __name__ == "__main__":

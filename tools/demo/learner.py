@@ -1,4 +1,4 @@
-"""One optimizer step and one timed loop, for all of the demo's networks."""
+"""An optimizer step and a timed loop for all of the demo's networks."""
 
 import json
 import time
@@ -24,12 +24,12 @@ def on_gpu() -> bool:
 class Learner:
     """A network, the running average of its weights, and the optimizer that moves them.
 
-    The float32 weights are one vector, so that clipping, averaging and optimizing are a handful of
-    operations whatever the number of layers. The network computes with a copy in `dtype`.
+    The float32 weights are one vector, so clipping, averaging and optimizing take a handful of
+    operations for any number of layers. The network computes with a copy in `dtype`.
 
     Args:
         objective: ``objective(network, *batch)`` returns the loss and the parts of it to report.
-        decay: of the running average, per step; it starts lower.
+        decay: decay of the running average per step; it starts lower.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Learner:
         self._gradients = mx.value_and_grad(loss)
 
     def step(self, rate: float, *batch) -> Losses:
-        """One update at learning rate `rate`; what it returns may still be under way."""
+        """Makes one update at learning rate `rate`; the result may still be computing."""
         self.steps += 1
         keep = min(self.decay, self.steps / (self.steps + 20))
         (_, losses), gradients = self._gradients(self._unpacked(self.weights, self.dtype), *batch)
@@ -78,7 +78,7 @@ class Learner:
         return losses
 
     def _unpacked(self, vector: mx.array, dtype: mx.Dtype) -> dict:
-        """The network's parameters from one vector."""
+        """Splits one vector into the network's parameters."""
         sizes = np.cumsum([np.prod(shape) for _, shape in self._layout])[:-1]
         parts = mx.split(vector.astype(dtype), sizes.tolist())
         named = [
@@ -86,13 +86,13 @@ class Learner:
         ]
         return tree_unflatten(named)
 
-    def all_mean(self, dtype: mx.Dtype) -> nn.Module:
-        """The network with its averaged weights in `dtype`; the next step takes up the others."""
+    def averaged(self, dtype: mx.Dtype) -> nn.Module:
+        """The network with its averaged weights in `dtype`, until the next step."""
         self.network.update(self._unpacked(self.average, dtype))
         return self.network
 
     def save(self, folder: Path) -> None:
-        """Writes all that a later call needs to go on."""
+        """Writes everything that a later call needs to resume."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, arrays in self._arrays().items():
             mx.save_safetensors(str(folder / f"{name}.safetensors"), arrays)
@@ -100,7 +100,7 @@ class Learner:
         (folder / "progress.json").write_text(json.dumps(progress) + "\n")
 
     def restore(self, folder: Path) -> None:
-        """Takes up what `save` wrote, if it did; without the optimizer's file, that starts anew."""
+        """Loads what `save` wrote, if anything; the optimizer's file may be missing."""
         if not (folder / "progress.json").is_file():
             return
         self.weights, self.average = (
@@ -127,7 +127,7 @@ def _flat(network: nn.Module) -> list[tuple[str, mx.array]]:
 
 
 class Log:
-    """Lines of progress: short on the screen, whole in ``log.jsonl``."""
+    """Writes progress: short lines on the screen, full ones in ``log.jsonl``."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,10 @@ class Plan:
     passed, then falls linearly to 0.
 
     Attributes:
-        seconds: of training in all, those of earlier calls included.
-        deadline: of ``time.monotonic()``, at which to stop whatever remains.
-        reports: lines in the log.
-        checks: calls of the stage's own check.
+        seconds: total training time, including earlier calls.
+        deadline: when to stop in any case, in the time of ``time.monotonic()``.
+        reports: number of lines in the log.
+        checks: number of calls of the stage's check.
     """
 
     seconds: float
@@ -164,7 +164,7 @@ class Plan:
     checks: int = 4
 
     def rate(self, step: int, done: float) -> float:
-        """At a step, counted from 0, with the share `done` of the time passed."""
+        """The learning rate at a step, from 0, when the share `done` of the time has passed."""
         return (
             self.peak_rate * min(1, (step + 1) / self.warmup) * min(1, (1 - done) / (1 - self.hold))
         )
@@ -183,7 +183,7 @@ class Means:
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
 
     def values(self) -> dict[str, float]:
-        """Milliseconds a step, and the means."""
+        """Milliseconds per step, and the means."""
         pace = (time.monotonic() - self.since) / self.count * 1000
         return {"ms": pace} | {name: total / self.count for name, total in self.sums.items()}
 
@@ -199,10 +199,10 @@ def train(
     """Trains by `plan` and reports as it goes.
 
     Args:
-        batches: is sent the share of the time that has passed, once it has been started.
+        batches: a generator that is sent the share of the time that has passed.
 
     Returns:
-        Whether the time is used up; False where the deadline came first.
+        Whether the time is used up; False if the deadline came first.
     """
     next(batches)
     done = learner.seconds / plan.seconds
@@ -210,7 +210,7 @@ def train(
     while done < 1 and last < plan.deadline:
         losses = learner.step(plan.rate(learner.steps, done), *batches.send(done))
         if previous is not None:
-            means.add(previous)  # waits for the step before, so that only one is ever ahead
+            means.add(previous)  # waits for the previous step, so only one is ever in flight
         previous, before, now = losses, done, time.monotonic()
         learner.seconds, last = learner.seconds + now - last, now
         done = learner.seconds / plan.seconds

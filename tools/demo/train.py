@@ -1,17 +1,17 @@
-"""Trains the demo's checkpoint from scratch, in five stages that each can be taken up again.
+"""Trains the demo's checkpoint from scratch, in five stages that can each be resumed.
 
     python tools/demo/train.py --out runs/demo --minutes 25
 
 1. `vae` learns to encode and decode clips of both worlds (train_vae.py).
-2. `decoder` goes on with the decoder alone. The encoder stays as it is, so that a second process
-   can do this beside the stages below (--stages).
+2. `decoder` trains the decoder alone. The encoder doesn't change, so a second process can do this
+   while the stages below run (--stages).
 3. `text` learns to read captions (train_text.py).
 4. `bank` encodes clips of the combinations that are not held out.
 5. `transformer` learns to make the bank's latents from noise and captions (train_transformer.py).
 
-On a GPU 25 minutes make a good checkpoint. Anywhere else two minutes show all losses falling. The
-model folder is OUT/model, OUT/log.jsonl holds the losses, and OUT/<stage> what a later call goes
-on from.
+On a GPU, 25 minutes make a good checkpoint. Anywhere else, two minutes show that all losses fall.
+OUT/model is the model folder, OUT/log.jsonl holds the losses, and OUT/<stage> is what a later call
+resumes from.
 """
 
 import argparse
@@ -54,7 +54,7 @@ SIZES = {
         "warmup": 300,  # steps
         "reports": 40,
     },
-    # for a processor that is to show something within two minutes
+    # for a CPU, to show something within two minutes
     False: {
         "clips": 4,
         "crop": 16,
@@ -87,15 +87,15 @@ class Run:
         self.seen, self.held_out = split_combinations()
 
     def rng(self, stage: str, steps: int = 0) -> np.random.Generator:
-        """A stream of its own for each stage, and for each time it is taken up again."""
+        """A separate random stream for each stage, and for each time it is resumed."""
         return np.random.default_rng([self.seed, list(SHARES).index(stage), steps])
 
     def fit(self, stage: str, learner: Learner, make_batches, rates, check=None) -> bool:
-        """Trains a stage for its time and saves it; False where this call's time was up first.
+        """Trains a stage for its time and saves it; False if this call's time was up first.
 
         Args:
             make_batches: makes the batches from a random generator.
-            rates: the highest learning rate, and the share of the time for which it is held.
+            rates: the peak learning rate, and the share of the time for which it is held.
         """
         learner.restore(self.out / stage)
         mx.random.seed(self.seed * 1000 + learner.steps)
@@ -111,7 +111,7 @@ class Run:
 
 
 def prepare(run: Run) -> T5Tokenizer:
-    """The files of the model folder that are not trained networks."""
+    """Writes the files of the model folder that are not trained networks."""
     tokenizer = run.model / "tokenizer"
     if not (tokenizer / "spiece.model").is_file():
         make_tokenizer.write(tokenizer, run.seed)
@@ -135,7 +135,7 @@ def prepare(run: Run) -> T5Tokenizer:
 
 
 def fit_vae(run: Run):
-    """The trained autoencoder, or None where time was up."""
+    """Trains the autoencoder; None if the time was up."""
     learner = Learner(
         train_vae.make_vae(), train_vae.objective, run.dtype, decay=0.999, weight_decay=0.0
     )
@@ -143,32 +143,32 @@ def fit_vae(run: Run):
     rates = train_vae.PEAK_RATE, train_vae.HOLD
     if not run.fit("vae", learner, lambda rng: train_vae.batches(rng, size, crop), rates):
         return None
-    return learner.all_mean(run.dtype)
+    return learner.averaged(run.dtype)
 
 
 def decoder_learner(run: Run, vae) -> Learner:
-    """Of the decoder alone, as far as it has come."""
+    """A learner of the decoder alone, in its latest state."""
     objective = train_vae.make_decoder_objective(vae)
     learner = Learner(vae.decoder, objective, run.dtype, decay=0.999, weight_decay=0.0)
     learner.restore(run.out / "decoder")
-    vae.decoder = learner.all_mean(run.dtype)
+    vae.decoder = learner.averaged(run.dtype)
     return learner
 
 
 def fit_decoder(run: Run, vae) -> bool:
-    """Trains the decoder on; False where time was up."""
+    """Trains the decoder; False if the time was up."""
     size, crop = run.sizes["clips"], run.sizes["crop"]
     rates = train_vae.DECODER_RATE, train_vae.DECODER_HOLD
     learner = decoder_learner(run, vae)
     finished = run.fit(
         "decoder", learner, lambda rng: train_vae.decoder_batches(rng, vae, size, crop), rates
     )
-    vae.decoder = learner.all_mean(run.dtype)
+    vae.decoder = learner.averaged(run.dtype)
     return finished
 
 
 def save_vae(run: Run, vae) -> float:
-    """Saves the autoencoder with its latents' scaling factor, and returns that."""
+    """Saves the autoencoder with the scaling factor of its latents, and returns the factor."""
     rng = np.random.default_rng(run.seed)
     chosen = [run.seen[index] for index in rng.integers(len(run.seen), size=32)]
     latents = [train_transformer.encode_clips(vae, chosen[i : i + 8], rng) for i in range(0, 32, 8)]
@@ -181,7 +181,7 @@ def save_vae(run: Run, vae) -> float:
 
 
 def fit_text(run: Run, tokenizer: T5Tokenizer):
-    """The trained text encoder, or None."""
+    """Trains the text encoder; None if the time was up."""
     learner = Learner(train_text.Reader(), train_text.objective, mx.float32, decay=0.99)
     size, pool = run.sizes["captions"], run.sizes["pool"]
 
@@ -190,13 +190,13 @@ def fit_text(run: Run, tokenizer: T5Tokenizer):
 
     if not run.fit("text", learner, make_batches, (train_text.PEAK_RATE, train_text.HOLD)):
         return None
-    encoder = learner.all_mean(mx.float32).encoder
+    encoder = learner.averaged(mx.float32).encoder
     run.save("text_encoder", encoder, train_text.CONFIG)
     return encoder
 
 
 def fill_bank(run: Run, vae) -> tuple[mx.array, np.ndarray]:
-    """As many encoded clips as fit the size and the time, and the combination of each."""
+    """Encodes as many clips as fit the size and the time; returns the combination of each, too."""
     path = run.out / "bank.safetensors"
     if path.is_file():
         stored = mx.load(str(path))
@@ -218,7 +218,7 @@ def fill_bank(run: Run, vae) -> tuple[mx.array, np.ndarray]:
 
 
 def fit_transformer(run: Run, vae, scaling: float, encoder, tokenizer, bank) -> bool:
-    """Trains and saves the transformer; False where time was up."""
+    """Trains and saves the transformer; False if the time was up."""
     texts = train_transformer.wordings(run.seen, run.rng("text"))
     rows = train_transformer.encode_captions(encoder, tokenizer, texts).astype(run.dtype)
     latents, owners = bank[0] * scaling, bank[1]
@@ -231,19 +231,19 @@ def fit_transformer(run: Run, vae, scaling: float, encoder, tokenizer, bank) -> 
 
     def check() -> None:
         if run.sizes["checked"]:
-            averaged = learner.all_mean(run.dtype)
+            averaged = learner.averaged(run.dtype)
             check_held_out(run, averaged, vae, scaling, encoder, tokenizer)
 
     rates = train_transformer.PEAK_RATE, train_transformer.HOLD
     finished = run.fit("transformer", learner, make_batches, rates, check)
     if not finished:
         check()
-    run.save("transformer", learner.all_mean(mx.float32), train_transformer.CONFIG)
+    run.save("transformer", learner.averaged(mx.float32), train_transformer.CONFIG)
     return finished
 
 
 def check_held_out(run: Run, transformer, vae, scaling: float, encoder, tokenizer) -> None:
-    """Makes a few held-out captions' clips and logs how often each attribute is right."""
+    """Makes clips of a few held-out captions and logs how often each attribute is right."""
     rng = np.random.default_rng(run.seed)
     chosen = rng.permutation(len(run.held_out))[: run.sizes["checked"]]
     wanted = [run.held_out[index] for index in chosen]
@@ -259,7 +259,7 @@ def check_held_out(run: Run, transformer, vae, scaling: float, encoder, tokenize
 
 
 def train_all(run: Run, stages: list[str]) -> bool:
-    """The stages in order; False where this call's time was up before the end."""
+    """Runs the stages in order; False if this call's time was up before the end."""
     tokenizer = prepare(run)
     vae = fit_vae(run)
     if vae is None:
@@ -281,17 +281,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=25, help="of the whole training")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="time of the whole training (default: 25)"
+    )
     for stage in SHARES:
         parser.add_argument(f"--{stage}-minutes", type=float, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--stop-after", type=float, help="minutes of this call; run it again to go on"
+        "--stop-after",
+        type=float,
+        help="minutes of this call; run it again to resume (default: no limit)",
     )
     parser.add_argument(
-        "--stages", nargs="+", default=["decoder", "transformer"], help="after the first"
+        "--stages",
+        nargs="+",
+        default=["decoder", "transformer"],
+        help="stages after vae (default: decoder transformer)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    # Building a fused kernel for every chain of operations takes minutes on CUDA; it saves less.
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    # Compiling a fused kernel for every chain of operations takes minutes on CUDA, and saves less.
     mx.disable_compile()
     options = parser.parse_args()
     run = Run(options)

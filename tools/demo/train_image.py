@@ -2,12 +2,12 @@
 
     python tools/demo/train_image.py --out runs/demo-i2v --minutes 6
 
-As the official image-to-video model was made: the patch embedding is widened by the channels of
-the picture's latents, which begin with weights of zero, and the whole transformer goes on
-learning, with the first frame of each clip as its picture. The picture has some noise on it, of
-another strength each time, and is left out now and then. Half of the pictures have been through
-the autoencoder before, as the last frame of a window has from which a longer clip goes on. The
-result is OUT/transformer; the other parts of the model are the text-to-video demo's own.
+The official image-to-video models were made in the same way. The patch embedding gets more
+channels, for the picture's latents, with weights of zero. The whole transformer then trains on,
+with the first frame of each clip as its picture. The picture has noise of a different strength
+each time, and is sometimes left out. Half of the pictures have been through the autoencoder, like
+the last frame of a window that a longer clip continues from. The result is OUT/transformer. The
+other parts of the model are those of the text-to-video demo.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from mlx_cogvideo.training.prepare import IMAGE_NOISE
 IMAGE_CONFIG = CONFIG | {"in_channels": 2 * CONFIG["in_channels"]}
 PEAK_RATE, HOLD = 5e-4, 0.5
 NO_IMAGE_SHARE = 0.05
-DRAWS = 2  # noisy pictures of each clip: of its first frame as drawn, and as restored
+DRAWS = 2  # noisy pictures for each clip: its first frame as drawn, and as decoded
 SIZES = {
     True: {"bank": 12_000, "batch": 128, "checked": 44},
     False: {"bank": 32, "batch": 4, "checked": 2},
@@ -42,7 +42,7 @@ SIZES = {
 
 
 def widened(transformer: CogVideoXTransformer3DModel) -> CogVideoXTransformer3DModel:
-    """The same network with room for a picture, which it doesn't look at yet."""
+    """Adds input channels for a picture, which the network ignores at first."""
     wider = CogVideoXTransformer3DModel(TransformerConfig.from_dict(IMAGE_CONFIG))
     patches = transformer.patch_embed.proj.weight
     weight = mx.concatenate([patches, mx.zeros_like(patches)], axis=-1)
@@ -52,9 +52,11 @@ def widened(transformer: CogVideoXTransformer3DModel) -> CogVideoXTransformer3DM
 
 
 def encode(vae, combinations, rng: np.random.Generator) -> tuple[mx.array, mx.array, mx.array]:
-    """New clips as pixels, their latents, and latents of their noisy first frames
-    ``[N, DRAWS, h, w, c]``; unscaled."""
-    # Half of them begin anywhere, as a window does that goes on where another one ended.
+    """Renders clips: pixels, their latents, and the latents of their noisy first frames.
+
+    The latents are unscaled, those of the first frames ``[N, DRAWS, h, w, c]``.
+    """
+    # Half of them begin anywhere, like a window that continues where another one ended.
     half = len(combinations) // 2
     scenes = [
         world_scene(rng, some, anywhere=anywhere)
@@ -102,10 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=PEAK_RATE)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--minutes", type=float, default=6, help="training time (default: 6)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="peak learning rate")
     options = parser.parse_args()
     mx.disable_compile()
     sizes, dtype = SIZES[on_gpu()], mx.bfloat16 if on_gpu() else mx.float32
@@ -137,7 +139,7 @@ def main() -> None:
 
     def check() -> None:
         made = train_transformer.sample(
-            learner.all_mean(dtype), held_rows[1:], held_rows[:1], guidance=2.0, images=pictures
+            learner.averaged(dtype), held_rows[1:], held_rows[:1], guidance=2.0, images=pictures
         )
         made = made / scaling
         clips = [vae.decode(made[i : i + 8].astype(dtype)) for i in range(0, len(made), 8)]
@@ -154,7 +156,7 @@ def main() -> None:
     stream = batches(rng, latents, images, owners, rows, sizes["batch"])
     train(learner, stream, plan, log, "image", check)
     save_component(
-        options.out / "transformer", learner.all_mean(mx.float32), IMAGE_CONFIG, dtype=mx.float16
+        options.out / "transformer", learner.averaged(mx.float32), IMAGE_CONFIG, dtype=mx.float16
     )
     log.write("saved", steps=learner.steps, seconds=learner.seconds)
 

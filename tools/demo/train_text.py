@@ -1,4 +1,4 @@
-"""The demo's text encoder, trained to know in every row what the whole caption says."""
+"""The demo's text encoder, trained so that every row of its output knows the whole caption."""
 
 from collections.abc import Generator
 
@@ -41,10 +41,10 @@ TOKEN_WEIGHT = 0.25
 
 
 class Reader(nn.Module):
-    """The encoder with linear heads, which only serve its training.
+    """The encoder with linear heads, which are only used in training.
 
-    From each row of the encoder's output one head for each attribute tells the caption's value (or
-    that it is none of the small world's), and another tells the row's own token, so that words
+    From each row of the encoder's output, one head for each attribute predicts the caption's value,
+    or that it is outside the small world. Another head predicts the row's own token, so that words
     without a meaning yet stay distinct.
     """
 
@@ -59,7 +59,7 @@ class Reader(nn.Module):
 
 
 def objective(reader: Reader, ids: mx.array, labels: mx.array) -> tuple[mx.array, Losses]:
-    """Cross entropies over all rows, the padding's too, of `ids` [B, L] and `labels` [B, 4]."""
+    """Cross entropies over all rows, padding included, of `ids` [B, L] and `labels` [B, 4]."""
     rows = reader.encoder(ids)
     losses = {}
     for name, head, label in zip(ATTRIBUTES, reader.heads, labels.T, strict=True):
@@ -71,7 +71,7 @@ def objective(reader: Reader, ids: mx.array, labels: mx.array) -> tuple[mx.array
 
 
 def label_of(combination: Combination) -> list[int]:
-    """One number for each attribute; the last stands for anything else."""
+    """One class for each attribute; the last class means any other value."""
     pairs = zip(combination, VALUES, strict=True)
     return [values.index(value) if value in values else len(values) for value, values in pairs]
 
@@ -96,7 +96,7 @@ def batches(
     size: int,
     captions: int,
 ) -> Generator:
-    """Token ids and labels, drawn from so many captions made beforehand."""
+    """Yields token ids and labels, drawn from `captions` captions that are made first."""
     texts, labels = zip(*(_example(combinations, rng) for _ in range(captions)), strict=True)
     ids, labels = tokenizer(list(texts), max_length=MAX_LENGTH), mx.array(labels)
     yield

@@ -63,11 +63,11 @@ SCHEDULER_CONFIG = {
 }
 PEAK_RATE, HOLD = 1e-3, 0.65
 EMPTY_SHARE = 0.1  # of the captions, for classifier-free guidance
-WORDINGS = 24  # of each combination
+WORDINGS = 24  # captions for each combination
 
 
 def make_transformer() -> CogVideoXTransformer3DModel:
-    """Freshly initialised; every block starts as the identity (AdaLN-zero) and the output at 0."""
+    """A new transformer. Every block starts as the identity (AdaLN-zero), and the output at 0."""
     transformer = CogVideoXTransformer3DModel(TransformerConfig.from_dict(CONFIG))
     norms = [
         norm for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)
@@ -79,10 +79,10 @@ def make_transformer() -> CogVideoXTransformer3DModel:
 
 
 def make_objective():
-    """Mean squared error of the velocity, over timesteps that lean towards the noisy end.
+    """Makes the loss: the mean squared error of the velocity, with more of the noisy timesteps.
 
-    What the clip shows is decided where there is much noise: half of the timesteps are drawn
-    evenly from 0 to 999, half with a density that grows linearly.
+    The noisy timesteps decide what the clip shows. So half of the timesteps are drawn evenly from
+    0 to 999, and half with a density that grows linearly.
     """
     scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
 
@@ -92,8 +92,10 @@ def make_objective():
         text: mx.array,
         images: mx.array | None = None,
     ) -> tuple[mx.array, Losses]:
-        """Of scaled latents ``[B, f, h, w, c]``, text rows ``[B, L, D]`` and, for image to video,
-        the latents of pictures, shaped like `latents`."""
+        """The loss for scaled latents ``[B, f, h, w, c]`` and text rows ``[B, L, D]``.
+
+        For image to video, `images` are the latents of pictures, shaped like `latents`.
+        """
         dtype = transformer.proj_out.weight.dtype
         count = latents.shape[0]
         even = mx.random.uniform(shape=(count,))
@@ -123,7 +125,7 @@ def _with_images(latents: mx.array, images: mx.array | None) -> mx.array:
 def encode_clips(
     vae: AutoencoderKLCogVideoX, combinations: list[Combination], rng: np.random.Generator
 ) -> mx.array:
-    """Latent means ``[N, f, h, w, c]``, unscaled, of one new clip of each combination."""
+    """Encodes a new clip of each combination: unscaled latent means ``[N, f, h, w, c]``."""
     dtype = vae.encoder.conv_in.conv.weight.dtype
     return encode_batch(vae, render(world_scene(rng, combinations)).astype(dtype))
 
@@ -131,7 +133,7 @@ def encode_clips(
 def encode_captions(
     encoder: T5EncoderModel, tokenizer: T5Tokenizer, texts: list[str], at_once: int = 1024
 ) -> mx.array:
-    """Text rows ``[N, L, D]``."""
+    """Encodes captions to text rows ``[N, L, D]``."""
     ids = tokenizer(texts, max_length=MAX_LENGTH)
     rows = [encoder(ids[start : start + at_once]) for start in range(0, len(texts), at_once)]
     return mx.concatenate(rows)
@@ -140,11 +142,11 @@ def encode_captions(
 def batches(
     rng: np.random.Generator, latents: mx.array, owners: np.ndarray, texts: mx.array, size: int
 ) -> Generator:
-    """Clips with one of their captions, or now and then with the empty one.
+    """Yields clips with one of their captions, or sometimes with the empty one.
 
     Args:
         latents: the bank, scaled.
-        owners: for each clip of the bank, the number of its combination.
+        owners: the number of the combination of each clip in the bank.
         texts: the empty caption's rows, then those of `WORDINGS` captions for each combination.
     """
     yield
@@ -171,7 +173,7 @@ def sample(
     seed: int = 0,
     images: mx.array | None = None,
 ) -> mx.array:
-    """Scaled latents of a batch of captions at once, by DDIM.
+    """Makes scaled latents for a batch of captions at once, with DDIM.
 
     Args:
         text: ``[N, L, D]``; `empty`: ``[1, L, D]``.

@@ -39,14 +39,14 @@ CONFIG = {
 PEAK_RATE, HOLD = 2e-3, 0.4
 DECODER_RATE, DECODER_HOLD = 1.5e-3, 0.3
 WILD_SHARE = 0.5
-SHORT_UNTIL = 0.5  # of the time: first with clips of one chunk, which take half as long
+SHORT_UNTIL = 0.5  # share of the time with clips of one chunk, which take half as long
 KL_WEIGHT = 2e-4
 EVENNESS_WEIGHT = 0.02
 ABSOLUTE_WEIGHT = 0.3
 
 
 def make_vae() -> AutoencoderKLCogVideoX:
-    """Freshly initialised; the decoder's norms start as plain group norms, whatever the latents."""
+    """A new autoencoder. The decoder's norms start as plain group norms for any latents."""
     vae = AutoencoderKLCogVideoX(AutoencoderConfig.from_dict(CONFIG))
 
     def start_plain(name: str, module: nn.Module) -> None:
@@ -63,10 +63,10 @@ def make_vae() -> AutoencoderKLCogVideoX:
 def objective(
     vae: AutoencoderKLCogVideoX, clips: mx.array, late: mx.array
 ) -> tuple[mx.array, Losses]:
-    """Squared error, joined by the absolute error as `late` goes from 0 to 1.
+    """The squared error, plus the absolute error as `late` goes from 0 to 1.
 
-    The latents' channels are drawn to unit variance and no correlation over the batch, since a
-    diffusion model learns weak channels badly.
+    The loss also pulls the latents' channels towards unit variance and no correlation over the
+    batch, because a diffusion model learns weak channels badly.
 
     Args:
         clips: ``[B, F, H, W, 3]`` in [-1, 1].
@@ -87,7 +87,7 @@ def objective(
 
 
 def unevenness(latents: mx.array) -> mx.array:
-    """How far the mean is from 0 and the covariance from the unit matrix, per channel."""
+    """The distance of the mean from 0 and of the covariance from the identity, per channel."""
     rows = latents.reshape(-1, latents.shape[-1])
     centre = rows.mean(axis=0)
     covariance = (rows - centre).T @ (rows - centre) / rows.shape[0]
@@ -96,7 +96,7 @@ def unevenness(latents: mx.array) -> mx.array:
 
 
 def batches(rng: np.random.Generator, size: int, crop: int = SIZE) -> Generator:
-    """Clips of both worlds; all combinations, for an autoencoder reads no captions.
+    """Yields clips of both worlds, with all combinations: an autoencoder reads no captions.
 
     Args:
         crop: side of a square cut out of each clip at random, in pixels.
@@ -114,11 +114,11 @@ def batches(rng: np.random.Generator, size: int, crop: int = SIZE) -> Generator:
         done = yield clips, mx.array(np.clip(4 * done - 1, 0, 1), dtype=mx.float32)
 
 
-LATENT_NOISE = 0.04  # of unit latents: what a transformer's small errors look like to the decoder
+LATENT_NOISE = 0.04  # relative to unit latents; imitates a transformer's small errors
 
 
 def make_decoder_objective(vae: AutoencoderKLCogVideoX):
-    """The loss of the decoder alone, for when others build on the encoder's latents."""
+    """Makes the loss of the decoder alone, for when others depend on the encoder's latents."""
 
     def objective(
         decoder: nn.Module, latents: mx.array, clips: mx.array
@@ -137,7 +137,7 @@ def make_decoder_objective(vae: AutoencoderKLCogVideoX):
 def decoder_batches(
     rng: np.random.Generator, vae: AutoencoderKLCogVideoX, size: int, crop: int = SIZE
 ) -> Generator:
-    """Whole clips and the encoder's means of their latents."""
+    """Yields whole clips and the means of their latents."""
     clips = batches(rng, size, crop)
     next(clips)
     dtype = vae.encoder.conv_in.conv.weight.dtype
@@ -148,20 +148,20 @@ def decoder_batches(
 
 
 def encode_batch(vae: AutoencoderKLCogVideoX, pixels: mx.array) -> mx.array:
-    """Means of the latents of many small clips at once; ``vae.encode`` takes one after another."""
+    """Encodes many small clips at once to latent means; ``vae.encode`` takes one at a time."""
     moments = vae.encode_chunks(in_chunks(pixels, ENCODE_CHUNK))
     return vae.posterior(mx.concatenate(list(moments), axis=1)).mean
 
 
 def psnr(vae: AutoencoderKLCogVideoX, clips: mx.array) -> float:
-    """In dB, of pixels in [0, 1] restored from the latents' means, averaged over the clips."""
+    """PSNR in dB of pixels in [0, 1] decoded from the latents' means, averaged over the clips."""
     restored = vae.decode(vae.encode(clips).mean)
     error = mx.square((mx.clip(restored, -1, 1) - clips).astype(mx.float32) / 2).mean((1, 2, 3, 4))
     return (-10 * mx.log10(error)).mean().item()
 
 
 def measure_psnr(vae: AutoencoderKLCogVideoX, count: int = 8, seed: int = 1000) -> dict[str, float]:
-    """PSNR on the small world, the wild one, and figures that no clip of the training shows."""
+    """PSNR on the small world, the wild one, and figures that no training clip shows."""
     every, rng = combinations(), np.random.default_rng(seed)
     chosen = [every[index] for index in rng.integers(len(every), size=count)]
     dtype = vae.encoder.conv_in.conv.weight.dtype

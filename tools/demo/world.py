@@ -1,9 +1,9 @@
 """Draws the demo's world: coloured figures that move on a background, 17 frames of 96 x 96 pixels.
 
-Every figure is a signed distance in coordinates of its own, so that a clip is one expression over
+Every figure is a signed distance in its own coordinates. A clip is therefore one expression over
 arrays, with edges anti-aliased over one pixel and positions that are not rounded. `world_scene`
-makes what the checkpoint is to understand, `wild_scene` the wider world that only its autoencoder
-sees.
+makes the small world that the checkpoint should understand. `wild_scene` makes the wider world that
+only its autoencoder sees.
 """
 
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ class Outline:
     """A figure of about unit size.
 
     It has `points` outer corners at distance 1, with inner corners between them at distance
-    `inner`; or, where `arm` is set, that many straight arms of half-width `arm`; or none, and is a
-    disc. `hole` is the radius of a round hole. `turn` is in radians, and `scale` evens out how
-    large figures look.
+    `inner`. If `arm` is set, it has `points` straight arms of half-width `arm` instead. Without
+    points it is a disc. `hole` is the radius of a round hole. `turn` is in radians. `scale` makes
+    figures look equally large.
     """
 
     points: int = 0
@@ -58,7 +58,7 @@ class Outline:
 
 
 def polygon(corners: int, turn: float = 0.0, scale: float = 1.0) -> Outline:
-    """A regular polygon, one corner up before it is turned."""
+    """A regular polygon with one corner up before it is turned."""
     return Outline(corners, inner=float(np.cos(np.pi / corners)), turn=turn, scale=scale)
 
 
@@ -105,7 +105,7 @@ class Sprite:
 class Backdrop:
     """Two RGB colours [N, 3] blended along a direction [N] in radians.
 
-    The blend is a ramp, or as many stripes as `waves` [N] says.
+    The blend is a ramp, or `waves` [N] stripes.
     """
 
     first: np.ndarray
@@ -121,13 +121,13 @@ class Scene:
 
 
 def _column(values) -> mx.array:
-    """[N] or [N, F] numbers, ready to meet pixels: [N, 1 or F, 1, 1]."""
+    """Shapes [N] or [N, F] numbers to broadcast over pixels: [N, 1 or F, 1, 1]."""
     array = mx.array(np.asarray(values, dtype=np.float32))
     return array.reshape(array.shape[0], -1, 1, 1)
 
 
 def coverage(sprite: Sprite, size: int = SIZE) -> mx.array:
-    """How much of each pixel the figure covers: [N, F, size, size] in [0, 1]."""
+    """The share of each pixel that the figure covers: [N, F, size, size] in [0, 1]."""
     pixel = (mx.arange(size) + 0.5) * (SIZE / size)
     dx = pixel[None, None, None, :] - _column(sprite.x)
     dy = (pixel[None, None, :, None] - _column(sprite.y)) / _column(sprite.squash)
@@ -150,7 +150,7 @@ def coverage(sprite: Sprite, size: int = SIZE) -> mx.array:
 
 
 def _backdrop_pixels(backdrop: Backdrop, size: int) -> mx.array:
-    """[N, 1, size, size, 3] in [0, 255]."""
+    """The background's pixels: [N, 1, size, size, 3] in [0, 255]."""
     pixel = (mx.arange(size) + 0.5) / size - 0.5
     direction, waves = _column(backdrop.direction), _column(backdrop.waves)
     place = pixel[None, None, None, :] * mx.cos(direction) + pixel[None, None, :, None] * mx.sin(
@@ -180,7 +180,7 @@ def _fields(outlines: list[Outline]) -> dict[str, np.ndarray]:
 
 
 def _sprite(outlines, x, y, radius, colour, turn=0.0, squash=None) -> Sprite:
-    """A sprite from one outline a clip; `turn` is added to the outlines' own."""
+    """Makes a sprite from one outline a clip; `turn` is added to the turn of the outline."""
     fields = _fields(outlines)
     return Sprite(
         points=fields["points"],
@@ -197,7 +197,7 @@ def _sprite(outlines, x, y, radius, colour, turn=0.0, squash=None) -> Sprite:
 
 
 def follow(outline: Outline, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> Sprite:
-    """One clip's figure along a given path, [F] pixels each: for comparing with a measured one."""
+    """One clip's figure along a given path, [F] pixels each, to compare with a measured one."""
     return _sprite([outline], x[None], y[None], radius[None], np.zeros((1, 3)))
 
 
@@ -208,19 +208,19 @@ def world_scene(
     *,
     anywhere: bool = False,
 ) -> Scene:
-    """Clips of the small world, of random sizes and paths, one for each combination.
+    """Makes clips of the small world with random sizes and paths, one for each combination.
 
     Travel is 28 to 36 pixels; growing and shrinking change the area three- to fivefold.
 
     Args:
         combinations: see captions.Combination.
-        outlines: other figures than the combinations name, one for each.
-        anywhere: begin at any place and size, as the clip before may have ended, and stop at the
-            edge, or when as large or small as a figure gets. Otherwise paths lie in the middle.
+        outlines: figures to draw instead of those that the combinations name, one for each.
+        anywhere: begin at any place and size, as a previous clip may have ended, and stop at the
+            edge or at the largest or smallest size. By default paths are in the middle.
     """
     count = len(combinations)
     motions = [combination.motion for combination in combinations]
-    way = np.array([DIRECTIONS.get(motion, (0, 0)) for motion in motions])
+    heading = np.array([DIRECTIONS.get(motion, (0, 0)) for motion in motions])
     growth = np.array([{"grows": 1, "shrinks": -1}.get(motion, 0) for motion in motions])[:, None]
     time = np.linspace(-0.5, 0.5, FRAMES) + 0.5 * anywhere
     travel = rng.uniform(28, 36, (count, 1)) * time
@@ -229,7 +229,7 @@ def world_scene(
     steady = rng.uniform(16.5, 21, (count, 1))
     change = growth * (large - small) * time
     shapes = outlines or [SHAPES[combination.shape] for combination in combinations]
-    reach = np.array([[outline.scale] for outline in shapes])  # of its corners, beside its radius
+    reach = np.array([[outline.scale] for outline in shapes])  # of the corners, in radii
     if anywhere:
         first = np.where(growth == 0, steady, rng.uniform(SMALLEST, LARGEST, (count, 1)))
         sizes = np.clip(first + change, SMALLEST, LARGEST)
@@ -237,7 +237,7 @@ def world_scene(
         begin = room + rng.uniform(0, 1, (count, 2)) * (SIZE - 2 * room)
     else:
         sizes = np.where(growth == 0, steady, (small + large) / 2 + change)
-    path = begin[:, :, None] + way[:, :, None] * travel[:, None]
+    path = begin[:, :, None] + heading[:, :, None] * travel[:, None]
     if anywhere:
         room = np.minimum(sizes * reach, SIZE / 2)[:, None]
         path = np.clip(path, room, SIZE - room)
@@ -249,7 +249,7 @@ def world_scene(
 
 
 def wild_scene(rng: np.random.Generator, count: int) -> Scene:
-    """Clips of the wider world: any colours, ramps, stripes, figures that turn, race and swell."""
+    """Makes clips of the wider world: any colours, ramps, stripes, figures that turn and race."""
     first, second = rng.uniform(0, 255, (2, count, 3))
     second = np.where(rng.random((count, 1)) < 0.3, first, second)
     waves = np.where(rng.random(count) < 0.25, rng.uniform(1, 5, count), 0)
@@ -258,7 +258,7 @@ def wild_scene(rng: np.random.Generator, count: int) -> Scene:
 
 
 def _wild_sprite(rng: np.random.Generator, count: int, presence: float = 1.0) -> Sprite:
-    """One random figure a clip; clips that are to lack it have it far outside the picture."""
+    """One random figure a clip; in clips without it, the figure is far outside the picture."""
     time = np.linspace(0, 1, FRAMES)
     start, end = rng.uniform(12, SIZE - 12, (2, count, 2, 1))
     path = start + (end - start) * time * rng.uniform(0, 1, (count, 1, 1))
@@ -281,7 +281,7 @@ def _wild_sprite(rng: np.random.Generator, count: int, presence: float = 1.0) ->
 
 
 def to_uint8(clips: mx.array) -> np.ndarray:
-    """[-1, 1] pixels as rounded uint8."""
+    """Rounds [-1, 1] pixels to uint8."""
     return np.array(
         mx.round(mx.clip(clips.astype(mx.float32) * 127.5 + 127.5, 0, 255)).astype(mx.uint8)
     )

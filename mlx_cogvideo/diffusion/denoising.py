@@ -1,0 +1,177 @@
+"""From noise to latents, step by step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..errors import GenerationError
+from ..nn.eval_schedule import EvalSchedule, in_passes
+from ..nn.transformer import CogVideoXTransformer3DModel
+from .conditioning import Conditioning
+from .guidance import guidance_schedule
+from .schedulers import Scheduler
+from .step_cache import StepCache, make_cache
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The numbers of a denoising run.
+
+    Attributes:
+        steps: steps that are taken, the last ones of the scheduler's.
+        guidance_scale: weight of the prompt; 1 or less takes no unconditional pass.
+        guidance_schedule: see ``guidance.guidance_schedule``.
+        guidance_range: first step with guidance and the one after the last; None is all.
+        sequential_guidance: whether the two passes are computed one after the other.
+        cache: see ``step_cache``; None computes every step.
+        cache_threshold: change up to which the cache skips a step.
+        polynomial: TeaCache's coefficients for the model.
+        dtype: of the activations.
+    """
+
+    steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    guidance_range: tuple[int, int] | None
+    sequential_guidance: bool
+    cache: str | None
+    cache_threshold: float | None
+    polynomial: Sequence[float]
+    dtype: mx.Dtype
+
+    def guides(self, step: int) -> bool:
+        """Whether a step, counted from 0, is computed without the prompt, too."""
+        first, end = self.guidance_range or (0, self.steps)
+        return self.guidance_scale > 1 and first <= step < end
+
+
+@dataclass(frozen=True)
+class DenoisingState:
+    """Where a run stands between two steps.
+
+    Together with the run's settings, the rest depends on nothing else: noise is drawn by seed and
+    timestep, so that no generator's position has to be kept.
+
+    Attributes:
+        step: steps done.
+        timestep: timestep of the last step.
+        latents: ``[1, f, h, w, c]`` in float32.
+        x0: the last prediction of the clean latents, which the DPM sampler looks back to.
+        restart: with a step cache, the state from which a later run gets the same result: the
+            beginning of the last computed step. The cache's own arrays are too large to be kept.
+        skipped: steps whose blocks the cache has skipped.
+    """
+
+    step: int
+    timestep: int
+    latents: mx.array
+    x0: mx.array
+    restart: "DenoisingState | None" = None
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def to_save(self) -> "DenoisingState | None":
+        """The state that a run goes on from; None is the beginning."""
+        state = self if self.restart is None else self.restart
+        return state if state.step else None
+
+
+def denoising_steps(
+    transformer: CogVideoXTransformer3DModel,
+    scheduler: Scheduler,
+    sampling: Sampling,
+    embeds: mx.array,
+    noise: mx.array,
+    conditioning: Conditioning,
+    state: DenoisingState | None = None,
+) -> Iterator[DenoisingState]:
+    """Takes the steps that are left.
+
+    Args:
+        scheduler: with its timesteps set.
+        embeds: ``[1 or 2, text_length, text_embed_dim]``, with guidance the unconditional first.
+        noise: ``[1, f, h, w, c]``, the initial noise.
+        state: where to go on; None begins.
+
+    Yields:
+        The state after each step, evaluated.
+
+    Raises:
+        GenerationError: a step gave NaN or infinity.
+    """
+    embeds, noise = embeds.astype(sampling.dtype), noise.astype(mx.float32)
+    timesteps = [int(t) for t in scheduler.timesteps][-sampling.steps :]
+    weight = guidance_schedule(sampling.guidance_schedule, sampling.guidance_scale)
+    if state is None:
+        latents, x0 = conditioning.first_latents(scheduler, noise, timesteps[0]), None
+        done, skipped = 0, ()
+    else:
+        latents, x0, done, skipped = state.latents, state.x0, state.step, state.skipped
+    cache = _step_cache(transformer, sampling, timesteps) if done < len(timesteps) else None
+    restart = None
+    for i, t in list(enumerate(timesteps))[done:]:
+        before = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
+        texts = embeds if sampling.guides(i) else embeds[-1:]
+        given = conditioning.beside(latents).astype(sampling.dtype)
+        given = mx.repeat(given, len(texts), axis=0), texts, mx.full(len(texts), t)
+        passes = len(texts) if sampling.sequential_guidance else 1
+        if cache is None:
+            velocity = velocities(transformer, *given, passes)
+        else:
+            velocity = cache.velocity(transformer, *given, i, passes)
+            if i in cache.skipped:
+                skipped = (*skipped, i)
+            else:
+                restart = before
+        velocity = _guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
+        latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
+        latents = conditioning.hold(scheduler, latents, noise, [*timesteps, None][i + 1])
+        _evaluate(latents, x0, i, sampling.dtype)
+        yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
+
+
+def velocities(
+    transformer: CogVideoXTransformer3DModel,
+    latents: mx.array,
+    text: mx.array,
+    timestep: mx.array,
+    passes: int = 1,
+) -> mx.array:
+    """Computes ``transformer(latents, text, timestep)``.
+
+    Memory: of one of the passes, into which the batch is divided.
+    """
+    made = []
+    for part in in_passes(passes, latents, text, timestep):
+        schedule = EvalSchedule()
+        made.append(schedule.flush(transformer(*part, schedule=schedule)))
+    return mx.concatenate(made)
+
+
+def _guided(velocity: mx.array, weight: float) -> mx.array:
+    """Classifier-free guidance of a batch of two, unconditional first; a batch of one stays."""
+    if len(velocity) == 1:
+        return velocity
+    unconditional, conditional = mx.split(velocity, 2)
+    return unconditional + weight * (conditional - unconditional)
+
+
+def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> None:
+    healthy = mx.isfinite(latents).all()
+    mx.eval(latents, x0, healthy)
+    if not healthy.item():
+        raise GenerationError(
+            f"step {step + 1} gave NaN or infinity in {str(dtype).split('.')[-1]}: "
+            "try another dtype (5B models need bfloat16 or float32)"
+        )
+
+
+def _step_cache(
+    transformer: CogVideoXTransformer3DModel, sampling: Sampling, timesteps: list[int]
+) -> StepCache | None:
+    if sampling.cache is None:
+        return None
+    return make_cache(
+        sampling.cache, sampling.cache_threshold, transformer, timesteps, sampling.polynomial
+    )

@@ -1,0 +1,175 @@
+"""Settings as data: what the field of a settings class knows about itself.
+
+Command lines, Python signatures, records and the documentation's tables are made from it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ..errors import InvalidInputError
+
+P = ParamSpec("P")
+Owner = TypeVar("Owner")
+Arguments = TypeVar("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may be.
+
+    Attributes:
+        holds: whether a number is one of them.
+        words: what comes after "must be".
+    """
+
+    holds: Callable[[float], bool]
+    words: str
+
+
+def at_least(least: int) -> Range:
+    return Range(lambda value: least <= value < math.inf, f"at least {least}")
+
+
+def above(limit: int) -> Range:
+    return Range(lambda value: limit < value < math.inf, f"a number above {limit}")
+
+
+FINITE = Range(math.isfinite, "a finite number")
+SHARE = Range(lambda value: 0 <= value <= 1, "from 0 to 1")
+SEED = Range(lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1")
+
+
+NOTHING = object()
+"""As a setting's `omit`: records have it even where it is None."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a setting beside its name, type and default.
+
+    Attributes:
+        help: what it does, in a sentence that stands alone, with its unit.
+        options: its names on the command line. Its own name, with dashes or underscores, is
+            another one.
+        group: heading under which the help lists it.
+        choices: the words that it may be, for the command line.
+        metavar: placeholders of its values in the help.
+        if_none: what None means, in words.
+        within: the numbers that it may be.
+        may_change: whether an unfinished run may go on with another value.
+        belongs_to: setting without which it means nothing: a new value of that one resets it.
+        before: its value in records that were written before there was such a setting.
+        aliases: other names of its values, such as old ones.
+        omit: value that records leave out, such as that of a setting that is off.
+    """
+
+    help: str
+    options: tuple[str, ...]
+    group: str
+    choices: tuple[str, ...] | None = None
+    metavar: str | tuple[str, ...] | None = None
+    if_none: str | None = None
+    within: Range | None = None
+    may_change: bool = False
+    belongs_to: str | None = None
+    before: Any = None
+    aliases: Mapping[str, Any] | None = None
+    omit: Any = None
+
+
+def setting(
+    default: Any, help: str, *options: str, group: str, compare: bool = True, **more: Any
+) -> Any:
+    """Makes a dataclass field with a `Setting`, whose attributes are the other arguments."""
+    made = Setting(help, options, group, **more)
+    return field(default=default, compare=compare, metadata={"setting": made})
+
+
+def settings_of(settings_class: Any) -> dict[str, Setting]:
+    """The settings of a class, by name; a field without a `Setting` is none."""
+    known = {f.name: f.metadata.get("setting") for f in fields(settings_class)}
+    return {name: found for name, found in known.items() if found is not None}
+
+
+def about(settings_class: Any, name: str) -> dict[str, Any]:
+    """The metadata of a setting, for a field that takes its place."""
+    return {"setting": settings_of(settings_class)[name]}
+
+
+def check_values(settings: Any) -> None:
+    """Replaces old names of values, and raises InvalidInputError for a number out of range."""
+    for name, about in settings_of(settings).items():
+        value = getattr(settings, name)
+        if about.aliases is not None and isinstance(value, str):
+            object.__setattr__(settings, name, about.aliases.get(value, value))
+        if about.within is not None and value is not None and not about.within.holds(value):
+            raise InvalidInputError(f"{name} must be {about.within.words}; got {value}")
+
+
+def with_arguments(
+    arguments: Callable[P, Arguments],
+) -> Callable[[Callable[[Owner, Arguments], Result]], Callable[Concatenate[Owner, P], Result]]:
+    """Gives a method the signature of a dataclass, an instance of which it receives.
+
+    Type checkers and ``inspect.signature`` know the dataclass's own arguments.
+    """
+
+    def decorate(
+        method: Callable[[Owner, Arguments], Result],
+    ) -> Callable[Concatenate[Owner, P], Result]:
+        @wraps(method)
+        def call(self: Owner, *args: P.args, **kwargs: P.kwargs) -> Result:
+            return method(self, arguments(*args, **kwargs))
+
+        _document(call, arguments, list(inspect.signature(method).parameters.values())[:1])
+        return call
+
+    return decorate
+
+
+def from_arguments(
+    arguments: Callable[P, Arguments], by_position: tuple[str, ...]
+) -> Callable[[Callable[[Arguments], Result]], Callable[P, Result]]:
+    """Gives a function the signature of a dataclass; see `with_arguments`.
+
+    Args:
+        by_position: names of the arguments that callers may give by position, in order.
+    """
+
+    def decorate(function: Callable[[Arguments], Result]) -> Callable[P, Result]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+            named = dict(zip(by_position, args, strict=False))
+            if len(args) > len(by_position) or named.keys() & kwargs.keys():
+                arguments(*args, **kwargs)  # which raises Python's own TypeError
+            return function(arguments(**named, **kwargs))  # type: ignore[call-arg, arg-type]
+
+        _document(call, arguments, [])
+        return call
+
+    return decorate
+
+
+def _document(call: Any, arguments: Any, first: list[inspect.Parameter]) -> None:
+    """Sets the signature and the docstring of a function that takes a dataclass's arguments."""
+    own = inspect.signature(arguments).parameters.values()
+    call.__signature__ = inspect.Signature([*first, *own])
+    docs = call.__doc__, arguments.__doc__, _described(arguments)
+    call.__doc__ = "\n\n".join(filter(None, docs))
+
+
+def _described(arguments: Any) -> str:
+    """The settings of a class for ``help()``."""
+    lines = ["    Settings:"]
+    for f in fields(arguments):
+        about = f.metadata.get("setting")
+        if about is not None:
+            default = "" if f.default in (None, MISSING) else f" Default: {f.default!r}."
+            meaning = "" if about.if_none is None else f" None: {about.if_none}."
+            lines.append(f"        {f.name}: {about.help}{default}{meaning}")
+    return "\n".join(lines)

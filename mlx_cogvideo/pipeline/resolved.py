@@ -1,0 +1,94 @@
+"""Settings with nothing left open, for one model."""
+
+from dataclasses import dataclass, replace
+
+from ..errors import InvalidInputError
+from .geometry import Geometry
+from .settings import VideoSettings
+from .sources import Source
+from .vae_stage import Tiling
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(VideoSettings):
+    """Settings with nothing left open, for one model. ``CogVideoXPipeline.request`` makes them.
+
+    Attributes:
+        geometry: frames and size, and the shape of the latents.
+        decoding: how the VAE decodes.
+        source: what the video starts from beside noise.
+    """
+
+    geometry: Geometry
+    decoding: Tiling
+    source: Source
+
+    @property
+    def encodes_frames(self) -> bool:
+        """Whether the VAE encodes something: what the video starts from, or continues."""
+        return bool(self.extend) or not self.source.is_noise
+
+    @property
+    def encoding(self) -> Tiling:
+        """How the VAE encodes what the video starts from; tiles are those of decoding."""
+        if self.source.tiling == "tiled":
+            return replace(self.decoding, mode="tiled")
+        return Tiling(self.source.tiling)
+
+    @property
+    def guided(self) -> bool:
+        """Whether steps are computed with and without the prompt."""
+        return self.guidance_scale > 1
+
+    @property
+    def steps(self) -> int:
+        """Steps that are taken. A video to start from replaces the first, noisiest ones."""
+        strength = None if self.source.video is None else self.source.strength
+        return steps_taken(self.num_inference_steps, strength)
+
+    @property
+    def steps_of_all_windows(self) -> int:
+        """The sum of the steps; windows after the first take all of them."""
+        return self.steps + self.extend * self.num_inference_steps
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of the whole video, of all windows."""
+        frames = self.geometry.num_frames
+        return frames + self.extend * (frames - (self.overlap or 0))
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Shape of the latents that are decoded, without the leading ones."""
+        batch, frames, *rest = self.geometry.latent_shape
+        return batch, frames - self.geometry.leading_latents, *rest
+
+
+def check_steps(settings: ResolvedSettings) -> None:
+    """Raises InvalidInputError where no step is left, or the guided ones don't exist."""
+    if settings.steps < 1:
+        raise InvalidInputError(
+            f"strength {settings.source.strength:g} leaves none of "
+            f"{settings.num_inference_steps} steps: raise one of them"
+        )
+    if settings.guidance_range is None:
+        return
+    if settings.extend and settings.source.video is not None:
+        raise InvalidInputError(
+            "guidance_range can't be given for a video that starts from another one and is "
+            "extended: its windows take different numbers of steps"
+        )
+    if not settings.guided:
+        raise InvalidInputError("guidance_range needs a guidance_scale above 1")
+    given = settings.guidance_range
+    whole = len(given) == 2 and all(isinstance(step, int) for step in given)
+    if not (whole and 0 <= given[0] < given[1] <= settings.steps):
+        raise InvalidInputError(
+            f"guidance_range must be two steps from 0 to {settings.steps}, the second above "
+            f"the first; got {', '.join(map(str, given))}"
+        )
+
+
+def steps_taken(num_inference_steps: int, strength: float | None) -> int:
+    """Steps that are taken with a video of that strength, or with None of them."""
+    return num_inference_steps if strength is None else int(num_inference_steps * strength)

@@ -1,0 +1,192 @@
+"""From settings as they are given to settings for one model: nothing left open, all checked."""
+
+import secrets
+from dataclasses import fields
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoints.model_folder import ModelFolder
+from ..diffusion.denoising import Sampling
+from ..diffusion.guidance import check_uncond, schedule_name
+from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name
+from ..diffusion.step_cache import IDENTITY, POLYNOMIALS, resolve_cache_threshold
+from ..errors import InvalidInputError
+from .estimates import choose_tiling, split_cfg
+from .geometry import Geometry
+from .resolved import ResolvedSettings, check_steps
+from .settings import VideoSettings
+from .sources import DEFAULT_STRENGTH, Source, path_or_pixels, picture_size
+from .vae_stage import Tiling
+from .windows import choose_overlap
+
+
+def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
+    """Gives every setting its value for a model. Weights and files aren't read.
+
+    Raises:
+        InvalidInputError: a setting that the model can't follow.
+    """
+    check_uncond(settings.uncond, bool(settings.negative_prompt))
+    scheduler = recommended(model, "scheduler", settings.scheduler)
+    if not isinstance(scheduler, Scheduler):
+        scheduler = scheduler_name(scheduler, model.scheduler_config)
+    geometry = _geometry(model, settings)
+    sequential = settings.sequential_guidance
+    if sequential is None:
+        sequential = settings.guidance_scale > 1 and split_cfg(model, geometry, settings.cache)
+    sides = geometry.latent_shape[2:4]
+    decoding = Tiling.choose(
+        model.configs["vae"],
+        settings.tiling,
+        settings.tile_size,
+        settings.tile_overlap,
+        automatic=lambda: choose_tiling(model, *sides),
+    )
+    source = _source(model, settings, geometry, "tiled" if decoding.mode == "tiled" else "exact")
+    encodes = bool(settings.extend) or not source.is_noise
+    overlap = choose_overlap(
+        settings.overlap,
+        extend=settings.extend,
+        takes_image=model.takes_image,
+        num_frames=geometry.num_frames,
+    )
+    known = {f.name: getattr(settings, f.name) for f in fields(VideoSettings)}
+    known |= {
+        "num_frames": geometry.num_frames,
+        "height": geometry.height,
+        "width": geometry.width,
+        "overlap": overlap,
+        "image": source.image,
+        "video": source.video,
+        "strength": None if source.video is None else source.strength,
+        "image_fit": None if source.is_noise else source.fit,
+        "image_latent_scale": None if source.image is None else source.image_latent_scale,
+        "source_tiling": source.tiling if encodes else None,
+        "dynamic_cfg": schedule_name(recommended(model, "dynamic_cfg", settings.dynamic_cfg)),
+        "guidance_range": _tuple(settings.guidance_range),
+        "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
+        "scheduler": scheduler,
+        "seed": secrets.randbelow(2**32) if settings.seed is None else settings.seed,
+        "sequential_guidance": sequential,
+        "tiling": decoding.mode,
+        "tile_size": decoding.tile_size,
+        "tile_overlap": decoding.tile_overlap,
+    }
+    resolved = ResolvedSettings(**known, geometry=geometry, decoding=decoding, source=source)
+    run_scheduler(model, resolved)  # refuses a number of steps that it can't take
+    check_steps(resolved)
+    return resolved
+
+
+def run_scheduler(model: ModelFolder, settings: ResolvedSettings) -> Scheduler:
+    """Makes the sampler of a run, whose noise is drawn by the run's seed.
+
+    Raises:
+        InvalidInputError: it can't take so many steps.
+    """
+    scheduler = make_scheduler(settings.scheduler, model.scheduler_config, _keys(settings)[1])
+    scheduler.set_timesteps(settings.num_inference_steps)
+    return scheduler
+
+
+def initial_noise(settings: ResolvedSettings) -> mx.array:
+    """Draws the noise that a run begins with, in the shape of its latents."""
+    return mx.random.normal(settings.geometry.latent_shape, key=_keys(settings)[0])
+
+
+def sampling(model: ModelFolder, settings: ResolvedSettings) -> Sampling:
+    """The numbers that denoising goes by."""
+    variant = model.variant.alias if model.variant else ""
+    return Sampling(
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_schedule=settings.dynamic_cfg,
+        guidance_range=settings.guidance_range,
+        sequential_guidance=settings.sequential_guidance,
+        cache=settings.cache,
+        cache_threshold=settings.cache_threshold,
+        polynomial=POLYNOMIALS.get(variant, IDENTITY),
+        dtype=model.dtype,
+    )
+
+
+def _keys(settings: ResolvedSettings) -> mx.array:
+    """Random keys of the initial noise and of the scheduler's noise."""
+    return mx.random.split(mx.random.key(settings.seed))
+
+
+def recommended(model: ModelFolder, field: str, given: Any) -> Any:
+    """A setting as it is given, else what suits the variant, else what the folder says."""
+    if given is not None:
+        return given
+    if model.variant is not None:
+        return getattr(model.variant, field)
+    return {"dynamic_cfg": False, "scheduler": None}[field]
+
+
+def model_geometry(
+    model: ModelFolder, num_frames: int | None, height: int | None, width: int | None
+) -> Geometry:
+    """The size of a run; None is the model's own."""
+    return Geometry.choose(
+        model.variant,
+        model.configs["transformer"],
+        model.configs["vae"],
+        num_frames=num_frames,
+        height=height,
+        width=width,
+    )
+
+
+def _geometry(model: ModelFolder, settings: VideoSettings) -> Geometry:
+    """A model of many shapes takes the image's, where neither height nor width is given."""
+    height, width = settings.height, settings.width
+    any_shape = model.variant is not None and model.variant.longest_side is not None
+    if any_shape and settings.image is not None and height is width is None:
+        height, width = model.variant.size_like(picture_size(settings.image))
+    return model_geometry(model, settings.num_frames, height, width)
+
+
+def _source(model: ModelFolder, settings: VideoSettings, geometry: Geometry, tiling: str) -> Source:
+    """What the video starts from. Files aren't looked at yet: see ``Source.check``.
+
+    Raises:
+        InvalidInputError: the model needs another source, or a setting has nothing to apply to.
+    """
+    _check_source(model, settings)
+    size = (geometry.height, geometry.width, 3)
+    return Source(
+        image=path_or_pixels("image", settings.image, size),
+        video=path_or_pixels("video", settings.video, (geometry.num_frames, *size)),
+        strength=DEFAULT_STRENGTH if settings.strength is None else settings.strength,
+        fit=settings.image_fit or "crop",
+        image_latent_scale=settings.image_latent_scale or "official",
+        tiling=settings.source_tiling or tiling,
+    )
+
+
+def _check_source(model: ModelFolder, settings: VideoSettings) -> None:
+    has_image, has_video = settings.image is not None, settings.video is not None
+    if model.takes_image and has_video:
+        raise InvalidInputError("an image-to-video model can't start from a video")
+    if model.takes_image and not has_image:
+        raise InvalidInputError("this is an image-to-video model: give it an image")
+    if has_image and not model.takes_image:
+        raise InvalidInputError(
+            "this model makes videos of text: an image needs an image-to-video model, "
+            "such as 5b-i2v"
+        )
+    either = has_image or has_video
+    for name, applies, what in (
+        ("strength", has_video, "a video"),
+        ("image_latent_scale", has_image, "an image"),
+        ("image_fit", either, "an image or a video"),
+        ("source_tiling", either or settings.extend > 0, "an image or a video"),
+    ):
+        if getattr(settings, name) is not None and not applies:
+            raise InvalidInputError(f"{name} needs {what}")
+
+
+def _tuple(values: Any) -> Any:
+    return values if values is None else tuple(values)

@@ -1,0 +1,270 @@
+"""Everything a video depends on: one dataclass, from which all lists of settings are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
+from ..diffusion.schedulers import SCHEDULERS, Scheduler
+from ..diffusion.step_cache import CACHES
+from ..errors import InvalidInputError
+from ..nn.autoencoder import TILINGS
+from ..version import __version__
+from ..video import FITS
+from .fields import FINITE, NOTHING, SEED, Range, at_least, check_values, setting, settings_of
+from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
+
+OLD_TILINGS = {"seamless": "exact"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings:
+    """A video to make. None leaves a setting to the model, the machine or chance.
+
+    Raises:
+        InvalidInputError: a number is out of its range.
+    """
+
+    prompt: str | None = setting(
+        None,
+        "What the video shows. The models were trained on long English descriptions.",
+        group="what",
+    )
+    negative_prompt: str = setting("", "What to steer away from.", group="what")
+    num_frames: int | None = setting(
+        None,
+        "Frames to make, 8N+1.",
+        "--frames",
+        group="what",
+        metavar="N",
+        if_none="the model's own number",
+    )
+    height: int | None = setting(
+        None, "Height in pixels.", group="what", metavar="PIXELS", if_none="the model's own"
+    )
+    width: int | None = setting(
+        None, "Width in pixels.", group="what", metavar="PIXELS", if_none="the model's own"
+    )
+    extend: int = setting(
+        0,
+        "Windows of --frames frames that continue the video after the first one.",
+        group="what",
+        metavar="N",
+        within=at_least(0),
+        before=0,
+        omit=0,
+    )
+    overlap: int | None = setting(
+        None,
+        "Frames, 8N+1, that a window shares with the one before it; they are blended.",
+        group="what",
+        metavar="FRAMES",
+        if_none="9, or 1 for an image-to-video model",
+        belongs_to="extend",
+    )
+    image: Picture | None = setting(
+        None,
+        "Picture that the video begins with, for image-to-video models: a file, or in Python "
+        "uint8 pixels [height, width, 3] in the size of the video.",
+        group="source",
+        metavar="FILE",
+        compare=False,
+    )
+    video: Picture | None = setting(
+        None,
+        "Clip to make another one of: a file, a folder of frames, or in Python uint8 pixels "
+        "[frames, height, width, 3].",
+        group="source",
+        metavar="FILE",
+        compare=False,
+    )
+    strength: float | None = setting(
+        None,
+        "Share of the steps that remake --video, above 0 and up to 1, which keeps nothing of it.",
+        group="source",
+        if_none="0.8",
+        within=Range(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    )
+    image_fit: str | None = setting(
+        None,
+        "How --image or --video is brought to the size of the video: crop covers it, pad puts it "
+        "on black, stretch distorts it.",
+        group="source",
+        choices=FITS,
+        if_none="crop",
+    )
+    image_latent_scale: str | None = setting(
+        None,
+        "Scale of the picture's latents for image-to-video models of version 1.5, on which the "
+        "published tools disagree.",
+        group="source",
+        choices=IMAGE_LATENT_SCALES,
+        if_none="official",
+    )
+    num_inference_steps: int = setting(
+        50, "Denoising steps, 1 to 1000.", "--steps", group="sampling", metavar="N"
+    )
+    guidance_scale: float = setting(
+        6.0,
+        "Weight of the prompt. 1 or less skips the unconditional pass, which halves the time.",
+        "--guidance",
+        group="sampling",
+        metavar="WEIGHT",
+        within=FINITE,
+    )
+    dynamic_cfg: bool | str | None = setting(
+        None,
+        "Guidance over the steps: constant, wave as the official tools compute it, or cosine, "
+        "which rises to the end.",
+        "--guidance-schedule",
+        group="sampling",
+        choices=GUIDANCE_SCHEDULES,
+        if_none="the model's recommendation",
+    )
+    guidance_range: tuple[int, int] | None = setting(
+        None,
+        "First step with guidance, counted from 0, and the step after the last one. Other steps "
+        "skip the unconditional pass.",
+        group="sampling",
+        metavar=("FIRST", "END"),
+        omit=NOTHING,
+        if_none="all steps",
+    )
+    uncond: str = setting(
+        "empty",
+        "What the prompt is compared with: empty, the embeddings of the negative prompt, or zero, "
+        "embeddings of zeros as the original tools use.",
+        group="sampling",
+        choices=UNCONDS,
+        before="empty",
+    )
+    cache: str | None = setting(
+        None,
+        "Method that skips the transformer's blocks in some steps: less time, another video. none "
+        "computes every step.",
+        group="sampling",
+        choices=("none", *CACHES),
+        if_none="none",
+        aliases={"none": None},
+    )
+    cache_threshold: float | None = setting(
+        None,
+        "Change up to which --cache skips a step.",
+        group="sampling",
+        if_none="0.2 for teacache, 0.1 for first-block",
+        belongs_to="cache",
+    )
+    scheduler: str | Scheduler | None = setting(
+        None,
+        "Sampler.",
+        group="sampling",
+        choices=tuple(SCHEDULERS),
+        if_none="the model's recommendation",
+    )
+    seed: int | None = setting(
+        None,
+        "Seed of all noise; the same seed repeats a video.",
+        group="sampling",
+        metavar="N",
+        if_none="random",
+        within=SEED,
+    )
+    sequential_guidance: bool | None = setting(
+        None,
+        "Compute the two passes of guidance one after the other: less memory, about the same time.",
+        group="memory",
+        if_none="only where memory is short",
+        may_change=True,
+        before=False,
+    )
+    tiling: str = setting(
+        "auto",
+        "How the VAE computes a frame: none (whole), exact (in strips of rows: the same video in "
+        "less memory), tiled (in tiles: another video in the least memory), or auto, which chooses "
+        "by the machine's memory.",
+        group="memory",
+        choices=("auto", *TILINGS),
+        may_change=True,
+        before="none",
+        aliases=OLD_TILINGS,
+    )
+    tile_size: tuple[int, int] | None = setting(
+        None,
+        "Height and width of a tile in pixels.",
+        group="memory",
+        metavar=("HEIGHT", "WIDTH"),
+        if_none="half the model's own size",
+        omit=NOTHING,
+        may_change=True,
+        belongs_to="tiling",
+    )
+    tile_overlap: tuple[float, float] | None = setting(
+        None,
+        "Share of a tile's height and width that the next tile covers too.",
+        group="memory",
+        metavar=("ROWS", "COLUMNS"),
+        if_none="about 1/6 and 1/5",
+        omit=NOTHING,
+        may_change=True,
+        belongs_to="tiling",
+    )
+    source_tiling: str | None = setting(
+        None,
+        "How the VAE computes --image, --video or the frames that a window continues: exact or "
+        "tiled.",
+        group="memory",
+        choices=("exact", "tiled"),
+        if_none="as --tiling",
+        belongs_to="extend",
+        aliases=OLD_TILINGS,
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings fit for JSON, without those that are off; pixels become "an array"."""
+        return {
+            name: _for_json(name, getattr(self, name))
+            for name, about in settings_of(VideoSettings).items()
+            if getattr(self, name) is not about.omit
+        }
+
+    settings = to_dict  # its name before there was this class
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The settings in a record.
+
+        Raises:
+            InvalidInputError: this version doesn't know one of them.
+        """
+        if unknown := values.keys() - settings_of(cls).keys():
+            raise InvalidInputError(
+                f"these settings aren't for this version of mlx_cogvideo, {__version__}: "
+                f"{', '.join(sorted(unknown))}"
+            )
+        return cls(**values)
+
+
+def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings with given ones in their place; what belonged to a replaced one goes.
+
+    Args:
+        recorded: names and values; those of other classes of settings stay.
+    """
+    given = dict(given)
+    parts = {name: about.belongs_to for name, about in settings_of(VideoSettings).items()}
+    if "tiling" not in given and any(parts.get(name) == "tiling" for name in given):
+        given["tiling"] = "tiled"
+    reset = {name for name, owner in parts.items() if owner in given}
+    if (given.get("guidance_scale") or 2) <= 1:
+        reset.add("guidance_range")
+    return {name: value for name, value in recorded.items() if name not in reset} | given
+
+
+def _for_json(name: str, value: Any) -> Any:
+    if name in ("image", "video") and value is not None:
+        return str(value) if isinstance(value, str | Path) else AN_ARRAY
+    return list(value) if isinstance(value, tuple) else value

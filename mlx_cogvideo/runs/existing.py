@@ -1,0 +1,107 @@
+"""What an earlier run has left on disk for a job: a saved run, or the finished output."""
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import InvalidInputError, OutputError
+from ..pipeline.resolved import ResolvedSettings
+from ..pipeline.settings import override
+from ..video import read_record
+from .record import Record, model_differences, setting_differences
+from .resumable import VideoJob
+from .saved_run import SavedRun
+from .settings import DECODING, MAY_CHANGE
+
+Resolve = Callable[[Mapping[str, Any]], tuple[ResolvedSettings, Record]]
+"""Makes a job's settings and its record of settings by name."""
+
+
+def saved_run(job: VideoJob, resume: bool) -> SavedRun:
+    """Loads the saved run of a job.
+
+    Raises:
+        OutputError: there is one, and the command doesn't say to resume it.
+    """
+    saved = SavedRun.load(job.path)
+    if not resume:
+        raise OutputError(
+            f"{job.path} holds an unfinished run, {saved.progress}: "
+            "continue it with --resume, or start afresh with --overwrite"
+        )
+    return saved
+
+
+def resumed(
+    job: VideoJob, saved: SavedRun, named: Collection[str], resolve: Resolve, *, new_source: bool
+) -> VideoJob:
+    """The job as it goes on from a saved run.
+
+    Args:
+        named: settings that are given or recorded; others stay what they were.
+        new_source: whether the command gives an image or a video.
+
+    Raises:
+        InvalidInputError: the run was started with other settings, or with another model.
+    """
+    now = job.record["settings"]
+    settings = override(saved.record["settings"], {n: now[n] for n in named if n in now})
+    for name in named:  # what is off isn't recorded
+        if name not in now:
+            settings.pop(name, None)
+    resolved, record = resolve(settings)
+    if not saved.run.needs_source and not new_source:
+        # It has been encoded: what has become of its file doesn't matter any more.
+        digests = {"image_sha256", "video_sha256"} & saved.record["settings"].keys()
+        record["settings"] |= {name: saved.record["settings"][name] for name in digests}
+    differences = model_differences(saved.record, record)
+    differences += setting_differences(saved.record, record, but=MAY_CHANGE)
+    if differences:
+        raise InvalidInputError(
+            f"{job.path} was started with other settings: {'; '.join(differences)}: resume it with "
+            "the same, or start afresh with --overwrite and without --resume"
+        )
+    resumed_at = [*saved.record.get("resumed_at", []), saved.steps_done]
+    record = {**saved.record, "settings": record["settings"], "resumed_at": resumed_at}
+    return replace(job, settings=resolved, record=record, done=saved.stages_done)
+
+
+def is_finished(
+    job: VideoJob, given: Collection[str], *, seed_matters: bool, overwrite: bool
+) -> bool:
+    """Whether the output of a batch, or of a run that was to be resumed, exists already.
+
+    Raises:
+        OutputError: it exists and was made with other settings.
+    """
+    if not os.path.lexists(job.output):
+        return False
+    try:
+        then = read_record(job.output)
+    except InvalidInputError:
+        then = None
+    if then is None:
+        problem = "isn't the result of such a run"
+    else:
+        but = _not_compared(given, seed_matters)
+        differences = model_differences(then, job.record)
+        differences += setting_differences(then, job.record, but)
+        if not differences:
+            return True
+        problem = f"was made with other settings ({'; '.join(differences)})"
+    if overwrite:
+        return False
+    raise OutputError(
+        f"{job.output} exists and {problem}: choose another --output, or --overwrite it"
+    )
+
+
+def _not_compared(given: Collection[str], seed_matters: bool) -> tuple[str, ...]:
+    """Settings that the machine or chance decides where nothing is given."""
+    but = () if seed_matters else ("seed",)
+    if not set(DECODING) & set(given):
+        but += (*DECODING, "source_tiling")
+    if "sequential_guidance" not in given:
+        but += ("sequential_guidance",)
+    return but

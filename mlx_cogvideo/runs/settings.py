@@ -1,0 +1,82 @@
+"""The settings of a run: those of its video, and what computes and writes it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoints.components import DTYPES
+from ..pipeline.fields import Range, setting, settings_of
+from ..pipeline.settings import VideoSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(VideoSettings):
+    """Everything that a video file depends on, but for the model: a record's ``settings``."""
+
+    lora: tuple[tuple[str, float], ...] = setting(
+        (),
+        "LoRA adapter, a file, a folder, a hub id or a file there, and its weight. May be given "
+        "several times.",
+        group="sampling",
+        metavar=("ADAPTER", "SCALE"),
+        before=[],
+    )
+    dtype: str | None = setting(
+        None,
+        "Type of weights and activations.",
+        group="memory",
+        choices=tuple(DTYPES),
+        if_none="the model's own, and float32 on the CPU",
+    )
+    compile: bool = setting(
+        True, "Fuse operations with mx.compile. --no-compile is for debugging.", group="memory"
+    )
+    fps: float | None = setting(
+        None,
+        "Frames per second of the file.",
+        group="output",
+        if_none="the model's own",
+        within=Range(lambda value: 0 < value < math.inf, "above 0"),
+        may_change=True,
+    )
+
+    @classmethod
+    def check(cls, given: Mapping[str, Any]) -> None:
+        """Raises InvalidInputError where a setting of a command, of which a seed is a list, is out
+        of its range."""
+        for seed in given.get("seed") or [None]:
+            cls(**{**given, "seed": seed})
+
+
+RUN_SETTINGS = settings_of(RunSettings)
+
+DECODING = tuple(
+    name for name, about in RUN_SETTINGS.items() if "tiling" in (name, about.belongs_to)
+)
+"""Settings of how the VAE decodes."""
+
+MAY_CHANGE = tuple(name for name, about in RUN_SETTINGS.items() if about.may_change)
+"""Settings that may change when a run is resumed."""
+
+
+def video_settings(recorded: Mapping[str, Any]) -> VideoSettings:
+    """The settings of the video among those in a record.
+
+    Raises:
+        InvalidInputError: this version doesn't know one of them.
+    """
+    of_the_run = RUN_SETTINGS.keys() - settings_of(VideoSettings).keys()
+    digests = {"image_sha256", "video_sha256"}
+    passed_over = of_the_run | digests
+    return VideoSettings.from_dict({n: v for n, v in recorded.items() if n not in passed_over})
+
+
+def comparable(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings with today's names of values, and values for settings that came later."""
+    values = {n: about.before for n, about in RUN_SETTINGS.items() if about.before is not None}
+    values |= recorded
+    for name, about in RUN_SETTINGS.items():
+        if about.aliases is not None and name in values:
+            values[name] = about.aliases.get(values[name], values[name])
+    return values

@@ -1,0 +1,55 @@
+"""Writes the tables of settings in the documentation from the settings' classes.
+
+    python tools/docs/settings_tables.py            # rewrites docs/settings.md
+    python tools/docs/settings_tables.py --check    # exit 1 where a table isn't up to date
+
+A table stands between the lines ``<!-- settings: NAME -->`` and ``<!-- end -->``.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from mlx_cogvideo.cli.options import default_words
+from mlx_cogvideo.pipeline.fields import settings_of
+from mlx_cogvideo.runs.settings import RunSettings
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+CLASSES = {"video": RunSettings}
+
+
+def table(settings_class: type) -> str:
+    """A row for each setting: its names, what it does, its default, and whether it may change."""
+    rows = ["| setting | option | what it does | default | may change on resume |"]
+    rows.append("|---|---|---|---|---|")
+    for name, about in settings_of(settings_class).items():
+        option = (about.options or ("--" + name.replace("_", "-"),))[0]
+        text = about.help.replace("|", "\\|")
+        if about.choices is not None:
+            text += f" One of {', '.join(f'`{choice}`' for choice in about.choices)}."
+        default = default_words(settings_class, name) or ""
+        rows.append(
+            f"| `{name}` | `{option}` | {text} | {default} | {'yes' if about.may_change else ''} |"
+        )
+    return "\n".join(rows)
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n\n{table(CLASSES[match[2]])}\n\n{match[3]}"
+
+    return re.sub(r"(<!-- settings: (\w+) -->).*?(<!-- end -->)", made, page, flags=re.DOTALL)
+
+
+def main() -> int:
+    page = PAGE.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        return int(with_tables(page) != page)
+    PAGE.write_text(with_tables(page), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
