@@ -5,8 +5,8 @@
 
 Each part is computed by itself, four times in a row, on random numbers, for a video with guidance
 (a batch of two). The ceilings are those of large products, of attention and of a copy, measured
-first; beside each part stands what it would take at its ceiling: its products, or what it reads and
-writes at least. The last lines are the sum and a whole block.
+first. The second column is the time of a part at its ceiling: of its products, or of the bytes that
+it has to read and write. The last lines are the sum and a whole block.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from mlx_cogvideo.nn.attention import attention
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 from mlx_cogvideo.nn.low_rank import permute_rows
 from mlx_cogvideo.nn.modulation import gated_residual
+from mlx_cogvideo.nn.norms import norm_heads
 from mlx_cogvideo.nn.positions import half_split
 from mlx_cogvideo.nn.transformer import (
     CogVideoXTransformer3DModel,
     TransformerConfig,
     gelu_tanh,
-    norm_heads,
 )
 
 REPEATS = 4
@@ -68,11 +68,11 @@ def main() -> None:
 
 
 Part = tuple[str, Callable[[], mx.array], str, float]
-"""Its name, itself, what it is bound by, and how many operations or bytes."""
+"""Name, function, what bounds it, and its number of operations or bytes."""
 
 
 def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) -> Iterator[Part]:
-    """The parts of a block in their order; the last is the whole block."""
+    """Yields the parts of a block in their order, and at last the whole block."""
     network = CogVideoXTransformer3DModel(replace(config, num_layers=1))
     network.set_dtype(dtype)
     latents = mx.random.normal((2, *shape[1:4], config.in_channels)).astype(dtype)
@@ -80,36 +80,42 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     x, context = network.embed(latents, text, mx.array([500, 500]))
     block, heads = network.transformer_blocks[0], config.num_attention_heads
     attend, (into, _, out_of) = block.attn1, block.ff.net
-    modulated, gates = block.norm1(x, context.temb, context.is_text)
+    modulation = block.norm1.modulation(context.temb)
+    modulated, gates = block.norm1(x, context.is_text, modulation), modulation.gates
     wide = into.proj(modulated)
-    apart = modulated.reshape(*x.shape[:2], heads, -1)
-    turned = apart.swapaxes(1, 2)
+    by_heads = modulated.reshape(*x.shape[:2], heads, -1)
+    heads_first = by_heads.swapaxes(1, 2)
     mx.eval(block.parameters(), x, context, modulated, gates, wide)
 
     schedule = EvalSchedule()
     array, square = x.nbytes, 2 * x.size * config.dim
     yield (
         "modulated norm",
-        lambda: block.norm1(x, context.temb, context.is_text, schedule)[0],
+        lambda: block.norm1(x, context.is_text, block.norm1.modulation(context.temb), schedule),
         "bytes",
         2 * array,
     )
-    order = half_split(heads, config.attention_head_dim)
+    permutation = half_split(heads, config.attention_head_dim)
     for name, linear in (("queries", attend.to_q), ("keys", attend.to_k)):
-        yield name, lambda linear=linear: permute_rows(linear, modulated, order), "product", square
+        yield (
+            name,
+            lambda linear=linear: permute_rows(linear, modulated, permutation),
+            "product",
+            square,
+        )
     yield "values", lambda: attend.to_v(modulated), "product", square
     for name, norm in (("norm of queries", attend.norm_q), ("norm of keys", attend.norm_k)):
         compute = partial(
-            norm_heads, apart, norm.weight, norm.bias, norm.eps, context.rotation, schedule
+            norm_heads, by_heads, norm.weight, norm.bias, norm.eps, context.rotation, schedule
         )
         yield name, compute, "bytes", 2 * array
     scores = 4 * x.size * x.shape[1]
-    yield "attention", lambda: attention(turned, turned, turned), "scores", scores
+    yield "attention", lambda: attention(heads_first, heads_first, heads_first), "scores", scores
     yield "out of attention", lambda: attend.to_out[0](modulated), "product", square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
     yield (
         "modulated norm",
-        lambda: block.norm2(x, context.temb, context.is_text, schedule)[0],
+        lambda: block.norm2(x, context.is_text, block.norm2.modulation(context.temb), schedule),
         "bytes",
         2 * array,
     )
@@ -117,11 +123,11 @@ def parts(config: TransformerConfig, shape: tuple[int, ...], dtype: mx.Dtype) ->
     yield "GELU", lambda: gelu_tanh(wide), "bytes", 8 * array
     yield "out of it", lambda: out_of(wide), "product", 4 * square
     yield "gate", lambda: gated_residual(x, modulated, context.is_text, *gates), "bytes", 3 * array
-    yield "a block", lambda: schedule.flush(block(x, *context, schedule)), "bytes", 0
+    yield "a block", lambda: schedule.flush(block(x, context, schedule)), "bytes", 0
 
 
 def measured(compute: Callable[[], mx.array]) -> float:
-    """Seconds for one, the best of a few times."""
+    """Seconds for one computation, the best of three timings."""
     mx.eval(compute())
     best = float("inf")
     for _ in range(3):

@@ -100,13 +100,13 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx.utils import tree_flatten, tree_unflatten
 
     from mlx_cogvideo.diffusion.schedulers import make_scheduler
-    from mlx_cogvideo.nn import attention
+    from mlx_cogvideo.nn import attention_backward
     from mlx_cogvideo.nn.low_rank import add_adapter
     from mlx_cogvideo.training.loss import AdapterLoss, Batch
     from mlx_cogvideo.training.settings import Settings, new_adapter
 
     if "parts" in how:
-        attention._has_own_backward = lambda dtype: False
+        attention_backward._has_own_backward = lambda dtype: False
     network = our_network(args.folder, how[0]).freeze()
     add_adapter(network, new_adapter(network, Settings(rank=RANK, alpha=ALPHA)))
     mx.eval(network.parameters())

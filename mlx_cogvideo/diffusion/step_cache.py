@@ -1,15 +1,15 @@
-"""Steps that are not computed in full: what the blocks add is taken over from an earlier step.
+"""Step caches: some steps reuse the addition of the blocks from an earlier step.
 
-Between two steps of denoising the blocks' output changes little, so that some steps can do without
-them. Two ways to tell which:
+The blocks' output changes little between two steps of denoising, so that some steps can skip the
+blocks. There are two criteria:
 
-- TeaCache (Liu et al., arXiv:2411.19108) judges by how much the time embedding changes, put through
-  a polynomial that was fitted for each model. So what is skipped is known before the first step.
-- First-block caching judges by how much the first block's addition changes; that block is always
-  computed. It needs nothing fitted.
+- TeaCache (Liu et al., arXiv:2411.19108) uses the change of the time embedding, mapped by a
+  polynomial that was fitted to each model. The skipped steps are known before the first step.
+- First-block caching uses the change of the first block's addition. That block is always computed,
+  and nothing is fitted.
 
-Memory: beside what a step takes, an array like the tokens of all passes; with the first block two,
-and while it decides, another (which is less than the blocks take in the steps that are computed).
+Memory: TeaCache holds one array as large as the tokens of all passes, and first-block caching two.
+While it decides it holds a third, which is less than the blocks take in a computed step.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
-"""The caches and their usual thresholds."""
+"""The caches and their default thresholds."""
 
 CACHED_ARRAYS = {"teacache": 1, "first-block": 2}
-"""As large as the tokens of all passes, that each of them holds."""
+"""Number of arrays, as large as the tokens of all passes, that each cache holds."""
 
 # Coefficients, highest power first, as the authors of TeaCache fitted them.
 POLYNOMIALS = {
@@ -37,14 +37,14 @@ POLYNOMIALS = {
     "1.5-5b-i2v": (122.842302, -104.088754, 26.2981677, -0.306009921, 0.0371213220),
 }
 IDENTITY = (1.0, 0.0)
-"""For models that nothing was fitted for."""
+"""The polynomial for models to which none was fitted."""
 
 
 def resolve_cache_threshold(cache: str | None, asked: float | None) -> float | None:
-    """The threshold of a cache.
+    """The threshold of a cache, by default its usual one.
 
     Raises:
-        InvalidInputError: there is no such cache, or no such threshold.
+        InvalidInputError: the cache is unknown, or the threshold is out of range.
     """
     if cache is None:
         if asked is not None:
@@ -64,8 +64,11 @@ def teacache_steps(
     threshold: float,
     polynomial: Sequence[float],
 ) -> list[bool]:
-    """Which steps are to be computed: always the first and the last one, and one where the changes
-    since the last computed one add up to the threshold."""
+    """Decides for each step whether it is computed.
+
+    The first and the last step are computed, and each step at which the changes since the last
+    computed one add up to the threshold.
+    """
     dtype = transformer.norm_final.weight.dtype  # linear layers may have adapters around them
     embedded = transformer.embed_time(mx.array(list(timesteps)), dtype)
     embedded = np.array(embedded.astype(mx.float32), np.float64)
@@ -81,13 +84,14 @@ def teacache_steps(
 
 @dataclass
 class StepCache:
-    """Computes velocities, some of them with the blocks' last addition.
+    """Computes velocities, in some steps with the blocks' last addition.
 
     Attributes:
-        steps: of `teacache_steps`; None goes by the first block.
-        threshold: for the first block, of the change of its addition relative to itself.
-        last: the number of the last step, which is computed.
-        skipped: steps that weren't computed so far.
+        steps: the decisions of `teacache_steps`; None decides by the first block.
+        threshold: the least relative change of the first block's addition for a step to be
+            computed.
+        last: the number of the last step, which is always computed.
+        skipped: the steps that were skipped so far.
     """
 
     steps: list[bool] | None
@@ -106,7 +110,7 @@ class StepCache:
         step: int,
         passes: int = 1,
     ) -> mx.array:
-        """As ``transformer(latents, text, timestep)``, nearly; see ``denoising.velocities``."""
+        """Approximates ``transformer(latents, text, timestep)``; see ``denoising.velocities``."""
         schedule = EvalSchedule()
         parts = [transformer.embed(*part) for part in in_passes(passes, latents, text, timestep)]
         start, firsts = 0, []
@@ -122,7 +126,7 @@ class StepCache:
         if not computed:
             computed = self.steps[step] if self.steps is not None else self._has_changed(firsts)
         if computed:
-            # What the last step left makes room before the blocks are computed.
+            # The additions of an earlier step are freed before the blocks are computed.
             self._additions, self._firsts = [], firsts
         else:
             self.skipped.append(step)
@@ -141,7 +145,7 @@ class StepCache:
         return mx.concatenate(made)
 
     def _has_changed(self, firsts: list[mx.array]) -> bool:
-        """In one of the branches at least: they are told apart."""
+        """Whether the first block's addition changed enough in at least one clip of one pass."""
         changed = False
         for first, before in zip(firsts, self._firsts, strict=True):
             difference, size = (

@@ -1,1 +1,1 @@
-"""The networks: arrays in, arrays out. Nothing here knows of files, prompts or progress."""
+"""The networks: arrays in, arrays out. Nothing here depends on files, prompts or progress."""

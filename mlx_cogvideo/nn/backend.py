@@ -1,4 +1,4 @@
-"""Where arrays are computed, and what that asks of the code."""
+"""The device that computes arrays, and its limits."""
 
 import math
 import os
@@ -6,11 +6,11 @@ import os
 import mlx.core as mx
 
 KERNEL_SECONDS = 0.4
-"""The longest that one kernel may take on a Mac, where the system ends work that holds the GPU for
-seconds (ml-explore/mlx#3267)."""
+"""Longest time of one kernel on a Mac, where the system ends work that occupies the GPU for seconds
+(ml-explore/mlx#3267)."""
 
 SUSTAINED = 0.7
-"""Of the peak rate, what products and attention reach at least."""
+"""Share of the peak rate that products and attention reach at least."""
 
 PEAK_TERAFLOPS = {
     "M1": 2.3,
@@ -32,12 +32,12 @@ PEAK_TERAFLOPS = {
     "M5 Pro": 6.6,
     "M5 Max": 13.2,
 }
-"""Float32 peak of each chip's smallest version: 256 operations a clock for each GPU core. The
-neural accelerators of the M5, which not every version of macOS and MLX can use, don't count."""
+"""Float32 peak of each chip's smallest version: 256 operations per clock and GPU core. The neural
+accelerators of the M5 don't count, as not every version of macOS and MLX can use them."""
 
 
 def has_metal() -> bool:
-    """Whether MLX runs on Metal here, whatever the default device."""
+    """Whether MLX has Metal on this machine, whatever the default device."""
     return mx.metal.is_available()
 
 
@@ -49,23 +49,23 @@ def backend() -> str:
 
 
 def on_gpu() -> bool:
-    """Whether arrays are computed by a GPU, of Metal or CUDA."""
+    """Whether arrays are computed on a GPU, by Metal or CUDA."""
     return backend() != "cpu"
 
 
 def chip() -> str:
-    """The name of the device, such as ``Apple M2 Max``; "" if MLX doesn't know it."""
+    """The name of the device, such as ``Apple M2 Max``; "" if MLX doesn't report it."""
     return str(mx.device_info().get("device_name", ""))
 
 
 def kernel_operations(of_chip: str | None = None) -> float:
-    """Operations that one kernel may take: on a Mac what its chip does in `KERNEL_SECONDS`.
+    """Operations that one kernel may take: on a Mac, those of its chip in `KERNEL_SECONDS`.
 
-    By a table, and never by a measurement: how work is divided changes the rounding, and a run that
-    goes on later must come to the same video. Chips that aren't in it count as the slowest.
+    A table gives the rate, never a measurement: the division of work changes the rounding, and a
+    resumed run must make the same video. Chips that the table lacks count as the slowest one.
 
     Args:
-        of_chip: of another Mac; None is this machine.
+        of_chip: name of another Mac's chip; None is this machine.
     """
     if of_chip is None:
         if backend() != "metal":
@@ -77,21 +77,21 @@ def kernel_operations(of_chip: str | None = None) -> float:
 
 
 def kernels(operations: float) -> int:
-    """Into how many kernels so many operations are divided; see `kernel_operations`."""
+    """Number of kernels into which this many operations are divided; see `kernel_operations`."""
     return max(1, math.ceil(operations / kernel_operations()))
 
 
 def disable_winograd() -> None:
-    """Has MLX compute 3x3 convolutions directly on Metal, unless the user has chosen.
+    """Makes MLX compute 3x3 convolutions directly on Metal, unless the user set the variable.
 
-    Its Winograd kernels round what is between their steps to 16 bits, which costs the VAE 15 dB in
-    bfloat16 (tools/checks/winograd.py), and hold a scratch of several feature maps. MLX reads the
-    variable at each convolution, and evaluation is lazy: call this before the first one, once.
+    Its Winograd kernels round their intermediate results to 16 bits, which costs the VAE 15 dB in
+    bfloat16 (tools/checks/winograd.py), and take scratch memory of several feature maps. MLX reads
+    the variable at each convolution, and evaluation is lazy: call this once, before the first one.
     """
     if has_metal():
         os.environ.setdefault("MLX_CONV_WINOGRAD", "0")
 
 
 def uses_winograd() -> bool:
-    """Whether convolutions go through Metal's Winograd kernels."""
+    """Whether convolutions use Metal's Winograd kernels."""
     return backend() == "metal" and os.environ.get("MLX_CONV_WINOGRAD", "1") != "0"

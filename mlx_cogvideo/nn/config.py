@@ -10,7 +10,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The fields of a ``config.json`` that this class knows; the rest don't shape the net."""
+        """Takes the known fields of a ``config.json``; others don't change the network."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 

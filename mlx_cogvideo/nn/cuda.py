@@ -1,9 +1,9 @@
-"""The transformer's norms on CUDA, each in one pass over memory.
+"""Kernels for CUDA: the transformer's norms, each in one pass over memory.
 
-MLX gives each row of a norm a block of threads, which for heads of 64 features takes seven times as
-long as a copy, and what is done to the result takes another pass. On a Mac it is the products that
-take the time. Elsewhere than on CUDA, and where gradients are taken, the layers use MLX's own
-functions, to the same numbers but for rounding.
+MLX gives each row of a norm a block of threads. For heads of 64 features that takes seven times as
+long as a copy, and the operations on the result take another pass. On a Mac, matrix products take
+most of the time. `norms` chooses between these kernels and MLX's own functions, whose numbers are
+the same except for rounding.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ import mlx.core as mx
 from .backend import on_gpu
 
 HEAD_DIM = 64
-"""Features of a head that `norm_heads` takes."""
+"""Number of features in a head for `norm_heads`."""
 
 FEATURES = 8
-"""Of a token, that `modulated_norm` takes at once."""
+"""Number of a token's features that a thread of `modulated_norm` takes at once."""
 
 THREADS = 256
-"""That run together, each by itself but for the others of its warp."""
+"""Threads in a block. They are independent, except within a warp."""
 
 HEADER = """
 // Features that a thread reads and writes at once.
@@ -40,8 +40,8 @@ __device__ float sum_over(float value) {
 """
 
 NORM_HEADS = """
-    // Eight threads take a head of a token: each takes four features, and the four with which
-    // those are turned, which come 32 after. The last threads may repeat the last head.
+    // Eight threads take a head of a token. Each takes four features and the four that are rotated
+    // with them, 32 features later. The last threads may repeat the last head.
     using Four = Features<T, 4>;
     size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     size_t row = min(thread / 8, size_t(ROWS - 1));
@@ -70,11 +70,11 @@ NORM_HEADS = """
     for (int k = 0; k < 4; k++) {
         a[k] = a[k] * scale * float(weights[i].at[k]) + float(biases[i].at[k]);
         b[k] = b[k] * scale * float(weights[j].at[k]) + float(biases[j].at[k]);
-        if (TURNED) {
+        if (ROTATED) {
             float cosine = cosines[32 * token + 4 * i + k], sine = sines[64 * token + 4 * j + k];
-            float turned = a[k] * cosine - b[k] * sine;
+            float rotated = a[k] * cosine - b[k] * sine;
             b[k] = b[k] * cosine + a[k] * sine;
-            a[k] = turned;
+            a[k] = rotated;
         }
         first.at[k] = T(a[k]);
         second.at[k] = T(b[k]);
@@ -84,7 +84,7 @@ NORM_HEADS = """
 """
 
 MODULATED_NORM = """
-    // A warp takes a token: each of its threads eight features, and every 256th eight after.
+    // A warp takes a token. Each thread takes eight features, and eight more every 256 features.
     using Eight = Features<T, 8>;
     constexpr int PARTS = DIM / 8, EACH = (PARTS + 31) / 32;
     size_t row = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
@@ -117,7 +117,7 @@ MODULATED_NORM = """
         }
     }
     float scale = rsqrtf(sum_over<32>(squares) / DIM + *eps);
-    // The vectors of a batch are shift, scale and gate of the video, and the same of the text.
+    // A clip's vectors are shift, scale and gate of the video rows, then those of the text rows.
     const T* of_row = vectors + row / TOKENS * 6 * DIM + (is_text[row % TOKENS] ? 3 * DIM : 0);
     const Eight* weights = reinterpret_cast<const Eight*>(weight);
     const Eight* biases = reinterpret_cast<const Eight*>(bias);
@@ -141,7 +141,7 @@ MODULATED_NORM = """
 
 
 def available() -> bool:
-    """Whether arrays are computed by CUDA."""
+    """Whether arrays are computed on a GPU by CUDA."""
     return mx.cuda.is_available() and on_gpu()
 
 
@@ -155,13 +155,13 @@ def norm_heads(
     """``rotate(mx.fast.layer_norm(x, weight, bias, eps), *rotation)``.
 
     Args:
-        x: ``[batch, tokens, heads, 64]``, in the order of `half_split` where it is turned.
-        rotation: of `rope_tables`, or None.
+        x: ``[batch, tokens, heads, 64]``, permuted by `half_split` if there is a rotation.
+        rotation: cosines and sines from `rope_tables`, or None.
     """
     _, tokens, heads, _ = x.shape
     rows = x.size // HEAD_DIM
     tables = (mx.zeros(1), mx.zeros(1)) if rotation is None else rotation
-    constants = {"ROWS": rows, "TOKENS": tokens, "HEADS": heads, "TURNED": rotation is not None}
+    constants = {"ROWS": rows, "TOKENS": tokens, "HEADS": heads, "ROTATED": rotation is not None}
     weight, bias = (a.astype(x.dtype) for a in (weight, bias))
     inputs = [x, weight, bias, mx.array([eps]), *tables]
     kernel = _kernel("norm_heads", "x weight bias eps cosines sines", NORM_HEADS)
@@ -176,12 +176,12 @@ def modulated_norm(
     is_text: mx.array,
     vectors: mx.array,
 ) -> mx.array:
-    """The norm of `CogVideoXLayerNormZero`, modulated.
+    """The modulated norm of `CogVideoXLayerNormZero`.
 
     Args:
         x: ``[batch, tokens, dim]``; dim divisible by `FEATURES`.
         is_text: ``[tokens, 1]``.
-        vectors: ``[batch, 1, 6 · dim]``, what the time embedding became.
+        vectors: ``[batch, 1, 6 · dim]``, the vectors of `Modulation`.
     """
     _, tokens, dim = x.shape
     rows = x.size // dim
@@ -198,7 +198,7 @@ def _run(
     constants: dict[str, int],
     threads: int,
 ) -> mx.array:
-    """What `kernel` makes of the first of the inputs, shaped like it."""
+    """Runs `kernel`; its result has the shape and dtype of the first input."""
     x = inputs[0]
     (out,) = kernel(
         inputs=inputs,

@@ -1,4 +1,4 @@
-"""Handing lazy work to the device piece by piece, so that what one piece leaves is freed."""
+"""Evaluation of a lazy graph piece by piece, so that the temporaries of a piece are freed early."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -8,23 +8,24 @@ import mlx.core as mx
 from .backend import kernels
 
 PUSH_ELEMENTS = 2**25
-"""A device gets its work in portions of at least so many elements: small layers go together."""
+"""Least number of elements that is evaluated at a time: small layers are evaluated together."""
 
 
 class EvalSchedule:
-    """The work of one pass through a network, in the order in which it is put together.
+    """Decides when the arrays of one pass through a network are evaluated.
 
-    A lazy graph that is computed at once keeps the temporaries of all its parts on some devices.
-    In portions it keeps those of one or two, and while the device computes them the next is put
-    together.
+    A lazy graph that is evaluated as a whole keeps the temporaries of all its layers on some
+    devices. A schedule evaluates it in pieces, asynchronously: it holds the temporaries of one or
+    two, and while the device computes them, Python builds the next.
     """
 
     def __init__(self, *, evaluate: bool = True, prefetch: int = 1):
         """
         Args:
-            prefetch: portions that the device is given before one is done. With none it waits for a
-                moment before each, 5 % of a step (docs/benchmarks.md); more only hold more memory.
-            evaluate: False leaves all work lazy, as gradients need it, and the memory unbounded.
+            evaluate: False leaves everything lazy, as gradients need it; memory is then unbounded.
+            prefetch: pieces that the device gets before the current one is done. With 0 it idles
+                for a moment before each, 5 % of a step (docs/benchmarks.md). More than 1 only takes
+                more memory.
         """
         self.evaluate = evaluate
         self._waiting: list[mx.array] = []
@@ -33,18 +34,21 @@ class EvalSchedule:
         self._running: list[mx.array] = []
 
     def hold(self, x: mx.array) -> mx.array:
-        """`x`, to be computed before what it is made of is let go."""
+        """Evaluates `x` with the next piece, so that its inputs can be freed. Returns `x`."""
         if self.evaluate:
             self._waiting.append(x)
         return x
 
     def push(self, x: mx.array, elements: int | None = None) -> mx.array:
-        """`x`, which is about to be computed unless all is lazy.
+        """Adds `x` to the current piece, and starts the piece once it is large enough.
 
-        Its memory is taken when all before it are done, but for `ahead` of them.
+        Starting a piece waits until at most `prefetch` earlier ones are left to compute.
 
         Args:
-            elements: of the largest array that `x` is made of, where that isn't its own size.
+            elements: size of the largest array that `x` is computed from, if not that of `x`.
+
+        Returns:
+            `x`.
         """
         if self.evaluate:
             self._waiting.append(x)
@@ -58,12 +62,12 @@ class EvalSchedule:
         return x
 
     def push_all(self, arrays: Sequence[mx.array], elements: int | None = None) -> list[mx.array]:
-        """The arrays, which are about to be computed together; see `done`."""
+        """Adds arrays to the same piece; see `push`. Returns them."""
         *others, last = arrays
         return [*map(self.hold, others), self.push(last, elements)]
 
     def flush(self, x: mx.array) -> mx.array:
-        """`x`, the last piece, computed with all that waits."""
+        """Evaluates `x`, the last array of the pass, and everything that waits. Returns `x`."""
         if self.evaluate:
             mx.eval(x, self._waiting)
             self._running, self._waiting, self._waiting_elements = [], [], 0
@@ -71,20 +75,24 @@ class EvalSchedule:
 
 
 LAZY = EvalSchedule(evaluate=False)
-"""Computes nothing by itself."""
+"""A schedule that evaluates nothing."""
 
 
 def in_kernels(layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """``layer(x)`` of a linear layer as wide as its input, in as many products as a Mac wants."""
-    count = kernels(2 * x.size * x.shape[-1])
+    """``layer(x)`` of a linear layer as wide as its input, in as many products as a Mac needs."""
+    return in_parts(layer, x, kernels(2 * x.size * x.shape[-1]))
+
+
+def in_parts(function: Callable[[mx.array], mx.array], x: mx.array, count: int) -> mx.array:
+    """``function(x)``, which treats each row ``x[..., :]`` by itself, in `count` calls."""
     if count == 1:
-        return layer(x)
+        return function(x)
     rows = x.flatten(0, -2)
     count = min(count, len(rows))
     edges = [i * len(rows) // count for i in range(count + 1)]
-    return mx.concatenate([layer(rows[a:b]) for a, b in pairwise(edges)]).reshape(x.shape)
+    return mx.concatenate([function(rows[a:b]) for a, b in pairwise(edges)]).reshape(x.shape)
 
 
 def in_passes(passes: int, *batch: mx.array) -> Iterator[tuple[mx.array, ...]]:
-    """The arrays of a batch in equal parts, which are computed one after another."""
+    """Splits the arrays of a batch into `passes` equal parts, to be computed one after another."""
     return zip(*(mx.split(array, passes) for array in batch), strict=True)

@@ -1,4 +1,4 @@
-"""Fusing chains of elementwise operations into one kernel, where that pays."""
+"""Fusion of chains of elementwise operations into one kernel, on a GPU."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,10 +9,10 @@ from .backend import on_gpu
 
 
 def fused(function: Callable) -> Callable:
-    """Compiles `function` for the GPU and calls it as it is on the CPU.
+    """Compiles `function` for the GPU, and calls it uncompiled on the CPU.
 
-    On the CPU ``mx.compile`` builds each kernel with a C++ compiler at run time: slow to start and
-    not there on every machine. ``mx.disable_compile()`` switches the fusing off everywhere.
+    On the CPU ``mx.compile`` builds each kernel with a C++ compiler at run time: this is slow to
+    start, and not every machine has one. ``mx.disable_compile()`` switches fusion off everywhere.
     """
     compiled = mx.compile(function)
 

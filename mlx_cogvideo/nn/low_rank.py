@@ -11,7 +11,7 @@ from .quantization import QuantizedLinear
 
 
 class LowRank(nn.Module):
-    """What an adapter adds to a layer: ``scale · B A x``."""
+    """The addition of an adapter to a layer: ``scale · B A x``."""
 
     def __init__(self, a: mx.array, b: mx.array, scale: float):
         """`a` is ``[rank, inputs]``, `b` ``[outputs, rank]``; any dtype, float32 to train them."""
@@ -20,10 +20,10 @@ class LowRank(nn.Module):
         self.lora_B = b
         self.scale = scale
 
-    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``, in the dtype of `x`; outputs in that order."""
+    def __call__(self, x: mx.array, permutation: mx.array | None = None) -> mx.array:
+        """``[..., inputs] -> [..., outputs]`` in the dtype of `x`, with its outputs permuted."""
         a, b = self.lora_A.astype(x.dtype), self.lora_B.astype(x.dtype)
-        b = b if order is None else b[order]
+        b = b if permutation is None else b[permutation]
         return (self.scale * (x @ a.T)) @ b.T
 
     def product(self) -> mx.array:
@@ -32,25 +32,25 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, packed or not, and what adapters add to it. The layer itself is frozen."""
+    """A frozen linear layer, packed or not, and the additions of adapters."""
 
     def __init__(self, linear: nn.Linear | QuantizedLinear):
         super().__init__()
         self.linear = linear.freeze()
         self.adapters: list[LowRank] = []
 
-    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
-        y = self.linear(x) if order is None else permute_rows(self.linear, x, order)
+    def __call__(self, x: mx.array, permutation: mx.array | None = None) -> mx.array:
+        y = self.linear(x) if permutation is None else permute_rows(self.linear, x, permutation)
         for adapter in self.adapters:
-            y = y + adapter(x, order)
+            y = y + adapter(x, permutation)
         return y
 
 
 def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
-    """Adds an adapter to the linear layers of `module` that it has something for.
+    """Adds an adapter to linear layers of `module`, by their paths.
 
     Raises:
-        KeyError: `module` has no linear layer of a name in `layers`.
+        KeyError: `module` has no linear layer at a path in `layers`.
     """
     modules = dict(module.named_modules())
     wrapped = {}
@@ -64,20 +64,20 @@ def add_adapter(module: nn.Module, layers: Mapping[str, LowRank]) -> None:
     module.update_modules(tree_unflatten(wrapped))
 
 
-def permute_rows(layer: nn.Module, x: mx.array, order: mx.array) -> mx.array:
-    """``layer(x)[..., order]`` of a linear layer, packed or not, with adapters or without.
+def permute_rows(layer: nn.Module, x: mx.array, permutation: mx.array) -> mx.array:
+    """``layer(x)[..., permutation]`` of a linear layer, packed or not, with adapters or without.
 
-    The rows of its weights are put in order, which are few beside those of `x`.
+    The rows of the weight are permuted instead: there are few of them compared with `x`.
     """
     if not isinstance(layer, nn.Linear):
-        return layer(x, order)
-    weight = layer.weight[order].T
-    return mx.addmm(layer.bias[order], x, weight) if "bias" in layer else x @ weight
+        return layer(x, permutation)
+    weight = layer.weight[permutation].T
+    return mx.addmm(layer.bias[permutation], x, weight) if "bias" in layer else x @ weight
 
 
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """Computes as if `module` had no adapters."""
+    """Switches off the adapters of `module` within its block."""
     layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
     adapters = [layer.adapters for layer in layers]
     for layer in layers:

@@ -1,7 +1,7 @@
-"""Where a token is: 3-D rotary tables and 3-D sinusoidal tables over (frame, row, column).
+"""Positions of tokens: 3-D rotary and 3-D sinusoidal tables over (frame, row, column).
 
-Tables are computed on the host from the configuration and the shape of the input, never read from
-a checkpoint (only CogVideoX-5B-I2V has a learned table, which the transformer owns).
+Tables are computed on the host from the configuration and the shape of the input. Only
+CogVideoX-5B-I2V has a learned table in its checkpoint, which the patch embedding owns.
 """
 
 from functools import lru_cache
@@ -13,6 +13,9 @@ from .fusion import fused
 
 ROPE_THETA = 10000.0
 
+Rotation = tuple[mx.array, mx.array] | None
+"""Cosines and sines from `rope_tables`; None in a model without rotary embeddings."""
+
 
 @lru_cache(maxsize=8)
 def rope_tables(
@@ -23,21 +26,21 @@ def rope_tables(
 ) -> tuple[mx.array, mx.array]:
     """Cosine and sine of the rotation of each feature pair of each token, as `rotate` takes them.
 
-    A head's features are shared out 1/4 : 3/8 : 3/8 to frame, row and column. Text tokens come
-    first and don't turn: their cosine is 1 and their sine 0, so that one multiplication serves the
-    whole sequence.
+    A head's features are divided 1/4 : 3/8 : 3/8 between frame, row and column. Text tokens come
+    first and aren't rotated: their cosine is 1 and their sine 0, so that one multiplication serves
+    the whole sequence.
 
     Args:
-        text_length: text tokens in front of the video tokens.
+        text_length: number of text tokens, in front of the video tokens.
         grid: ``(frames, rows, columns)`` of patches.
         head_dim: features of one head; divisible by 16.
         base: ``(rows, columns)`` of the native grid, onto which CogVideoX 1.0 maps any other one
             (see `native_positions`); None (1.5) counts patches.
 
     Returns:
-        In float32 and for ``tokens = text_length + frames·rows·columns``, the cosines
-        ``[tokens, 1, 1, head_dim / 2]`` and the sines of both of a pair, the first one's negative,
-        ``[tokens, 1, 2, head_dim / 2]``.
+        Two float32 tables for ``tokens = text_length + frames·rows·columns``: the cosines
+        ``[tokens, 1, 1, head_dim / 2]``, and the sines ``[tokens, 1, 2, head_dim / 2]``, negative
+        for the first feature of a pair.
     """
     frames, rows, columns = grid
     if base is None:
@@ -59,10 +62,10 @@ def rope_tables(
 def native_positions(grid: tuple[int, int], base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Row and column positions of a grid of patches, laid over the native grid.
 
-    The grid is scaled to fit the native one with its aspect kept, and centred. At the native size
-    the positions are whole numbers. Elsewhere they are spaced as the reference spaces them (its
-    ``get_resize_crop_region_for_grid``): the end of the range is scaled by ``(n - 1) / n``, also
-    where the start isn't 0, and halves round to even.
+    The grid is scaled to fit the native one, keeping its aspect, and centred. At the native size
+    positions are whole numbers. At other sizes their spacing is that of the reference (its
+    ``get_resize_crop_region_for_grid``): the end of the range is scaled by ``(n - 1) / n`` even if
+    the start isn't 0, and halves round to even.
     """
     (rows, columns), (base_rows, base_columns) = grid, base
     if rows / columns > base_rows / base_columns:
@@ -85,7 +88,7 @@ def _rope_angles(positions: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _over_grid(frame: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Per-axis features ``[count, dim]`` to features of every grid point, axes side by side."""
+    """Joins features ``[count, dim]`` of each axis, side by side, for every point of the grid."""
     grid = len(frame), len(row), len(column)
     parts = (frame[:, None, None], row[None, :, None], column[None, None, :])
     parts = [np.broadcast_to(part, (*grid, part.shape[-1])) for part in parts]
@@ -94,29 +97,29 @@ def _over_grid(frame: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.nda
 
 @lru_cache(maxsize=8)
 def half_split(heads: int, head_dim: int) -> mx.array:
-    """The order of all heads' features in which `rotate` takes them.
+    """The permutation of all heads' features that `rotate` expects.
 
-    The models turn neighbours: (x₀, x₁), (x₂, x₃), ... In this order the first of all the pairs of
-    a head come before the second, so that a turn reads and writes long rows: several times as fast.
-    Scores don't change if queries and keys have the same order.
+    The models rotate pairs of neighbours: (x₀, x₁), (x₂, x₃), ... Permuted, the first features of
+    all pairs of a head come before the second ones, so that a rotation reads and writes long rows,
+    which is several times as fast. Scores don't change if queries and keys are permuted alike.
     """
     within = np.arange(head_dim).reshape(-1, 2).T.flatten()
     return mx.array((np.arange(heads)[:, None] * head_dim + within).flatten())
 
 
 def rotate(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
-    """Rotary embedding (arXiv:2104.09864) of features in the order of `half_split`.
+    """Rotary embedding (arXiv:2104.09864) of features that are permuted by `half_split`.
 
     Args:
         x: ``[batch, tokens, heads, head_dim]``.
-        cosines, sines: of `rope_tables`, in float32, in which the rotation is computed.
+        cosines, sines: from `rope_tables`; the rotation is computed in float32, as they are.
     """
     halves = x.reshape(*x.shape[:-1], 2, -1)
-    return _turn(halves, halves[..., ::-1, :], cosines, sines).reshape(x.shape)
+    return _rotate(halves, halves[..., ::-1, :], cosines, sines).reshape(x.shape)
 
 
 @fused
-def _turn(halves, exchanged, cosines, sines):
+def _rotate(halves, exchanged, cosines, sines):
     wide = halves.astype(mx.float32) * cosines + exchanged.astype(mx.float32) * sines
     return wide.astype(halves.dtype)
 
@@ -126,9 +129,9 @@ def sincos_table(
 ) -> mx.array:
     """3-D sinusoidal embedding of the video tokens, ``[frames·rows·columns, dim]`` in float32.
 
-    The first quarter of the features encodes the frame; of the rest, the first half encodes the
+    The first quarter of the features encodes the frame. In the rest, the first half encodes the
     **column** and the second half the row, as the models were trained. Positions are divided by
-    the scales (1.875 in space for CogVideoX-2B), at any size alike.
+    the scales (1.875 in space for CogVideoX-2B) at every size.
     """
     frame, row, column = _sincos_axes(grid, dim, spatial_scale, temporal_scale)
     parts = (frame[:, None, None], column[None, None, :], row[None, :, None])

@@ -1,4 +1,4 @@
-"""Which layers are stored in few bits, in how many, and the linear layer that uses them."""
+"""Quantization: which layers are packed, in how many bits, and the packed linear layer."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ MODES = {
     "mxfp8": ((8,), (32,)),
     "nvfp4": ((4,), (16,)),
 }
-"""Bits and group sizes of each of MLX's modes; the first group size is the usual one."""
+"""Bits and group sizes of each of MLX's modes; the first group size is the default."""
 
 KINDS = {
     "attention": r"transformer_blocks\.\d+\.attn1\.(to_[qkv]|to_out\.0)",
@@ -24,16 +24,16 @@ KINDS = {
     "T5 feed-forward": r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wi_[01]",
     "T5 wo": r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.wo",
 }
-"""The layers that can be quantized, by their paths. All others stay as they are: embeddings,
-norms, the embedding of patches, time and ofs, proj_out, and the VAE."""
+"""The layers that can be quantized, by patterns of their paths. All others stay in 16 bits or more:
+embeddings, norms, the embedding of patches, time and ofs, proj_out, and the VAE."""
 
 SENSITIVE = ("AdaLN", "T5 wo")
-"""Kinds with 8 bits at least: AdaLN's errors reach every token, and wo has the largest inputs."""
+"""Kinds with at least 8 bits: errors of AdaLN reach every token, and wo has the largest inputs."""
 
 # Most rows that are multiplied with the packed weight. From benchmarks/quantized_linear.py: on an
-# H100 the two ways meet at 16 to 230 rows with 4 bits. On the CPU the packed one is never faster.
-# CUDA compiles its packed products of many rows at first use (ml-explore/mlx#3576), which takes
-# longer than all of T5.
+# H100 both methods take the same time at 16 to 230 rows with 4 bits. On the CPU the packed product
+# is never faster. CUDA compiles its packed products of many rows at first use
+# (ml-explore/mlx#3576), which takes longer than all of T5.
 PACKED_ROWS = {mx.DeviceType.gpu: 16, mx.DeviceType.cpu: 0}
 
 
@@ -46,7 +46,7 @@ class Quantization:
     mode: str = "affine"
 
     def fits(self, inputs: int) -> bool:
-        """Whether a row of so many inputs divides into groups, and those into words of 32 bits."""
+        """Whether a row of this length divides into groups, and into words of 32 bits."""
         return inputs % self.group_size == 0 and inputs * self.bits % 32 == 0
 
     @property
@@ -54,40 +54,40 @@ class Quantization:
         return self.mode == "affine"
 
     def arguments(self) -> dict[str, int | str]:
-        """As MLX's functions take it, and as ``config.json`` holds it."""
+        """The arguments for MLX's functions, which are also the fields in ``config.json``."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     def packed_shapes(self, outputs: int, inputs: int) -> dict[str, tuple[int, int]]:
-        """The parameters that a weight becomes, and their shapes."""
+        """The parameters of a packed weight, and their shapes."""
         groups = (outputs, inputs // self.group_size)
         shapes = {"weight": (outputs, inputs * self.bits // 32), "scales": groups}
         return shapes | ({"biases": groups} if self.has_biases else {})
 
 
 Recipe = Callable[[str, str, int, Quantization], Quantization]
-"""From a layer's kind, its path, the number of blocks and the quantization asked for to its own."""
+"""Chooses a layer's quantization from its kind, path, number of blocks and the one requested."""
 
 
-def _standard(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
-    return _eight_bits(asked) if kind in SENSITIVE and asked.bits < 8 else asked
+def _standard(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
+    return _eight_bits(requested) if kind in SENSITIVE and requested.bits < 8 else requested
 
 
-def _uniform(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
-    return asked
+def _uniform(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
+    return requested
 
 
-def _mixed(kind: str, path: str, blocks: int, asked: Quantization) -> Quantization:
-    """8 bits for the first and last eighth of the blocks, too, and for values and `ff.net.2`."""
+def _mixed(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
+    """Also 8 bits for the first and last eighth of the blocks, for values and for `ff.net.2`."""
     block = re.search(r"\.(\d+)\.", path)
     edge = max(1, blocks // 8)
     at_an_end = block is not None and not edge <= int(block[1]) < blocks - edge
     if at_an_end or path.endswith((".to_v", ".ff.net.2", ".SelfAttention.v")):
-        return _eight_bits(asked)
-    return _standard(kind, path, blocks, asked)
+        return _eight_bits(requested)
+    return _standard(kind, path, blocks, requested)
 
 
-def _eight_bits(asked: Quantization) -> Quantization:
-    group_size = asked.group_size if asked.mode == "affine" else 32
+def _eight_bits(requested: Quantization) -> Quantization:
+    group_size = requested.group_size if requested.mode == "affine" else 32
     return Quantization(8, group_size)
 
 
@@ -100,22 +100,23 @@ def layer_kind(path: str) -> str | None:
 
 
 def blocks_in(paths: Mapping[str, object]) -> int:
-    """How many blocks the layers of a network belong to."""
+    """The number of blocks that the layers of a network belong to."""
     return len({match[1] for path in paths if (match := re.search(r"\.(\d+)\.", path))})
 
 
-def packings(paths: Iterable[str], asked: Quantization, recipe: str) -> dict[str, Quantization]:
-    """How those layers of a network are packed that can be, by a recipe."""
+def packings(paths: Iterable[str], requested: Quantization, recipe: str) -> dict[str, Quantization]:
+    """The quantization by a recipe of each layer of a network that can be packed."""
     kinds = {path: kind for path in paths if (kind := layer_kind(path))}
     blocks = blocks_in(kinds)
-    return {path: RECIPES[recipe](kind, path, blocks, asked) for path, kind in kinds.items()}
+    return {path: RECIPES[recipe](kind, path, blocks, requested) for path, kind in kinds.items()}
 
 
 class QuantizedLinear(nn.Module):
     """A linear layer whose weight is packed.
 
-    Many rows are multiplied with an unpacked copy, which lives as long as the product and is as
-    large as the layer; few rows with the packed weight. Frozen: gradients flow to the input only.
+    Few rows are multiplied with the packed weight. Many rows are multiplied with an unpacked copy,
+    which is as large as the layer and lives as long as the product. The layer is frozen: gradients
+    flow to the input only.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool, quantization: Quantization):
@@ -135,18 +136,18 @@ class QuantizedLinear(nn.Module):
     def unfreeze(self, *args, **kwargs) -> None:
         """Does nothing: a packed weight has no gradient."""
 
-    def __call__(self, x: mx.array, order: mx.array | None = None) -> mx.array:
-        """``[..., inputs] -> [..., outputs]``; outputs in that order."""
+    def __call__(self, x: mx.array, permutation: mx.array | None = None) -> mx.array:
+        """``[..., inputs] -> [..., outputs]``, with its outputs permuted."""
         how = self.quantization.arguments()
         arrays = [self.get(name) for name in ("weight", "scales", "biases", "bias")]
-        if order is not None:
-            arrays = [array if array is None else array[order] for array in arrays]
+        if permutation is not None:
+            arrays = [array if array is None else array[permutation] for array in arrays]
         *packed, bias = arrays
         if x.size // x.shape[-1] <= PACKED_ROWS[mx.default_device().type]:
             y = mx.quantized_matmul(x, *packed, transpose=True, **how)
         else:
-            # Nothing else would keep a lazy graph from unpacking all layers at once.
-            # It is no function of x all the same: most modes have no gradient.
+            # Without this dependency a lazy graph could unpack all layers at once.
+            # The gradient is stopped: the weight is no function of x, and most modes have none.
             packed[0] = mx.stop_gradient(mx.depends(packed[:1], [x])[0])
             weight = mx.dequantize(*packed, **how).astype(x.dtype).T
             return x @ weight if bias is None else mx.addmm(bias, x, weight)
@@ -159,11 +160,11 @@ class QuantizedLinear(nn.Module):
 
 
 def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> None:
-    """Puts a `QuantizedLinear`, still without values, in the place of each linear layer named.
+    """Replaces linear layers by `QuantizedLinear` layers, still without values.
 
     Raises:
-        KeyError: there is no linear layer of that name.
-        ValueError: its width doesn't divide into groups.
+        KeyError: there is no linear layer at a path.
+        ValueError: a layer's width doesn't divide into groups.
     """
     shapes = linear_layers(module)
     for path, quantization in layers.items():
@@ -182,7 +183,7 @@ def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> No
 
 
 def linear_layers(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of every linear layer by its path."""
+    """The numbers of outputs and inputs of every linear layer, by its path."""
     return {
         path: tuple(layer.weight.shape)
         for path, layer in module.named_modules()

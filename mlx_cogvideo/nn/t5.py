@@ -1,7 +1,7 @@
 """The T5 v1.1 encoder (arXiv:1910.10683, arXiv:2002.05202).
 
-CogVideoX runs it without an attention mask: padding attends and is attended to, and the rows of
-the padding go to the transformer too.
+CogVideoX runs it without an attention mask: padding attends and is attended to, and the transformer
+also receives the rows of the padding.
 """
 
 import math
@@ -32,7 +32,7 @@ class T5Config(Config):
 
     @property
     def block_weights(self) -> int:
-        """Numbers in the matrices of a block."""
+        """Number of elements in the matrices of a block."""
         return self.d_model * (4 * self.num_heads * self.d_kv + 3 * self.d_ff)
 
 
@@ -50,9 +50,9 @@ class T5EncoderModel(nn.Module):
 
 
 class T5Stack(nn.Module):
-    """The blocks. The sum that runs through them is float32 whatever the weights are.
+    """The blocks. The residual stream is float32, whatever the dtype of the weights.
 
-    T5-XXL's residual stream passes the range of float16 and the precision of bfloat16.
+    In T5-XXL it exceeds the range of float16 and the precision of bfloat16.
     """
 
     def __init__(self, config: T5Config):
@@ -67,7 +67,7 @@ class T5Stack(nn.Module):
         bias = self.block[0].layer[0].SelfAttention.position_bias(length).astype(dtype)
         x = x.astype(mx.float32)
         for block in self.block:
-            # Packed weights are unpacked on the way, and are larger than all else.
+            # Packed weights are unpacked in a block, and are larger than its activations.
             x = schedule.push(block(x, bias, dtype), self.config.block_weights)
         return self.final_layer_norm(x)
 
@@ -103,7 +103,7 @@ class T5LayerFF(nn.Module):
 
 
 class T5Attention(nn.Module):
-    """Attention without the usual 1/√d, which T5 folded into its initial weights."""
+    """Attention without the usual 1/√d, which T5 folds into its initial weights."""
 
     def __init__(self, config: T5Config, has_bias: bool):
         super().__init__()
@@ -147,10 +147,10 @@ class T5DenseGatedActDense(nn.Module):
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each (query, key) pair, ``[length, length]``, bidirectional.
+    """Buckets of all (query, key) pairs, ``[length, length]``, bidirectional.
 
-    Half of the buckets serves keys after the query. In each half, near distances have a bucket
-    each, and those up to `max_distance` share the rest logarithmically.
+    Half of the buckets are for keys after the query. In each half, near distances have a bucket
+    each, and distances up to `max_distance` share the rest logarithmically.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half, exact = num_buckets // 2, num_buckets // 4

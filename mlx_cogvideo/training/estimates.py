@@ -1,7 +1,7 @@
 """How much memory a training needs."""
 
 from ..checkpoints.model_folder import ModelFolder
-from ..nn.attention import SCORES_AT_A_TIME
+from ..nn.attention_backward import SCORES_AT_A_TIME
 from ..nn.eval_schedule import PUSH_ELEMENTS
 from ..pipeline.estimates import choose_tiling, text_memory, vae_memory
 from ..pipeline.geometry import Geometry

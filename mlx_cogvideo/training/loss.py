@@ -78,7 +78,7 @@ class AdapterLoss:
         inputs, schedule = [], EvalSchedule(prefetch=0)
         for block in transformer.transformer_blocks:
             inputs.append(x)
-            x = block(x, *context, schedule)
+            x = block(x, context, schedule)
 
         # Seen from the loss, the mean over a million numbers, the gradient of each is next to
         # nothing in float16. The loss is multiplied on the way; by a power of two, so that nothing

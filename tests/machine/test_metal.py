@@ -19,7 +19,9 @@ from mlx_cogvideo.errors import FAILURES, device_error, mlx_errors
 from mlx_cogvideo.machine import system
 from mlx_cogvideo.machine.speed import MAC_SIZES, choices_on_macs
 from mlx_cogvideo.nn import attention as attention_module
-from mlx_cogvideo.nn.attention import attention, attention_gradients
+from mlx_cogvideo.nn import attention_backward
+from mlx_cogvideo.nn.attention import attention
+from mlx_cogvideo.nn.attention_backward import attention_gradients
 from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, backend, kernel_operations, kernels
 from mlx_cogvideo.nn.transformer import FeedForward, feed_forward_parts
@@ -290,7 +292,7 @@ def test_the_gradients_of_attention_are_divided_more_than_attention_is(monkeypat
     expected = attention_gradients(*arguments, output, cotangent)
     limit = 4 * 6 * 64 * 64 * 16 / 2  # two groups of three heads
     monkeypatch.setattr(attention_module, "kernel_operations", lambda: limit)
-    monkeypatch.setattr(attention_module, "_has_own_backward", lambda dtype: True)
+    monkeypatch.setattr(attention_backward, "_has_own_backward", lambda dtype: True)
     made, compute = [], mx.fast.scaled_dot_product_attention
     monkeypatch.setattr(
         mx.fast,

@@ -4,9 +4,10 @@ import mlx.core as mx
 import pytest
 from support import relative_error
 
-from mlx_cogvideo.nn import attention as module
-from mlx_cogvideo.nn import eval_schedule
-from mlx_cogvideo.nn.attention import attention, attention_gradients
+from mlx_cogvideo.nn import attention as attention_module
+from mlx_cogvideo.nn import attention_backward, eval_schedule
+from mlx_cogvideo.nn.attention import attention
+from mlx_cogvideo.nn.attention_backward import attention_gradients
 
 
 def inputs(tokens=37, heads=5):
@@ -17,10 +18,10 @@ def inputs(tokens=37, heads=5):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("at_a_time", [2**26, 2 * 2 * 37 * 37, 2 * 37 * 10, 1], ids=str)
 def test_gradients_in_parts_are_those_of_the_whole(monkeypatch, at_a_time, own):
-    monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", at_a_time)
     *arguments, cotangent = inputs()
     (output,), expected = mx.vjp(lambda *a: [attention(*a)], arguments, [cotangent])
-    monkeypatch.setattr(module, "_has_own_backward", lambda dtype: own)
+    monkeypatch.setattr(attention_backward, "_has_own_backward", lambda dtype: own)
     gradients = attention_gradients(*arguments, output, cotangent)
     for a, b in zip(gradients, expected, strict=True):
         assert relative_error(a, b) < 1e-5
@@ -48,14 +49,14 @@ def test_heads_then_queries_are_divided_where_they_would_take_too_long_at_once(
         "scaled_dot_product_attention",
         lambda q, *rest, **how: made.append(q.shape[1:3]) or compute(q, *rest, **how),
     )
-    monkeypatch.setattr(module, "kernel_operations", lambda: at_a_time)
+    monkeypatch.setattr(attention_module, "kernel_operations", lambda: at_a_time)
     mixed = attention(queries, keys, values)
     assert mixed.shape == expected.shape and relative_error(mixed, expected) < 1e-6
     assert made == shapes
 
 
 def peak(monkeypatch, tokens, heads, at_a_time) -> int:
-    monkeypatch.setattr(module, "SCORES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", at_a_time)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", at_a_time)
     *arguments, cotangent = inputs(tokens, heads)
     output = attention(*arguments)
@@ -68,6 +69,6 @@ def peak(monkeypatch, tokens, heads, at_a_time) -> int:
 
 def test_the_memory_of_gradients_doesnt_grow_with_the_number_of_parts(monkeypatch):
     few, many = (peak(monkeypatch, 512, heads, 2 * 64 * 512) for heads in (2, 8))
-    # What grows is the arrays themselves: of 8 heads one is 1 MiB, of 2 a quarter of that.
+    # Only the arrays themselves grow: one of 8 heads has 1 MiB, one of 2 heads a quarter of that.
     assert many - few < 12 * 2**20
     assert many < peak(monkeypatch, 512, 8, 2**30) / 3

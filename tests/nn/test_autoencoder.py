@@ -1,4 +1,4 @@
-"""What the VAE's three ways of taking a frame promise, on the bundled demo and on bare shapes."""
+"""The VAE's three modes of computing a frame, on the bundled demo and on bare shapes."""
 
 import sys
 from pathlib import Path
@@ -12,11 +12,13 @@ from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import (
+    TILINGS,
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
     Tiles,
     footprint,
     row_strips,
+    tiling_name,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.nn.autoencoder.layers import GroupNorm
@@ -46,21 +48,21 @@ def pipe() -> CogVideoXPipeline:
 
 
 @pytest.fixture
-def many_bands(monkeypatch):
+def many_strips(monkeypatch):
     monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 20_000)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 200_000)
 
 
-def test_seamless_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_bands):
+def test_exact_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_strips):
     latents = pipe.vae.encode(mx.array(clips)).mean
-    in_bands = pipe.vae.encode(mx.array(clips), tiling="seamless").mean
-    # Measured 3e-5. Plain backgrounds have next to no variance, which magnifies rounding: PyTorch's
-    # own result is 2e-4 from that in float64.
-    assert relative_error(in_bands, latents) < 2e-4
-    whole, seamless = (
-        to_uint8(pipe.vae.decode(latents, tiling=tiling)) for tiling in ("none", "seamless")
+    in_strips = pipe.vae.encode(mx.array(clips), tiling="exact").mean
+    # Measured 3e-5. Plain backgrounds have almost no variance, which magnifies rounding: PyTorch's
+    # own result differs by 2e-4 from its result in float64.
+    assert relative_error(in_strips, latents) < 2e-4
+    whole, exact = (
+        to_uint8(pipe.vae.decode(latents, tiling=tiling)) for tiling in ("none", "exact")
     )
-    assert np.abs(whole.astype(int) - seamless).max() <= 1
+    assert np.abs(whole.astype(int) - exact).max() <= 1
     assert 10 * np.log10(255**2 / np.square(clips.astype(float) - whole).mean()) > 25
 
 
@@ -75,7 +77,7 @@ def test_a_clip_from_a_file_is_encoded_chunk_by_chunk(pipe, clips, tmp_path):
 
     whole = mx.array(np.stack(list(read_frames(tmp_path / "clip.mp4"))))[None]
     expected = pipe.vae.encode(whole).mean
-    for tiling in ("none", "seamless"):
+    for tiling in ("none", "exact"):
         taken.clear()
         posterior = pipe.encode_video(frames(), 17, tiling=tiling)
         assert mx.allclose(posterior.mean, expected, atol=1e-4)
@@ -84,7 +86,7 @@ def test_a_clip_from_a_file_is_encoded_chunk_by_chunk(pipe, clips, tmp_path):
     assert "vae" not in pipe._networks
 
 
-@pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
+@pytest.mark.parametrize("tiling", ["none", "exact", "tiled"])
 @pytest.mark.parametrize("frames", [1, 5, 9])
 def test_the_first_frames_of_a_longer_clip_are_encoded(pipe, clips, tiling, frames):
     posterior = pipe.encode_video(iter(clips[0]), frames, tiling=tiling)
@@ -129,16 +131,27 @@ def test_no_frames_are_not_to_be_encoded(pipe, clips):
         pipe.encode_video(clips[0], 0)
 
 
+def test_seamless_is_an_old_name_of_exact():
+    assert [tiling_name(name) for name in (*TILINGS, "seamless")] == [*TILINGS, "exact"]
+    vae, latents = AutoencoderKLCogVideoX(SMALL), mx.ones((1, 3, 4, 6, 16))
+    assert mx.array_equal(vae.decode(latents, "seamless"), vae.decode(latents, "exact"))
+    pixels = mx.zeros((1, 9, 32, 48, 3))
+    assert mx.array_equal(vae.encode(pixels, "seamless").mean, vae.encode(pixels, "exact").mean)
+    for chunks in (vae.decode_chunks(latents, "seams"), vae.encode_chunks([pixels], "seams")):
+        with pytest.raises(ValueError, match="tiling must be none, exact, tiled; got 'seams'"):
+            next(chunks)
+
+
 def test_pixels_that_cant_be_encoded_are_an_error(pipe):
     with pytest.raises(ValueError, match="'none' has no tiles"):
         pipe.vae.encode(mx.zeros((1, 1, 96, 96, 3)), tile_size=(32, 32))
     with pytest.raises(ValueError, match="multiples of 8; got 96 and 100"):
         pipe.vae.encode(mx.zeros((1, 1, 96, 100, 3)))
-    with pytest.raises(ValueError, match="tiling must be none, seamless, tiled; got 'auto'"):
+    with pytest.raises(ValueError, match="tiling must be none, exact, tiled; got 'auto'"):
         pipe.vae.encode(mx.zeros((1, 1, 96, 96, 3)), tiling="auto")
 
 
-@pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
+@pytest.mark.parametrize("tiling", ["none", "exact", "tiled"])
 @pytest.mark.parametrize("frames", [1, 5])
 def test_a_frame_and_a_clip_shorter_than_a_chunk_pass(pipe, clips, tiling, frames):
     posterior = pipe.vae.encode(mx.array(clips[:1, :frames]), tiling=tiling)
@@ -177,7 +190,7 @@ def test_arrays_too_large_for_mlx_are_refused():
     class Huge:
         shape, size = (1, 11, 768, 1360, 256), 11 * 768 * 1360 * 256
 
-    with pytest.raises(ValueError, match=r'2\*\*31 elements.*tiling="seamless" or "tiled"'):
+    with pytest.raises(ValueError, match=r'2\*\*31 elements.*tiling="exact" or "tiled"'):
         row_strips.check_size(Huge())
 
 
@@ -205,20 +218,20 @@ def test_group_statistics_of_wide_maps_dont_overflow_in_16_bits():
 
 
 @pytest.mark.parametrize("config", [AutoencoderConfig(), SMALL], ids=["official", "small"])
-@pytest.mark.parametrize("seamless", [False, True])
-def test_what_convolutions_remember_is_counted_exactly(config, seamless):
-    vae, limit = AutoencoderKLCogVideoX(config), 1000 if seamless else None
-    schedule = row_strips.ConvCache(4, strip_elements=limit)
-    vae.decoder(mx.zeros((1, 3, 4, 6, 16)), schedule)
-    assert sum(x.size for x in schedule._frames.values()) == footprint(config, 4, 6).remembered
-    schedule = row_strips.ConvCache(4, strip_elements=limit)
-    vae.encoder(mx.zeros((1, 9, 32, 48, 3)), schedule)
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_what_convolutions_remember_is_counted_exactly(config, limit):
+    vae = AutoencoderKLCogVideoX(config)
+    cache = row_strips.ConvCache(4, strip_elements=limit)
+    vae.decoder(mx.zeros((1, 3, 4, 6, 16)), cache)
+    assert sum(x.size for x in cache._frames.values()) == footprint(config, 4, 6).remembered
+    cache = row_strips.ConvCache(4, strip_elements=limit)
+    vae.encoder(mx.zeros((1, 9, 32, 48, 3)), cache)
     count = footprint(config, 4, 6, decode=False).remembered
-    assert sum(x.size for x in schedule._frames.values()) == count
+    assert sum(x.size for x in cache._frames.values()) == count
 
 
 @pytest.mark.parametrize("code", ["encode", "decode"])
-def test_bands_hold_less_memory_than_whole_frames(code, monkeypatch):
+def test_strips_hold_less_memory_than_whole_frames(code, monkeypatch):
     vae = AutoencoderKLCogVideoX(SMALL)
     mx.eval(vae.parameters())
     x = mx.zeros((1, 9, 192, 192, 3) if code == "encode" else (1, 3, 24, 24, 16))
@@ -226,11 +239,11 @@ def test_bands_hold_less_memory_than_whole_frames(code, monkeypatch):
     monkeypatch.setattr(autoencoder_module, "TILE_STRIP_ELEMENTS", 2**17)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 2**17)
     peaks = []
-    for tiling in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (64, 64)}):
+    for tiling in ({"tiling": "none"}, {"tiling": "exact"}, {"tile_size": (64, 64)}):
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         result = getattr(vae, code)(x, **{"tiling": "tiled", **tiling})
         mx.eval(result if code == "decode" else result.mean)
         peaks.append(mx.get_peak_memory() - before)
-    whole, seamless, tiled = peaks
-    assert seamless < whole / 3 and tiled < whole / 3, peaks
+    whole, exact, tiled = peaks
+    assert exact < whole / 3 and tiled < whole / 3, peaks

@@ -1,4 +1,4 @@
-"""The norms on CUDA: their numbers, and where they are used."""
+"""The norm kernels for CUDA: their numbers, and where they are used."""
 
 import mlx.core as mx
 import pytest
@@ -7,19 +7,20 @@ from support import relative_error
 
 from mlx_cogvideo.nn import cuda
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
+from mlx_cogvideo.nn.norms import norm_heads
 from mlx_cogvideo.nn.positions import rope_tables
-from mlx_cogvideo.nn.transformer import BlockContext, CogVideoXBlock, TransformerConfig, norm_heads
+from mlx_cogvideo.nn.transformer import BlockContext, CogVideoXBlock, TransformerConfig
 
-TOKENS, TEXT, EPS = 110, 5, 1e-5  # with two of a batch and three heads no whole number of warps
+TOKENS, TEXT, EPS = 110, 5, 1e-5  # with a batch of two and three heads, not a whole number of warps
 IS_TEXT = (mx.arange(TOKENS) < TEXT)[:, None]
 
 
-def rotation(turned: bool):
-    return rope_tables(TEXT, (3, 5, 7), 64, None) if turned else None
+def rotation(rotated: bool):
+    return rope_tables(TEXT, (3, 5, 7), 64, None) if rotated else None
 
 
 def modulated_norm(x, weight, bias, eps, is_text, vectors):
-    """What the kernel of this name stands for, in MLX's operations."""
+    """The same as the kernel of this name, in MLX's operations."""
     shift, scale, _, text_shift, text_scale, _ = mx.split(vectors, 6, axis=-1)
     normed = mx.fast.layer_norm(x, weight, bias, eps)
     scale = mx.where(is_text, text_scale, scale)
@@ -40,22 +41,22 @@ def test_the_kernels_give_what_mlx_gives_in_float32_rounded_once(dtype, limit):
         assert found.dtype == arrays[0].dtype
         assert relative_error(found.astype(mx.float32), expected) < limit
 
-    for turned in (False, True):
+    for rotated in (False, True):
         shapes = (2, TOKENS, 3, 64), (64,), (64,)
-        compare(cuda.norm_heads, norm_heads, *shapes, rest=[rotation(turned)])
-    for dim in (192, 1920):  # of less and of more than a warp takes at once
+        compare(cuda.norm_heads, norm_heads, *shapes, rest=[rotation(rotated)])
+    for dim in (192, 1920):  # less and more than a warp takes at once
         shapes = (2, TOKENS, dim), (dim,), (dim,), (2, 1, 6 * dim)
         compare(cuda.modulated_norm, modulated_norm, *shapes, rest=[IS_TEXT])
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_they_are_used_where_no_gradient_is_taken(monkeypatch, turned):
+@pytest.mark.parametrize("rotated", [False, True])
+def test_they_are_used_where_no_gradient_is_taken(monkeypatch, rotated):
     mx.random.seed(0)
     block = CogVideoXBlock(TransformerConfig(num_attention_heads=3, time_embed_dim=32))
     block.update(tree_map(lambda p: mx.random.normal(p.shape) / 8, block.parameters()))
     x = 3 * mx.random.normal((2, TOKENS, 192)) + 1
-    context = BlockContext(mx.random.normal((2, 32)), IS_TEXT, rotation(turned))
-    expected, used = block(x, *context), []
+    context = BlockContext(mx.random.normal((2, 32)), IS_TEXT, rotation(rotated))
+    expected, used = block(x, context), []
     monkeypatch.setattr(cuda, "available", lambda: True)
     for function in (norm_heads, modulated_norm):
         monkeypatch.setattr(
@@ -63,6 +64,6 @@ def test_they_are_used_where_no_gradient_is_taken(monkeypatch, turned):
             function.__name__,
             lambda *given, f=function: used.append(f.__name__) or f(*given),
         )
-    assert relative_error(block(x, *context), expected) == 0 and not used
-    assert relative_error(block(x, *context, EvalSchedule()), expected) < 1e-6
+    assert relative_error(block(x, context), expected) == 0 and not used
+    assert relative_error(block(x, context, EvalSchedule()), expected) < 1e-6
     assert used == ["modulated_norm", "norm_heads", "norm_heads", "modulated_norm"]

@@ -1,4 +1,4 @@
-"""Quantized linear layers: which there are, and that both ways to multiply agree."""
+"""Quantized linear layers: which layers they replace, and the two methods of multiplication."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -41,7 +41,7 @@ def make_layer(how: Quantization, bias: bool = True) -> QuantizedLinear:
 
 @pytest.fixture(params=[0, 10**9], ids=["unpacked", "packed"])
 def way(request, monkeypatch):
-    """Makes every product go one way, whatever its rows."""
+    """Makes every product use one method, whatever its number of rows."""
     rows = dict.fromkeys(quantization.PACKED_ROWS, request.param)
     monkeypatch.setattr(quantization, "PACKED_ROWS", rows)
 
@@ -98,26 +98,28 @@ def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_outputs_come_in_the_order_that_is_asked_for(monkeypatch, rows, adapted):
+def test_outputs_are_permuted_on_request(monkeypatch, rows, adapted):
     monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
-    order, x = mx.array([5, 0, 63, 2]), mx.random.normal((rows, 128))
+    permutation, x = mx.array([5, 0, 63, 2]), mx.random.normal((rows, 128))
     plain = nn.Linear(128, 96)
     addition = LowRank(mx.random.normal((4, 128)), mx.random.normal((96, 4)), 0.5)
     for layer in (plain, nn.Linear(128, 96, bias=False), make_layer(Quantization(4, 64))):
         if adapted:
             layer = LoRALinear(layer)
             layer.adapters.append(addition)
-        assert relative_error(permute_rows(layer, x, order), layer(x)[..., order]) < 1e-6
+        assert (
+            relative_error(permute_rows(layer, x, permutation), layer(x)[..., permutation]) < 1e-6
+        )
 
 
 @pytest.mark.parametrize("how", [Quantization(4, 64), Quantization(4, 32, "mxfp4")], ids=str)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_gradients_pass_a_packed_layer(how, ordered):
-    layer, order = make_layer(how), mx.array([5, 0, 63, 2]) if ordered else None
+    layer, permutation = make_layer(how), mx.array([5, 0, 63, 2]) if ordered else None
     x, cotangent = mx.random.normal((40, 128)), mx.random.normal((40, 4 if ordered else 96))
-    _, (found,) = mx.vjp(lambda x: [layer(x, order)], [x], [cotangent])
+    _, (found,) = mx.vjp(lambda x: [layer(x, permutation)], [x], [cotangent])
     weight = layer.unpacked(mx.float32)
-    expected = cotangent @ (weight if order is None else weight[order])
+    expected = cotangent @ (weight if permutation is None else weight[permutation])
     assert relative_error(found, expected) < 1e-6
 
 

@@ -1,4 +1,4 @@
-"""The VAE equals diffusers' AutoencoderKLCogVideoX: whole frames, bands of them, and tiles."""
+"""The VAE equals diffusers' AutoencoderKLCogVideoX: whole frames, strips of rows, and tiles."""
 
 import diffusers
 import mlx.core as mx
@@ -92,48 +92,48 @@ def test_chunks_of_a_lazy_pass_equal_the_evaluated_ones(models):
 
 
 @pytest.fixture
-def many_bands(monkeypatch):
-    """Small bands and portions, so that little frames are cut and computed as large ones are."""
+def many_strips(monkeypatch):
+    """Small strips and pieces, so that small frames are cut and evaluated as large ones are."""
     monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 3000)
     monkeypatch.setattr(autoencoder_module, "TILE_STRIP_ELEMENTS", 5000)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 20_000)
 
 
 CLIPS = [(1, 1), (5, 1), (9, 1), (13, 1), (17, 1), (49, 1), (9, 2), (17, 2)]
-"""Frames of a clip, and how many clips."""
+"""Frames of a clip, and the number of clips."""
 
 
 @pytest.mark.parametrize(("frames", "batch"), CLIPS)
 @pytest.mark.parametrize("size", [(6, 4), (7, 5)], ids=str)
-def test_seamless_decoding_equals_diffusers_untiled(models, many_bands, frames, batch, size):
+def test_exact_decoding_equals_diffusers_untiled(models, many_strips, frames, batch, size):
     reference, vae = models
     latents = random(batch, 16, (frames - 1) // 4 + 1, *size)
     with torch.no_grad():
         expected = reference.decode(latents).sample
-    result = vae.decode(ours(channels_first(latents)), tiling="seamless")
+    result = vae.decode(ours(channels_first(latents)), tiling="exact")
     assert relative_error(result, channels_first(expected)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("frames", "batch"), CLIPS)
 @pytest.mark.parametrize("size", [(48, 32), (56, 40)], ids=str)
-def test_seamless_encoding_equals_diffusers_untiled(models, many_bands, frames, batch, size):
+def test_exact_encoding_equals_diffusers_untiled(models, many_strips, frames, batch, size):
     reference, vae = models
     pixels = random(batch, 3, frames, *size).clamp(-1, 1)
     with torch.no_grad():
         expected = reference.encode(pixels).latent_dist
-    posterior = vae.encode(ours(channels_first(pixels)), tiling="seamless")
+    posterior = vae.encode(ours(channels_first(pixels)), tiling="exact")
     assert relative_error(posterior.mean, channels_first(expected.mean)) < TOLERANCE
     assert relative_error(posterior.logvar, channels_first(expected.logvar)) < TOLERANCE
 
 
 @pytest.fixture
 def tiled(models):
-    """Gives diffusers these tiles, and ours the same."""
+    """Sets tiles in diffusers, and returns the arguments for the same tiles in ours."""
     reference, vae = models
 
     def lay(size, overlap):
         reference.enable_tiling(*size)
-        # Its own method takes an overlap of 0 for none given.
+        # Its own method treats an overlap of 0 as not given.
         reference.tile_overlap_factor_height, reference.tile_overlap_factor_width = overlap
         return {"tiling": "tiled", "tile_size": size, "tile_overlap": overlap}
 
@@ -150,7 +150,7 @@ TILES = [
 
 
 @pytest.mark.parametrize(("frames", "batch"), CLIPS)
-def test_tiled_decoding_equals_diffusers_tiled(tiled, many_bands, frames, batch):
+def test_tiled_decoding_equals_diffusers_tiled(tiled, many_strips, frames, batch):
     reference, vae, lay = tiled
     tiles = lay(*TILES[0])
     latents = random(batch, 16, (frames - 1) // 4 + 1, 7, 6)
@@ -161,7 +161,7 @@ def test_tiled_decoding_equals_diffusers_tiled(tiled, many_bands, frames, batch)
 
 
 @pytest.mark.parametrize(("frames", "batch"), CLIPS)
-def test_tiled_encoding_equals_diffusers_tiled(tiled, many_bands, frames, batch):
+def test_tiled_encoding_equals_diffusers_tiled(tiled, many_strips, frames, batch):
     reference, vae, lay = tiled
     tiles = lay(*TILES[0])
     pixels = random(batch, 3, frames, 56, 48).clamp(-1, 1)

@@ -19,7 +19,7 @@ from torch_reference import (
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.nn import attention, eval_schedule
+from mlx_cogvideo.nn import attention_backward, eval_schedule
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
@@ -40,7 +40,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         monkeypatch.setattr(blockwise, "fused", mx.compile)
     if how == "in pieces":
         monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
-        monkeypatch.setattr(attention, "SCORES_AT_A_TIME", 2_000)
+        monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", 2_000)
         monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
     reference = make_transformer(variant)
     reference.save_pretrained(tmp_path / "transformer")
@@ -73,7 +73,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
     )
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
     objective = AdapterLoss(model, scheduler, mx.float32)
-    # Those of another adapter before, of which nothing is to be left.
+    # First the gradients of another adapter, of which nothing should be left.
     own = model.trainable_parameters()
     model.update(tree_map(lambda parameter: 2 * parameter, own))
     objective.loss_and_gradients(batch)

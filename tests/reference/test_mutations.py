@@ -22,6 +22,7 @@ from torch_reference import (
 )
 
 from mlx_cogvideo.checkpoints import load_component
+from mlx_cogvideo.nn import embeddings
 from mlx_cogvideo.nn import t5 as t5_module
 from mlx_cogvideo.nn import transformer as transformer_module
 from mlx_cogvideo.nn.autoencoder import (
@@ -114,14 +115,14 @@ def test_scale_before_shift_in_the_final_norm_is_noticed(transformer_case):
 
 
 def test_rows_before_columns_in_the_sinusoids_are_noticed(transformer_case, monkeypatch):
-    table = transformer_module.sincos_table
+    table = embeddings.sincos_table
 
     def swapped(grid, dim, *scales):
         video = table(grid, dim, *scales)
         quarter, half = dim // 4, dim // 4 + 3 * dim // 8
         return mx.concatenate([video[:, :quarter], video[:, half:], video[:, quarter:half]], -1)
 
-    monkeypatch.setattr(transformer_module, "sincos_table", swapped)
+    monkeypatch.setattr(embeddings, "sincos_table", swapped)
     assert transformer_error(transformer_case("2b")) > NOTICED
 
 

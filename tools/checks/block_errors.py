@@ -57,7 +57,7 @@ def main() -> int:
             x = joined(parts["encoder_hidden_states"], parts["hidden_states"])
             temb = mx.array(parts["temb"].float().cpu().numpy()).astype(dtype)
             x, schedule = mx.array(x).astype(dtype), EvalSchedule()
-            result = ours.transformer_blocks[number](x, *context._replace(temb=temb), schedule)
+            result = ours.transformer_blocks[number](x, context._replace(temb=temb), schedule)
             result = schedule.flush(result)
             expected = joined(made[1], made[0])
             result = np.array(result.astype(mx.float32))

@@ -12,6 +12,7 @@ from .model import (
     chunk_plan,
     in_chunks,
     largest_decode_tensor,
+    tiling_name,
 )
 from .row_strips import MAX_ELEMENTS
 from .tiles import Tiles
@@ -31,4 +32,5 @@ __all__ = [
     "footprint",
     "in_chunks",
     "largest_decode_tensor",
+    "tiling_name",
 ]

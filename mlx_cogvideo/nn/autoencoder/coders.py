@@ -1,4 +1,4 @@
-"""Encoder and decoder: each maps one chunk of frames, in a pass that remembers those before it."""
+"""Encoder and decoder. Each maps a chunk of frames, with a cache of the frames before it."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class AutoencoderConfig(Config):
         return 2 ** (len(self.block_out_channels) - 1)
 
     def compresses_time(self, level: int) -> bool:
-        """The first levels of encoder and decoder alike change the number of frames."""
+        """Whether a level changes the number of frames, as the first ones of both coders do."""
         return level < int(math.log2(self.temporal_compression_ratio))
 
 

@@ -1,4 +1,4 @@
-"""How much memory a pass takes, counted from the configuration: elements, not bytes."""
+"""The memory of a pass, counted in elements from the configuration."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -6,7 +6,7 @@ from math import ceil
 from .coders import AutoencoderConfig
 
 CHUNK_FRAMES = 9
-"""Of the largest usual chunk, the first of 8N+1."""
+"""Frames of the largest usual chunk, the first one of 8N+1 frames."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,9 @@ class Footprint:
 
     Attributes:
         remembered: the frames that the causal convolutions carry from chunk to chunk.
-        maps: what is between two layers where that is most: a residual block's input and the result
-            of its first convolution, or the wider input that it began with.
-        strip: the largest piece of a map that is worked on at a time, of which a device holds
-            several.
+        maps: the most that lies between two layers: a residual block's input and the result of
+            its first convolution, or the wider input of the block.
+        strip: the largest piece of a map that is computed at a time; a device holds several.
     """
 
     remembered: int
@@ -35,10 +34,11 @@ def footprint(
     decode: bool = True,
     strip_elements: int | None = None,
 ) -> Footprint:
-    """Of a pass over frames of `height` and `width` latent pixels, in strips or whole.
+    """The footprint of a pass over frames of `height` and `width` latent pixels.
 
     Args:
-        frames: of a chunk.
+        frames: frames of a chunk.
+        strip_elements: most elements of a strip in one frame; None is for whole frames.
     """
     channels = config.block_out_channels
     area = height * width

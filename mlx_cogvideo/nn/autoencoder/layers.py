@@ -1,4 +1,4 @@
-"""Layers of the VAE. They take a chunk of frames in strips of rows, and give it back so."""
+"""Layers of the VAE. They take and return a chunk of frames in strips of rows."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -25,7 +25,7 @@ class CausalConv3d(nn.Module):
     def __call__(
         self, strips: Iterable[mx.array], cache: ConvCache, residual: RowStrips | None = None
     ) -> Iterator[mx.array]:
-        """Yields the strips of the result, each added to that of `residual`."""
+        """Yields the strips of the result, each added to its strip of `residual`."""
         longer = (
             cache.prepend((id(self), i), strip, self.history) for i, strip in enumerate(strips)
         )
@@ -53,15 +53,15 @@ def _in_kernels(
     """``convolve(x, weight)``, some frames at a time where a kernel would take too long on a Mac.
 
     Args:
-        axis: of the frames.
-        history: frames before each that a convolution sees.
+        axis: the axis of the frames.
+        history: number of earlier frames that the convolution sees for each frame.
     """
     frames = x.shape[axis] - history
     count = kernels(2 * weight.size * x.size // x.shape[-1])
     if count == 1:
         return convolve(x, weight)
     groups = min(count, frames)
-    # Where a frame is still too much, some of the output channels, in multiples that are fast.
+    # Also some output channels at a time if one frame is still too much, in fast multiples of 16.
     outputs = len(weight)
     divisors = (n for n in range(1, outputs + 1) if outputs % (16 * n) == 0)
     shares = next((n for n in divisors if n * groups >= count), max(1, outputs // 16))
@@ -75,13 +75,13 @@ def _in_kernels(
 
 
 def _padded(x: mx.array) -> mx.array:
-    """`x` with channels of zeros up to a multiple of 16, which MLX's fast convolutions want."""
+    """Pads the channels with zeros to a multiple of 16, which MLX's fast convolutions need."""
     missing = -x.shape[-1] % 16
     return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
 class PointwiseConv3d(nn.Conv3d):
-    """1x1x1 convolution, computed as the matrix product that it is."""
+    """1x1x1 convolution, computed as a matrix product."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=1)
@@ -104,8 +104,8 @@ class GroupNorm(nn.Module):
 
     def affine(self, strips: RowStrips, cache: ConvCache) -> tuple[mx.array, mx.array]:
         """Scale and shift, ``[batch, 1, 1, 1, channels]`` in float32, that normalize the chunk."""
-        # Squares of differences from about the mean lose little to rounding. A row from the middle
-        # has it: at the edge, values are others.
+        # Squares of differences from roughly the mean lose little to rounding. A row from the
+        # middle gives that mean; rows at the edge have other values.
         middle = strips[len(strips) // 2]
         about = middle[:, 0, middle.shape[2] // 2].astype(mx.float32).mean(1)
         sums = [_sums_of_powers(strip, about, cache) for strip in strips]
@@ -125,8 +125,8 @@ class GroupNorm(nn.Module):
 class SpatialNorm3D(nn.Module):
     """Group normalization modulated by the latents themselves (arXiv:2209.09002).
 
-    The latents, of as many frames as the map, are brought to its size by nearest neighbour. Their
-    1x1x1 convolutions commute with that and are computed at the size of the latents.
+    The latents, with as many frames as the map, are resized to it by nearest neighbour. Their 1x1x1
+    convolutions commute with resizing, and are computed at the size of the latents.
     """
 
     def __init__(self, groups: int, channels: int, latent_channels: int):
@@ -138,7 +138,7 @@ class SpatialNorm3D(nn.Module):
     def __call__(
         self, strips: RowStrips, latents: mx.array, cache: ConvCache
     ) -> Iterator[mx.array]:
-        """Normalizes a map of frames by latents ``[B, F, h, w, c]``, and applies SiLU."""
+        """Normalizes a map, modulates it by latents ``[B, F, h, w, c]``, and applies SiLU."""
         scale, shift = self.norm_layer.affine(strips, cache)
         factor, offset = (conv.conv(latents) for conv in (self.conv_y, self.conv_b))
         width = strips[0].shape[3]
@@ -162,7 +162,7 @@ class SpatialNorm3D(nn.Module):
 
 
 class _Wrapped(nn.Module):
-    """Holds a convolution as ``conv``, where the official parameter names have it."""
+    """Holds a convolution as ``conv``, as in the official parameter names."""
 
     def __init__(self, conv: nn.Module):
         super().__init__()
@@ -172,23 +172,23 @@ class _Wrapped(nn.Module):
 def _sums_of_powers(x: mx.array, about: mx.array, cache: ConvCache) -> list[mx.array]:
     """Sums of each channel's differences from `about`, and of their squares: ``[batch, C]``."""
     x = x.flatten(1, 2)
-    # First a few stretches of memory are added up, so that no copy of x in float32 is made.
-    stretches = mx.split(x, gcd(x.shape[1], 4), axis=1)
+    # A few parts of x are added elementwise first, so that no copy of x in float32 is made.
+    parts = mx.split(x, gcd(x.shape[1], 4), axis=1)
     about = about[:, None, None]
     return [
-        cache.push(add(about, *stretches).sum((1, 2)), x.size // 4)
+        cache.push(add(about, *parts).sum((1, 2)), x.size // 4)
         for add in (_differences, _squared_differences)
     ]
 
 
 @fused
-def _differences(about, *stretches):
-    return sum(x.astype(mx.float32) - about for x in stretches)
+def _differences(about, *parts):
+    return sum(x.astype(mx.float32) - about for x in parts)
 
 
 @fused
-def _squared_differences(about, *stretches):
-    return sum(mx.square(x.astype(mx.float32) - about) for x in stretches)
+def _squared_differences(about, *parts):
+    return sum(mx.square(x.astype(mx.float32) - about) for x in parts)
 
 
 @fused
@@ -218,9 +218,9 @@ def _scale_shift_silu(x, scale, shift):
 
 
 def repeat_frames(x: mx.array, frames: int) -> mx.array:
-    """Nearest neighbour in time to `frames` frames.
+    """Resizes in time to `frames` frames, by nearest neighbour.
 
-    An odd number of frames starts with the frame that stands for itself alone: it is not repeated.
+    The first frame of an odd number stands for itself alone and is not repeated.
     """
     if frames == x.shape[1]:
         return x
@@ -233,7 +233,8 @@ def repeat_frames(x: mx.array, frames: int) -> mx.array:
 class ResnetBlock3D(nn.Module):
     """Two normalized causal convolutions and a shortcut.
 
-    With `latent_channels` the norms are the decoder's `SpatialNorm3D`, else `GroupNorm`.
+    The norms are `SpatialNorm3D`, as in the decoder, if `latent_channels` is given, else
+    `GroupNorm`.
     """
 
     def __init__(
@@ -248,7 +249,7 @@ class ResnetBlock3D(nn.Module):
             self.conv_shortcut = PointwiseConv3d(in_channels, out_channels)
 
     def __call__(self, x: RowStrips, latents: mx.array | None, cache: ConvCache) -> RowStrips:
-        """Takes the list over: each strip makes room for what comes of it."""
+        """Replaces the strips of the list `x` one by one, so that each can be freed. Returns it."""
         hidden = []
         for i, y in enumerate(self.conv1(self.norm1(x, latents, cache), cache)):
             hidden.append(y)
@@ -266,7 +267,7 @@ def make_norm(groups: int, channels: int, latent_channels: int | None) -> nn.Mod
 
 
 class Downsample3D(nn.Module):
-    """Halves height and width, and the frames where `compress_time` is set."""
+    """Halves height and width, and the number of frames if `compress_time` is set."""
 
     def __init__(self, channels: int, compress_time: bool):
         super().__init__()
@@ -285,7 +286,7 @@ class Downsample3D(nn.Module):
 
 
 def _average_pairs(x: mx.array) -> mx.array:
-    """Halves the frames; an odd number starts with one that stays alone."""
+    """Averages pairs of frames; the first frame of an odd number stays alone."""
     if x.shape[1] == 1:
         return x
     alone = x.shape[1] % 2
@@ -294,7 +295,7 @@ def _average_pairs(x: mx.array) -> mx.array:
 
 
 class Upsample3D(nn.Module):
-    """Doubles height and width, and the frames where `compress_time` is set."""
+    """Doubles height and width, and the number of frames if `compress_time` is set."""
 
     def __init__(self, channels: int, compress_time: bool):
         super().__init__()
@@ -304,6 +305,7 @@ class Upsample3D(nn.Module):
     def __call__(self, x: RowStrips, cache: ConvCache) -> RowStrips:
         outputs = []
         parts = cache.cut(x, growth=4)
+        # Popped, so that each strip can be freed once it is enlarged.
         enlarged = (self._enlarge(parts.pop(0)) for _ in range(len(parts)))
         for strip, padding in with_halo(enlarged, cache):
             frames = check_size(strip.flatten(0, 1))

@@ -1,4 +1,4 @@
-"""AutoencoderKLCogVideoX: whole clips, in the official chunks."""
+"""AutoencoderKLCogVideoX: encodes and decodes clips in the official chunks."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,17 +17,31 @@ ENCODE_CHUNK = 8
 DECODE_CHUNK = 2
 
 TILINGS = ("none", "exact", "tiled")
+"""The modes in which a frame is computed; see `AutoencoderKLCogVideoX`."""
 
 STRIP_ELEMENTS = 4_000_000
-"""Of a strip in one frame: enough to keep a GPU busy, little beside the frame of a large video."""
+"""Elements of a strip in one frame: enough to keep a GPU busy, few beside a large video's frame."""
 
 TILE_STRIP_ELEMENTS = 3 * STRIP_ELEMENTS
-"""The same within a tile, which is small beside a frame."""
+"""Elements of a strip within a tile, which is small beside a frame."""
+
+
+def tiling_name(name: str) -> str:
+    """The mode among `TILINGS` that `name` stands for; "seamless" is the old name of "exact".
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if name == "seamless":
+        return "exact"
+    if name not in TILINGS:
+        raise ValueError(f"tiling must be {', '.join(TILINGS)}; got {name!r}")
+    return name
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Diagonal Gaussian over latents, ``[batch, frames, height, width, channels]``, unscaled."""
+    """A diagonal Gaussian over latents ``[batch, frames, height, width, channels]``, unscaled."""
 
     mean: mx.array
     logvar: mx.array
@@ -40,18 +54,18 @@ class Posterior:
 class AutoencoderKLCogVideoX(nn.Module):
     """The VAE that all variants share.
 
-    A clip passes in chunks of 8 frames, or 2 latents on the way back, the remainder in the first.
-    The chunks are part of the model: group statistics are taken per chunk, and another plan gives
-    other numbers (or, decoding, another number of frames).
+    A clip is encoded in chunks of 8 frames and decoded in chunks of 2 latent frames; the first
+    chunk also takes the remainder. The chunks are part of the model: group statistics are computed
+    per chunk, so that other chunks give other numbers (or, decoding, another number of frames).
 
-    There are three ways to take a frame (`tiling`):
+    A frame is computed in one of three modes (`tiling`):
 
     - ``"none"``: whole. Memory: two or three maps of the widest layer, some gigabytes, and the
       frames that the causal convolutions remember.
-    - ``"exact"``: in strips of rows, with the same result. Memory: one such map, a few strips,
-      and the same remembered frames.
-    - ``"tiled"``: in overlapping tiles that know nothing of each other, blended where they meet.
-      Memory: that of one tile, whatever the size of the frame. Another result, as each tile has
+    - ``"exact"``: in strips of rows, with the same result. Memory: one such map, a few strips, and
+      the same remembered frames. The old name is ``"seamless"``.
+    - ``"tiled"``: in overlapping tiles, computed independently and blended where they meet. Memory:
+      that of one tile, whatever the size of the frame. The result differs, because each tile has
       group statistics of its own.
     """
 
@@ -76,11 +90,11 @@ class AutoencoderKLCogVideoX(nn.Module):
                 8N+1 frames give 2N+1 latent frames.
             tiling: ``"none"``, ``"exact"`` or ``"tiled"``; see the class.
             tile_size: height and width in pixels; None is half the model's native size.
-            tile_overlap: share of a tile's height and width that the next tile covers, too; None
+            tile_overlap: share of a tile's height and width that the next tile also covers; None
                 is about a sixth and a fifth.
 
         Raises:
-            ValueError: a size that can't be encoded, or tiles that can't be laid.
+            ValueError: the size can't be encoded, the mode is unknown, or the tiles don't fit.
         """
         ratio = self.config.spatial_compression_ratio
         height, width = pixels.shape[2:4]
@@ -108,7 +122,8 @@ class AutoencoderKLCogVideoX(nn.Module):
             tiling, tile_size, tile_overlap: as in ``encode``.
 
         Raises:
-            ValueError: tiles that can't be laid, or without any, frames too large for MLX.
+            ValueError: the mode is unknown, the tiles don't fit, or without tiles a frame is too
+                large for MLX.
         """
         tiles = self._tiles(tiling, tile_size, tile_overlap)
         if tiles is not None and not tiles.cover(*latents.shape[2:4]):
@@ -118,12 +133,12 @@ class AutoencoderKLCogVideoX(nn.Module):
     def encode_chunks(
         self, chunks: Iterable[mx.array], tiling: str | None = None
     ) -> Iterator[mx.array]:
-        """Encodes a clip that comes piece by piece, of which one is held at a time.
+        """Encodes a clip chunk by chunk, holding one chunk at a time.
 
         Args:
             chunks: pixels as in ``encode``, cut as by ``in_chunks``.
             tiling: ``"none"`` or ``"exact"``. With None the moments are lazy, as gradients need
-                them, and nothing bounds the memory.
+                them, and memory is unbounded.
 
         Yields:
             Moments ``[B, f, h, w, 2c]`` of each chunk, for ``posterior``.
@@ -159,12 +174,11 @@ class AutoencoderKLCogVideoX(nn.Module):
         tile_size: tuple[int, int] | None,
         tile_overlap: tuple[float, float] | None,
     ) -> Tiles | None:
-        if tiling not in TILINGS:
-            raise ValueError(f"tiling must be {', '.join(TILINGS)}; got {tiling!r}")
-        if tiling != "tiled" and (tile_size is not None or tile_overlap is not None):
+        mode = tiling_name(tiling)
+        if mode != "tiled" and (tile_size is not None or tile_overlap is not None):
             raise ValueError(f"tiling={tiling!r} has no tiles: leave out their size and overlap")
         tiles = Tiles.choose(self.config, tile_size, tile_overlap)
-        return tiles if tiling == "tiled" else None
+        return tiles if mode == "tiled" else None
 
     @staticmethod
     def posterior(moments: mx.array) -> Posterior:
@@ -175,23 +189,23 @@ class AutoencoderKLCogVideoX(nn.Module):
 def _run(
     coder: nn.Module, chunks: Iterable[mx.array], ratio: int, tiling: str | None
 ) -> Iterator[mx.array]:
-    """`ratio`: rows of a chunk to one of the latents."""
+    """Yields what `coder` makes of each chunk; `ratio` is the rows of a chunk per latent row."""
     cache = None
     for chunk in chunks:
         if cache is None:
-            cache = _make_pass(chunk.shape[2] // ratio, tiling)
+            cache = _make_cache(chunk.shape[2] // ratio, tiling)
         yield cache.flush(coder(chunk, cache))
 
 
-def _make_pass(latent_rows: int, tiling: str | None) -> ConvCache:
+def _make_cache(latent_rows: int, tiling: str | None) -> ConvCache:
     if tiling is None:
         return ConvCache(latent_rows)
-    elements = {"exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling)
+    elements = {"exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling_name(tiling))
     return ConvCache(latent_rows, evaluate=True, strip_elements=elements)
 
 
 def _one_by_one(coder: nn.Module, batch: mx.array, size: int, ratio: int, tiling: str) -> mx.array:
-    """The clips of a batch, one after another: it takes no longer and needs less memory."""
+    """Codes the clips of a batch one after another, as fast as together and in less memory."""
     clips = []
     for clip in mx.split(batch, len(batch)):
         chunks = _run(coder, in_chunks(clip, size), ratio, tiling)
@@ -200,7 +214,7 @@ def _one_by_one(coder: nn.Module, batch: mx.array, size: int, ratio: int, tiling
 
 
 def in_chunks(clip: mx.array, size: int) -> Iterator[mx.array]:
-    """``[B, F, ...]`` in the pieces that ``chunk_plan`` says."""
+    """Yields the chunks of a clip ``[B, F, ...]``, as ``chunk_plan`` lays them."""
     for chunk in chunk_plan(clip.shape[1], size):
         yield clip[:, chunk]
 
@@ -212,10 +226,10 @@ def chunk_plan(frames: int, size: int) -> list[slice]:
 
 
 def largest_decode_tensor(config: AutoencoderConfig, shape: tuple[int, ...]) -> int:
-    """Elements of the largest array that decoding latents of `shape` ``(B, f, h, w, c)`` makes.
+    """Elements of the largest array in decoding latents of `shape` ``(B, f, h, w, c)``.
 
-    It is the input of the first convolution at full size: a whole first chunk, the two frames
-    before it, and the channels of the level below.
+    It is the input of the first convolution at full size: a whole first chunk and the two frames
+    before it, with the channels of the level below.
     """
     batch, frames, height, width = shape[:4]
     first = chunk_plan(frames, DECODE_CHUNK)[0].stop

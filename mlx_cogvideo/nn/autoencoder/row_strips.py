@@ -1,7 +1,7 @@
 """Feature maps in strips of rows, so that a layer's temporaries are those of one strip.
 
-A map is a list of arrays ``[batch, frames, rows, width, channels]``, from top to bottom. Where
-memory doesn't matter it is one array, the whole frame.
+A map is a list of arrays ``[batch, frames, rows, width, channels]``, from top to bottom. It has a
+single strip, the whole frame, if memory isn't bounded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,34 +18,33 @@ MAX_ELEMENTS = 2**31
 
 
 class ConvCache(EvalSchedule):
-    """One pass of the encoder or the decoder over one clip.
+    """The state of one pass of the encoder or the decoder over one clip.
 
-    It carries the last frames that the causal convolutions saw from one chunk to the next, and
-    says how the work is bounded. Make one before the first chunk and hand it to each.
+    It carries the last frames that each causal convolution saw from one chunk to the next, and
+    bounds the memory of the pass. Make one before the first chunk and pass it with each.
     """
 
     def __init__(
         self, latent_rows: int, *, evaluate: bool = False, strip_elements: int | None = None
     ):
-        """How a clip passes.
-
+        """
         Args:
-            latent_rows: height of the latents; no strip is less than one of their rows.
-            evaluate: compute each strip of each layer before the next; see ``EvalSchedule``.
-            strip_elements: of a strip in one frame, at most; None takes frames as a whole.
+            latent_rows: height of the latents; a strip covers at least one of their rows.
+            evaluate: evaluate each strip of each layer before the next; see ``EvalSchedule``.
+            strip_elements: most elements of a strip in one frame; None computes whole frames.
         """
         super().__init__(evaluate=evaluate, prefetch=0)
         self._latent_rows = latent_rows
-        self._band_elements = strip_elements
+        self._strip_elements = strip_elements
         self._frames: dict[tuple[int, int], mx.array] = {}
 
     def prepend(self, key: tuple[int, int], x: mx.array, count: int) -> mx.array:
-        """`x` with the `count` frames before it; remembers its last ones for the next chunk.
+        """Puts the `count` frames before `x` in front of it, and remembers its own last ones.
 
-        Before the first chunk there is nothing, and its first frame is repeated.
+        Nothing comes before the first chunk: its first frame is repeated.
 
         Args:
-            key: of a convolution, and of the strip.
+            key: the identity of a convolution, and the number of the strip.
         """
         past = self._frames.get(key)
         if past is None:
@@ -56,34 +55,36 @@ class ConvCache(EvalSchedule):
         return x
 
     def cut(self, strips: RowStrips, growth: float = 1) -> RowStrips:
-        """The same map in strips of the size that suits it, all but equal to each other.
+        """Cuts a map anew into strips of nearly equal size, as large as they may be.
 
-        Takes the list over, so that what was uncut can be freed.
+        Empties the list that it is given, so that the old strips can be freed.
 
         Args:
-            growth: elements that are made of each of the map's.
+            growth: elements that the next layer makes from each element of the map.
         """
         rows = sum(strip.shape[2] for strip in strips)
         count = 1
-        if self._band_elements is not None:
+        if self._strip_elements is not None:
             elements = rows * prod(strips[0].shape[3:]) * growth
-            count = min(ceil(elements / self._band_elements), self._latent_rows)
+            count = min(ceil(elements / self._strip_elements), self._latent_rows)
         unit = rows // self._latent_rows
         edges = [i * self._latent_rows // count * unit for i in range(count + 1)]
-        if len(strips) == count:  # cut likewise already: the edges depend on nothing else
+        if len(strips) == count:  # the same cut, which depends on nothing else
             return strips
         cut = [self.push(_rows(strips, *edges[i : i + 2])) for i in range(count)]
         strips.clear()
         return cut
 
 
-def with_halo(strips: Iterable[mx.array], cache: ConvCache, above: int = 1) -> Iterator:
-    """Each strip with a row of the next below it, and `above` rows of the last above it.
+def with_halo(
+    strips: Iterable[mx.array], cache: ConvCache, above: int = 1
+) -> Iterator[tuple[mx.array, int]]:
+    """Extends each strip by the next one's first row and by `above` last rows of the previous one.
 
-    Beyond the frame there are zeros. A strip that is the whole frame stays as it is.
+    Zeros take the place of rows beyond the frame. A single strip, the whole frame, isn't extended.
 
     Yields:
-        The strip, and the rows of padding that a 3x3 convolution has to add.
+        A strip, and the rows of padding that a 3x3 convolution still has to add.
     """
     strips = iter(strips)
     strip, following = next(strips), next(strips, None)
@@ -110,6 +111,7 @@ def check_size(x: mx.array) -> mx.array:
 
 
 def _rows(strips: RowStrips, start: int, stop: int) -> mx.array:
+    """A copy of the rows from `start` to `stop` of a map."""
     parts, top = [], 0
     for strip in strips:
         bottom = top + strip.shape[2]

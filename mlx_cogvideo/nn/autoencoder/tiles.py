@@ -1,4 +1,4 @@
-"""Frames in overlapping tiles, coded apart from each other and blended, as diffusers does it."""
+"""Frames in overlapping tiles, coded independently and blended, as diffusers does it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Tiles:
     """Size and overlap of tiles, ``(height, width)`` each, in latent pixels.
 
     Attributes:
-        ratio: pixels to a latent pixel, each way.
+        ratio: height and width of a latent pixel, in pixels.
     """
 
     size: tuple[int, int]
@@ -31,24 +31,23 @@ class Tiles:
         tile_size: tuple[int, int] | None = None,
         tile_overlap: tuple[float, float] | None = None,
     ) -> Self:
-        """The tiles that are asked for, else diffusers' own.
+        """The tiles of this size and overlap, by default diffusers' own.
 
         Args:
             tile_size: height and width in pixels, multiples of 8; None is half the model's native
                 size.
-            tile_overlap: share of a tile's height and width that the next one covers, too; None
-                is a sixth and a fifth, rounded up to whole latent pixels.
+            tile_overlap: share of a tile's height and width that the next tile also covers; None is
+                a sixth and a fifth, rounded up to whole latent pixels.
 
         Raises:
-            ValueError: tiles that can't be laid: the message has some that can.
+            ValueError: the tiles don't fit; the message has the nearest ones that do.
         """
         ratio = config.spatial_compression_ratio
         native = config.sample_height, config.sample_width
         size = tile_size or tuple(ratio * max(side // 2 // ratio, 2) for side in native)
+        _check_pair("tile_size", size)
         shares = tile_overlap or DEFAULT_OVERLAP
-        for name, pair in (("tile_size", size), ("tile_overlap", shares)):
-            if not isinstance(pair, Sequence) or len(pair) != 2:
-                raise ValueError(f"{name} is a pair, for height and width; got {pair}")
+        _check_pair("tile_overlap", shares)
         if any(side < ratio or side % ratio for side in size):
             nearest = [ratio * max(1, round(side / ratio)) for side in size]
             raise ValueError(
@@ -56,23 +55,15 @@ class Tiles:
                 f"{nearest[0]} and {nearest[1]} are the nearest"
             )
         latent = tuple(side // ratio for side in size)
-        overlap = []
-        for name, side, share in zip(("height", "width"), latent, shares, strict=True):
-            if not 0 <= share < 1:
-                raise ValueError(
-                    f"tile_overlap must be from 0 to below 1 of a tile's {name}; got {share:g}"
-                )
-            whole = min(round(side * share), side - 1)
-            if tile_overlap is None:
-                whole = min(ceil(side * share - 1e-6), side - 1)
-            elif abs(side * share - whole) > 1e-6:
-                # Anything else would make an output of another size.
-                raise ValueError(
-                    f"a tile's overlap must be a multiple of {ratio} pixels; {share:g} of a "
-                    f"{name} of {side * ratio} isn't: {whole}/{side} is the nearest"
-                )
-            overlap.append(whole)
-        return cls(latent, tuple(overlap), ratio)
+        if tile_overlap is None:
+            overlap = tuple(
+                min(ceil(side * share - 1e-6), side - 1)
+                for side, share in zip(latent, shares, strict=True)
+            )
+        else:
+            sides = zip(("height", "width"), latent, shares, strict=True)
+            overlap = tuple(_overlap(ratio, *side) for side in sides)
+        return cls(latent, overlap, ratio)
 
     def cover(self, height: int, width: int) -> bool:
         """Whether one tile is enough for latents of this size."""
@@ -84,13 +75,13 @@ class Tiles:
         """Codes tile after tile and blends them where they overlap.
 
         Args:
-            code: what makes of a tile all of its frames.
+            code: encodes or decodes all frames of a tile.
             x: ``[B, F, H, W, C]``, pixels or latents.
-            scale_in: pixels of `x` to a latent pixel.
-            scale_out: the same of what `code` makes.
+            scale_in: height and width of a latent pixel in pixels of `x`.
+            scale_out: the same in pixels of the output of `code`.
 
         Yields:
-            Rows of what comes of `x` from top to bottom, of the whole width and all frames.
+            Rows of the output from top to bottom, over the whole width and all frames.
         """
         height, width = (scale_in * side for side in self.size)
         stride = [side - overlap for side, overlap in zip(self.size, self.overlap, strict=True)]
@@ -101,7 +92,7 @@ class Tiles:
             bottoms, finished, right = [], [], None
             for i, left in enumerate(range(0, x.shape[3], scale_in * stride[1])):
                 tile = code(x[:, :, top : top + height, left : left + width])
-                # A neighbour is what it has become by being blended itself.
+                # Neighbours have been blended themselves before a tile is blended with them.
                 if top:
                     tile = _blend(above[i], tile, overlap[0], axis=2)
                 if right is not None:
@@ -114,14 +105,40 @@ class Tiles:
             yield mx.concatenate(finished, axis=3)
 
 
+def _check_pair(name: str, pair: object) -> None:
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValueError(f"{name} is a pair, for height and width; got {pair}")
+
+
+def _overlap(ratio: int, name: str, side: int, share: float) -> int:
+    """The overlap for a share of a tile's side, in latent pixels.
+
+    Args:
+        ratio: height and width of a latent pixel, in pixels.
+        name: ``"height"`` or ``"width"``.
+        side: that side of the tile, in latent pixels.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(
+            f"tile_overlap must be from 0 to below 1 of a tile's {name}; got {share:g}"
+        )
+    whole = min(round(side * share), side - 1)
+    if abs(side * share - whole) > 1e-6:  # the output would have another size
+        raise ValueError(
+            f"a tile's overlap must be a multiple of {ratio} pixels; {share:g} of a {name} of "
+            f"{side * ratio} isn't: {whole}/{side} is the nearest"
+        )
+    return whole
+
+
 def _end(x: mx.array, count: int, axis: int) -> mx.array:
-    """A copy of the last `count` rows or columns, as far as there are so many."""
+    """A copy of the last `count` rows or columns, or of all if there are fewer."""
     start = max(x.shape[axis] - count, 0)
     return mx.contiguous(mx.split(x, [start], axis)[1])
 
 
 def _blend(before: mx.array, x: mx.array, overlap: int, axis: int) -> mx.array:
-    """`x` that begins as `before` ends, and turns into itself over the overlap."""
+    """`x` with its first rows or columns blended from the last ones of `before`."""
     overlap = min(before.shape[axis], x.shape[axis], overlap)
     if overlap == 0:
         return x
