@@ -161,7 +161,7 @@ def macs_table(choices: list[dict[str, Any]]) -> str:
 
 
 def _cell(choice: dict[str, Any]) -> str:
-    mode = {"none": "w", "seamless": "e", "tiled": "t"}[choice["tiling"]]
+    mode = {"none": "w", "exact": "e", "tiled": "t"}[choice["tiling"]]
     mode += "s" * choice["split_guidance"]
     return f"{choice['memory'] / 2**30:.1f} {mode}" if choice["fits"] else "-"
 
