@@ -191,7 +191,6 @@ def make_parser() -> Parser:
         prog="mlx_cogvideo.check",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -238,7 +238,6 @@ def make_parser() -> Parser:
         prog="mlx_cogvideo.convert",
         description="Make a small model folder from an official CogVideoX checkpoint.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_source_options(parser.add_argument)
     _add_quantization_options(parser.add_argument)

@@ -172,16 +172,21 @@ class CogVideoXBlock(nn.Module):
     def attend(self, x: mx.array, context: BlockContext, schedule: EvalSchedule = LAZY) -> mx.array:
         temb, is_text, rotation = context
         modulation = self.norm1.modulation(temb)
-        update = self.attn1(self.norm1(x, is_text, modulation, schedule), rotation, schedule)
-        return schedule.push(gated_residual(x, update, is_text, *modulation.gates))
+        modulated = self.norm1(x, is_text, modulation, schedule)
+        # The update has no name: a variable would keep it in memory beside the result.
+        return schedule.push(
+            gated_residual(x, self.attn1(modulated, rotation, schedule), is_text, *modulation.gates)
+        )
 
     def feed_forward(
         self, x: mx.array, context: BlockContext, schedule: EvalSchedule = LAZY
     ) -> mx.array:
         temb, is_text, _ = context
         modulation = self.norm2.modulation(temb)
-        update = self.ff(self.norm2(x, is_text, modulation, schedule), schedule)
-        return schedule.push(gated_residual(x, update, is_text, *modulation.gates))
+        modulated = self.norm2(x, is_text, modulation, schedule)
+        return schedule.push(
+            gated_residual(x, self.ff(modulated, schedule), is_text, *modulation.gates)
+        )
 
 
 class FeedForward(nn.Module):
