@@ -21,7 +21,8 @@ import mlx.core as mx
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.pipeline.estimates import estimate_memory
-from mlx_cogvideo.runs.record import request_again
+from mlx_cogvideo.pipeline.resolver import resolve
+from mlx_cogvideo.runs.settings import video_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +54,7 @@ def main() -> None:
         (video,) = json.loads(done.stdout)["made"]
         record = video["record"]
         pipe = CogVideoXPipeline.from_pretrained(model)
-        request = request_again(pipe, record["settings"])
+        request = resolve(pipe, video_settings(record["settings"]))
         estimated = estimate_memory(pipe, request)
         size = request.geometry
         title = [

@@ -1,4 +1,4 @@
-"""The memory of this machine: how much there is, how much is free, and what MLX may keep."""
+"""The memory of this machine: how much it has, how much is free, and how much MLX may keep."""
 
 import math
 import os
@@ -17,20 +17,20 @@ from .nn.backend import backend, chip, kernel_operations, uses_winograd
 
 GIB = 2**30
 
-_VM_STAT = "/usr/bin/vm_stat"
+VM_STAT = "/usr/bin/vm_stat"
 _FREE_PAGES = ("free", "inactive", "purgeable", "speculative")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What estimates of memory depend on.
+    """The properties of a machine that estimates of memory depend on.
 
     Attributes:
         backend: ``"metal"``, ``"cuda"`` or ``"cpu"``.
         chip: the device's name, such as ``Apple M2 Max``.
-        memory: bytes that a run can have at most.
-        winograd: whether convolutions go through Metal's Winograd kernels.
-        free: what gives the bytes that a run can have now; None is all of `memory`.
+        memory: bytes that a run can use at most.
+        winograd: whether convolutions use Metal's Winograd kernels.
+        free: returns the bytes that a run can use now; None means all of `memory`.
     """
 
     backend: str
@@ -41,34 +41,34 @@ class Machine:
 
     @property
     def available(self) -> int:
-        """Bytes that a run can have now."""
+        """Bytes that a run can use now."""
         return self.memory if self.free is None else min(self.free(), self.memory)
 
     @property
     def kernel_operations(self) -> float:
-        """Operations that one kernel may take there."""
+        """Number of operations that one kernel may take on this machine."""
         return kernel_operations(self.chip) if self.backend == "metal" else math.inf
 
 
 def this_machine() -> Machine:
-    """The machine that arrays are computed on."""
+    """The machine that computes arrays in this process."""
     return Machine(backend(), chip(), machine_memory(), uses_winograd(), available_memory)
 
 
-# The share of a Mac's memory that Metal recommends for the GPU.
+# The share of a Mac's memory that Metal recommends for the GPU: the larger one from 36 GB on.
 _SMALL_SHARE, _LARGE_SHARE, _LARGE_GB = 2 / 3, 3 / 4, 36
 
 
 def mac(gigabytes: int, chip_name: str = "") -> Machine:
-    """A Mac with so much memory; unless its chip is named, the slowest."""
+    """A Mac with this much memory in GB; by default with the slowest chip."""
     share = _LARGE_SHARE if gigabytes >= _LARGE_GB else _SMALL_SHARE
     return Machine("metal", chip_name, int(share * gigabytes * GIB))
 
 
 def machine_memory() -> int:
-    """Bytes that a run can have at most: a constant of the machine.
+    """Bytes that a run can use at most: a constant of the machine.
 
-    On a Mac, what Metal recommends that the GPU use of the memory that it shares with the rest.
+    On a Mac this is the part of the shared memory that Metal recommends for the GPU.
     """
     if backend() != "cpu":
         info = mx.device_info()
@@ -80,21 +80,21 @@ def machine_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that a run can have now, what this process holds included."""
+    """Bytes that a run can use now, including those that this process holds."""
     if backend() == "cuda":
         info = mx.device_info()
         return info.get("free_memory", machine_memory())
     mine = mx.get_active_memory() + mx.get_cache_memory()
-    return min(machine_memory(), _free_memory(int(time.monotonic())) + mine)
+    return min(machine_memory(), free_memory(int(time.monotonic())) + mine)
 
 
 @lru_cache(maxsize=1)
-def _free_memory(second: int) -> int:
-    """Bytes that the system can give; asked for once a second at most."""
+def free_memory(second: int) -> int:
+    """Bytes that the system has free; read once per second at most."""
     try:
         if sys.platform == "darwin":
-            told = subprocess.run([_VM_STAT], capture_output=True, text=True, check=True, timeout=5)
-            return free_in_vm_stat(told.stdout)
+            ended = subprocess.run([VM_STAT], capture_output=True, text=True, check=True, timeout=5)
+            return free_in_vm_stat(ended.stdout)
         lines = Path("/proc/meminfo").read_text().splitlines()
         meminfo = dict(line.split(":", 1) for line in lines)
         return int(meminfo["MemAvailable"].split()[0]) * 1024
@@ -103,13 +103,12 @@ def _free_memory(second: int) -> int:
 
 
 def free_in_vm_stat(text: str) -> int:
-    """Bytes that macOS can give at once, from what ``vm_stat`` prints.
+    """Bytes that macOS can free at once, from the output of ``vm_stat``.
 
-    Those that are free, and those that hold what can be dropped: read ahead, purgeable, or not used
-    for a while.
+    These are free pages and pages whose contents can be dropped: read ahead, purgeable or inactive.
 
     Raises:
-        ValueError: the text is something else.
+        ValueError: the text isn't the output of ``vm_stat``.
     """
     page = re.search(r"page size of (\d+) bytes", text)
     pages = dict(re.findall(r"^Pages (\w+):\s+(\d+)\.", text, re.MULTILINE))
@@ -119,7 +118,7 @@ def free_in_vm_stat(text: str) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
+    """A number of bytes as text, such as ``16 KiB``, ``466 MiB`` or ``9.2 GiB``."""
     for unit in ("KiB", "MiB"):
         count /= 1024
         if count < 1023.5:
@@ -128,14 +127,15 @@ def size(count: float) -> str:
 
 
 def manage_memory(limit: int | None = None, wired: int | None = None) -> None:
-    """Tells MLX what to hold on to while a video is made.
+    """Sets the limits of MLX's memory for a run.
 
-    What has been freed is kept for the next use up to an eighth of the memory.
+    MLX caches freed memory for the next use, up to an eighth of the available memory.
 
     Args:
-        limit: bytes that the run is to keep to, which MLX takes for a guideline.
-        wired: bytes that macOS is to keep resident, whatever other programs need. None leaves that
-            to the system: such a limit starves other programs and has ended in kernel panics
+        limit: bytes that the run should not exceed, which MLX treats as a guideline; None sets no
+            limit.
+        wired: bytes that macOS keeps resident, whatever other programs need. None leaves that to
+            the system. Such a limit starves other programs and has ended in kernel panics
             (ml-explore/mlx#3186, #3346), and a run of long kernels gains nothing from it.
     """
     available = available_memory()

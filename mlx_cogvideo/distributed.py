@@ -1,13 +1,13 @@
-"""The processes that train together, on one machine or on several: see docs/distributed.md.
+"""Distributed training in several processes, on one machine or more: see docs/distributed.md.
 
-``mlx.launch`` starts them. Each holds the whole model and learns from clips of its own in each
-step; what they have in common are the gradients, which are averaged, and so the adapter. The first
-of them writes.
+``mlx.launch`` starts the processes. Each of them holds the whole model and learns from its own
+clips in each step. Their gradients are averaged, so that all of them have the same adapter. The
+main process writes it.
 
-An exchange waits for the slowest process, for minutes if need be. On a Mac the GPU must not wait
-with it: Metal ends GPU work that is held up for about five seconds (ml-explore/mlx#4475), and the
-process ends with it. So the arrays are evaluated first, the whole exchange is computed on the CPU,
-and its result is evaluated before anything else uses it.
+An exchange waits for the slowest process, for minutes if necessary. On a Mac the GPU must not wait
+with it: Metal aborts GPU work that is held up for about five seconds (ml-explore/mlx#4475), which
+ends the process. Therefore the arrays are evaluated first, the whole exchange runs on the CPU, and
+its result is evaluated before anything else uses it.
 """
 
 import hashlib
@@ -24,25 +24,25 @@ from .errors import InvalidInputError, PeerLostError, first_line
 
 
 class Distributed:
-    """This process among those that train together.
+    """This process and its group in a distributed training.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
+        rank: number of this process, from 0.
+        size: number of processes.
     """
 
     def __init__(self, group: mx.distributed.Group | None = None):
-        """`group` are all processes; None is this one alone."""
+        """`group` contains all processes; None means this one alone."""
         self._group = group
         self.rank = group.rank() if group else 0
         self.size = group.size() if group else 1
 
     @classmethod
     def connect(cls) -> Self:
-        """Those that ``mlx.launch`` started with this one.
+        """Connects to the processes that ``mlx.launch`` started with this one.
 
         Raises:
-            InvalidInputError: they can't be reached.
+            InvalidInputError: the other processes can't be reached.
         """
         hosts = os.environ.get("MLX_HOSTFILE")
         launched = any(name in os.environ for name in _SET_BY_LAUNCHERS)
@@ -59,11 +59,11 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the main process, which writes files."""
         return self.rank == 0
 
     def own(self, count: int) -> range:
-        """The places of this one's part among `count` things, which divide evenly."""
+        """The indices of this process's share of `count` items, a multiple of `size`."""
         each = count // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
@@ -72,34 +72,34 @@ class Distributed:
         if self.size == 1:
             return gradients
         mx.eval(gradients)
-        # `communication_stream` is not enough: it leaves the division, for one, on the GPU.
+        # `communication_stream` is not enough: it leaves the division on the GPU.
         with mx.stream(_exchange_device()), _lost():
             mean = nn.average_gradients(gradients, self._group)
             mx.eval(mean)
             return mean
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """The means of numbers that each process has."""
+        """The mean of each number over all processes."""
         return [total / self.size for total in self._sum(mx.array(values)).tolist()]
 
-    def any(self, wish: bool) -> bool:
-        """Whether one of the processes has it."""
-        return self._sum(mx.array(int(wish))).item() > 0
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true in at least one process."""
+        return self._sum(mx.array(int(value))).item() > 0
 
     def wait(self) -> None:
-        """Returns when all processes are here."""
+        """Waits until all processes have called it: a barrier."""
         self._sum(mx.array(0))
 
     def broadcast(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The first process's arrays, in all."""
-        # In the same order everywhere: the arrays may have come from a file, or not.
+        """Copies the arrays of the main process to all processes."""
+        # In the same order everywhere: a file may hold the arrays in another one.
         return {name: self._sum(array, self.is_main) for name, array in sorted(arrays.items())}
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Lets the first process do something while the others wait; then it is their turn.
+        """Runs the block in the main process first, and in the others after that.
 
-        What it has left on a disk that they share is there for them.
+        Files that the main process writes to a shared disk are there for the others.
         """
         if not self.is_main:
             self.wait()
@@ -108,9 +108,9 @@ class Distributed:
             self.wait()
         self.wait()
 
-    def check_same(self, told: Mapping[str, Any]) -> None:
-        """Raises InvalidInputError where something isn't the same in all processes."""
-        for name, value in told.items():
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Raises InvalidInputError unless each value is the same in all processes."""
+        for name, value in values.items():
             digest = hashlib.sha256(repr(value).encode()).digest()[:4]
             number = int.from_bytes(digest, "little")
             first = self.broadcast({name: mx.array(number, mx.uint32)})[name].item()
@@ -121,7 +121,7 @@ class Distributed:
                 )
 
     def _sum(self, array: mx.array, counts: bool = True) -> mx.array:
-        """The sum over the processes for which it `counts`."""
+        """The sum of an array over the processes in which `counts` is true."""
         if self.size == 1:
             return array
         mx.eval(array)
@@ -133,13 +133,14 @@ class Distributed:
 
 
 ALONE = Distributed()
+"""A training in one process."""
 
 _SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""By mlx.launch itself, and by the MPI that it calls."""
+"""Environment variables of mlx.launch, and of the MPI that it calls."""
 
 
 def _contents(file: str) -> str:
-    """Of one process alone, mlx.launch leaves it empty."""
+    """The contents of a host file, which mlx.launch leaves empty for a single process."""
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except OSError:
@@ -147,8 +148,10 @@ def _contents(file: str) -> str:
 
 
 def _exchange_device() -> mx.Device | mx.DeviceType:
-    """The CPU, where every backend of MLX but NCCL communicates. NCCL needs the GPU, and CUDA has
-    no watchdog that ends work for waiting."""
+    """The CPU, where every backend of MLX but NCCL communicates.
+
+    NCCL needs the GPU, and CUDA has no watchdog that aborts waiting work.
+    """
     return mx.default_device() if mx.cuda.is_available() else mx.cpu
 
 

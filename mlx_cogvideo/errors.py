@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Every message is one line: what was wrong and what to do."""
+"""The errors of this package. Every message is one line: what was wrong and what to do."""
 
 import re
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ class InvalidInputError(CogVideoXError, ValueError):
 
 
 class ModelNotFoundError(CogVideoXError, FileNotFoundError):
-    """No model folder, hub repository or alias answers to the given name."""
+    """No model folder, hub repository or alias has the given name."""
 
 
 class CheckpointError(CogVideoXError, ValueError):
-    """A model folder is there but can't be used: files missing, damaged or of another shape."""
+    """A model folder can't be used: files are missing, damaged or of another shape."""
 
 
 class OutputError(CogVideoXError, OSError):
-    """The result can't be written where it was asked to go."""
+    """The result can't be written to the requested path."""
 
 
 class GenerationError(CogVideoXError, RuntimeError):
-    """The model produced something that is no video: NaN, infinity or one constant colour."""
+    """The model's output is no video: NaN, infinity or one constant colour."""
 
 
 class DeviceError(GenerationError):
@@ -35,8 +35,8 @@ class DeviceError(GenerationError):
 
     Attributes:
         kind: one of `FAILURES`, or ``"other"``.
-        ends_process: whether nothing more can be computed in this process: MLX keeps the error of a
-            GPU and raises it again whenever that GPU is used.
+        ends_process: whether this process can't compute any more: MLX keeps an error of the GPU and
+            raises it again on every use.
     """
 
     def __init__(self, message: str, kind: str = "other", ends_process: bool = False):
@@ -46,16 +46,16 @@ class DeviceError(GenerationError):
 
 
 class PeerLostError(CogVideoXError, RuntimeError):
-    """A process that trains together with this one has ended, or its machine can't be reached."""
+    """Another process of a distributed training has ended, or its machine can't be reached."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How one kind of failure is recognized, and what to say of it.
+    """How one kind of failure is recognized, and the message for it.
 
     Attributes:
-        pattern: a regular expression for any part of MLX's text. What Metal says changes with
-            macOS, so that its codes count as well as its words.
+        pattern: a regular expression for any part of MLX's text. It matches Metal's codes as well
+            as its words, because the words change with macOS.
         problem: what happened.
         advice: what to do.
     """
@@ -96,13 +96,13 @@ FAILURES = {
         "the model's parts may be of different kinds; if they aren't, please report this",
     ),
 }
-"""What MLX's errors are about, in the order in which they are tried."""
+"""The kinds of MLX's errors, in the order in which their patterns are tried."""
 
 OTHER = Failure(
     "", "MLX failed", "see whether python -m mlx_cogvideo.check passes, and report this"
 )
 
-# MLX's messages begin with the name of a function or a backend, or tell of shapes.
+# MLX's messages begin with the name of a function or a backend, or with shapes.
 _BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
 
 
@@ -112,7 +112,7 @@ def first_line(error: BaseException) -> str:
 
 
 def with_notes(error: BaseException) -> str:
-    """The message and, in the same line, what was added to it on the way."""
+    """The message and its notes, in one line."""
     return "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
 
 
@@ -122,10 +122,10 @@ def is_by_mlx(error: BaseException) -> bool:
 
 
 def device_error(error: BaseException, out_of_memory: str | None = None) -> DeviceError:
-    """One of MLX's errors in a line that says what happened, MLX's own words, and what to do.
+    """An error of MLX as one line: what happened, MLX's own words, and what to do.
 
     Args:
-        out_of_memory: what to do if memory ran out; None is the usual advice.
+        out_of_memory: what to do if memory ran out; None gives the default advice.
     """
     raw = first_line(error)
     text = "out of memory" if isinstance(error, MemoryError) else str(error)
@@ -140,10 +140,10 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
 
 @contextmanager
 def mlx_errors(out_of_memory: str | None = None) -> Iterator[None]:
-    """Turns MLX's errors into `DeviceError`; ours pass.
+    """Turns MLX's errors into `DeviceError`; errors of this package pass.
 
     Args:
-        out_of_memory: what to do if memory ran out; None is the usual advice.
+        out_of_memory: what to do if memory ran out; None gives the default advice.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files on disk: one writer at a time, temporary names until they are complete, and digests."""
+"""Files on disk: locks for one writer at a time, temporary names, and digests."""
 
 import errno
 import fcntl
@@ -26,9 +26,9 @@ LONGEST_NAME = 255
 """Bytes in a file name that nearly all file systems allow."""
 
 _HEADER = "locked by mlx_cogvideo"
-# Names of what this module makes.
+# Names of the files that this module makes.
 _HIDDEN = re.compile(r"\..*(\.[0-9a-f]{8}\.part(\.safetensors)?|\.lock)", re.DOTALL)
-# Whoever only looks whether a file is locked holds the lock for a moment, too.
+# A process that only checks a lock holds it for a moment, too.
 _PATIENCE_SECONDS = 0.3
 _OPEN_FILES = (2**16, 10_240)
 
@@ -40,14 +40,13 @@ class _Lock:
     """A lock that this process holds.
 
     Attributes:
-        path: of the output.
-        file: that is locked; it names the process, and the files that are to be removed if the
-            process is killed.
-        stream: of that file.
-        is_held: False where the file system has no locks.
+        path: the output.
+        file: the locked file. It names the process, and the files to remove if that is killed.
+        stream: the descriptor of that file.
+        is_held: False if the file system has no locks.
         owner: the process and the thread that hold it.
-        holder: what another process is told.
-        temporaries: the files, relative to the folder of `path`.
+        holder: the name of the process in another process's message.
+        temporaries: the files to remove, relative to the folder of `path`.
     """
 
     path: Path
@@ -59,25 +58,25 @@ class _Lock:
     temporaries: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Writes what the lock's file is to hold."""
+        """Updates the contents of the lock's file."""
         if not self.is_held:
             return
         text = f"{_HEADER}\n{self.holder}\n{json.dumps(self.temporaries)}\n"
-        with suppress(OSError):  # a full disk; then they stay there after a kill
+        with suppress(OSError):  # on a full disk the temporaries stay after a kill
             os.truncate(self.stream, 0)
             os.pwrite(self.stream, text.encode(errors="replace"), 0)
 
     def covers(self, file: Path) -> bool:
-        """Whether a file is a temporary or a lock of the output's, beside or inside it."""
+        """Whether a file is a temporary or a lock of this output, beside or inside it."""
         if _HIDDEN.fullmatch(file.name) is None:
             return False
         beside = file.parent == self.path.parent and file.name.startswith(f".{self.path.name[:40]}")
         return beside or self.path in file.parents
 
     def release(self) -> None:
-        """Removes the file and unlocks it, unless another process has its own there by now."""
+        """Unlocks the file and removes it, unless another process has replaced it."""
         with suppress(OSError):
-            # While it is still held: nobody can have locked what is removed here.
+            # While it is still held, so that nobody can have locked the removed file.
             if self.is_held and os.path.samestat(os.fstat(self.stream), os.lstat(self.file)):
                 self.file.unlink()
         os.close(self.stream)
@@ -88,20 +87,20 @@ _held: dict[Path, _Lock] = {}
 
 @contextmanager
 def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[None]:
-    """Keeps every other process, and other threads, from writing `path`.
+    """Keeps all other processes and threads from writing `path`.
 
-    The lock is the system's (``flock``) on a hidden file, and ends with the process, however that
-    ends. The file is removed with the lock; one that a killed process has left names the
-    temporaries that are to be removed, too. A thread that holds the lock may take it again.
+    The lock is the system's (``flock``) on a hidden file, and ends with the process in any case.
+    The file is removed with the lock. If a killed process has left it, it names the temporaries to
+    remove. A thread that holds the lock may take it again.
 
     Args:
-        path: an output; need not exist.
-        advice: what to do instead, for the message, such as ``choose another --output``.
-        lock_file: None is ``.NAME.lock`` beside `path`.
+        path: an output, which need not exist.
+        advice: the message's advice, such as ``choose another --output``.
+        lock_file: the hidden file; None is ``.NAME.lock`` beside `path`.
 
     Raises:
-        OutputError: another process holds the lock, and the message says which; or the lock's file
-            can't be made.
+        OutputError: another process holds the lock, which the message names, or the lock's file
+            can't be created.
     """
     key = absolute(path)
     owner = os.getpid(), threading.get_ident()
@@ -117,7 +116,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
     try:
         yield
     finally:
-        if os.getpid() == owner[0]:  # a forked child has only borrowed it
+        if os.getpid() == owner[0]:  # not in a forked child, which doesn't own the lock
             if _held.get(key) is lock:
                 del _held[key]
             lock.release()
@@ -125,7 +124,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
 
 
 def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> None:
-    """Raises OutputError where another process holds the lock of `path`; writes nothing.
+    """Raises OutputError if another process holds the lock of `path`; writes nothing.
 
     Args:
         advice, lock_file: as for `locked`.
@@ -146,13 +145,13 @@ def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> No
 
 
 def temporary_path(path: Path, ending: str = ".part") -> Path:
-    """A hidden neighbour that nobody else has, in which the file or folder at `path` can grow.
+    """A new hidden name beside `path`, for the file or folder until it is complete.
 
-    If `path`, or a folder around it, is locked and the process is killed, whoever takes the lock
-    next removes it.
+    If `path` or a folder around it is locked and the process is killed, the next owner of the lock
+    removes the temporary.
 
     Args:
-        ending: of its name.
+        ending: the end of its name.
     """
     part = _neighbour(path, f".{secrets.token_hex(4)}", ending)
     _note(part)
@@ -160,12 +159,12 @@ def temporary_path(path: Path, ending: str = ".part") -> Path:
 
 
 def keep(part: Path) -> None:
-    """Takes a temporary file, which is complete, from those that are removed after a kill."""
+    """Marks a temporary as complete: it isn't removed after a kill any more."""
     _forget(part)
 
 
 def _note(file: Path) -> None:
-    """Lists a file in the lock that covers it, to be removed if the process is killed."""
+    """Lists a file in the lock that covers it, so that it is removed if the process is killed."""
     file = absolute(file)
     for lock in list(_held.values()):
         if lock.covers(file):
@@ -192,7 +191,7 @@ def remove_temporary(part: Path) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """The same for all ways to a file, which itself may be a link that an output replaces.
+    """The same path for all names of a file's folder; the file may be a link, which is kept.
 
     Raises:
         OutputError: it can't be the name of a file.
@@ -208,14 +207,14 @@ def absolute(path: Path) -> Path:
 
 def _neighbour(path: Path, middle: str, ending: str) -> Path:
     room = LONGEST_NAME - len(f".{middle}{ending}")
-    # Not through the middle of a character, which a Mac's file system refuses.
+    # Don't cut through a character: a Mac's file system refuses the name.
     name = os.fsencode(path.name)
     shown = path.name if len(name) <= room else name[:room].decode(errors="ignore")
     return path.with_name(f".{shown}{middle}{ending}")
 
 
 def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
-    """The lock on an open file, which is cleaned of what a killed process has left."""
+    """Takes the lock and removes what a killed process has left."""
     end = time.monotonic() + _PATIENCE_SECONDS
     owner = os.getpid(), threading.get_ident()
     since = time.strftime("%H:%M:%S")
@@ -232,7 +231,7 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
             time.sleep(0.02)
             continue
         except OSError as error:
-            # Some network file systems have no locks: what is there may be another's.
+            # Some network file systems have no locks: leftovers may belong to another process.
             logger.warning(
                 "%s can't be locked (%s): don't write it by two commands at once",
                 path,
@@ -243,7 +242,7 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
             is_current = os.path.samestat(os.fstat(stream), os.lstat(file))
         except FileNotFoundError:
             is_current = False
-        if is_current:  # else the process before removed it after it was opened here
+        if is_current:  # otherwise its last owner removed it after it was opened here
             lock = _Lock(key, file, stream, True, owner, holder)
             _clean(lock)
             return lock
@@ -273,12 +272,12 @@ def _open(file: Path, path: Path) -> int:
     text = _read(stream)
     if not stat.S_ISREG(os.fstat(stream).st_mode) or (text and not text.startswith(_HEADER)):
         os.close(stream)
-        raise OutputError(f"{file} is in the way of a lock and isn't one: move it")
+        raise OutputError(f"{file} has the name of a lock file but isn't one: move it")
     return stream
 
 
 def _allow_more_files() -> bool:
-    """Raises the number of files that this process may have open, which is 256 on a Mac."""
+    """Raises the limit of open files of this process, which is 256 on a Mac."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in _OPEN_FILES:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -290,7 +289,7 @@ def _allow_more_files() -> bool:
 
 
 def _clean(lock: _Lock) -> None:
-    """Removes what a killed process has left, and nothing that it couldn't have made."""
+    """Removes the temporaries of a killed process, and no file that it can't have made."""
     lines = _read(lock.stream).split("\n")
     try:
         names = json.loads(lines[2]) if len(lines) > 2 else []
@@ -322,7 +321,7 @@ def _in_use(path: Path, stream: int, advice: str) -> str:
 
 
 def _read(stream: int) -> str:
-    """The whole of a small file; "" of what can't be read."""
+    """The contents of a small file, or "" if it can't be read."""
     try:
         return os.pread(stream, 2**20, 0).decode(errors="surrogateescape")
     except OSError:
@@ -330,9 +329,9 @@ def _read(stream: int) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file in hexadecimal; while it doesn't change, it is worked out once."""
-    told = file.stat()
-    return _digest(file, told.st_mtime_ns, told.st_size)
+    """The SHA-256 of a file in hexadecimal, computed once until the file changes."""
+    status = file.stat()
+    return _digest(file, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""One writer at a time, and temporary files that are nobody else's."""
+"""Locks for one writer at a time, and temporary files."""
 
 import errno
 import fcntl
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_lock_is_one_process_s_and_gone_with_it(tmp_path):
+def test_a_lock_belongs_to_one_process_and_ends_with_it(tmp_path):
     path = tmp_path / "video.mp4"
     with locked_elsewhere(path):
         message = rf"video\.mp4 is being written by process {os.getpid()} on \S+ since [\d:]+: "
@@ -46,9 +47,10 @@ def test_a_lock_is_one_process_s_and_gone_with_it(tmp_path):
 
 
 def test_the_time_in_a_message_is_that_of_the_lock(tmp_path, monkeypatch):
-    times = iter(["10:00:00", "11:00:00", "12:00:00"])
-    monkeypatch.setattr("mlx_cogvideo.files.time.strftime", lambda _: next(times))
+    now = ["10:00:00"]
+    monkeypatch.setattr("mlx_cogvideo.files.time.strftime", lambda _: now[0])
     with locked(tmp_path / "v.mp4", ""):
+        now[0] = "11:00:00"
         temporary_path(tmp_path / "v.mp4")
         assert "since 10:00:00" in (tmp_path / ".v.mp4.lock").read_text()
 
@@ -74,7 +76,7 @@ def test_many_threads_take_turns(tmp_path):
     assert max(most) == 1 and names(tmp_path) == set()
 
 
-def test_a_name_reached_by_two_ways_is_one_lock(folder):
+def test_two_paths_to_one_file_are_one_lock(folder):
     (folder / "here").symlink_to(folder)
     with locked_elsewhere(folder / "video.mp4"):
         for path in ("video.mp4", "./video.mp4", "here/video.mp4"):
@@ -83,7 +85,7 @@ def test_a_name_reached_by_two_ways_is_one_lock(folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link", "pipe"])
-def test_what_bears_a_lock_s_name_and_is_none_is_left_alone(tmp_path, kind):
+def test_a_file_with_the_name_of_a_lock_is_left_alone(tmp_path, kind):
     place, path = tmp_path / ".video.mp4.lock", tmp_path / "video.mp4"
     (tmp_path / "own").write_text("my own notes")
     {
@@ -121,7 +123,7 @@ def test_only_temporaries_beside_a_dead_lock_are_removed(tmp_path):
     assert outside.exists()
 
 
-def test_without_locks_nothing_of_another_is_touched(tmp_path, monkeypatch, caplog):
+def test_on_a_file_system_without_locks_nothing_is_removed(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
@@ -135,14 +137,14 @@ def test_without_locks_nothing_of_another_is_touched(tmp_path, monkeypatch, capl
     assert "can't be locked (Operation not supported)" in caplog.records[0].getMessage()
 
 
-def test_a_lock_that_another_has_by_now_is_left_to_it(tmp_path):
+def test_a_lock_that_another_process_has_replaced_is_left_to_it(tmp_path):
     path = tmp_path / "v.mp4"
     with locked(path, ""):
-        (tmp_path / ".v.mp4.lock").unlink()  # somebody took it for a stale one
+        (tmp_path / ".v.mp4.lock").unlink()  # as if it were stale
         with locked_elsewhere(path):
             mine = (tmp_path / ".v.mp4.lock").stat().st_ino
             with pytest.raises(OutputError), locked(tmp_path / ".." / tmp_path.name / "v.mp4", ""):
-                raise OutputError("as the first one ends")
+                raise OutputError("any error ends the block")
             assert (tmp_path / ".v.mp4.lock").stat().st_ino == mine
 
 
@@ -162,7 +164,7 @@ def test_a_forked_child_leaves_the_lock_to_its_parent(tmp_path):
     assert names(tmp_path) == set()
 
 
-def test_a_name_with_a_line_break_costs_no_file_of_that_name(folder):
+def test_a_line_break_in_a_name_removes_no_other_file(folder):
     (folder / ".mine.part").write_text("mine")
     name = "x\n.mine.part\ny.mp4"
     killed(
@@ -179,8 +181,8 @@ def test_a_name_with_a_line_break_costs_no_file_of_that_name(folder):
     assert names(folder) == {".mine.part"}
 
 
-def test_what_a_killed_command_left_beside_and_inside_its_output_is_removed(folder):
-    """A preview beside a video; an adapter and samples in a training's folder."""
+def test_temporaries_of_a_killed_command_beside_and_inside_its_output_are_removed(folder):
+    """A preview beside a video, and an adapter and samples in a training's folder."""
     (folder / "a" / "samples").mkdir(parents=True)
     (folder / "a" / "samples" / ".mine.part").write_text("mine")
     killed(
@@ -204,7 +206,7 @@ def test_what_a_killed_command_left_beside_and_inside_its_output_is_removed(fold
     assert names(folder / "a" / "samples") == {".mine.part"}
 
 
-def test_a_finished_output_that_has_no_name_outlives_a_kill(folder):
+def test_a_finished_output_that_cannot_be_renamed_survives_a_kill(folder):
     killed(
         folder,
         "from mlx_cogvideo.files import locked, temporary_path",
@@ -226,7 +228,7 @@ def test_a_finished_output_that_has_no_name_outlives_a_kill(folder):
     assert (folder / part).read_text() == "finished"
 
 
-def test_two_names_of_one_file_are_noticed_in_a_batch(folder, capsys):
+def test_a_batch_with_two_paths_to_one_file_is_refused(folder, capsys):
     (folder / "1").mkdir()
     (folder / "2").symlink_to("1")
     (folder / "p.txt").write_text("a red circle\na blue square\n")
@@ -235,7 +237,7 @@ def test_two_names_of_one_file_are_noticed_in_a_batch(folder, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_conversion_that_is_ended_leaves_nothing(folder, number):
+def test_a_terminated_conversion_leaves_nothing(folder, number):
     code = (
         "import os\n"
         "from mlx_cogvideo.checkpoints.safetensors_writer import SafetensorsWriter\n"
@@ -249,7 +251,7 @@ def test_a_conversion_that_is_ended_leaves_nothing(folder, number):
 
 
 @pytest.mark.parametrize("path", ["/", "a\0b.mp4"])
-def test_what_can_be_no_name_is_one_line(path):
+def test_a_path_without_a_name_is_one_line(path):
     with pytest.raises(OutputError, match="is no name for an output"):
         locked(Path(path), "").__enter__()
 
@@ -269,33 +271,50 @@ def test_outputs_of_all_kinds_are_refused_while_another_writes_them(folder):
     assert names(folder) == set()
 
 
-@pytest.mark.parametrize("option", [[], ["--overwrite"], ["--dry-run"]], ids=str)
-def test_a_second_run_with_one_output_is_refused_before_it_computes(folder, capsys, option):
-    first = start("--prompt", PROMPT, "--output", "video.mp4", *SMALL, "--steps", 400)
+@pytest.fixture
+def writing(folder) -> Iterator[subprocess.Popen]:
+    """A process that denoises video.mp4 and has saved a step of it."""
+    process = start("--prompt", PROMPT, "--output", "video.mp4", *SMALL, "--steps", 400)
     try:
         while not (folder / "video.mp4.resume").exists():
-            assert first.poll() is None
+            assert process.poll() is None
             time.sleep(0.05)
-        assert generate("video.mp4", *option) == 1
-        (line,) = errors(capsys.readouterr().err)
-        assert f"video.mp4 is being written by process {first.pid} on" in line
-        assert line.endswith("wait until that ends, or choose another --output")
-        assert run("--resume", "video.mp4.resume", "--output", "other.mp4", *option) == 1
-        assert f"written by process {first.pid}" in errors(capsys.readouterr().err)[0]
-        assert run("--prompt", PROMPT, *SMALL, "--seed", 1, 2, "-o", "video{seed}.mp4") == 0
-        assert "video.mp4" not in names(folder)
+        yield process
     finally:
-        first.kill()
-        first.wait()
-    # The lock has gone with its process; what it saved hasn't.
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"], ["--dry-run"]], ids=str)
+def test_a_second_run_with_one_output_is_refused_before_it_computes(
+    folder, writing, capsys, option
+):
+    assert generate("video.mp4", *option) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert f"video.mp4 is being written by process {writing.pid} on" in line
+    assert line.endswith("wait until that ends, or choose another --output")
+    assert run("--resume", "video.mp4.resume", "--output", "other.mp4", *option) == 1
+    assert f"written by process {writing.pid}" in errors(capsys.readouterr().err)[0]
+    assert "video.mp4" not in names(folder)
+
+
+def test_other_outputs_are_written_beside_a_locked_one(folder, writing):
+    assert run("--prompt", PROMPT, *SMALL, "--seed", 1, 2, "-o", "video{seed}.mp4") == 0
+    assert {"video1.mp4", "video2.mp4"} <= names(folder)
+    assert "video.mp4" not in names(folder)
+
+
+def test_a_killed_run_frees_its_output_and_keeps_its_saved_steps(folder, writing):
+    writing.kill()
+    writing.wait()
     assert run("--resume", "--dry-run") == 0
     assert generate("video.mp4", "--overwrite") == 0
-    assert names(folder) == {"video.mp4", "video1.mp4", "video2.mp4"}
+    assert names(folder) == {"video.mp4"}
     assert read_record("video.mp4")["settings"]["seed"] == 1
     assert len(read_video("video.mp4")[0]) == 9
 
 
-def test_a_batch_says_which_of_its_videos_is_another_s_and_makes_the_rest(folder, capsys):
+def test_a_batch_names_the_video_that_another_process_writes_and_makes_the_rest(folder, capsys):
     with locked_elsewhere(folder / "v2.mp4"):
         assert run("--prompt", PROMPT, *SMALL, "--seed", 1, 2, 3, "-o", "v{seed}.mp4") == 1
     (line,) = errors(capsys.readouterr().err)
@@ -303,7 +322,7 @@ def test_a_batch_says_which_of_its_videos_is_another_s_and_makes_the_rest(folder
     assert names(folder) == {"v1.mp4", "v3.mp4"}
 
 
-def test_more_outputs_than_open_files_are_allowed_are_locked_all_the_same(folder):
+def test_more_outputs_than_the_limit_of_open_files_can_be_locked(folder):
     code = (
         "import resource, contextlib, pathlib\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, {hard}))\n"
@@ -331,7 +350,7 @@ def test_a_second_conversion_into_one_folder_is_refused(folder, capsys):
     assert names(folder) == {"tiny"}
 
 
-def test_a_conversion_killed_half_way_leaves_nothing_to_the_next(folder):
+def test_the_temporary_of_a_killed_conversion_is_removed_by_the_next(folder):
     code = (
         "import os, signal\n"
         "from mlx_cogvideo.checkpoints.safetensors_writer import SafetensorsWriter\n"

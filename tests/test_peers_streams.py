@@ -1,6 +1,6 @@
-"""Where the processes that train together compute what they exchange: on a Mac, not on the GPU.
+"""The device of exchanges in a distributed training: on a Mac it is not the GPU.
 
-A stream of its own stands for the GPU's here, and is the default as the GPU's is.
+Here a second stream takes the place of the GPU's, and is the default stream.
 """
 
 import struct
@@ -19,18 +19,18 @@ from mlx_cogvideo import InvalidInputError
 from mlx_cogvideo.distributed import Distributed
 
 Operation = tuple[str, str]
-"""Its name, and whose stream it is on."""
+"""The name of an operation, and the owner of its stream."""
 
 
 @pytest.fixture
 def cpu(monkeypatch) -> mx.Stream:
-    """The CPU's stream, whatever the default one is. A second process has zeros to exchange."""
+    """The CPU's stream, whatever the default one is. The other process exchanges zeros."""
     stream, cpu = mx.stream, mx.default_stream(mx.cpu)
     monkeypatch.setattr(mx, "stream", lambda where: stream(cpu if where is mx.cpu else where))
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
 
     def all_sum(array: mx.array, *, group: Any, stream: Any = None) -> mx.array:
-        return mx.maximum(array, array, stream=cpu)  # MLX too takes the CPU's by itself
+        return mx.maximum(array, array, stream=cpu)  # MLX itself chooses the CPU's, too
 
     monkeypatch.setattr(mx.distributed, "all_sum", all_sum)
     return cpu
@@ -43,7 +43,7 @@ def gpu() -> mx.Stream:
 
 @pytest.fixture
 def pending(cpu, gpu, tmp_path) -> Callable[[Any], list[Operation]]:
-    """Tells of each operation that a tree of arrays still waits for."""
+    """A function that lists the operations that a tree of arrays still waits for."""
     one = mx.array(1)
     owners = {}
     for owner, stream in (("cpu", cpu), ("gpu", gpu)):
@@ -55,7 +55,7 @@ def pending(cpu, gpu, tmp_path) -> Callable[[Any], list[Operation]]:
 
 @pytest.fixture
 def evaluated(pending, monkeypatch) -> list[list[Operation]]:
-    """What each call of mx.eval computes."""
+    """The operations that each call of mx.eval computes."""
     evaluate, calls = mx.eval, []
 
     def record(*trees: Any) -> None:
@@ -69,15 +69,15 @@ def evaluated(pending, monkeypatch) -> list[list[Operation]]:
 def exported(tree: Any, file: Path) -> list[tuple[str, bytes]]:
     """The names and streams of the operations that a tree of arrays still waits for.
 
-    Python can't ask an array for them. A function that MLX exports to a file has the number of
-    each operation's stream and device, of 12 bytes, before the operation's name.
+    MLX has no Python function for them. In a file that it exports a function to, 12 bytes before
+    the name of each operation contain its stream and device.
     """
     arrays = [array for _, array in tree_flatten(tree)]
-    told: list[dict[str, Any]] = []
-    mx.export_function(told.append, lambda: arrays)
+    described: list[dict[str, Any]] = []
+    mx.export_function(described.append, lambda: arrays)
     mx.export_function(str(file), lambda: arrays)
     data, place, found = file.read_bytes(), 0, []
-    for name in [each["name"] for each in told if each["type"] == "primitive"]:
+    for name in [each["name"] for each in described if each["type"] == "primitive"]:
         word = struct.pack("<Q", len(name)) + name.encode()
         place = data.index(word, place)
         found.append((name, data[place - 12 : place]))
@@ -97,7 +97,7 @@ def one_of_two(rank: int) -> Distributed:
 def test_every_operation_from_the_gradients_to_their_mean_is_on_the_cpu(
     gpu, pending, evaluated, other
 ):
-    """Where all are of one type they are exchanged in one piece, else each by itself."""
+    """Gradients of one type are exchanged in one piece, others one by one."""
     with mx.stream(gpu):
         gradients = {"a": mx.arange(6).reshape(2, 3) / 2, "b": mx.ones(4, other) * 3}
         mean = one_of_two(0).all_mean(gradients)
@@ -111,37 +111,37 @@ def test_every_operation_from_the_gradients_to_their_mean_is_on_the_cpu(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_operation_of_what_is_shared_is_on_the_cpu(gpu, pending, evaluated, rank):
+def test_every_operation_of_a_broadcast_is_on_the_cpu(gpu, pending, evaluated, rank):
     with mx.stream(gpu):
         arrays = {"a": mx.ones(2) * 3, "b": mx.ones(3) * 4}
-        shared = one_of_two(rank).broadcast(arrays)
+        copied = one_of_two(rank).broadcast(arrays)
     assert owners(evaluated) == [{"gpu"}, {"cpu"}] * 2
-    assert pending(shared) == []
+    assert pending(copied) == []
 
 
 def test_no_exchange_uses_the_gpu(cpu):
-    """A stream computes only in the thread that made it: on this GPU everything fails."""
+    """A stream works only in the thread that made it, so that everything on this GPU fails."""
     with ThreadPoolExecutor(1) as other_thread:
         gpu = other_thread.submit(mx.new_stream, mx.default_device()).result()
     arrays = {"a": mx.array([1.0, 2.0]), "b": mx.array([3])}
     with mx.stream(gpu):
         with pytest.raises(RuntimeError, match="Stream"):
             mx.eval(arrays["a"] + 1)
-        lead, other = one_of_two(0), one_of_two(1)
-        assert lead.all_mean(arrays)["a"].tolist() == [0.5, 1]
-        assert lead.mean([3.0, 1.0]) == [1.5, 0.5]
-        assert lead.any(True) and not lead.any(False)
-        for peers, own in ((lead, [1, 2]), (other, [0, 0])):
-            assert peers.broadcast(arrays)["a"].tolist() == own
-            with peers.main_process_first():
+        main, other = one_of_two(0), one_of_two(1)
+        assert main.all_mean(arrays)["a"].tolist() == [0.5, 1]
+        assert main.mean([3.0, 1.0]) == [1.5, 0.5]
+        assert main.any(True) and not main.any(False)
+        for process, own in ((main, [1, 2]), (other, [0, 0])):
+            assert process.broadcast(arrays)["a"].tolist() == own
+            with process.main_process_first():
                 pass
-        lead.check_same({"clips": "mine"})
+        main.check_same({"clips": "mine"})
         with pytest.raises(InvalidInputError, match="the clips differ"):
             other.check_same({"clips": "mine"})
 
 
 def test_with_cuda_the_mean_stays_on_the_gpu(gpu, evaluated, monkeypatch):
-    """Where NCCL exchanges."""
+    """NCCL exchanges on the GPU."""
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     with mx.stream(gpu):
         one_of_two(0).all_mean({"a": mx.ones(2) * 3})

@@ -1,4 +1,4 @@
-"""Where weights come from and go to: model folders in the official layout, and the hub."""
+"""Models on disk and on the hub: folders in the official layout, adapters, SAT files."""
 
 from .adapters import Adapter, holds_adapter, open_adapter, save_adapter
 from .arrays import save_arrays

@@ -1,14 +1,14 @@
-"""How the tensors of LoRA adapters are called, by those who write them.
+"""The names that tools give to the tensors of LoRA adapters.
 
-| who | a tensor of the queries of the first block |
+| tool | a tensor of the queries of the first block |
 |---|---|
 | diffusers, finetrainers | ``transformer.transformer_blocks.0.attn1.to_q.lora_A.weight`` |
 | PEFT | ``base_model.model.transformer_blocks.0.attn1.to_q.lora_A.default.weight`` |
-| diffusers, once | ``transformer.transformer_blocks.0.attn1.to_q.lora.down.weight`` |
+| diffusers, formerly | ``transformer.transformer_blocks.0.attn1.to_q.lora.down.weight`` |
 | kohya, VideoX-Fun | ``lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight``, ``.alpha`` |
 | SAT | ``model.diffusion_model.transformer.layers.0.attention.query_key_value.matrix_A.0`` |
 
-A stands for down, the first of the two products, and B for up.
+A (or down) is the first of the two products, B (or up) the second.
 """
 
 import re
@@ -19,7 +19,7 @@ _FLAT_PREFIX = re.compile(r"lora_(?:unet|transformer)_{1,2}")
 _PARTS = re.compile(
     r"(?P<layer>.+?)"
     r"(?:\.lora_(?P<half>[AB])(?:\.default)?\.weight"
-    r"|\.lora[._](?P<way>down|up)\.weight"
+    r"|\.lora[._](?P<direction>down|up)\.weight"
     r"|(?:\.lora)?\.(?P<alpha>alpha))"
 )
 _SAT = re.compile(
@@ -29,32 +29,35 @@ _SAT = re.compile(
 
 
 class AdapterNames:
-    """Finds what a tensor is to a network's layers."""
+    """Finds the layer of a network that an adapter's tensor belongs to."""
 
     def __init__(self, layers: Iterable[str]):
         """`layers` are the paths of the network's linear layers."""
-        # Without dots a path can only be found by looking it up.
+        # A flat name has no dots: its path can't be split out of it, only looked up.
         self._by_flat_name = {layer.replace(".", "_"): layer for layer in layers}
 
     def part(self, name: str) -> tuple[str, str] | None:
-        """The layer that a tensor belongs to, as its writer calls it if it isn't known, and what
-        it is there: ``"A"``, ``"B"`` or ``"alpha"``. None for a name that nobody writes."""
+        """The layer that a tensor belongs to, and its part there: ``"A"``, ``"B"`` or ``"alpha"``.
+
+        A layer that the network lacks has the name that the tool gave it. Returns None for a name
+        of no known tool.
+        """
         match = _PARTS.fullmatch(name)
         if match is None:
             return None
-        what = match["alpha"] or match["half"] or {"down": "A", "up": "B"}[match["way"]]
-        return self._layer(match["layer"]), what
+        part = match["alpha"] or match["half"] or {"down": "A", "up": "B"}[match["direction"]]
+        return self._layer(match["layer"]), part
 
-    def _layer(self, told: str) -> str:
-        flat = _FLAT_PREFIX.match(told)
+    def _layer(self, name: str) -> str:
+        flat = _FLAT_PREFIX.match(name)
         if flat is not None:
-            rest = told[flat.end() :]
+            rest = name[flat.end() :]
             return self._by_flat_name.get(rest, rest)
-        return told[_PREFIX.match(told).end() :]
+        return name[_PREFIX.match(name).end() :]
 
 
 def sat_part(name: str) -> tuple[str, str] | None:
-    """The same for a tensor of a SAT checkpoint; None for one of the network itself."""
+    """The layer and part of a SAT checkpoint's tensor; None for a tensor of the network itself."""
     match = _SAT.fullmatch(name)
     if match is None:
         return None

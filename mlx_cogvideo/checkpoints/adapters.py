@@ -1,10 +1,10 @@
-"""LoRA adapters on disk: read as many tools write them, written as diffusers and PEFT do.
+"""LoRA adapters on disk: reads the formats of many tools, writes that of diffusers and PEFT.
 
 An adapter is a safetensors file with two matrices for each layer (see ``adapter_names``), or a
-checkpoint of the SAT code with them inside. Its scale is alpha / rank. diffusers and finetrainers
-keep alpha in the file's metadata, PEFT in ``adapter_config.json`` beside it, kohya and VideoX-Fun
-in a tensor for each layer; in SAT it is 1. Where none is, diffusers takes alpha for equal to the
-rank, and so do we.
+checkpoint of the SAT code that contains such matrices. Its scale is alpha / rank. diffusers and
+finetrainers keep alpha in the file's metadata, PEFT in ``adapter_config.json`` beside it, kohya and
+VideoX-Fun in a tensor for each layer; in SAT it is 1. Where no alpha is given, it equals the rank,
+as in diffusers.
 """
 
 import json
@@ -37,9 +37,11 @@ METADATA_KEY = "lora_adapter_metadata"
 FINETRAINERS_KEY = "lora_config"
 PREFIX = "transformer."
 
-SAT_ALPHA = 1  # of all that is trained there
+SAT_ALPHA = 1
+"""Alpha of every adapter that the SAT code trains."""
+
 _HUB_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)/(?P<file>[\w./ -]+\.safetensors)")
-_SHOWN = 3
+_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Adapter:
     """An adapter whose header has been checked against a network.
 
     Attributes:
-        source: what the user calls it.
-        file: where its tensors are.
-        names: of the tensors A and B of each layer.
+        source: the name that the user gave.
+        file: the file with its tensors.
+        names: names of the tensors A and B of each layer.
         scales: alpha / rank of each layer.
     """
 
@@ -59,14 +61,14 @@ class Adapter:
     scales: dict[str, float]
 
     def identity(self, scale: float) -> dict[str, Any]:
-        """What it is, beyond where it lies on this disk; for a record."""
+        """What identifies the adapter on any machine; for a record."""
         return {"source": self.source, "scale": scale, "sha256": file_digest(self.file)}
 
     def load(self, scale: float = 1.0) -> dict[str, LowRank]:
-        """Reads the tensors; `scale` comes on top of the adapter's own.
+        """Reads the tensors; `scale` multiplies the adapter's own scale.
 
         Raises:
-            CheckpointError: there is NaN or infinity among them.
+            CheckpointError: a tensor contains NaN or infinity.
         """
         _, read = _tensors(self.file)
         layers = {
@@ -80,87 +82,123 @@ class Adapter:
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether a folder has one in it, or a file of one."""
+    """Whether a folder holds an adapter, or at least one of an adapter's files."""
     return any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
 def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> Adapter:
-    """Finds an adapter and checks that it fits; reads its header only.
+    """Finds an adapter and checks that it fits a network; reads its header only.
 
     Args:
-        source: a file, a folder with one, a hub id, or one with a file behind it.
+        source: a file, a folder that holds one, a hub id, or a hub id followed by a file name.
         layers: outputs and inputs of the network's linear layers by path.
 
     Raises:
-        ModelNotFoundError: there is none.
-        CheckpointError: it is damaged, for another network, or of a kind that isn't known.
+        ModelNotFoundError: there is no such adapter.
+        CheckpointError: it is damaged, for another network, or of an unknown kind.
     """
     file = _find(source)
     shapes, read = _tensors(file)
     config = _config(file)
-    parts, unknown = _parts(file, shapes, layers)
-    if any("lora_magnitude_vector" in name or "dora_scale" in name for name in unknown):
-        raise CheckpointError(f"{file} is a DoRA adapter: only LoRA can be used")
-    if unknown:
-        raise CheckpointError(
-            f"{file} has tensors that aren't LoRA of a known kind: {_listed(unknown)}"
-        )
-    if not parts:
-        raise CheckpointError(f"{file} has no adapter")
-    if any(layer.startswith("lora_te_") for layer in parts):
-        raise CheckpointError(
-            f"{file} adapts the text encoder, too, which can't be done here: only the transformer"
-        )
-    if strange := [layer for layer in parts if layer not in layers]:
-        raise CheckpointError(
-            f"{file} is for another model: this one has no linear layers {_listed(strange)}"
-        )
-    if missing := [layer for layer, names in parts.items() if not {"A", "B"} <= names.keys()]:
-        raise CheckpointError(f"{file} has only one half of {_listed(missing)}")
+    pairs = _layer_tensors(file, shapes, layers)
+    _check_layers(file, pairs, layers)
     scales = {}
-    for layer, names in parts.items():
-        outputs, inputs = layers[layer]
-        a, b = shapes[names["A"]], shapes[names["B"]]
-        rank = a[0] if a else 0
-        if a != (rank, inputs) or b != (outputs, rank) or rank == 0:
-            raise CheckpointError(
-                f"{file} is for another model: {layer} has {inputs} inputs and {outputs} outputs "
-                f"here, and A {list(a)} and B {list(b)} don't fit"
-            )
-        alpha = rank
-        if "alpha" in names:
-            alpha = _number(file, names["alpha"], read(names["alpha"]))
-        elif _is_pickle(file):
-            alpha = SAT_ALPHA
+    for layer, names in pairs.items():
+        rank = _rank(file, layer, shapes[names["A"]], shapes[names["B"]], layers[layer])
+        alpha = _stored_alpha(file, names, rank, read)
         scales[layer] = _scale(config, layer, rank, alpha)
-    names = {layer: (names["A"], names["B"]) for layer, names in parts.items()}
-    return Adapter(str(source), file, names, scales)
+    matrices = {layer: (names["A"], names["B"]) for layer, names in pairs.items()}
+    return Adapter(str(source), file, matrices, scales)
 
 
-def _parts(
+def _layer_tensors(
     file: Path, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]]
-) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The names of each layer's tensors by what they are, and those that are nothing known."""
+) -> dict[str, dict[str, str]]:
+    """The names of each layer's tensors, by their part in it: ``"A"``, ``"B"`` or ``"alpha"``.
+
+    Raises:
+        CheckpointError: a tensor has an unknown name.
+    """
     find = sat_part if _is_pickle(file) else AdapterNames(layers).part
-    parts: dict[str, dict[str, str]] = {}
+    pairs: dict[str, dict[str, str]] = {}
     unknown = []
     for name in shapes:
         found = find(name)
         if found is not None:
-            layer, what = found
-            parts.setdefault(layer, {})[what] = name
-        elif find is not sat_part:  # in those the network itself may be there, too
+            layer, part = found
+            pairs.setdefault(layer, {})[part] = name
+        elif find is not sat_part:  # a SAT checkpoint may hold the network itself, too
             unknown.append(name)
-    return parts, unknown
+    if any("lora_magnitude_vector" in name or "dora_scale" in name for name in unknown):
+        raise _dora_error(file)
+    if unknown:
+        raise CheckpointError(
+            f"{file} has tensors that aren't LoRA of a known kind: {_listed(unknown)}"
+        )
+    return pairs
+
+
+def _check_layers(
+    file: Path, pairs: Mapping[str, dict[str, str]], layers: Mapping[str, tuple[int, int]]
+) -> None:
+    """Raises CheckpointError unless both halves of known layers are there, and at least one."""
+    if not pairs:
+        raise CheckpointError(f"{file} has no adapter")
+    if any(layer.startswith("lora_te_") for layer in pairs):
+        raise CheckpointError(
+            f"{file} adapts the text encoder, too, which isn't supported: use an adapter of the "
+            "transformer alone"
+        )
+    if strange := [layer for layer in pairs if layer not in layers]:
+        raise CheckpointError(
+            f"{file} is for another model: this one has no linear layers {_listed(strange)}"
+        )
+    if halves := [layer for layer, names in pairs.items() if not {"A", "B"} <= names.keys()]:
+        raise CheckpointError(f"{file} has only one half of {_listed(halves)}")
+
+
+def _rank(
+    file: Path, layer: str, a: tuple[int, ...], b: tuple[int, ...], size: tuple[int, int]
+) -> int:
+    """The rank of a layer's product, from the shapes of its two matrices.
+
+    Args:
+        a, b: shapes of the matrices.
+        size: outputs and inputs of the layer.
+
+    Raises:
+        CheckpointError: the matrices don't fit the layer.
+    """
+    outputs, inputs = size
+    rank = a[0] if a else 0
+    if a != (rank, inputs) or b != (outputs, rank) or rank == 0:
+        raise CheckpointError(
+            f"{file} is for another model: {layer} has {inputs} inputs and {outputs} outputs "
+            f"here, and A {list(a)} and B {list(b)} don't fit"
+        )
+    return rank
+
+
+def _stored_alpha(
+    file: Path, names: Mapping[str, str], rank: int, read: Callable[[str], mx.array]
+) -> float:
+    """The alpha of a layer that the file holds, or the default of its format."""
+    if "alpha" in names:
+        return _number(file, names["alpha"], read(names["alpha"]))
+    return SAT_ALPHA if _is_pickle(file) else rank
+
+
+def _dora_error(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file} is a DoRA adapter: only LoRA can be used")
 
 
 def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx.array]]:
-    """Shapes of a file's tensors, and what reads one of them."""
+    """The shapes of a file's tensors, and a function that reads one of them."""
     if _is_pickle(file):
         stored = tensors_in(TorchFile(file).contents)
         return {name: t.shape for name, t in stored.items()}, lambda name: stored[name].read()
     header = read_header(file)
-    # An alpha of its own may be a whole number.
+    # A stored alpha, which is one number, may be an integer.
     if strange := [n for n, i in header.items() if i.dtype not in FLOATING and i.size > 1]:
         raise CheckpointError(
             f"{file} has {strange[0]} as {header[strange[0]].dtype}: only {', '.join(FLOATING)} "
@@ -191,9 +229,9 @@ def save_adapter(
     """Writes an adapter that diffusers' ``load_lora_weights`` and PEFT open with the same effect.
 
     Args:
-        folder: which is there.
+        folder: an existing folder.
         alpha: all layers are scaled by alpha / rank.
-        base_model: what it was trained on.
+        base_model: name of the model that it was trained on.
     """
     tensors = {}
     for layer, addition in layers.items():
@@ -238,13 +276,13 @@ def _find(source: str | Path) -> Path:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """PEFT's settings of an adapter, from its metadata or from the file beside it."""
+    """The PEFT configuration of an adapter, from its metadata or from the file beside it."""
     metadata = {} if _is_pickle(file) else read_metadata(file)
     key = METADATA_KEY if METADATA_KEY in metadata else FINETRAINERS_KEY
     if key in metadata:
         try:
-            told = json.loads(metadata[key])
-            config = {name.removeprefix(PREFIX): v for name, v in told.items()}
+            stored = json.loads(metadata[key])
+            config = {name.removeprefix(PREFIX): value for name, value in stored.items()}
         except (ValueError, AttributeError):
             raise CheckpointError(f"the metadata of {file}, {key}, isn't JSON") from None
     elif (beside := file.with_name(CONFIG_FILE)).is_file():
@@ -252,14 +290,15 @@ def _config(file: Path) -> dict[str, Any]:
     else:
         config = {}
     if config.get("use_dora"):
-        raise CheckpointError(f"{file} is a DoRA adapter: only LoRA can be used")
+        raise _dora_error(file)
     return config
 
 
 def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> float:
-    """As peft works it out: patterns of layers first, then what holds for all, then `alpha`."""
-    told = config.get("lora_alpha")
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if told is None else told)
+    """The scale as peft computes it: from ``alpha_pattern``, else ``lora_alpha``, else `alpha`."""
+    common = config.get("lora_alpha")
+    default = alpha if common is None else common
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, default)
     if not isinstance(alpha, int | float) or not isfinite(alpha):
         raise CheckpointError(f"alpha of {layer} is {alpha!r}: it should be a number")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -1,4 +1,4 @@
-"""Where a conversion's tensors come from: a model folder or SAT files, under the same names."""
+"""The source of a conversion: a model folder or SAT files, with the same names of tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ from .components import (
 from .networks import make_network
 from .resolve import component_folder
 from .safetensors_header import TensorInfo
-from .sat import SatTensor, open_sat, text_encoder_config, transformer_config, vae_config
+from .sat import SatTensor, open_sat
+from .sat_configs import text_encoder_config, transformer_config, vae_config
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class ComponentSource:
     """A network as it is stored.
 
     Attributes:
-        config: of its ``config.json``.
+        config: the contents of its ``config.json``.
         stored: its tensors by their official names.
-        open: gives the tensors, to be taken out one by one with ``pop``; none is read before.
-        quantized: its packed layers.
+        open: returns the tensors, to be taken out one by one with ``pop``; each is read only then.
+        quantized: its quantized layers.
     """
 
     config: dict[str, Any]
@@ -41,10 +42,10 @@ class ComponentSource:
 
 
 def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> ComponentSource:
-    """A component of a model folder.
+    """The source of a component in a model folder.
 
     Args:
-        assumed_dtype: where only the configuration is there, of the tensors that will be.
+        assumed_dtype: the tensors' type if only the configuration is there; None reads their files.
 
     Raises:
         CheckpointError: the component is missing, damaged or not what its configuration says.
@@ -71,7 +72,7 @@ def sat_sources(path: Path) -> dict[str, ComponentSource]:
     """The components that a SAT checkpoint holds.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or isn't what it should be.
+        CheckpointError: a file is missing, damaged or of an unknown kind.
     """
     try:
         checkpoint = open_sat(path)
@@ -100,7 +101,7 @@ def _sat_source(
 
 
 class _Unread(dict):
-    """Tensors that are read when they are taken out."""
+    """Tensors that are read only when they are taken out."""
 
     def pop(self, name: str, *default: Any) -> Any:
         value = super().pop(name, *default)

@@ -1,7 +1,7 @@
 """One component of a model folder: its ``config.json`` and its safetensors files.
 
-Parameter names are the official ones, so loading is moving channels last and nothing else. Files
-are checked by their headers, names and shapes alike, before any weight is read.
+Parameters have their official names, so that loading only moves channels last. Names and shapes are
+checked in the files' headers before any weight is read.
 """
 
 import json
@@ -30,16 +30,16 @@ COMPONENT_STEMS = {
 """File stem of each component that has weights."""
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
-"""What the numbers of a model can be, by name."""
+"""The dtypes that a model can have, by name."""
 
 FLOATING = ("F32", "F16", "BF16")
-"""Types of weights, as safetensors spells them."""
+"""Types of weights in the spelling of safetensors."""
 
 PACKED = (*FLOATING, "U32", "U8")
 """Types of the parts of quantized weights."""
 
 REDUNDANT = {"encoder.embed_tokens.weight"}
-"""Copies of other tensors that some checkpoints carry: T5's tied token embedding."""
+"""Copies of other tensors in some checkpoints: T5's tied token embedding."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,11 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
     """Checks that the files of `folder` hold exactly the parameters of `module`.
 
-    Reads headers only. `module` may be freshly made: MLX allocates nothing until evaluation. Its
-    linear layers give way to quantized ones where the folder's ``config.json`` says so.
+    Reads headers only. `module` may be new: MLX allocates nothing before evaluation. Its linear
+    layers are replaced by quantized ones where the folder's ``config.json`` says so.
 
     Returns:
-        Where each parameter is stored.
+        The file, type and shape of each parameter.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of
@@ -93,7 +93,7 @@ def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorIn
     """Raises CheckpointError unless `stored` are exactly the parameters of `module`.
 
     Args:
-        folder: or file that the message is about.
+        folder: the folder or file that the message names.
     """
     wanted = {
         name: upstream_shape(parameter.shape)
@@ -129,7 +129,7 @@ def _is_packed(name: str, stored: Mapping[str, TensorInfo]) -> bool:
 def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
     """Loads the weights of `folder` into `module` and returns it, evaluated.
 
-    Memory: the weights in `dtype` and, passing, one tensor as stored.
+    Memory: the weights in `dtype` and, temporarily, one tensor as stored.
 
     Args:
         module: a network made from the folder's configuration.
@@ -159,7 +159,7 @@ def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = Non
 
 
 def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
-    """The quantized layers of a component, by their paths.
+    """The quantized layers of a component, by path.
 
     Args:
         stored: the component's tensors by name; a layer with ``scales`` is a quantized one.
@@ -168,10 +168,10 @@ def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[
         CheckpointError: ``config.json`` doesn't say how they are quantized.
     """
     layers = [name.removesuffix(".scales") for name in stored if name.endswith(".scales")]
-    told = read_config(folder / "config.json").get("quantization", {}) if layers else {}
+    config = read_config(folder / "config.json").get("quantization", {}) if layers else {}
     try:
         return {
-            layer: Quantization(**(told[layer] if layer in told else _usual(told)))
+            layer: Quantization(**(config[layer] if layer in config else _default(config)))
             for layer in layers
         }
     except (TypeError, KeyError):
@@ -180,8 +180,9 @@ def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[
         ) from None
 
 
-def _usual(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"bits": told["bits"], "group_size": told["group_size"], "mode": told["mode"]}
+def _default(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The quantization of the layers that the configuration doesn't list."""
+    return {name: config[name] for name in ("bits", "group_size", "mode")}
 
 
 def _quantize_as_stored(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
@@ -208,8 +209,8 @@ def save_component(
     """Writes `module` and its configuration as a component folder in the official layout.
 
     Args:
-        folder: ``.../transformer``, ``.../vae`` or ``.../text_encoder``; made if it isn't there.
-        config: what ``config.json`` is to hold.
+        folder: ``.../transformer``, ``.../vae`` or ``.../text_encoder``; created if missing.
+        config: the contents of ``config.json``.
         dtype: of the stored tensors; None keeps the module's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,8 +226,8 @@ def save_component(
 def component_files(folder: Path) -> list[Path]:
     """The safetensors files of a component: the shards that its index names, else the single one.
 
-    An index goes first, as in diffusers, if all of its shards are there; a single file beside them
-    is passed over with a warning.
+    As in diffusers, an index has priority if all of its shards are there. A single file beside them
+    is ignored with a warning.
 
     Raises:
         CheckpointError: a file is missing.
@@ -263,21 +264,21 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _is_file_name(name: Any) -> bool:
-    """Whether an index may name it: a file beside the index."""
+    """Whether it can be the name of a file beside an index."""
     return isinstance(name, str) and Path(name).name == name and len(os.fsencode(name)) < 256
 
 
 @cache
 def _warn_of_a_single_file(single: Path, index: Path) -> None:
     logger.warning(
-        "%s isn't used: %s names other files, which are all there; remove the one or the other",
+        "%s isn't used: %s names other files, which are all there; remove one of the two",
         single,
         index.name,
     )
 
 
 def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a parameter as stored: convolutions have their input channels second, ours last."""
+    """The stored shape of a parameter: convolutions have input channels second there, last here."""
     return (shape[0], shape[-1], *shape[1:-1]) if len(shape) >= 4 else tuple(shape)
 
 

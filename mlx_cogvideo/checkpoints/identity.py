@@ -1,4 +1,4 @@
-"""Which weights a model folder holds, told so that another machine can compare."""
+"""Identifies the weights of a model folder, so that another machine can compare."""
 
 import hashlib
 import re
@@ -17,12 +17,12 @@ _SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+)/snapshots/(?P<revision>[0-9a-f]
 
 
 def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
-    """What a model is, beyond where it lies on this disk.
+    """What identifies a model on any machine.
 
     Args:
-        model: what the user called it.
-        folder: what that resolved to. A snapshot of the hub is told by its commit; the files of
-            any other folder are read once from end to end.
+        model: the name that the user gave.
+        folder: the folder that the name resolved to. A snapshot of the hub is identified by its
+            commit; the files of any other folder are read once from end to end.
 
     Returns:
         ``{"name": hub id, "revision": commit}`` or ``{"name": as called, "sha256": {component:
@@ -35,7 +35,7 @@ def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
         }
     bundled = {path: name for name, path in BUNDLED.items()}
     name = bundled.get(Path(folder)) or ALIASES.get(str(model).lower(), str(model))
-    # hashlib lets go of the interpreter's lock, so that several files are read at once.
+    # hashlib releases the interpreter's lock, so that threads read several files at once.
     with ThreadPoolExecutor() as pool:
         digests = {c: pool.map(_digest, _files(component_folder(folder, c))) for c in COMPONENTS}
         sha256 = {c: hashlib.sha256("".join(d).encode()).hexdigest() for c, d in digests.items()}
@@ -47,5 +47,5 @@ def _files(component: Path) -> list[Path]:
 
 
 def _digest(file: Path) -> str:
-    """A line like sha256sum's."""
+    """A line as sha256sum prints it."""
     return f"{file_digest(file)}  {file.name}\n"

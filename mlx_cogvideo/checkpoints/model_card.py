@@ -1,11 +1,11 @@
-"""The README.md of a converted model folder, in the form that the hub reads."""
+"""Writes the README.md of a converted model folder, in the form that the hub reads."""
 
 from typing import Any
 
-from .variants import VARIANTS
+from .variants import VARIANTS, Variant
 
 LICENSES = {"2b": ["license: apache-2.0"]}
-"""Lines of the card's header; all other models have a licence of their own."""
+"""Lines of the card's header by variant; all other models have `OTHER_LICENSE`."""
 
 OTHER_LICENSE = [
     "license: other",
@@ -15,30 +15,22 @@ OTHER_LICENSE = [
 
 
 def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
-    """The card.
+    """The text of a model card.
 
     Args:
-        report: of a conversion.
-        repo: what the command in the card calls the model: a folder, or a hub repository.
+        report: the report of the conversion.
+        repo: the model's name in the card's command: a folder, or a hub repository.
     """
     variant = next((v for v in VARIANTS if v.alias == report["variant"]), None)
-    source, how = report["source"], report["quantization"]
-    bits = f"{how['bits']}-bit" if how else "unquantized"
-    name = variant.name if variant else source["name"]
-    takes_image = report["takes_image"]
-    image = "--image start.jpg " if takes_image else ""
-    task = "image-to-video" if takes_image else "text-to-video"
-    header = ["---", "library_name: mlx", f"pipeline_tag: {task}", "tags: [mlx, cogvideox]"]
-    if variant:
-        header += LICENSES.get(variant.alias, OTHER_LICENSE)
-        header.append(f"base_model: {variant.repo}")
+    source, quantization = report["source"], report["quantization"]
+    bits = f"{quantization['bits']}-bit" if quantization else "unquantized"
+    image = "--image start.jpg " if report["takes_image"] else ""
     lines = [
-        *header,
-        "---",
+        *_header(variant, report["takes_image"]),
         "",
-        f"# {name}, {bits}, for MLX",
+        f"# {variant.name if variant else source['name']}, {bits}, for MLX",
         "",
-        f"Made from {_told(source)} with mlx_cogvideo {report['mlx_cogvideo']}.",
+        f"Made from {_source_name(source)} with mlx_cogvideo {report['mlx_cogvideo']}.",
         "",
         "```",
         f'python generate.py --model {repo} {image}--prompt "..."',
@@ -46,19 +38,35 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         "",
         "| part | GB | bits a weight | quantized layers |",
         "|---|---|---|---|",
+        *(_row(name, component) for name, component in report["components"].items()),
     ]
-    for part, told in report["components"].items():
-        kinds = ", ".join(f"{k['kind']} {k['bits']}" for k in told["kinds"]) or "none"
-        size = f"{told['bytes_after'] / 1e9:.2f}"
-        lines.append(f"| {part} | {size} | {told['bits_per_weight']:.2f} | {kinds} |")
-    for told in report.get("lora", ()):
-        lines += ["", f"The LoRA adapter `{told['source']}` is fused in, at {told['scale']:g}."]
+    for adapter in report.get("lora", ()):
+        lines += [
+            "",
+            f"The LoRA adapter `{adapter['source']}` is fused in, at {adapter['scale']:g}.",
+        ]
     if "revision" in source:
         command = f"hf cache rm model/{source['name']}"
         lines += ["", f"The download that this was made from isn't needed any more: `{command}`."]
     return "\n".join(lines) + "\n"
 
 
-def _told(source: dict[str, Any]) -> str:
+def _header(variant: Variant | None, takes_image: bool) -> list[str]:
+    """The metadata that the hub reads, between two lines of dashes."""
+    task = "image-to-video" if takes_image else "text-to-video"
+    lines = ["---", "library_name: mlx", f"pipeline_tag: {task}", "tags: [mlx, cogvideox]"]
+    if variant:
+        lines += LICENSES.get(variant.alias, OTHER_LICENSE)
+        lines.append(f"base_model: {variant.repo}")
+    return [*lines, "---"]
+
+
+def _row(name: str, component: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{k['kind']} {k['bits']}" for k in component["kinds"]) or "none"
+    size = f"{component['bytes_after'] / 1e9:.2f}"
+    return f"| {name} | {size} | {component['bits_per_weight']:.2f} | {kinds} |"
+
+
+def _source_name(source: dict[str, Any]) -> str:
     revision = source.get("revision")
     return f"`{source['name']}`" + (f" at revision `{revision}`" if revision else "")

@@ -1,67 +1,133 @@
-"""A model folder: its configurations, and its networks, which are loaded when they are needed."""
+"""A model: its configurations, which estimates need, and its networks, loaded when needed."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..device import Machine, this_machine
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
 from ..nn.low_rank import add_adapter
-from ..nn.quantization import linear_layers
+from ..nn.quantization import Quantization, linear_layers, packings, quantize_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import check_component, load_component, read_config
-from .networks import NETWORKS
+from .components import check_component, load_component, read_config, upstream_shape
+from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
+from .safetensors_header import TensorInfo
+from .safetensors_writer import NAMES
 from .tokenizer import T5Tokenizer
-from .variants import match_variant
+from .variants import Variant, match_variant
+
+_FLOATING = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
+_INTEGER_BYTES = {"U32": 4, "U8": 1}
 
 
-class ModelFolder:
+class ModelConfigurations:
+    """A model whose configurations are known and whose weights need not be here.
+
+    Attributes:
+        configs: the configuration of each network by its name.
+        variant: the official variant that the transformer's configuration matches, or None.
+        dtype: of the weights and activations.
+        machine: the machine that memory is estimated for; by default this one.
+        memory_limit: bytes that the estimated memory of a run may reach; None sets no limit beside
+            the machine's. An estimate is accurate to a few per cent.
+    """
+
+    def __init__(
+        self,
+        contents: Mapping[str, Mapping[str, Any]],
+        dtype: mx.Dtype | None = None,
+        quantization: Quantization | None = None,
+    ):
+        """Makes a model of configurations, such as those that `read_configurations` returns.
+
+        Args:
+            contents: the ``config.json`` of each network.
+            dtype: of the weights and activations; None takes the stored one, or float32 on the
+                CPU, where 16-bit is slow.
+            quantization: what the converter is asked for, with its standard recipe; None leaves
+                all layers unquantized.
+        """
+        self.configs = {
+            name: config_class.from_dict(contents[name])
+            for name, (_, config_class) in NETWORKS.items()
+        }
+        self.variant = match_variant(self.configs["transformer"])
+        self.machine: Machine = this_machine()
+        self.memory_limit: int | None = None
+        self._contents, self._quantization = contents, quantization
+        self.dtype = dtype or _default_dtype(self.stored["transformer"])
+
+    @cached_property
+    def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
+        """The tensors of each network by name, as the converter would store them."""
+        return {
+            name: _converted_tensors(name, json.dumps(self._contents[name]), self._quantization)
+            for name in NETWORKS
+        }
+
+    def weight_bytes(self, name: str) -> int:
+        """Memory that a network's weights take when it is loaded."""
+        return sum(
+            tensor.size * _INTEGER_BYTES.get(tensor.dtype, self.dtype.size)
+            for tensor in self.stored[name].values()
+        )
+
+    def is_packed(self, name: str) -> bool:
+        """Whether weights of a network are quantized."""
+        return any(tensor.dtype == "U32" for tensor in self.stored[name].values())
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether it is an image-to-video model."""
+        return self.configs["transformer"].takes_image
+
+    @property
+    def dtype_name(self) -> str:
+        """``"float16"``, ``"bfloat16"`` or ``"float32"``."""
+        return str(self.dtype).split(".")[-1]
+
+    @property
+    def fps(self) -> int:
+        """Frames per second the model was trained at."""
+        return self.variant.fps if self.variant else 8
+
+
+class ModelFolder(ModelConfigurations):
     """A CogVideoX model folder.
 
-    ``transformer``, ``vae`` and ``text_encoder`` load when first asked for, stay until they are
-    freed, and load again when asked for again.
+    ``transformer``, ``vae`` and ``text_encoder`` load on first use, stay until they are freed, and
+    load again on the next use.
 
     Attributes:
         folder: the model folder.
-        variant: the official variant that the transformer's configuration matches, or None.
-        dtype: of the weights and activations.
-        tokenizer: text to token ids.
-        machine: what estimates of memory are for; this one unless it is set.
-        memory_limit: bytes that a run may be foretold to need, by an estimate within some per cent;
-            None is what there is.
-        adapters: what ``load_lora`` has added, with its scales.
+        tokenizer: turns text into token ids.
+        scheduler_config: contents of ``scheduler_config.json``.
+        adapters: the adapters that ``load_lora`` has added, with their scales.
     """
 
     def __init__(self, folder: Path, dtype: mx.Dtype | None = None):
         self.folder = Path(folder)
-        self.configs = {
-            name: config_class.from_dict(read_config(self.component(name) / "config.json"))
-            for name, (_, config_class) in NETWORKS.items()
-        }
+        contents = read_configurations(self.folder)
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
         self._adapter_bytes = 0
-        self.memory_limit: int | None = None
         self._kept: set[str] = set()
-        self.variant = match_variant(self.configs["transformer"])
         self.tokenizer = T5Tokenizer.from_pretrained(self.component("tokenizer"))
         self.scheduler_config = read_config(self.component("scheduler") / "scheduler_config.json")
-        self._stored = {
-            name: check_component(network(self.configs[name]), self.component(name))
-            for name, (network, _) in NETWORKS.items()
-        }
-        self.dtype = dtype or _default_dtype(self._stored["transformer"])
-        self.machine: Machine = this_machine()
+        super().__init__(contents, dtype)
 
     @classmethod
     def from_pretrained(
@@ -88,12 +154,25 @@ class ModelFolder:
         return cls(resolve_model(model, revision, download=download), dtype)
 
     def component(self, name: str) -> Path:
-        """Where a component lies: a network, ``tokenizer`` or ``scheduler``."""
+        """The folder of a component: a network, ``tokenizer`` or ``scheduler``."""
         return component_folder(self.folder, name)
+
+    @cached_property
+    def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
+        """The tensors of each network by name, from the headers of its files."""
+        return {
+            name: check_component(network(self.configs[name]), self.component(name))
+            for name, (network, _) in NETWORKS.items()
+        }
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Names of the networks that are in memory."""
+        return frozenset(self._networks)
 
     @property
     def transformer(self) -> CogVideoXTransformer3DModel:
-        """With the adapters that were loaded."""
+        """The transformer, with the adapters that were loaded."""
         return self._network("transformer")
 
     @property
@@ -114,57 +193,49 @@ class ModelFolder:
         return self._networks[name]
 
     def load_lora(self, source: str | Path, scale: float = 1.0) -> None:
-        """Adds a LoRA adapter to the transformer, beside those that it has.
+        """Adds a LoRA adapter to the transformer, beside those that it already has.
 
         Args:
             source: a safetensors file of diffusers or PEFT, a folder with one, or a hub id.
-            scale: weight of the adapter, on top of its own alpha / rank.
+            scale: weight of the adapter, which multiplies its own alpha / rank.
 
         Raises:
-            InvalidInputError: `scale` is no finite number.
+            InvalidInputError: `scale` isn't a finite number.
             ModelNotFoundError: there is no such adapter.
-            CheckpointError: it is damaged, or for another model.
+            CheckpointError: the adapter is damaged, or for another model.
         """
         if not math.isfinite(scale):
             raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
-        layers = adapter.load(scale)  # now, so that NaN in it is told of before all else
+        layers = adapter.load(scale)  # now, so that NaN is reported before any other work
         self.adapters.append((adapter, scale))
         self._adapter_bytes += sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
         if "transformer" in self._networks:
             add_adapter(self._networks["transformer"], layers)
 
     def unload_lora(self) -> None:
-        """Takes all adapters off again."""
+        """Removes all adapters."""
         self.adapters.clear()
         self._adapter_bytes = 0
-        # Even one that is kept, which would have them still.
+        # Even where it is kept: the loaded one contains them.
         self._networks.pop("transformer", None)
         mx.clear_cache()
 
     def weight_bytes(self, name: str) -> int:
-        """Memory that a network's weights take when it is loaded, with its adapters."""
-        integers = {"U32": 4, "U8": 1}
-        stored = sum(
-            tensor.size * integers.get(tensor.dtype, self.dtype.size)
-            for tensor in self._stored[name].values()
-        )
-        return stored + self._adapter_bytes * (name == "transformer")
-
-    def is_packed(self, name: str) -> bool:
-        """Whether weights of a network are quantized."""
-        return any(tensor.dtype == "U32" for tensor in self._stored[name].values())
+        """Memory that a network's weights and its adapters take when it is loaded."""
+        adapters = self._adapter_bytes if name == "transformer" else 0
+        return super().weight_bytes(name) + adapters
 
     def free(self, name: str) -> None:
-        """Lets go of a network's memory, unless it is kept; it loads again when it is asked for."""
+        """Frees a network's memory, unless it is kept; it loads again on its next use."""
         if name not in self._kept:
             self._networks.pop(name, None)
         mx.clear_cache()
 
     @contextmanager
     def keeping(self, name: str) -> Iterator[None]:
-        """Holds a network in memory over several stages, and frees it in the end."""
+        """Keeps a network in memory over several stages and frees it at the end."""
         self._kept.add(name)
         try:
             yield
@@ -172,28 +243,51 @@ class ModelFolder:
             self._kept.discard(name)
             self.free(name)
 
-    @property
-    def takes_image(self) -> bool:
-        """Whether it is an image-to-video model."""
-        return self.configs["transformer"].takes_image
 
-    @property
-    def dtype_name(self) -> str:
-        """``"float16"``, ``"bfloat16"`` or ``"float32"``."""
-        return str(self.dtype).split(".")[-1]
+def read_configurations(folder: Path) -> dict[str, dict[str, Any]]:
+    """The ``config.json`` of each network in a model folder, by the network's name.
 
-    @property
-    def fps(self) -> int:
-        """Frames per second the model was trained at."""
-        return self.variant.fps if self.variant else 8
+    Raises:
+        CheckpointError: a file is missing or isn't a JSON object.
+    """
+    return {name: read_config(component_folder(folder, name) / "config.json") for name in NETWORKS}
 
 
-def _default_dtype(stored: dict) -> mx.Dtype:
+def official_model(
+    variant: Variant, quantization: Quantization | None = None
+) -> ModelConfigurations:
+    """The configurations of an official model, in 16 bits or quantized by the converter."""
+    contents = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
+    return ModelConfigurations(contents, mx.bfloat16, quantization)
+
+
+@lru_cache(maxsize=64)  # one model is estimated for many machines
+def _converted_tensors(
+    name: str, config: str, quantization: Quantization | None
+) -> dict[str, TensorInfo]:
+    """The tensors that the converter makes of a network, from the shapes of its parameters.
+
+    Args:
+        config: the text of its ``config.json``.
+    """
+    network = make_network(name, json.loads(config))
+    if quantization is not None:
+        layers = linear_layers(network)
+        wanted = packings(layers, quantization, "standard")
+        quantize_layers(
+            network, {path: how for path, how in wanted.items() if how.fits(layers[path][1])}
+        )
+    return {
+        path: TensorInfo(Path(name), NAMES[tensor.dtype], upstream_shape(tensor.shape))
+        for path, tensor in tree_flatten(network.parameters())
+    }
+
+
+def _default_dtype(stored: Mapping[str, TensorInfo]) -> mx.Dtype:
     if not on_gpu():
         return mx.float32
-    floating = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
     # The large tensors decide: some checkpoints keep a few small ones in float32.
     largest = max(
-        (tensor for tensor in stored.values() if tensor.dtype in floating), key=lambda t: t.size
+        (tensor for tensor in stored.values() if tensor.dtype in _FLOATING), key=lambda t: t.size
     )
-    return floating[largest.dtype]
+    return _FLOATING[largest.dtype]

@@ -14,10 +14,10 @@ NETWORKS = {
     "vae": (AutoencoderKLCogVideoX, AutoencoderConfig),
     "text_encoder": (T5EncoderModel, T5Config),
 }
-"""Each network's class and that of its configuration."""
+"""The class of each network and the class of its configuration."""
 
 
 def make_network(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """A network as its ``config.json`` says; nothing is allocated until its weights are used."""
+    """A network as its ``config.json`` describes it; memory is allocated on first use."""
     network, config_class = NETWORKS[name]
     return network(config_class.from_dict(config))

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a folder on this disk."""
+"""Resolves the name that a user gives to a model: a folder, an alias or a hub id."""
 
 import re
 import sys
@@ -18,10 +18,10 @@ DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
 
 BUNDLED = {"demo": DEMO_PATH, "demo-i2v": DEMO_PATH.with_name("demo_i2v")}
-"""The demo, and the one made of it that goes on from a picture."""
+"""The demo, and its image-to-video version."""
 
 SHARED_KEY = "_components_from"
-"""In ``model_index.json``: a folder, from there on, for the components that aren't inside."""
+"""Key of ``model_index.json``: a relative path to the folder that holds the missing components."""
 
 CONFIGURATIONS = ["*.json", "*/*.json"]
 DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def default_model() -> Path:
-    """The model when none is named: the folder ``mlx_model`` here, else the bundled demo."""
+    """The model when none is given: the folder ``mlx_model`` if there is one, else the demo."""
     converted = Path("mlx_model")
     return converted if converted.is_dir() else DEMO_PATH
 
@@ -45,7 +45,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
         download: False takes a hub repository only from the cache.
 
     Raises:
-        ModelNotFoundError: none of these, or the hub doesn't give it.
+        ModelNotFoundError: it is none of these, or the hub refuses it.
     """
     repo = hub_id(model)
     if repo is not None:
@@ -55,7 +55,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
 
 
 def download_bytes(model: str | Path, revision: str | None = None) -> int:
-    """How much `resolve_model` would download; 0 if the hub can't be asked.
+    """Bytes that `resolve_model` would download; 0 if the hub can't be reached.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.
@@ -69,7 +69,7 @@ def download_bytes(model: str | Path, revision: str | None = None) -> int:
 
 
 def component_folder(folder: Path, name: str) -> Path:
-    """Where a component of a model lies: inside, or in the folder that its index shares with it."""
+    """The folder of a component: inside the model folder, or in the one that its index names."""
     inside, index = folder / name, folder / "model_index.json"
     if not inside.is_dir() and index.is_file():
         shared = read_config(index).get(SHARED_KEY)
@@ -79,7 +79,7 @@ def component_folder(folder: Path, name: str) -> Path:
 
 
 def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model of which only the configurations need to be there.
+    """The folder of a model whose configurations are needed, but not its weights.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.
@@ -89,10 +89,10 @@ def resolve_configuration(model: str | Path, revision: str | None = None) -> Pat
 
 
 def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a model of which only the tokenizer and the text encoder need to be there.
+    """The folder of a model whose tokenizer and text encoder are needed, but nothing else.
 
     Args:
-        weights: False needs no more than the tokenizer and the encoder's configuration.
+        weights: False needs only the tokenizer and the encoder's configuration.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.
@@ -104,10 +104,10 @@ def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
 
 
 def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Path:
-    """Downloads the first of `names` that a hub repository has, and `also` what lies beside it.
+    """Downloads the first of `names` that a hub repository has, and the files `also` if present.
 
     Raises:
-        ModelNotFoundError: it has none of them, or the hub doesn't give it.
+        ModelNotFoundError: it has none of them, or the hub refuses it.
     """
     folder = Path(_fetch(repo, None, [*names, *also]))
     for name in names:
@@ -117,7 +117,7 @@ def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Pat
 
 
 def hub_id(model: str | Path) -> str | None:
-    """The hub repository that a name stands for, or None for a folder or a demo."""
+    """The hub repository that a name refers to, or None for a folder or a demo."""
     name = str(model)
     if name in BUNDLED or (name and Path(model).expanduser().is_dir()):
         return None
@@ -134,7 +134,7 @@ def hub_cache() -> Path:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises, whichever it uses, when a connection or the disk fails."""
+    """The exceptions of the hub's HTTP client, and of the disk."""
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     return (OSError, *(client.HTTPError for client in clients))
 
@@ -146,7 +146,7 @@ def _fetch(
     download: bool = True,
     **options: Any,
 ) -> Any:
-    """What ``snapshot_download`` answers; its errors become one line each."""
+    """The result of ``snapshot_download``; turns each of its errors into one line."""
     try:
         return huggingface_hub.snapshot_download(
             repo,
@@ -172,5 +172,5 @@ def _fetch(
         raise
     except network_errors() as error:
         reason = first_line(error)
-        problem = f"couldn't be fetched ({reason}): run this again, it goes on where it stopped"
+        problem = f"couldn't be fetched ({reason}): run this again to continue the download"
     raise ModelNotFoundError(f"{repo!r} {problem}")

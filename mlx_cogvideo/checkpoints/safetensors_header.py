@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, without reading its tensors.
+"""Reads the header of a safetensors file, without its tensors.
 
 The format (https://github.com/huggingface/safetensors): a little-endian 64-bit length, a JSON
 header of that length, then the tensors' bytes.
@@ -30,7 +30,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of `file` by name.
 
     Raises:
-        CheckpointError: the file isn't a whole safetensors file.
+        CheckpointError: the file isn't a complete safetensors file.
     """
     header, expected = _read(file)
     try:
@@ -50,7 +50,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What `file` says of itself besides its tensors.
+    """The metadata of `file`.
 
     Raises:
         CheckpointError: the file isn't a safetensors file.
@@ -59,7 +59,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _read(file: Path, only_tensors: bool = True) -> tuple[dict, int]:
-    """The header, and the bytes before the tensors."""
+    """The header, and the number of bytes before the tensors."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that no more than one is in memory."""
+"""Writes safetensors files tensor by tensor, so that only one is in memory."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from .components import write_config
 
 SHARD_BYTES = 5_000_000_000
-"""Size of a shard at most, unless one tensor is larger; the hub's usual one."""
+"""Largest size of a shard with more than one tensor: the hub's default."""
 
 DTYPES = {
     "F32": mx.float32,
@@ -24,14 +24,14 @@ DTYPES = {
     "U32": mx.uint32,
     "U8": mx.uint8,
 }
-"""MLX's types by the format's names for them."""
+"""MLX's dtypes by their names in the format."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: its type as the format spells it, and its shape."""
+    """A tensor to be written: its type in the format's spelling, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class SafetensorsWriter:
             for name in entries:
                 writer.write(name, arrays[name])
 
-    A header tells the whole length of its file, so that a file that was cut off is recognized.
+    A header implies the length of its file, so that a truncated file is recognized.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class SafetensorsWriter:
         """Appends a tensor.
 
         Raises:
-            ValueError: it isn't the next entry, or not as the entry says.
+            ValueError: it isn't the next entry, or doesn't match its entry.
             OSError: the disk is full.
         """
         entry = self._entries[name]
         if name != next(self._pending) or entry != Entry(NAMES[array.dtype], tuple(array.shape)):
-            raise ValueError(f"{name} isn't what was to be written next")
+            raise ValueError(f"{name} isn't the tensor that was to be written next")
         if name not in self._left:
             self._open_next()
         self._stream.write(_raw(array))
@@ -143,7 +143,7 @@ def _shards(entries: Mapping[str, Entry], limit: int) -> Iterator[list[str]]:
 
 
 def _raw(array: mx.array) -> memoryview:
-    """The array's bytes in C order; NumPy knows no bfloat16, so its bits go as integers."""
+    """The array's bytes in C order; NumPy has no bfloat16, so its bits are taken as integers."""
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.ascontiguousarray(np.array(array)).reshape(-1).view(np.uint8).data

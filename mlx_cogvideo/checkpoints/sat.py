@@ -1,8 +1,8 @@
-"""Checkpoints of the original SAT code, seen as the official ones.
+"""Reads checkpoints of the original SAT code under the official names.
 
 A transformer is one ``mp_rank_00_model_states.pt``, a VAE ``3d-vae.pt``. Files of fine-tuned models
-may hold the VAE (``first_stage_model.``) and the text encoder (``conditioner.``) as well, and a
-second, averaged transformer, which is passed over. The names are those of
+may also hold the VAE (``first_stage_model.``), the text encoder (``conditioner.``), and a second,
+averaged transformer, which is ignored. The names follow
 ``tools/convert_weight_sat2hf.py`` in zai-org/CogVideo.
 """
 
@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -66,7 +65,7 @@ _VAE_RENAMED = (
 
 @dataclass(frozen=True)
 class SatTensor:
-    """A tensor under its official name, made of a stored one."""
+    """A tensor as the official checkpoint has it, made from a stored one."""
 
     info: TensorInfo
     read: Callable[[], mx.array]
@@ -78,7 +77,7 @@ def is_sat(path: Path) -> bool:
 
 
 def sat_file(folder: Path) -> Path | None:
-    """The one transformer below a folder; an averaged twin doesn't count.
+    """The only transformer below a folder; an averaged copy doesn't count.
 
     Raises:
         CheckpointError: there are several.
@@ -88,11 +87,11 @@ def sat_file(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class SatCheckpoint:
-    """What a SAT checkpoint holds.
+    """The contents of a SAT checkpoint.
 
     Attributes:
-        networks: the tensors of each network by the name of its folder.
-        rotary: whether the transformer rotates queries and keys, which only 2B doesn't.
+        networks: the tensors of each network, by the name of its folder.
+        rotary: whether the transformer rotates queries and keys, as all but 2B do.
     """
 
     networks: dict[str, dict[str, SatTensor]]
@@ -100,10 +99,10 @@ class SatCheckpoint:
 
 
 def open_sat(path: Path) -> SatCheckpoint:
-    """Reads which tensors a SAT checkpoint holds, but none of them.
+    """Lists the tensors of a SAT checkpoint; reads none of them.
 
     Args:
-        path: a transformer's file, or a folder with it, and the VAE's, somewhere below.
+        path: a transformer's file, or a folder with it and the VAE's file somewhere below.
 
     Raises:
         CheckpointError: a file is missing or damaged, or has tensors of unknown names.
@@ -123,123 +122,14 @@ def open_sat(path: Path) -> SatCheckpoint:
     if text := _under(tensors, _TEXT_PREFIX):
         text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
         found["text_encoder"] = {name: _plain(file, t) for name, t in text.items()}
-    # The tables of angles are stored; without them the width tells: 2B's is 1920.
+    # The tables of angles are stored. Without them the width decides: 2B's is 1920.
     rotary = any("freqs_" in name for name in transformer)
     rotary = rotary or found["transformer"]["norm_final.weight"].info.shape[0] == 3072
     return SatCheckpoint(found, rotary)
 
 
-def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[str, Any]:
-    """The ``config.json`` of a transformer, read from the shapes of its tensors.
-
-    Args:
-        rotary: whether it rotates queries and keys, which only 2B doesn't.
-    """
-    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
-    dim, text_dim = shapes["patch_embed.text_proj.weight"]
-    patch = shapes["patch_embed.proj.weight"]
-    blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
-    head_dim = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
-    out_channels = 16
-    config = {
-        "_class_name": "CogVideoXTransformer3DModel",
-        "num_layers": len(blocks),
-        "num_attention_heads": dim // head_dim,
-        "attention_head_dim": head_dim,
-        "text_embed_dim": text_dim,
-        "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
-        "out_channels": out_channels,
-    }
-    # 1.5 has a linear layer over patches of 2 frames where 1.0 has a convolution.
-    volume = 1 if len(patch) == 4 else 2 * 2 * 2
-    config["in_channels"] = patch[1] // volume
-    if len(patch) == 2:
-        config |= {"patch_size_t": 2, "patch_bias": False, "sample_frames": 81}
-        config |= {"sample_height": 300, "sample_width": 300}
-    config["use_learned_positional_embeddings"] = "patch_embed.pos_embedding" in shapes
-    config["use_rotary_positional_embeddings"] = rotary
-    if "ofs_embedding.linear_1.weight" in shapes:
-        config["ofs_embed_dim"] = shapes["ofs_embedding.linear_1.weight"][1]
-    return config
-
-
-def vae_config(tensors: Mapping[str, SatTensor], transformer: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of a VAE, read from the shapes of its tensors.
-
-    Args:
-        transformer: the one of the transformer that it belongs to.
-    """
-    rotary = transformer["use_rotary_positional_embeddings"]
-    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
-    levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down_blocks.")})
-    first = "encoder.down_blocks.{}.resnets.0.conv1.conv.weight"
-    channels = [shapes[first.format(level)][0] for level in range(levels)]
-    resnets = {name.split(".")[4] for name in shapes if ".down_blocks.0.resnets." in name}
-    return {
-        "_class_name": "AutoencoderKLCogVideoX",
-        "block_out_channels": channels,
-        "layers_per_block": len(resnets),
-        "latent_channels": shapes["decoder.conv_in.conv.weight"][1],
-        "scaling_factor": 0.7 if rotary else 1.15258426,
-        "invert_scale_latents": "patch_size_t" in transformer,
-    }
-
-
-def text_encoder_config(tensors: Mapping[str, SatTensor]) -> dict[str, Any]:
-    """The ``config.json`` of a T5 encoder, read from the shapes of its tensors."""
-    shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
-    attention = "encoder.block.0.layer.0.SelfAttention."
-    buckets, heads = shapes[f"{attention}relative_attention_bias.weight"]
-    vocab_size, d_model = shapes["shared.weight"]
-    return {
-        "model_type": "t5",
-        "vocab_size": vocab_size,
-        "d_model": d_model,
-        "d_kv": shapes[f"{attention}q.weight"][0] // heads,
-        "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
-        "num_layers": len({name.split(".")[2] for name in shapes if ".block." in name}),
-        "num_heads": heads,
-        "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu",
-    }
-
-
-def sat_configurations(transformer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configurations of a model folder that no SAT file holds, by their names in it.
-
-    Args:
-        transformer: its ``config.json``.
-    """
-    # 2B alone has shifted noise, and DDIM as its sampler.
-    rotary = transformer["use_rotary_positional_embeddings"]
-    sampler = "CogVideoXDPMScheduler" if rotary else "CogVideoXDDIMScheduler"
-    image = transformer["in_channels"] != transformer["out_channels"]
-    scheduler = {
-        "_class_name": sampler,
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "v_prediction",
-        "timestep_spacing": "trailing",
-        "rescale_betas_zero_snr": True,
-        "snr_shift_scale": 1.0 if rotary else 3.0,
-        "set_alpha_to_one": True,
-        "clip_sample": False,
-    }
-    index = {
-        "_class_name": "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline",
-        "scheduler": ["diffusers", sampler],
-        "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"],
-        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
-    }
-    return {"scheduler/scheduler_config.json": scheduler, "model_index.json": index}
-
-
 def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The one file of these names below a folder; averaged twins don't count.
+    """The only file of these names below a folder; averaged copies don't count.
 
     Raises:
         CheckpointError: there are several.
@@ -253,7 +143,7 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _find_vae(path: Path) -> Path | None:
-    """The VAE's file below a folder, or in or beside the folders around a transformer's file."""
+    """The VAE's file below a folder, or near a transformer's file: up to three folders above."""
     if path.is_dir():
         return _find(path, VAE_FILES)
     above = list(path.absolute().parents)[:3]
@@ -277,7 +167,7 @@ def _plain(file: Path, tensor: TorchTensor) -> SatTensor:
 
 
 def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
-    """Some of so many equal pieces of a tensor's first axis, one after another."""
+    """The `chosen` ones of equal pieces of a tensor's first axis, joined."""
     size = tensor.shape[0] // pieces
 
     def read() -> mx.array:
@@ -288,21 +178,18 @@ def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...
 
 
 def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
+    """The tensors of a transformer by their official names.
+
+    Raises:
+        CheckpointError: a name is unknown.
+    """
     found: dict[str, SatTensor] = {}
     unknown = []
     for name, tensor in tensors.items():
         if match := _FUSED_ATTENTION.fullmatch(name):
-            block, part = match.groups()
-            for i, projection in enumerate(("to_q", "to_k", "to_v")):
-                official = f"transformer_blocks.{block}.attn1.{projection}.{part}"
-                found[official] = _joined(file, tensor, 3, (i,))
+            found |= _split_attention(file, tensor, *match.groups())
         elif match := _FUSED_ADALN.fullmatch(name):
-            # Six vectors for the video rows, then six for the text rows: each time shift, scale
-            # and gate of the attention, then of the feed-forward.
-            block, part = match.groups()
-            for norm, chosen in (("norm1", (0, 1, 2, 6, 7, 8)), ("norm2", (3, 4, 5, 9, 10, 11))):
-                official = f"transformer_blocks.{block}.{norm}.linear.{part}"
-                found[official] = _joined(file, tensor, 12, chosen)
+            found |= _split_adaln(file, tensor, *match.groups())
         elif name == _POSITIONS and _has_learned_positions(tensors):
             found["patch_embed.pos_embedding"] = _plain(file, tensor)
         elif not _DROPPED.match(name):
@@ -317,8 +204,31 @@ def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, Sa
     return found
 
 
+def _split_attention(
+    file: Path, tensor: TorchTensor, block: str, part: str
+) -> dict[str, SatTensor]:
+    """The projections to queries, keys and values, which are stored as one."""
+    return {
+        f"transformer_blocks.{block}.attn1.{projection}.{part}": _joined(file, tensor, 3, (i,))
+        for i, projection in enumerate(("to_q", "to_k", "to_v"))
+    }
+
+
+def _split_adaln(file: Path, tensor: TorchTensor, block: str, part: str) -> dict[str, SatTensor]:
+    """The modulations of a block's two norms, which are stored as one.
+
+    There are six vectors for the video rows, then six for the text rows: in each six, shift, scale
+    and gate of the attention, then of the feed-forward.
+    """
+    chosen = {"norm1": (0, 1, 2, 6, 7, 8), "norm2": (3, 4, 5, 9, 10, 11)}
+    return {
+        f"transformer_blocks.{block}.{norm}.linear.{part}": _joined(file, tensor, 12, pieces)
+        for norm, pieces in chosen.items()
+    }
+
+
 def _has_learned_positions(tensors: Mapping[str, TorchTensor]) -> bool:
-    """Only 5B-I2V, which reads 32 channels in patches of one frame, has learned ones."""
+    """Whether it is 5B-I2V: only that reads 32 channels in patches of one frame."""
     patch = tensors["mixins.patch_embed.proj.weight"].shape
     return len(patch) == 4 and patch[1] == 32
 

@@ -1,11 +1,11 @@
-"""T5's tokenizer on sentencepiece: the same ids as transformers' T5Tokenizer from ``spiece.model``.
+"""T5's tokenizer on sentencepiece, with the ids of transformers' T5Tokenizer for ``spiece.model``.
 
 transformers normalizes, splits at whitespace, puts "▁" in front of every word and segments each
-word by itself. Sentencepiece would do all of it in one go, with small differences, so here it
-normalizes single characters and segments single words, and the steps between are our own.
+word by itself. Sentencepiece can do all of this at once, with small differences. Therefore it only
+normalizes single characters and segments single words here; the steps between are our own.
 
-One difference is meant: transformers turns special tokens typed in a prompt ("</s>", "<pad>",
-"<extra_id_0>") into their ids, here they are text like any other.
+One difference is intended: transformers turns special tokens typed in a prompt ("</s>", "<pad>",
+"<extra_id_0>") into their ids. Here they are ordinary text.
 """
 
 import re
@@ -21,14 +21,14 @@ from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from ..errors import CheckpointError, InvalidInputError
 
 SPACE = "▁"
-# What Unicode calls White_Space. Python's \s also has the separators U+001C to U+001F.
+# Unicode's White_Space. Python's \s also includes the separators U+001C to U+001F.
 WHITESPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 # A ModelProto's normalizer_spec that changes nothing. Serialized messages merge when they are
 # joined, and the later value of a field wins.
 IDENTITY_NORMALIZER = bytes.fromhex("1a08 1200 1800 2000 2800")
-# tokenizers looks up a base character with its marks as one unit if it has fewer bytes than this.
+# tokenizers looks up a base character and its marks together if they have fewer bytes than this.
 SHORT_CLUSTER = 6
-# They join the character before them like a mark: ZWNJ, ZWJ, half-width voicing marks.
+# Characters that join the one before them as a mark does: ZWNJ, ZWJ, half-width voicing marks.
 JOINERS = "\u200c\u200d\uff9e\uff9f"
 
 
@@ -46,8 +46,8 @@ class T5Tokenizer:
             model_proto: the contents of a ``spiece.model``.
 
         Raises:
-            CheckpointError: it is no sentencepiece model, or pads, ends or unknowns aren't at
-                ids 0, 1 and 2.
+            CheckpointError: it isn't a sentencepiece model, or pad, end and unknown don't have
+                the ids 0, 1 and 2.
         """
         try:
             self._pieces = SentencePieceProcessor(model_proto=model_proto + IDENTITY_NORMALIZER)
@@ -87,7 +87,7 @@ class T5Tokenizer:
 
         Args:
             texts: B prompts, or one. An empty prompt becomes ``</s>`` and pads.
-            max_length: ids a prompt, ``</s>`` included. What is longer is cut: see
+            max_length: ids per prompt, including ``</s>``. A longer prompt is cut: see
                 ``truncated_text``.
 
         Returns:
@@ -104,7 +104,7 @@ class T5Tokenizer:
         return [i for word in self._words(text) for i in self._pieces.Encode(word, out_type=int)]
 
     def truncated_text(self, text: str, max_length: int = 226) -> str:
-        """The end of a prompt that doesn't fit into max_length ids, normalized; "" if all fits."""
+        """The end of a prompt that max_length ids can't hold, normalized; "" if all of it fits."""
         pieces = [p for word in self._words(text) for p in self._pieces.Encode(word, out_type=str)]
         return "".join(pieces[max_length - 1 :]).replace(SPACE, " ").strip()
 
@@ -125,15 +125,15 @@ class T5Tokenizer:
         normalized = "".join(self._normalized_cluster(c) for c in _clusters(text))
         for word in WHITESPACE.split(normalized):
             if word:
-                # A "▁" in the text itself begins a word too, and counts as the one in front.
+                # A "▁" in the text begins a word, too, and serves as the one in front.
                 yield from (SPACE + part for part in word.removeprefix(SPACE).split(SPACE))
 
     def _normalized_cluster(self, cluster: str) -> str:
         """The nmt_nfkc form of a character with its marks, as tokenizers computes it.
 
-        Its table is searched for the shortest of the cluster's beginnings that it knows; what
-        that becomes replaces the whole cluster, so that of two accents written as separate marks
-        one is lost. A cluster of which no beginning is known goes character by character.
+        Its table is searched for the shortest known beginning of the cluster. The replacement of
+        that beginning replaces the whole cluster, so that one of two accents is lost if they are
+        separate marks. A cluster without a known beginning is normalized character by character.
         """
         for end in range(1, len(cluster) + 1):
             beginning = cluster[:end]
@@ -144,9 +144,9 @@ class T5Tokenizer:
 
 
 def _clusters(text: str) -> Iterator[str]:
-    """Single characters, except that a base goes with its marks where they are short together.
+    """Splits a text into characters; a base stays with its marks if both are short together.
 
-    Longer clusters are left in characters because tokenizers normalizes those one by one.
+    Longer clusters are split, because tokenizers normalizes their characters one by one.
     """
     start = 0
     while start < len(text):

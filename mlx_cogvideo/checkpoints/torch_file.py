@@ -1,9 +1,9 @@
-"""Tensors out of a PyTorch file without PyTorch, and without running anything that is in it.
+"""Reads tensors from a PyTorch file without PyTorch, and without running code in it.
 
-A ``.pt`` file is a zip archive: ``data.pkl`` is a pickle in which tensors are calls of a function
-that is given a storage, and ``data/KEY`` are the storages' bytes. A pickle may name any function of
-any package and have it called; here a handful of names is known, each stands for something
-harmless of our own, and every other one is refused.
+A ``.pt`` file is a zip archive. Its ``data.pkl`` is a pickle in which tensors are calls of a
+function that takes a storage, and ``data/KEY`` are the storages' bytes. A pickle may name any
+function of any package and have it called. Here only a handful of names is known, each of them maps
+to a harmless object of ours, and every other name is refused.
 """
 
 import pickle
@@ -39,11 +39,11 @@ MAX_ELEMENTS = 2**31
 MAX_DIMENSIONS = 8
 MAX_STRIDE = 2**40
 MAX_REPEATED = 2**24
-"""Elements of a tensor with strides of 0, which are fewer in the file."""
+"""Most elements of a tensor whose strides of 0 repeat fewer stored ones."""
 MAX_WRAPPERS = 8
-"""Dictionaries around the one that holds the tensors."""
+"""Most dictionaries around the one that holds the tensors."""
 
-# What Python's readers of archives and pickles raise for damaged and for crafted files.
+# Exceptions of Python's archive and pickle readers for damaged and crafted files.
 _DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -62,7 +62,7 @@ _DAMAGE = (
 
 
 class _Stateless:
-    """What a pickle can't change once it is made: its BUILD instruction sets attributes unchecked.
+    """An object that a pickle can't change: its BUILD instruction sets attributes unchecked.
 
     ``slots=True`` would be no protection: a frozen dataclass with slots is given a
     ``__setstate__`` that sets any field.
@@ -73,7 +73,7 @@ class _Stateless:
 
 
 class _Function(_Stateless):
-    """A function that a pickle may call; of a plain one it could change the defaults."""
+    """A function that a pickle may call. It could change the defaults of a plain function."""
 
     __slots__ = ("_call",)
 
@@ -92,7 +92,7 @@ class _Storage(_Stateless):
 
 @dataclass(frozen=True)
 class TorchTensor(_Stateless):
-    """A tensor in a file: how it is stored, and `read` to get it.
+    """A tensor in a file: how it is stored, and `read` to load it.
 
     Attributes:
         dtype: in safetensors' spelling, such as ``BF16``.
@@ -116,8 +116,8 @@ class TorchTensor(_Stateless):
             CheckpointError: the file is cut off, or the tensor isn't inside its storage.
         """
         numpy_dtype = np.dtype(_DTYPES[self.storage.kind][1])
-        # Checked here as well as where the tensor is made: strides that point outside the bytes
-        # that were read would copy whatever else is in memory.
+        # Checked again, as in the constructor's caller: strides that point outside the bytes that
+        # were read would copy other memory.
         extent = self.extent()
         data = self.file.bytes_of(
             self.storage.key, self.offset * numpy_dtype.itemsize, extent * numpy_dtype.itemsize
@@ -139,7 +139,7 @@ class TorchTensor(_Stateless):
         """Elements of the storage from the first to the last that the tensor reaches.
 
         Raises:
-            CheckpointError: it reaches what isn't there, or is larger than any tensor of a model.
+            CheckpointError: it reaches past the storage, or is larger than any tensor of a model.
         """
         numbers = [self.offset, *self.shape, *self.strides]
         possible = (
@@ -166,14 +166,14 @@ class TorchFile:
     """A ``.pt`` file that holds tensors in plain containers.
 
     Attributes:
-        contents: what was saved: dicts, lists, numbers and strings with `TorchTensor` in them.
+        contents: the saved object: dicts, lists, numbers and strings, with `TorchTensor` in them.
     """
 
     def __init__(self, path: Path):
         """Reads the pickle; tensors are read later, one by one.
 
         Raises:
-            CheckpointError: it is no such file, or names something that isn't a tensor.
+            CheckpointError: it isn't such a file, or names something that isn't a tensor.
         """
         self.path = path
         try:
@@ -202,16 +202,16 @@ class TorchFile:
         """Bytes of a storage.
 
         Raises:
-            CheckpointError: it isn't there, or is compressed: PyTorch doesn't do that, and a small
-                file could fill the memory.
+            CheckpointError: it is missing, or compressed. PyTorch doesn't compress storages, and a
+                small file could fill the memory.
         """
         try:
-            told = self._archive.getinfo(f"{self._root}data/{key}")
+            entry = self._archive.getinfo(f"{self._root}data/{key}")
         except KeyError as error:
             raise CheckpointError(f"{self.path} can't be read to the end: {error}") from None
-        if told.compress_type != zipfile.ZIP_STORED:
+        if entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"{self.path} has a compressed tensor: save it with PyTorch")
-        return told.file_size
+        return entry.file_size
 
     def bytes_of(self, key: str, start: int, size: int) -> bytes:
         """A part of a storage."""
@@ -228,7 +228,7 @@ class TorchFile:
 
 
 def tensors_in(contents: Any) -> dict[str, TorchTensor]:
-    """The state dict of a checkpoint, from under the names that trainers wrap it in, or {}."""
+    """The state dict of a checkpoint, unwrapped from the dictionaries of trainers, or {}."""
     for _ in range(MAX_WRAPPERS):
         if not isinstance(contents, dict):
             break
@@ -241,29 +241,28 @@ def tensors_in(contents: Any) -> dict[str, TorchTensor]:
 
 
 class _StateDict(OrderedDict):
-    """Of a module; its state, the versions of the module's parts, is passed over."""
+    """The state dict of a module. Its own state, the versions of the module's parts, is ignored."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-class _Passed:
-    """Stands for what trainers save beside the weights; takes any call and state, does nothing."""
+class _Ignored:
+    """Replaces what trainers save beside the weights; accepts any call and state, does nothing."""
 
     __slots__ = ()
 
     def __init__(self, *_: Any, **__: Any):
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> "_Passed":
+    def __call__(self, *_: Any, **__: Any) -> "_Ignored":
         return self
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-# States of random number generators, counters and arguments.
-_PASSED = {
+IGNORED = {
     ("argparse", "Namespace"),
     ("builtins", "set"),
     ("__builtin__", "set"),
@@ -276,10 +275,11 @@ _PASSED = {
         for name in ("_reconstruct", "scalar")
     ),
 }
+"""Names of what trainers save beside the weights: random states, counters and arguments."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows what tensors are made of, and plain containers."""
+    """Builds tensors and plain containers, and refuses everything else."""
 
     def __init__(self, stream, file: TorchFile):
         super().__init__(stream)
@@ -293,7 +293,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
             ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
             ("torch", "Size"): tuple,
-            **dict.fromkeys(_PASSED, _Passed),
+            **dict.fromkeys(IGNORED, _Ignored),
         }
         if (module, name) not in known:
             raise CheckpointError(

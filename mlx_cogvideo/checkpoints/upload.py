@@ -1,4 +1,4 @@
-"""A model folder onto the hub."""
+"""Uploads a model folder to the hub."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .resolve import network_errors
 
 
 def check_repo_name(repo: str) -> None:
-    """Raises InvalidInputError for what can't be a repository's name."""
+    """Raises InvalidInputError unless it can be the name of a repository."""
     try:
         validate_repo_id(repo)
     except hub_errors.HFValidationError as error:
@@ -19,17 +19,19 @@ def check_repo_name(repo: str) -> None:
 
 
 def upload_folder(folder: Path, repo: str) -> None:
-    """Uploads a folder to a repository of the hub, which is made if it isn't there.
+    """Uploads a folder to a repository of the hub, which is created if it is missing.
 
     Raises:
         OutputError: the hub refuses it, or the connection fails.
     """
     api = huggingface_hub.HfApi()
-    # The way for large folders was a method of its own until version 2, and is the only one since.
+    # Until version 2 of the client, large folders had a method of their own.
     send = getattr(api, "upload_large_folder", api.upload_folder)
     try:
         api.create_repo(repo, exist_ok=True)
         send(repo_id=repo, folder_path=folder, repo_type="model")
     except (hub_errors.HfHubHTTPError, *network_errors()) as error:
         reason = first_line(error)
-        raise OutputError(f"{folder} is whole, but can't be uploaded to {repo}: {reason}") from None
+        raise OutputError(
+            f"{folder} is complete, but can't be uploaded to {repo}: {reason}"
+        ) from None

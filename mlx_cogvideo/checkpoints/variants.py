@@ -1,4 +1,4 @@
-"""The official models, one row each: what a config can't say about how to use a model."""
+"""The official models, one row each: facts that their configurations don't contain."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ class Variant:
         alias: short name for the command line.
         repo: hub repository of the official checkpoint.
         architecture: the transformer's configuration fields that tell the variants apart.
-        width, height, num_frames, fps: what the model was trained on and does by default.
-        max_frames: beyond it the picture falls apart.
+        width, height, num_frames, fps: what the model was trained on, and its defaults.
+        max_frames: most frames of a video; more of them fall apart.
         scheduler, dynamic_cfg: the recommended sampler.
-        longest_side: of the pictures that it was trained on, whose shorter side is that of its own
-            size; None if they were all of its own size.
+        longest_side: longest side in pixels of the videos that it was trained on, whose shorter
+            side is `height`; None if all of them had its own size.
     """
 
     alias: str
@@ -38,19 +38,23 @@ class Variant:
 
     @property
     def sizes(self) -> str:
-        """What it was trained on, in words."""
+        """The sizes that it was trained on, in words."""
         if self.longest_side is None:
             return f"{self.width}x{self.height}"
         return f"a shorter side of {self.height} and a longer one up to {self.longest_side}"
 
     def was_trained_on(self, height: int, width: int) -> bool:
-        """Whether it knows pictures of such a size."""
+        """Whether it was trained on videos of this size."""
         if self.longest_side is None:
             return (height, width) == (self.height, self.width)
         return min(height, width) == self.height and max(height, width) <= self.longest_side
 
     def size_like(self, picture: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that it was trained on, in about the shape of a picture's."""
+        """A height and width that it was trained on, with about the aspect ratio of a picture.
+
+        Args:
+            picture: height and width.
+        """
         if self.longest_side is None:
             return self.height, self.width
         longer = round(self.height * max(picture) / min(picture) / 16) * 16
@@ -124,5 +128,5 @@ ALIASES = {variant.alias: variant.repo for variant in VARIANTS}
 
 
 def match_variant(config: TransformerConfig) -> Variant | None:
-    """The official variant with this transformer, or None (the demo, models of one's own)."""
+    """The official variant with this transformer, or None for the demo and other models."""
     return next((variant for variant in VARIANTS if variant.matches(config)), None)

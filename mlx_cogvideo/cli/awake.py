@@ -1,4 +1,4 @@
-"""Keeps a Mac from falling asleep while a command works."""
+"""Keeps a Mac awake while a command works."""
 
 import logging
 import os
@@ -10,17 +10,17 @@ from contextlib import contextmanager, suppress
 
 CAFFEINATE = "/usr/bin/caffeinate"
 AFTER_SECONDS = 60.0
-"""Shorter runs end before a Mac falls asleep."""
+"""A run of fewer seconds ends before a Mac falls asleep."""
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def awake(wanted: bool = True) -> Iterator[None]:
-    """Holds off idle sleep on macOS while it is entered, from the first minute on.
+    """Prevents idle sleep on macOS inside the block, after its first minute.
 
-    ``caffeinate`` does that until this process ends, however it ends. The display may sleep: a GPU
-    that has no display to serve is stopped less often.
+    ``caffeinate`` does so until this process ends, in whatever way. The display may sleep: macOS
+    stops a GPU less often if it serves no display.
 
     Args:
         wanted: False does nothing.
@@ -51,7 +51,7 @@ def _start(started: list[subprocess.Popen]) -> None:
         "stderr": subprocess.DEVNULL,
     }
     try:
-        # In a session of its own: Ctrl-C is for the command, which may still have a step to finish.
+        # In a new session: Ctrl-C is for the command, which may still have to finish a step.
         started.append(subprocess.Popen(command, start_new_session=True, **quiet))
     except OSError as error:
         logger.warning("this Mac may fall asleep: %s: %s", CAFFEINATE, error.strerror)

@@ -1,4 +1,4 @@
-"""``check``: are this machine's numbers right, and what can it do?"""
+"""``python -m mlx_cogvideo.check``: checks this machine's numbers and measures its speed."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 is to be float32 on CUDA and an M5, too
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # so that float32 is exact on CUDA and an M5, too
 
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
@@ -42,53 +42,53 @@ def check(arguments: Sequence[str] | None) -> int | None:
 
 
 def _check(args: argparse.Namespace) -> int | None:
-    told: dict[str, Any] = {"right": False, "stages": {}, "kernels": []}
-    told["not_compared"] = [] if on_gpu() else [NO_GPU]
+    results: dict[str, Any] = {"right": False, "stages": {}, "kernels": []}
+    results["not_compared"] = [] if on_gpu() else [NO_GPU]
     if not args.stages_only:
-        told |= describe()
+        results |= describe()
     try:
         with mlx_errors():
-            wrong = _compare(told, args)
+            wrong = _compare(results, args)
             if not args.stages_only:
-                told |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
+                results |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
     except (CogVideoXError, KeyboardInterrupt) as error:
-        # A machine that can't finish is one that we most want to know of.
+        # A report is needed most from a machine that can't finish the check.
         if args.report is not None:
-            _write(args.report, told | {"right": False, "error": str(error) or "interrupted"})
+            _write(args.report, results | {"right": False, "error": str(error) or "interrupted"})
         raise
     if args.json:
-        print(json.dumps(told))
+        print(json.dumps(results))
     else:
-        _print(told, wrong)
+        _print(results, wrong)
     if args.report is not None:
-        _write(args.report, told)
+        _write(args.report, results)
     if wrong:
         say(f"error: these stages give wrong numbers here: {', '.join(wrong)}")
     return FAILED if wrong else None
 
 
-def _compare(told: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Adds each comparison to `told` as it is made; returns the names of what is wrong."""
+def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Adds each comparison to `results` as it is made; returns the names of the wrong ones."""
     wrong = []
     for name in args.dtype or ("float32",):
-        told["stages"][name] = []
+        results["stages"][name] = []
         for result in check_stages(args.model, DTYPES[name]):
-            told["stages"][name].append({**asdict(result), "right": result.right})
+            results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
             _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
             wrong += [result.stage] * (not result.right)
     for kernel in check_kernels(DTYPES):
-        told["kernels"].append({**asdict(kernel), "right": kernel.right})
+        results["kernels"].append({**asdict(kernel), "right": kernel.right})
         measured = f"{kernel.snr_db} dB, at least {kernel.limit_db:g}"
         _print_stage(args, kernel.dtype, kernel.stage, kernel.right, measured)
         named = f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)"
         wrong += [named] * (not kernel.right)
-    told["right"] = not wrong
+    results["right"] = not wrong
     return wrong
 
 
-def _write(file: Path, told: dict[str, Any]) -> None:
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+def _write(file: Path, results: dict[str, Any]) -> None:
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     publish(write_temporary(file, text.encode()), file, overwrite=False)
     say(f"{file} holds all of this: please attach it to an issue")
 
@@ -100,40 +100,51 @@ def _print_stage(
         print(f"{dtype:9} {stage:34} {'right' if right else 'WRONG':6} {measured}", flush=True)
 
 
-def _print(told: dict[str, Any], wrong: list[str]) -> None:
-    count = sum(map(len, told["stages"].values())) + len(told["kernels"])
+def _print(results: dict[str, Any], wrong: list[str]) -> None:
+    count = sum(map(len, results["stages"].values())) + len(results["kernels"])
     print()
     print(f"{len(wrong)} of {count} are wrong" if wrong else f"all {count} comparisons are right")
-    for what in told["not_compared"]:
-        print(f"not compared: {what}")
-    if "device" not in told:
-        return
+    for name in results["not_compared"]:
+        print(f"not compared: {name}")
+    if "device" in results:
+        _print_machine(results)
+        _print_ceilings(results["ceilings"])
+        _print_outlook(results["outlook"])
+        print("\n" + macs_table(results["macs"]))
+
+
+def _print_machine(results: dict[str, Any]) -> None:
     print()
     for name in ("device", "system", "mlx", "wheel", "mlx_cogvideo", "python"):
-        if told[name]:
-            print(f"{name:13}{told[name]}")
-    print(f"{'memory':13}{size(told['memory'])}, {size(told['available'])} available now")
-    if told["neural_accelerators"] is not None:
-        print(f"{'accelerators':13}{'used' if told['neural_accelerators'] else 'not used'}")
-    print(f"{'dtype':13}{told['dtype']}")
-    for note in told["notes"]:
+        if results[name]:
+            print(f"{name:13}{results[name]}")
+    print(f"{'memory':13}{size(results['memory'])}, {size(results['available'])} available now")
+    if results["neural_accelerators"] is not None:
+        print(f"{'accelerators':13}{'used' if results['neural_accelerators'] else 'not used'}")
+    print(f"{'dtype':13}{results['dtype']}")
+    for note in results["notes"]:
         print(f"{'note':13}{note}")
+
+
+def _print_ceilings(rows: list[dict[str, Any]]) -> None:
     print("\n           products   attention        copies")
-    for ceilings in (Ceilings(**c) for c in told["ceilings"]):
+    for ceilings in (Ceilings(**row) for row in rows):
         rates = f"{_tera(ceilings.matmul)} {_tera(ceilings.attention)}"
         print(f"{ceilings.dtype:9} {rates} {ceilings.bandwidth / 1e9:8.0f} GB/s")
+
+
+def _print_outlook(rows: list[dict[str, Any]]) -> None:
     print("\nOn this machine, at the model's own size and with guidance; an estimate:")
     print(f"{'':12} {'a step':>9} {'50 steps':>10} {'16 bits':>10} {'4 bits':>10}  take")
-    for row in told["outlook"]:
+    for row in rows:
         step = f"{row['step']:.1f} s" if row["step"] < 99.5 else duration(row["step"])
         needs = (size(row[name]) for name in ("memory", "memory_packed"))
         both = " ".join(f"{need:>10}" for need in needs)
         print(f"{row['variant']:12} {step:>9} {duration(row['video']):>10} {both}  {row['advice']}")
-    print("\n" + macs_table(told["macs"]))
 
 
 def macs_table(choices: list[dict[str, Any]]) -> str:
-    """What is chosen on Macs of all sizes, as lines of text.
+    """The choices on Macs of all sizes, as lines of text.
 
     Args:
         choices: `machine.speed.Choice` as dictionaries, with ``fits``.
@@ -159,22 +170,53 @@ def _tera(rate: float) -> str:
     return f"{rate / 1e12:6.2f} TFLOP/s" if rate < 1e14 else f"{rate / 1e12:6.0f} TFLOP/s"
 
 
+DESCRIPTION = """\
+Compare the stages of the bundled demo with PyTorch's values and, on a GPU, the
+kernels of official models with float32 on the CPU. Estimate the time and memory
+that the official models need on this machine.
+"""
+EXAMPLES = """\
+examples:
+  python -m mlx_cogvideo.check
+      compare in float32 and print what this machine can do
+  python -m mlx_cogvideo.check --dtype float32 bfloat16 float16 --stages-only
+      compare in all dtypes and measure nothing
+  python -m mlx_cogvideo.check --report report.json
+      write the results to a file that can be attached to an issue
+"""
+
+
 def make_parser() -> Parser:
     parser = Parser(
         prog="mlx_cogvideo.check",
-        description="Compare the bundled demo's stages with what PyTorch gives, and on a GPU the "
-        "kernels of official models with float32 on the CPU; estimate what the official models "
-        "will take on this machine.",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dtype", choices=DTYPES, nargs="+", help="of the comparison (default: float32)")
-    add("--stages-only", action="store_true", help="only compare")
-    add("--model", type=Path, default=DEMO_PATH, help="a copy of the demo to compare")
-    add("--json", action="store_true", help="print one line of JSON")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        nargs="+",
+        help="compare the stages in these dtypes (default: float32)",
+    )
+    add(
+        "--stages-only",
+        action="store_true",
+        help="only compare; don't measure speed or estimate what models need",
+    )
+    add(
+        "--model",
+        type=Path,
+        default=DEMO_PATH,
+        metavar="FOLDER",
+        help="compare a copy of the demo in FOLDER (default: the bundled demo)",
+    )
+    add("--json", action="store_true", help="print the results as one line of JSON")
     add(
         "--report",
         type=Path,
         metavar="FILE",
-        help="write what is compared and measured to FILE, a new JSON file to attach to an issue",
+        help="write the results to a new JSON file, which can be attached to an issue",
     )
     return parser

@@ -1,10 +1,10 @@
-"""``python -m mlx_cogvideo.convert``: an official checkpoint in, a small model folder out."""
+"""``python -m mlx_cogvideo.convert``: makes a small model folder from an official checkpoint."""
 
 import argparse
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     if args.info is not None:
         print(_table(describe_folder(args.info)))
         return
-    quantization = asked_quantization(args)
+    quantization = requested_quantization(args)
     check_free(args.mlx_path)
     lock = nullcontext() if args.dry_run else lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):
@@ -67,17 +67,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     sat = is_sat(Path(args.model))
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
-
     only_configuration = args.dry_run and to_download > 0
-    if sat:
-        folder = Path(args.model)
-    elif only_configuration:
-        folder = resolve_configuration(args.model, args.revision)
-    else:
-        folder = resolve_model(args.model, args.revision)
     plan = plan_conversion(
         args.model,
-        folder,
+        _source_folder(args, sat=sat, only_configuration=only_configuration),
         quantization=quantization,
         recipe=args.quant_predicate,
         dtype=DTYPES.get(args.dtype),
@@ -90,17 +83,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     announce(plan, args.mlx_path, to_download)
     if args.dry_run:
         return
-    check_destination(args.mlx_path, plan.bytes_after)
-    bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
-    try:
-        report = convert(plan, args.mlx_path, bars)
-    finally:
-        bars.close()
-    for line in _table(report).splitlines():
-        logger.info("%s", line)
+    report = _write(plan, args)
     if not sat and hub_id(args.model):
         logger.info(
-            "the download isn't needed any more: hf cache rm model/%s frees its place",
+            "the download isn't needed any more: hf cache rm model/%s frees its disk space",
             hub_id(args.model),
         )
     if args.upload_repo:
@@ -110,8 +96,29 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     print(args.mlx_path)
 
 
+def _source_folder(args: argparse.Namespace, *, sat: bool, only_configuration: bool) -> Path:
+    """The folder or file to convert, downloaded as far as that is needed."""
+    if sat:
+        return Path(args.model)
+    resolve = resolve_configuration if only_configuration else resolve_model
+    return resolve(args.model, args.revision)
+
+
+def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
+    """Writes the model folder with a progress bar, and logs its report."""
+    check_destination(args.mlx_path, plan.bytes_after)
+    bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
+    try:
+        report = convert(plan, args.mlx_path, bars)
+    finally:
+        bars.close()
+    for line in _table(report).splitlines():
+        logger.info("%s", line)
+    return report
+
+
 def _text_encoder(args: argparse.Namespace) -> Path:
-    """Where a SAT checkpoint's tokenizer comes from, and its text encoder if it has none inside."""
+    """The model with the tokenizer of a SAT checkpoint, and its text encoder if that is missing."""
     weights = "text_encoder" not in open_sat(Path(args.model)).networks
     if weights and args.dry_run and hub_id(args.text_encoder):
         raise InvalidInputError(
@@ -120,8 +127,8 @@ def _text_encoder(args: argparse.Namespace) -> Path:
     return resolve_text_encoder(args.text_encoder, weights=weights)
 
 
-def asked_quantization(args: argparse.Namespace) -> Quantization | None:
-    """What -q and --q-bits, --q-group-size and --q-mode come to together.
+def requested_quantization(args: argparse.Namespace) -> Quantization | None:
+    """The quantization that -q, --q-bits, --q-group-size and --q-mode request together.
 
     Raises:
         InvalidInputError: they contradict each other, or MLX has no such mode.
@@ -133,10 +140,18 @@ def asked_quantization(args: argparse.Namespace) -> Quantization | None:
         return None
     if args.dequantize:
         raise InvalidInputError("--dequantize and quantization exclude each other: give one")
-    mode = args.q_mode or "affine"
+    return _available_quantization(args.q_mode or "affine", bits, args.q_group_size)
+
+
+def _available_quantization(mode: str, bits: int | None, group_size: int | None) -> Quantization:
+    """The quantization in a mode of MLX, with its default bits and group size where they are None.
+
+    Raises:
+        InvalidInputError: the mode lacks these bits or this group size.
+    """
     all_bits, all_sizes = MODES[mode]
     bits = bits or (4 if 4 in all_bits else all_bits[0])
-    group_size = args.q_group_size or all_sizes[0]
+    group_size = group_size or all_sizes[0]
     if bits not in all_bits:
         raise InvalidInputError(f"{mode} has {_choices(all_bits)} bits; got {bits}")
     if group_size not in all_sizes:
@@ -150,7 +165,7 @@ def _choices(numbers: Sequence[int]) -> str:
 
 
 def _check_room(args: argparse.Namespace, to_download: int) -> None:
-    """Raises OutputError where the hub's cache has no room for the download."""
+    """Raises OutputError if the hub's cache has no room for the download."""
     if not to_download:
         return
     cache = hub_cache()
@@ -164,7 +179,7 @@ def _check_room(args: argparse.Namespace, to_download: int) -> None:
 
 
 def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
-    """Says what will be downloaded and written, and what room there is."""
+    """Logs what will be downloaded and written, and the free disk space."""
     variant = f" ({plan.variant.name})" if plan.variant else ""
     logger.info("%-9s %s%s", "source", plan.model, variant)
     if to_download:
@@ -180,7 +195,7 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
     unfit = Counter(layer_kind(layer) for part in plan.components for layer in part.unfit)
     if unfit:
         logger.warning(
-            "%d layers stay as they are, because their width doesn't divide into groups: %s "
+            "%d layers stay unquantized, because their width doesn't divide into groups: %s "
             "(conversion.json names them)",
             unfit.total(),
             ", ".join(f"{count} {kind}" for kind, count in unfit.items()),
@@ -193,41 +208,77 @@ def _sizes(component: ComponentPlan) -> tuple[str, str, str]:
 
 
 def _table(report: dict[str, Any]) -> str:
-    """A report in lines."""
+    """The table of a report, as lines of text."""
     lines = [f"{'part':14}{'size':>9}{'bits':>7}  quantized layers"]
-    for name, told in report["components"].items():
+    for name, component in report["components"].items():
         kinds = [
             f"{kind['layers']} {kind['kind']} at {kind['bits']} bits ({kind['mode']}, groups of "
             f"{kind['group_size']}" + (f", {kind['snr_db']} dB)" if kind.get("snr_db") else ")")
-            for kind in told["kinds"]
+            for kind in component["kinds"]
         ]
-        start = f"{name:14}{size(told['bytes_after']):>9}{told['bits_per_weight']:7.2f}  "
+        bytes_after, bits = size(component["bytes_after"]), component["bits_per_weight"]
+        start = f"{name:14}{bytes_after:>9}{bits:7.2f}  "
         lines += [start + (kinds[0] if kinds else "none"), *(" " * 32 + k for k in kinds[1:])]
     return "\n".join(lines)
+
+
+EXAMPLES = """\
+examples:
+  python -m mlx_cogvideo.convert -q 4
+      download CogVideoX-5B and write it in 4 bits to mlx_model
+  python -m mlx_cogvideo.convert --model 2b -q 8 --mlx-path cogvideox-2b-8bit
+      write CogVideoX-2B in 8 bits to another folder
+  python -m mlx_cogvideo.convert --model 5b --lora adapters 0.8 --mlx-path cogvideox-5b-mine
+      fuse a LoRA adapter with a weight of 0.8 into CogVideoX-5B, in 16 bits
+"""
 
 
 def make_parser() -> Parser:
     parser = Parser(
         prog="mlx_cogvideo.convert",
         description="Make a small model folder from an official CogVideoX checkpoint.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    _add_source_options(parser.add_argument)
+    _add_quantization_options(parser.add_argument)
+    _add_output_options(parser.add_argument)
+    return parser
+
+
+def _add_source_options(add: Callable[..., Any]) -> None:
     add(
         "--hf-path",
         "--model",
         dest="model",
         default="5b",
-        help=f"folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}; or a .pt file or "
-        "folder of the original SAT code (default: 5b)",
+        help="convert this model: a folder, a hub id, an alias "
+        f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
+        "(default: 5b)",
     )
     add(
         "--text-encoder",
         metavar="MODEL",
         default="2b",
-        help="for SAT checkpoints: a model with T5 and its tokenizer (default: 2b)",
+        help="take T5 and its tokenizer from this model if the source is a SAT checkpoint "
+        "(default: 2b)",
     )
-    add("--revision", help="commit, branch or tag on the hub (default: main)")
-    add("--mlx-path", type=Path, default=Path("mlx_model"), help="default: mlx_model")
+    add(
+        "--revision",
+        help="download this commit, branch or tag of a hub repository (default: main)",
+    )
+    add(
+        "--lora",
+        nargs="+",
+        action=WithScale,
+        metavar=("ADAPTER", "SCALE"),
+        help="fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
+        "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
+    )
+    add("--info", type=Path, metavar="FOLDER", help="print what a model folder holds, and exit")
+
+
+def _add_quantization_options(add: Callable[..., Any]) -> None:
     add(
         "-q",
         "--quantize",
@@ -235,37 +286,57 @@ def make_parser() -> Parser:
         nargs="?",
         const=4,
         metavar="BITS",
-        help="quantize; to 4 bits where none are given",
+        help="quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
     )
-    add("--q-bits", type=int, metavar="BITS", help="the same as -q BITS")
-    add("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
-    add("--q-mode", choices=MODES, help="default: affine")
+    add("--q-bits", type=int, metavar="BITS", help="quantize the weights; the same as -q BITS")
+    add(
+        "--q-group-size",
+        type=int,
+        metavar="N",
+        help="let N weights share a scale (default: 64 for affine, 32 for mxfp4 and mxfp8, 16 for "
+        "nvfp4)",
+    )
+    add("--q-mode", choices=MODES, help="quantize in this mode of MLX (default: affine)")
     add(
         "--quant-predicate",
         choices=RECIPES,
         default="standard",
-        help="standard: AdaLN and T5's wo keep 8 bits; uniform: no exceptions; mixed: more of them",
+        help="choose the bits of each layer: standard keeps AdaLN and T5's wo in 8 bits, uniform "
+        "makes no exceptions, mixed keeps more layers in 8 bits (default: standard)",
     )
-    add("--dtype", choices=DTYPES, help="of all that isn't quantized (default: the source's)")
-    add("-d", "--dequantize", action="store_true", help="back to 16 bits, in the official layout")
+    add(
+        "-d",
+        "--dequantize",
+        action="store_true",
+        help="convert a quantized model back to 16 bits, in the official layout",
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="store all weights that aren't quantized in this type (default: the source's)",
+    )
     add(
         "--components",
         nargs="+",
         choices=NETWORKS,
         default=tuple(NETWORKS),
-        help="what to quantize, dequantize or cast; the rest is copied (default: all)",
+        help="quantize, dequantize or cast only these networks and copy the others (default: all)",
+    )
+
+
+def _add_output_options(add: Callable[..., Any]) -> None:
+    add(
+        "--mlx-path",
+        type=Path,
+        default=Path("mlx_model"),
+        metavar="FOLDER",
+        help="write the model to FOLDER, which must not exist (default: mlx_model)",
     )
     add(
-        "--lora",
-        nargs="+",
-        action=WithScale,
-        metavar=("ADAPTER", "SCALE"),
-        help="fuse a LoRA adapter into the transformer: a file, a folder, a hub id or a file "
-        "there, and its weight (default: 1); may be given several times",
+        "--upload-repo",
+        metavar="REPO",
+        help="upload the result to a repository of the hub, such as me/my-model",
     )
-    add("--upload-repo", metavar="REPO", help="upload the result to the hub, such as me/my-model")
-    add("--dry-run", action="store_true", help="say what would happen and stop there")
-    add("--info", type=Path, metavar="FOLDER", help="only say what a model folder holds")
+    add("--dry-run", action="store_true", help="print what would be written, and exit")
     add_awake_option(add)
-    add("--quiet", action="store_true", help="say only what is wrong")
-    return parser
+    add("--quiet", action="store_true", help="print only warnings and errors")

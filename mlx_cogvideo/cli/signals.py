@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives, so that they cost no step."""
+"""Handles Ctrl-C and similar signals, so that they cost no step."""
 
 import os
 import signal
@@ -8,18 +8,19 @@ from typing import Self
 
 from .common import mute
 
-# A closed terminal and a system that shuts down say SIGHUP and SIGTERM.
+# A closed terminal sends SIGHUP, a system that shuts down SIGTERM.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
 
 class Interrupts:
-    """While it is entered, the first of these signals may wait for the step that is under way.
+    """Inside its block, the first signal may wait until the current step is done.
 
     Attributes:
-        patient: whether it may; else, and at the second Ctrl-C, KeyboardInterrupt is raised at
-            once. (Whoever ends a process from afar may well send two of them.)
+        patient: whether the first signal waits. If it doesn't, and at the second Ctrl-C,
+            KeyboardInterrupt is raised at once. A second SIGTERM or SIGHUP changes nothing, because
+            other programs often send two of them.
         wanted: whether a signal has come and waits.
     """
 
@@ -30,7 +31,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # Whoever started this with nohup wants SIGHUP to be ignored.
+                # A command that was started with nohup ignores SIGHUP.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -43,9 +44,9 @@ class Interrupts:
         if not self.patient or (self.wanted and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.wanted = True
-        # Not print: the signal may have come in the middle of one.
+        # print isn't safe here: the signal may have interrupted one.
         try:
             os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         except OSError:
-            # The terminal is gone: what is said from now on is to do no harm.
+            # The terminal is gone: later messages must not fail.
             mute(1, 2)

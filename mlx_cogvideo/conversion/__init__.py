@@ -1,4 +1,4 @@
-"""From an official checkpoint to a model folder of our own, quantized if that is asked for."""
+"""Converts an official checkpoint to a model folder, quantized on request."""
 
 from .info import describe_folder
 from .plan import ComponentPlan, ConversionPlan, TensorPlan, plan_conversion

@@ -1,4 +1,4 @@
-"""What a model folder holds."""
+"""Describes the contents of a model folder."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,10 +13,10 @@ from .write import REPORT
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """What a model folder holds, in the form of a conversion's report.
+    """The contents of a model folder, in the form of a conversion's report.
 
     Raises:
-        CheckpointError: it holds no CogVideoX model, or a damaged one.
+        CheckpointError: the folder has no CogVideoX model, or a damaged one.
     """
     check_architecture(folder)
     report: dict[str, Any] = {"source": None, "components": {}}
@@ -33,7 +33,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
             {"kind": kind, **how.arguments(), "layers": count}
             for (kind, how), count in layers.items()
         ]
-        told = report["components"].setdefault(plan.name, {"kinds": kinds})
-        told["bytes_after"] = plan.bytes_after
-        told["bits_per_weight"] = round(plan.bits_per_weight, 2)
+        component = report["components"].setdefault(plan.name, {"kinds": kinds})
+        component["bytes_after"] = plan.bytes_after
+        component["bits_per_weight"] = round(plan.bits_per_weight, 2)
     return report

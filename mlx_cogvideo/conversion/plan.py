@@ -1,7 +1,7 @@
-"""What a conversion will write, worked out from names, shapes and configurations alone."""
+"""Plans a conversion from names, shapes and configurations alone."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.safetensors_header import TensorInfo
 from ..checkpoints.safetensors_writer import NAMES, Entry
-from ..checkpoints.sat import VAE_FILES, is_sat, sat_configurations
+from ..checkpoints.sat import VAE_FILES, is_sat
+from ..checkpoints.sat_configs import sat_configurations
 from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
@@ -27,19 +28,19 @@ COPIED = (
     "tokenizer/spiece.model",
     "scheduler/*.json",
 )
-"""What a model folder has besides its networks."""
+"""Files of a model folder besides its networks."""
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """A tensor and what becomes of it.
+    """A tensor and how it will be written.
 
     Attributes:
-        shape: of the weight, unpacked.
-        dtype: of its numbers once written, or of its scales.
-        stored: how it is quantized in the source, or None.
-        wanted: how it is to be quantized, or None.
-        kind: of its layer, if that could be quantized.
+        shape: shape of the weight, unpacked.
+        dtype: type of its written numbers, or of its scales if it is quantized.
+        stored: quantization in the source, or None.
+        wanted: quantization in the result, or None.
+        kind: kind of its layer if the recipe quantizes that; see `nn.quantization.KINDS`.
     """
 
     name: str
@@ -55,7 +56,7 @@ class TensorPlan:
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """What is written."""
+        """The tensors that are written, by name."""
         if self.wanted is None:
             return {self.name: Entry(self.dtype, self.shape)}
         types = {
@@ -72,9 +73,9 @@ class ComponentPlan:
     """A network, before and after.
 
     Attributes:
-        source: where it comes from.
-        config: of ``config.json``, as it will be.
-        unfit: layers that stay as they are because their width doesn't divide into groups.
+        source: the network as it is stored.
+        config: the contents of the new ``config.json``.
+        unfit: layers that stay unquantized because their width doesn't divide into groups.
     """
 
     name: str
@@ -102,16 +103,16 @@ class ComponentPlan:
 
 @dataclass
 class ConversionPlan:
-    """What a conversion is about to do.
+    """What a conversion will do.
 
     Attributes:
-        folder: the source's.
-        model: what the user calls it.
-        variant: the official model it is, or None.
-        asked: the quantization asked for, or None.
-        adapters: LoRA adapters to be fused into the transformer, with their scales.
-        extra: what is written besides the networks, by names relative to the model folder: files
-            to copy, or the contents of JSON files.
+        folder: the folder of the source.
+        model: the source's name as the user gave it.
+        variant: the official model that it is, or None.
+        asked: the requested quantization, or None.
+        adapters: LoRA adapters to fuse into the transformer, with their scales.
+        extra: other files to write, by names relative to the model folder: files to copy, or the
+            contents of JSON files.
     """
 
     folder: Path
@@ -146,42 +147,34 @@ def plan_conversion(
     assumed_dtype: str | None = None,
     lora: Collection[tuple[str | Path, float]] = (),
 ) -> ConversionPlan:
-    """Works out what a conversion would write; reads configurations and file headers only.
+    """Plans what a conversion writes; reads configurations and file headers only.
 
     Args:
-        model: what the user calls the model.
-        folder: where it lies: in the official layout, converted before, or a file or folder of
-            the SAT code.
-        quantization: of the layers that can be quantized; None keeps 16 bits.
-        recipe: a key of `RECIPES`, which decides how many bits each kind of layer has.
-        dtype: of all numbers that aren't packed; None keeps the source's.
-        dequantize: the source is quantized, and the result is not to be.
+        model: the name that the user gave to the model.
+        folder: the model: a folder in the official layout, one that was converted before, or a
+            file or folder of the SAT code.
+        quantization: for the layers that can be quantized; None keeps 16 bits.
+        recipe: a key of `RECIPES`, which decides the number of bits of each kind of layer.
+        dtype: type of all numbers that aren't quantized; None keeps the source's.
+        dequantize: whether a quantized source is converted back to 16 bits.
         components: the networks to quantize, dequantize or cast; others are copied.
-        text_encoder: a model folder with the tokenizer, and the text encoder unless the source has
-            one; for SAT checkpoints.
+        text_encoder: for SAT checkpoints, a model folder with the tokenizer, and with the text
+            encoder unless the source contains one.
         lora: adapters to fuse into the transformer, and their scales.
-        assumed_dtype: of a checkpoint that isn't downloaded yet but for its configurations.
+        assumed_dtype: type of the source's tensors if only its configurations are here; None
+            reads the files.
 
     Raises:
-        CheckpointError: the folder holds no CogVideoX model, or a damaged one.
-        InvalidInputError: it is quantized already, or isn't and was to be dequantized, or no layer
-            can be quantized so.
+        CheckpointError: the folder has no CogVideoX model, or a damaged one.
+        InvalidInputError: the model is quantized already, is to be dequantized but isn't
+            quantized, or has no layer that can be quantized as requested.
     """
     sources, extra = _sources(folder, text_encoder, assumed_dtype)
     plans = [plan_component(name, sources[name]) for name in NETWORKS]
-    quantized = [plan.name for plan in plans if "quantization" in plan.config]
-    if dequantize and not quantized:
-        raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
-    if quantized and not dequantize:
-        raise InvalidInputError(
-            f"{model} is quantized already ({', '.join(quantized)}): convert the original, or "
-            "use --dequantize"
-        )
+    _check_quantized(model, plans, components, dequantize=dequantize)
     for plan in plans:
         if plan.name in components:
-            _settle(plan, quantization, recipe, dtype)
-        elif dequantize and plan.name in quantized:
-            raise InvalidInputError(f"{plan.name} is quantized and would be left so: name it, too")
+            _decide(plan, quantization, recipe, dtype)
     if quantization is not None and not any(t.wanted for plan in plans for t in plan.tensors):
         raise InvalidInputError(
             f"no layer can be quantized with groups of {quantization.group_size}: their widths "
@@ -190,6 +183,33 @@ def plan_conversion(
     variant = variant_of(plans)
     adapters = _adapters(plans, lora) if lora else []
     return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
+
+
+def _check_quantized(
+    model: str | Path,
+    plans: Collection[ComponentPlan],
+    components: Collection[str],
+    *,
+    dequantize: bool,
+) -> None:
+    """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly.
+
+    Args:
+        components: the networks to dequantize.
+    """
+    quantized = [plan.name for plan in plans if "quantization" in plan.config]
+    if dequantize and not quantized:
+        raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
+    if quantized and not dequantize:
+        raise InvalidInputError(
+            f"{model} is quantized already ({', '.join(quantized)}): convert the original, or "
+            "use --dequantize"
+        )
+    for name in quantized:
+        if name not in components:
+            raise InvalidInputError(
+                f"{name} is quantized and would stay so: add it to --components"
+            )
 
 
 def _adapters(
@@ -202,7 +222,7 @@ def _adapters(
 def _sources(
     folder: Path, text_encoder: Path | None, assumed_dtype: str | None
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
-    """Where the networks come from, and what else belongs to the model."""
+    """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
         check_architecture(folder)
         sources = {name: folder_source(folder, name, assumed_dtype) for name in NETWORKS}
@@ -227,15 +247,15 @@ def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str
         for file in sorted((component_folder(folder, name) if inside else folder).glob(pattern)):
             files[f"{name}{inside}{file.name}"] = file
     index = files.get("model_index.json")
-    if index is not None:  # what another folder shared with this one is copied
-        told = read_config(index)
-        if told.pop(SHARED_KEY, None) is not None:
-            files["model_index.json"] = told
+    if index is not None:  # components shared by another folder are copied, so drop the reference
+        contents = read_config(index)
+        if contents.pop(SHARED_KEY, None) is not None:
+            files["model_index.json"] = contents
     return files
 
 
 def check_architecture(folder: Path) -> None:
-    """Raises CheckpointError for a folder that holds another model, or none."""
+    """Raises CheckpointError unless a folder holds a CogVideoX model."""
     index = folder / "model_index.json"
     config = component_folder(folder, "transformer") / "config.json"
     if not index.is_file() and not config.is_file():
@@ -248,7 +268,7 @@ def check_architecture(folder: Path) -> None:
 
 
 def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
-    """The component as it is."""
+    """A component as it is stored, before anything is decided."""
     plan = ComponentPlan(name, source, source.config)
     for tensor, info in source.stored.items():
         layer, _, part = tensor.rpartition(".")
@@ -265,40 +285,53 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
 
 
 def variant_of(plans: Collection[ComponentPlan]) -> Variant | None:
-    """The official model that these are the networks of, or None."""
+    """The official model that these networks belong to, or None."""
     return match_variant(_transformer_config(plans))
 
 
 def _transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
-    told = next(plan.config for plan in plans if plan.name == "transformer")
-    return TransformerConfig.from_dict(told)
+    config = next(plan.config for plan in plans if plan.name == "transformer")
+    return TransformerConfig.from_dict(config)
 
 
 def _other_dtype(stored: Mapping[str, TensorInfo]) -> str:
-    """That of the tensors that aren't packed: the scales of some modes don't tell."""
+    """The type of the tensors that aren't packed: the scales of some modes are integers."""
     return next(info.dtype for info in stored.values() if info.dtype in FLOATING)
 
 
-def _settle(
+def _decide(
     plan: ComponentPlan, quantization: Quantization | None, recipe: str, dtype: mx.Dtype | None
 ) -> None:
-    """Decides what becomes of each tensor of a component."""
+    """Decides how each tensor of a component is written, and its configuration."""
     weights = [tensor.layer for tensor in plan.tensors if tensor.name.endswith(".weight")]
-    ways = {} if quantization is None else packings(weights, quantization, recipe)
-    told: dict[str, Any] = {}
-    tensors = []
-    for tensor in plan.tensors:
-        kind, wanted = None, None
-        if tensor.name.endswith(".weight") and tensor.layer in ways:
-            kind, wanted = layer_kind(tensor.layer), ways[tensor.layer]
-            if not wanted.fits(tensor.shape[1]):
-                plan.unfit.append(tensor.layer)
-                told[tensor.layer], wanted = False, None
-            elif wanted != quantization:
-                told[tensor.layer] = wanted.arguments()
-        kept = NAMES[dtype] if dtype is not None else tensor.dtype
-        tensors.append(TensorPlan(tensor.name, tensor.shape, kept, tensor.stored, wanted, kind))
-    plan.tensors = tensors
+    wanted = {} if quantization is None else packings(weights, quantization, recipe)
+    plan.tensors = [_converted(tensor, wanted, dtype) for tensor in plan.tensors]
+    candidates = [tensor for tensor in plan.tensors if tensor.kind is not None]
+    plan.unfit = [tensor.layer for tensor in candidates if tensor.wanted is None]
     plan.config = {k: v for k, v in plan.config.items() if k != "quantization"}
-    if any(tensor.wanted for tensor in tensors):
-        plan.config["quantization"] = {**quantization.arguments(), **told}
+    if any(tensor.wanted for tensor in candidates):
+        plan.config["quantization"] = _quantization_config(candidates, quantization)
+
+
+def _quantization_config(
+    candidates: Collection[TensorPlan], quantization: Quantization
+) -> dict[str, Any]:
+    """The ``quantization`` of a ``config.json``, with the layers that differ from it by name."""
+    exceptions = {
+        tensor.layer: tensor.wanted.arguments() if tensor.wanted else False
+        for tensor in candidates
+        if tensor.wanted != quantization
+    }
+    return {**quantization.arguments(), **exceptions}
+
+
+def _converted(
+    tensor: TensorPlan, wanted: Mapping[str, Quantization], dtype: mx.Dtype | None
+) -> TensorPlan:
+    """The plan of a tensor that is quantized if its layer is wanted so and its width fits."""
+    name = NAMES[dtype] if dtype is not None else tensor.dtype
+    if not tensor.name.endswith(".weight") or tensor.layer not in wanted:
+        return replace(tensor, dtype=name, wanted=None)
+    how = wanted[tensor.layer]
+    fitting = how if how.fits(tensor.shape[1]) else None
+    return replace(tensor, dtype=name, wanted=fitting, kind=layer_kind(tensor.layer))

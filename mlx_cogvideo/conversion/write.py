@@ -1,8 +1,8 @@
-"""Carries a conversion out.
+"""Writes a planned conversion.
 
-Tensors stream from the source's files to the destination's one at a time: memory holds a tensor,
-what becomes of it, and, to measure the error, what that stands for in float32. At 5B that is about
-a gigabyte (the largest tensor is T5's token embedding with 263 MB).
+Tensors stream from the source's files to the destination's one at a time. Memory holds a tensor,
+its converted form and, to measure the error, the float32 values of that form. At 5B this is about a
+gigabyte: the largest tensor is T5's token embedding with 263 MB.
 """
 
 import math
@@ -29,7 +29,7 @@ from .plan import ComponentPlan, ConversionPlan, TensorPlan
 
 _OTHER_FOLDER = "choose another --mlx-path"
 REPORT = "conversion.json"
-"""The report's name in the folder."""
+"""File name of the report in the model folder."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,11 +37,11 @@ Progress = Callable[[str, int, int], None]
 def convert(
     plan: ConversionPlan, destination: Path, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Writes the model folder that was planned; it appears once all of it is on disk.
+    """Writes the planned model folder, which appears once all of it is on disk.
 
     Args:
         destination: must not exist.
-        on_progress: called with a component's name, the bytes written of it and their number.
+        on_progress: called with a component's name, the bytes written of it and its size in bytes.
 
     Returns:
         The report, which is also in the folder: source, sizes, bits per weight, and the
@@ -79,22 +79,22 @@ def convert(
 
 
 def lock_destination(destination: Path) -> AbstractContextManager[None]:
-    """Keeps other processes from writing the folder that is to appear there.
+    """Keeps other processes from writing a folder at `destination`.
 
     Raises:
-        OutputError: when entered, where one of them does.
+        OutputError: on entering, if another process is writing it.
     """
     return locked(destination, _OTHER_FOLDER)
 
 
 def check_free(destination: Path) -> None:
-    """Raises OutputError where there is a folder already, or another process is writing it."""
+    """Raises OutputError if the folder exists, or another process is writing it."""
     check_unlocked(destination, _OTHER_FOLDER)
     _check_absent(destination)
 
 
 def check_destination(destination: Path, size: int) -> None:
-    """Raises OutputError where a folder of so many bytes can't be made."""
+    """Raises OutputError unless a folder of `size` bytes can be written at `destination`."""
     parent = destination.absolute().parent
     _check_absent(destination)
     if not parent.is_dir():
@@ -116,7 +116,7 @@ Additions = Mapping[str, Sequence[LowRank]]
 
 
 def _additions(plan: ConversionPlan, component: ComponentPlan) -> Additions:
-    """What adapters add to each layer of a component."""
+    """The products of all adapters for each layer of a component."""
     additions: dict[str, list[LowRank]] = defaultdict(list)
     if component.name == "transformer":
         for adapter, scale in plan.adapters:
@@ -157,8 +157,8 @@ def _convert(
 
 
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:
-    """The weights in the plan's order, unpacked unless they stay as they are."""
-    # Nothing is read before it is used, and each array is let go of after that.
+    """The weights in the plan's order, dequantized."""
+    # Each array is read when it is used, and freed after that.
     arrays = plan.source.open()
     for tensor in plan.tensors:
         if tensor.stored is None:
@@ -179,7 +179,7 @@ def _written(tensor: TensorPlan, weight: mx.array, quality: "_Quality") -> dict[
 
 
 class _Quality:
-    """Power of the weights and of their errors, by kind of layer and by bits."""
+    """The power of the weights and of their errors, by kind of layer and quantization."""
 
     def __init__(self):
         self._sums: dict[tuple, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
@@ -218,7 +218,7 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         "recipe": plan.recipe,
         "lora": [adapter.identity(scale) for adapter, scale in plan.adapters],
         "components": {
-            component.name: told
-            for component, told in zip(plan.components, components, strict=True)
+            component.name: part
+            for component, part in zip(plan.components, components, strict=True)
         },
     }

@@ -1,1 +1,1 @@
-"""What this machine computes right, and how fast."""
+"""Checks whether a machine computes right, and estimates how fast it is."""

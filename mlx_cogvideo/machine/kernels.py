@@ -1,7 +1,7 @@
-"""The kernels that official models use on a GPU, in their widths, against float32 on the CPU.
+"""Compares the GPU kernels of official models, in their widths, with float32 on the CPU.
 
-The bundled demo is too narrow for some of them: MLX chooses other ones for convolutions of 128
-channels and more, and attention is divided only where it is long.
+The bundled demo is too narrow for some of them: MLX chooses other kernels for convolutions of 128
+channels and more, and only long attention is divided.
 """
 
 import math
@@ -18,19 +18,23 @@ from ..nn.backend import disable_winograd, on_gpu
 FRAMES, SIDE = 5, 48
 HEADS, TOKENS, HEAD_DIM = 48, 9000, 64
 SAMPLED = 64
-"""Queries of each head that are compared, with all keys."""
+"""Number of queries per head that are compared, with all keys."""
 
 SAMPLED_ROWS = 18
-"""Of the last frame of a convolution, from the top: three of Winograd's tiles, with the edge."""
+"""Number of rows that are compared, from the top of a convolution's last frame.
+
+They are three of Winograd's tiles, including the edge."""
 
 LIMITS = {"float32": 90.0, "float16": 55.0, "bfloat16": 40.0}
-"""Least signal-to-noise ratios in dB. An NVIDIA H200 has 114, 70 and 52 at least; convolutions
-through Metal's Winograd kernels would have 42 in float16 and 25 in bfloat16."""
+"""Smallest signal-to-noise ratios in dB that pass.
+
+An NVIDIA H200 reaches at least 114, 70 and 52. Convolutions through Metal's Winograd kernels would
+reach 42 in float16 and 25 in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How exact a kernel is: its signal-to-noise ratio in dB, and the least that it may be."""
+    """The precision of a kernel: its signal-to-noise ratio in dB, and the smallest that passes."""
 
     stage: str
     dtype: str
@@ -39,16 +43,16 @@ class Kernel:
 
     @property
     def right(self) -> bool:
-        return self.snr_db >= self.limit_db  # not so if it is NaN
+        return self.snr_db >= self.limit_db  # False for NaN
 
 
 def check_kernels(dtypes: dict[str, mx.Dtype]) -> Iterator[Kernel]:
-    """Compares convolutions and attention, in each dtype. Nothing where there is no GPU.
+    """Compares convolutions and attention in each dtype; yields nothing without a GPU.
 
-    Takes 2 GiB, and less than a minute beside what the GPU compiles at first use.
+    Needs 2 GiB, and less than a minute besides the compilation of kernels on first use.
 
     Args:
-        dtypes: by their names.
+        dtypes: dtypes by name.
     """
     if not on_gpu():
         return
@@ -58,7 +62,7 @@ def check_kernels(dtypes: dict[str, mx.Dtype]) -> Iterator[Kernel]:
 
 
 def check_convolutions(name: str, dtype: mx.Dtype) -> Iterator[Kernel]:
-    """The VAE's convolutions in widths of the official one, as its layers compute them."""
+    """Compares convolutions in the widths of the official VAE, as its layers compute them."""
     disable_winograd()
     for inputs, outputs in ((128, 128), (256, 128)):
         layer = _random(CausalConv3d(inputs, outputs), dtype)
@@ -76,7 +80,7 @@ def check_convolutions(name: str, dtype: mx.Dtype) -> Iterator[Kernel]:
 
 def _attention(name: str, dtype: mx.Dtype) -> Kernel:
     q, k, v = (_normal((1, HEADS, TOKENS, HEAD_DIM), dtype, seed) for seed in range(3))
-    # From all parts: what divides the work may be wrong in one of them.
+    # Rows from all over: when the work is divided, a single part may be wrong.
     rows = mx.arange(SAMPLED) * (TOKENS - 1) // (SAMPLED - 1)
     made = attention(q, k, v)[:, :, rows]
 
@@ -89,7 +93,7 @@ def _attention(name: str, dtype: mx.Dtype) -> Kernel:
 
 
 def _compared(stage: str, dtype: str, made: mx.array, expected: Callable[[], mx.array]) -> Kernel:
-    """Evaluates both; `expected` on the CPU, in float32."""
+    """Compares `made` with `expected`, which is computed on the CPU in float32."""
     mx.eval(made)
     with mx.stream(mx.cpu):
         wanted = expected()
@@ -99,7 +103,7 @@ def _compared(stage: str, dtype: str, made: mx.array, expected: Callable[[], mx.
 
 
 def _causal(x: mx.array, layer: CausalConv3d) -> mx.array:
-    """What the layer makes of the last frame's first rows: it sees the frames before it."""
+    """The layer's output for the first rows of the last frame, which depend on earlier frames."""
     x = x[:, -1 - layer.history :, : SAMPLED_ROWS + 1]
     return _taps(x.astype(mx.float32), layer.conv.weight, layer.conv.bias)
 
@@ -111,11 +115,11 @@ def _enlarged(x: mx.array, layer: Upsample3D) -> mx.array:
 
 
 def _taps(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """A convolution as the sum of a product for each of its taps, which needs no kernel of its own.
+    """A convolution as a sum of matrix products, one for each of its taps.
 
     Args:
-        x: ``[1, frames, height, width, inputs]``. Zeros are added to it above, left and right, and
-            the last row is only seen by the one before it.
+        x: ``[1, frames, height, width, inputs]``. It is padded with zeros above, left and right;
+            its last row only contributes to the one before it.
         weight: ``[outputs, depth, 3, 3, inputs]``.
     """
     weight, (depth, rows, columns) = weight.astype(mx.float32), weight.shape[1:4]
@@ -132,7 +136,7 @@ def _taps(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
 
 def _random(layer, dtype: mx.Dtype):
-    """The layer with weights that keep the size of what goes through."""
+    """The layer with random weights that preserve the scale of its input."""
     shape = layer.conv.weight.shape
     fan_in = math.prod(shape[1:])
     layer.conv.weight = (_normal(shape, mx.float32, 0) / fan_in**0.5).astype(dtype)
@@ -141,7 +145,7 @@ def _random(layer, dtype: mx.Dtype):
 
 
 def _normal(shape: tuple[int, ...], dtype: mx.Dtype, seed: int) -> mx.array:
-    """The same numbers on every device, computed on the CPU."""
+    """Random numbers that are the same for every device: they are computed on the CPU."""
     with mx.stream(mx.cpu):
         x = mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
         mx.eval(x)

@@ -1,6 +1,6 @@
-"""The bundled demo, stage by stage, against values that PyTorch gave.
+"""Compares the bundled demo, stage by stage, with values that PyTorch computed.
 
-So that a machine can show that its numbers are right, without PyTorch. The values are in the demo's
+A machine can so show that its numbers are right without PyTorch. The values are in the demo's
 folder; tools/checks/store_check_values.py makes them.
 """
 
@@ -22,15 +22,15 @@ VALUES = "check_values.safetensors"
 PROMPT = "a red circle moves right on a white background"
 TIMESTEP, STEPS = 699, 10
 TILES = (64, 64), (0.25, 0.25)  # size and overlap
-EVERY = 6  # pixels of a frame, of which one is compared
+EVERY = 6  # one of so many pixels of a frame is compared, in height and in width
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""Of the largest difference relative to the largest value."""
+"""Largest differences that pass, relative to the largest value of a stage."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How far a stage is off, relative to its largest value, and how far it may be."""
+    """The error of a stage relative to its largest value, and the largest error that passes."""
 
     stage: str
     error: float
@@ -38,11 +38,11 @@ class Result:
 
     @property
     def right(self) -> bool:
-        return self.error <= self.tolerance  # not so if it is NaN
+        return self.error <= self.tolerance  # False for NaN
 
 
 def latents() -> np.ndarray:
-    """``[1, 3, 12, 12, 16]``; NumPy's legacy generator gives the same everywhere."""
+    """``[1, 3, 12, 12, 16]``, the same everywhere: from NumPy's legacy generator."""
     return np.random.RandomState(0).standard_normal((1, 3, 12, 12, 16)).astype(np.float32)
 
 
@@ -51,7 +51,7 @@ def noise() -> np.ndarray:
 
 
 def clip() -> np.ndarray:
-    """A bright square moving over a ramp: ``[1, 9, 96, 96, 3]`` from -1 to 1."""
+    """A bright square that moves over a ramp: ``[1, 9, 96, 96, 3]`` from -1 to 1."""
     y, x = np.mgrid[:96, :96] / 95
     pixels = np.repeat(np.stack([x, y, 1 - x], axis=-1)[None], 9, axis=0) - 0.5
     for frame in range(9):
@@ -60,10 +60,11 @@ def clip() -> np.ndarray:
 
 
 def check_stages(folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32) -> Iterator[Result]:
-    """Runs each stage of a model on the values that the stage before it gave in PyTorch.
+    """Runs each stage of a model on PyTorch's output of the stage before it.
 
     Args:
-        folder: a copy of the demo.
+        folder: the demo or a copy of it.
+        dtype: of the weights and activations.
     """
     model = ModelFolder(folder, dtype)
     stored = mx.load(str(DEMO_PATH / VALUES))
@@ -91,7 +92,7 @@ def check_stages(folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32) -> Iter
         yield compared(f"VAE, decoding, {mode}", pixels[0, :, ::EVERY, ::EVERY], expected)
     posterior = model.vae.encode(mx.array(clip()).astype(dtype), "seamless")
     yield compared("VAE, encoding", posterior.mean, stored["mean"])
-    yield from (compared(*told) for told in _primitives(dtype))
+    yield from (compared(*primitive) for primitive in _primitives(dtype))
 
 
 def _samplers(model: ModelFolder, stored: dict[str, mx.array]) -> Iterator[tuple[str, tuple]]:
@@ -107,7 +108,7 @@ def _samplers(model: ModelFolder, stored: dict[str, mx.array]) -> Iterator[tuple
 
 
 def _primitives(dtype: mx.Dtype) -> Iterator[tuple[str, mx.array, np.ndarray]]:
-    """Attention and packed weights, against NumPy."""
+    """Attention and packed weights with their names, each with NumPy's values."""
     random = np.random.RandomState(2)
     q, k, v = (random.standard_normal((1, 2, 300, 64)).astype(np.float32) for _ in range(3))
     scores = np.einsum("bhqd,bhkd->bhqk", q, k).astype(np.float64) / 8
@@ -123,6 +124,6 @@ def _primitives(dtype: mx.Dtype) -> Iterator[tuple[str, mx.array, np.ndarray]]:
         unpacked = np.array(layer.unpacked(mx.float32), np.float64)
         for rows in (1, 40, 400):
             x = random.standard_normal((rows, 256)).astype(np.float32)
-            told = f"{bits} bits, {rows} row{'s' * (rows > 1)}"
+            name = f"{bits} bits, {rows} row{'s' * (rows > 1)}"
             layer.update({"scales": scales.astype(dtype), "biases": biases.astype(dtype)})
-            yield told, layer(mx.array(x).astype(dtype)), x.astype(np.float64) @ unpacked.T
+            yield name, layer(mx.array(x).astype(dtype)), x.astype(np.float64) @ unpacked.T

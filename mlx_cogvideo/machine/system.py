@@ -1,4 +1,4 @@
-"""What computes here: chip, system, versions, and what of them is known to be slow or wrong."""
+"""Describes this machine: chip, system, versions, and known problems with them."""
 
 import platform
 import re
@@ -13,11 +13,11 @@ from ..version import __version__
 
 _ACCELERATED_MACOS = (26, 2)
 _ACCELERATED_WHEEL = 26
-_ACCELERATED_GENERATION = 17  # of Apple's GPUs, as MLX numbers them: that of the M5
+_ACCELERATED_GENERATION = 17  # generation of Apple's GPUs in MLX's numbering: the M5
 
 
 def describe() -> dict[str, Any]:
-    """Chip, memory, system and versions, fit for JSON."""
+    """Chip, memory, system and versions, as JSON holds them."""
     macos = platform.mac_ver()[0]
     system = f"macOS {macos}" if macos else f"{platform.system()} {platform.release()}"
     return {
@@ -47,9 +47,9 @@ def metal_wheel() -> str | None:
 
 
 def neural_accelerators() -> bool | None:
-    """Whether products can use the neural accelerators of an M5's GPU; None where it has none.
+    """Whether products can use the neural accelerators of the GPU; None if it has none.
 
-    Inferred from the chip, macOS and the wheel: MLX doesn't tell.
+    This is inferred from the chip, macOS and the wheel, because MLX doesn't report it.
     """
     if not _has_accelerators():
         return None
@@ -57,24 +57,24 @@ def neural_accelerators() -> bool | None:
 
 
 def notes() -> list[str]:
-    """What to know about this machine, a sentence each."""
-    said = []
+    """Known problems of this machine, a sentence each."""
+    found = []
     if neural_accelerators() is False:
-        said.append(
+        found.append(
             "this GPU's neural accelerators aren't used, and products take three to four times as "
             f"long: they need macOS 26.2 (this is {platform.mac_ver()[0]}) and the macosx_26_0 "
             f"wheel of mlx-metal (this is {metal_wheel()}); update macOS and pip, and reinstall mlx"
         )
     if _has_accelerators():
-        said.append(
+        found.append(
             "with --dtype float32, products are TF32 on this GPU, about as exact as float16, "
             "unless MLX_ENABLE_TF32=0 is set (as this check does)"
         )
     if uses_winograd():
-        said.append(
+        found.append(
             "MLX_CONV_WINOGRAD is set: the VAE is less exact in 16 bits, and needs more memory"
         )
-    return said
+    return found
 
 
 def _has_accelerators() -> bool:

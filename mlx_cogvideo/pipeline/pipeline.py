@@ -137,7 +137,7 @@ class CogVideoXPipeline(ModelFolder):
             ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the
             unconditional, then the prompt's.
         """
-        yield from stages.encode_texts(self, videos)
+        yield from stages.encode_texts(self, self.encode_prompt, videos)
 
     def encode_prompt(self, prompt: str) -> mx.array:
         """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""

@@ -1,7 +1,7 @@
 """The stages of a run beside denoising: the text, what a video starts from, and decoding."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import mlx.core as mx
@@ -31,10 +31,15 @@ def encode_prompt(model: ModelFolder, prompt: str) -> mx.array:
     return model.text_encoder(ids, EvalSchedule(prefetch=0))
 
 
-def encode_texts(model: ModelFolder, videos: Iterable[ResolvedSettings]) -> Iterator[mx.array]:
+def encode_texts(
+    model: ModelFolder, encode: Callable[[str], mx.array], videos: Iterable[ResolvedSettings]
+) -> Iterator[mx.array]:
     """Encodes the texts of many videos, then frees the text encoder.
 
     A text that two neighbours share is encoded once.
+
+    Args:
+        encode: encodes a text; see ``encode_prompt``.
 
     Yields:
         ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the unconditional,
@@ -49,7 +54,7 @@ def encode_texts(model: ModelFolder, videos: Iterable[ResolvedSettings]) -> Iter
             known = {text: known[text] for text in texts if text in known}
             for text in texts:
                 if text not in known:
-                    known[text] = encode_prompt(model, text)
+                    known[text] = encode(text)
             negative = known[settings.negative_prompt] if len(texts) > 1 else None
             yield join_embeds(model, settings, known[settings.prompt], negative)
     finally:

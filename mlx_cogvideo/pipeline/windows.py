@@ -64,31 +64,31 @@ def extended_events(
         run: of the whole video, its finished windows included.
         ends_early: asked after each window's denoising; True leaves out the windows after it.
     """
-    joiner, finished = Joiner(settings.overlap), run.windows
+    joiner, finished = Joiner(settings.overlap), len(run.windows)
     for number in range(1 + settings.extend):
         window = window_settings(settings, number, joiner.tail)
-        if number < len(finished):
-            latents = finished[number]
-            denoised = DenoisingState(window.steps, 0, latents, latents)
-            begin = replace(run, conditioning=None, denoising=denoised)
-        else:
-            begin = run
         last = number == settings.extend
-        for event in tell(window, begin):
+        for event in tell(window, _of_window(run, window, number)):
             if event.stage == "decode":
                 if number == len(run.windows):
                     windows = (*run.windows, event.run.latents)
                     run = RunState(embeds=event.run.embeds, windows=windows)
                     last = last or ends_early()
-                frames = joiner.add(event.frames, last)
-                event = replace(event, run=run, frames=frames)
-            else:
-                event = replace(event, run=replace(event.run, windows=run.windows))
-                run = event.run
-            yield event
+                yield replace(event, run=run, frames=joiner.add(event.frames, last))
+            elif number >= finished:
+                run = replace(event.run, windows=run.windows)
+                yield replace(event, run=run)
         joiner.end_window()
         if last:
             return
+
+
+def _of_window(run: RunState, window: ResolvedSettings, number: int) -> RunState:
+    """What has been computed for a window."""
+    if number >= len(run.windows):
+        return run
+    latents = run.windows[number]
+    return RunState(run.embeds, denoising=DenoisingState(window.steps, 0, latents, latents))
 
 
 def window_settings(

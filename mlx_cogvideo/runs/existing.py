@@ -33,22 +33,25 @@ def saved_run(job: VideoJob, resume: bool) -> SavedRun:
     return saved
 
 
-def resumed(job: VideoJob, saved: SavedRun, given: Collection[str], resolve: Resolve) -> VideoJob:
+def resumed(
+    job: VideoJob, saved: SavedRun, named: Collection[str], resolve: Resolve, *, new_source: bool
+) -> VideoJob:
     """The job as it goes on from a saved run.
 
     Args:
-        given: names of the settings that the command gives; others stay what they were.
+        named: settings that are given or recorded; others stay what they were.
+        new_source: whether the command gives an image or a video.
 
     Raises:
         InvalidInputError: the run was started with other settings, or with another model.
     """
     now = job.record["settings"]
-    settings = override(saved.record["settings"], {n: now[n] for n in given if n in now})
-    for name in given:  # what is off isn't recorded
+    settings = override(saved.record["settings"], {n: now[n] for n in named if n in now})
+    for name in named:  # what is off isn't recorded
         if name not in now:
             settings.pop(name, None)
     resolved, record = resolve(settings)
-    if not saved.run.needs_source and not {"image", "video"} & set(given):
+    if not saved.run.needs_source and not new_source:
         # It has been encoded: what has become of its file doesn't matter any more.
         digests = {"image_sha256", "video_sha256"} & saved.record["settings"].keys()
         record["settings"] |= {name: saved.record["settings"][name] for name in digests}

@@ -215,12 +215,13 @@ class _Planner:
         saved = None
         if job.path.exists() and (options.resume or not options.overwrite):
             saved = saved_run(job, bool(options.resume))
-            given = self.settings.keys() | {"prompt"} | ({"seed"} & options.given.keys())
-            job = resumed(job, saved, given, self._resolve)
+            named = self.settings.keys() | {"prompt"} | ({"seed"} & options.given.keys())
+            new_source = bool({"image", "video"} & self.given.keys())
             plan.warnings += [
                 f"results may differ slightly: {difference}"
                 for difference in version_differences(saved.record, job.record)
             ]
+            job = resumed(job, saved, named, self._resolve, new_source=new_source)
         if options.resume or (plan.is_batch and not options.overwrite):
             seed_matters = saved is not None or self.seeds != [None]
             if is_finished(

@@ -1,4 +1,4 @@
-"""Clips on disk: an mp4, a gif, a folder of PNG frames or latents, each with how it was made."""
+"""Videos on disk: mp4, gif, folders of PNG frames and latents, each with a record inside."""
 
 from .clip import FITS, ClipInfo, ClipSpec, content_digest, measure, read_clip, read_image
 from .gif import GifWriter

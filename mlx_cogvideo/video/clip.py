@@ -1,4 +1,4 @@
-"""Clips and pictures as a model wants them: so many frames, at its rate, of its size."""
+"""Reads clips and pictures with the frames, frame rate and size that a model needs."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,26 +15,26 @@ from ..files import file_digest
 from .reader import open_input
 
 FITS = ("crop", "pad", "stretch")
-"""How a picture comes to another shape: covering it and cut, inside it on black, or distorted."""
+"""How a picture is fitted to another aspect ratio: cropped, padded with black, or stretched."""
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 TIMEOUT = 20.0
-"""Seconds that opening a file, or one reading from it, may take."""
+"""Seconds that opening a file, or a single read, may take."""
 
 WHITE = 255
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """How clips are to be read.
+    """The frames to read from a clip.
 
     Attributes:
-        frames: how many, for the models 8N+1.
-        height, width: in pixels.
-        fps: frames a second; those are taken that are nearest to these times.
-        skip: frames of the clip to leave out at its beginning, and at its end.
+        frames: number of frames; the models need 8N+1.
+        height, width: size in pixels.
+        fps: frames per second; the clip's frames nearest to these times are taken.
+        skip: frames of the clip to leave out at its beginning and at its end.
         fit: one of `FITS`.
-        repeat_last: whether a clip that is too short goes on with its last frame.
+        repeat_last: whether a clip that is too short is extended by repeating its last frame.
     """
 
     frames: int
@@ -48,7 +48,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """A clip as it is shown: height and width in pixels, and frames at the rate asked for."""
+    """The size of a clip as players show it, in pixels, and its frames at the requested rate."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ class ClipInfo:
 
 def read_clip(
     path: Path,
-    shape: ClipSpec,
+    spec: ClipSpec,
     position: tuple[float, float] = (0.5, 0.5),
     timeout: float = TIMEOUT,
 ) -> np.ndarray:
@@ -67,30 +67,31 @@ def read_clip(
 
     Args:
         path: any file that FFmpeg reads, or a folder of pictures, which are frames in the order of
-            their names, at the rate of `shape`.
-        position: where what is cut off is cut, down and across: 0 keeps the upper or left edge.
+            their names, at the rate of `spec`.
+        position: the part that cropping keeps, from top to bottom and from left to right: 0 keeps
+            the upper or left edge, 1 the lower or right one.
         timeout: in seconds; see `TIMEOUT`.
 
     Raises:
-        InvalidInputError: it can't be read, or is too short.
+        InvalidInputError: the clip can't be read, or is too short.
     """
     if path.is_dir():
-        files = frame_files(path)
-        wanted = _pick([i / shape.fps for i in range(len(files))], shape, path)
-        frames = {i: _read_frame(files[i], shape, position, timeout) for i in sorted({*wanted})}
+        files = picture_files(path)
+        wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
+        frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
         return np.stack([frames[i] for i in wanted])
     with _readable(path):
         with _opened(path, timeout) as container:
             times, shown = _timestamps(container)
-        wanted = [shown[i] for i in _pick(times, shape, path)]
+        wanted = [shown[i] for i in _pick(times, spec, path)]
         with _opened(path, timeout) as container:
-            frames = _read(container, wanted, shape, position)
+            frames = _read(container, wanted, spec, position)
         if len(frames) < len(set(wanted)):
             with _opened(path, timeout) as container:
                 times = _times_in_order(container)
-            wanted = _pick(times, shape, path)
+            wanted = _pick(times, spec, path)
             with _opened(path, timeout) as container:
-                frames = _read(container, wanted, shape, position, by_order=True)
+                frames = _read(container, wanted, spec, position, by_order=True)
         if missing := set(wanted) - frames.keys():
             raise InvalidInputError(
                 f"{path} is damaged: {len(missing)} of its frames can't be decoded"
@@ -99,13 +100,14 @@ def read_clip(
 
 
 def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> np.ndarray:
-    """A picture, uint8 ``[H, W, 3]``: turned as its EXIF data say, on white where transparent.
+    """A picture, uint8 ``[H, W, 3]``: rotated by its EXIF data, on white where transparent.
 
     Args:
+        height, width: size in pixels.
         fit: one of `FITS`.
 
     Raises:
-        InvalidInputError: it can't be read.
+        InvalidInputError: the picture can't be read.
     """
     if fit not in FITS:
         raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
@@ -119,12 +121,19 @@ def measure(
     timeout: float = TIMEOUT,
     kind: str = "video",
 ) -> ClipInfo:
-    """What `read_clip` could take from a clip; `kind` is what an error calls it.
+    """The size and number of frames that `read_clip` could take from a clip.
+
+    Args:
+        path: a file, or a folder of pictures.
+        fps: frames per second.
+        skip: frames to leave out at the beginning and at the end.
+        timeout: in seconds; see `TIMEOUT`.
+        kind: the word for the file in errors.
 
     Raises:
-        InvalidInputError: it can't be read.
+        InvalidInputError: the clip can't be read.
     """
-    files = frame_files(path) if path.is_dir() else []
+    files = picture_files(path) if path.is_dir() else []
     first = files[0] if files else path
     with _readable(first, kind):
         with _opened(first, timeout) as container:
@@ -140,7 +149,7 @@ def measure(
     return ClipInfo(height, width, max(min(len(times), 1), ceil((end - start) * fps - 1e-6)))
 
 
-def frame_files(folder: Path) -> list[Path]:
+def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder, in the order of their names.
 
     Raises:
@@ -156,9 +165,9 @@ def content_digest(path: Path) -> str:
     """The SHA-256 in hexadecimal of a file, or of the pictures in a folder of frames.
 
     Raises:
-        InvalidInputError: it can't be read.
+        InvalidInputError: a file can't be read.
     """
-    files, whole = frame_files(path) if path.is_dir() else [path], hashlib.sha256()
+    files, whole = picture_files(path) if path.is_dir() else [path], hashlib.sha256()
     try:
         for file in files:
             whole.update(bytes.fromhex(file_digest(file)))
@@ -190,17 +199,19 @@ def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]
 
 
 def _timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
-    """When each frame is shown, in seconds and as the file counts them."""
+    """The time of each frame, in seconds and in the file's time base."""
     stream = container.streams.video[0]
     packets = container.demux(stream)
-    # Those to discard lie outside of what an edit list shows of the file.
+    # Packets to discard lie outside of the part that an edit list shows.
     shown = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
     return [float(pts * stream.time_base) for pts in shown], shown
 
 
 def _times_in_order(container: av.container.InputContainer) -> list[float]:
-    """When each decoded frame is shown, for files whose packets don't tell: AVI counts them as they
-    are stored."""
+    """The time of each decoded frame in seconds.
+
+    For files whose packets have no times of their own: AVI numbers frames in stored order.
+    """
     stream = container.streams.video[0]
     shown = [frame.pts for frame in container.decode(video=0)]
     if None in shown or shown != sorted(shown):
@@ -209,8 +220,7 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
 
 
 def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
-    """The times without those to skip, and when they begin and end; the last frame lasts as long
-    as the others do on average."""
+    """The times that aren't skipped, their begin, and their end an average frame after the last."""
     head, tail = skip
     times = times[head : len(times) - tail]
     if not times:
@@ -219,34 +229,33 @@ def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], flo
     return times, times[0], times[-1] + each
 
 
-def _pick(times: list[float], shape: ClipSpec, path: Path) -> list[int]:
-    """Which of a clip's frames are nearest to the times that are wanted."""
-    times, start, end = _usable(times, shape.skip)
+def _pick(times: list[float], spec: ClipSpec, path: Path) -> list[int]:
+    """The numbers of the clip's frames that are nearest to the wanted times."""
+    times, start, end = _usable(times, spec.skip)
     picked, i = [], 0
-    for count in range(shape.frames):
-        time = start + count / shape.fps
+    for count in range(spec.frames):
+        time = start + count / spec.fps
         while i + 1 < len(times) and times[i + 1] - time < time - times[i] - 1e-6:
             i += 1
-        if not times or (time >= end - 1e-6 and count > 0 and not shape.repeat_last):
+        if not times or (time >= end - 1e-6 and count > 0 and not spec.repeat_last):
             raise InvalidInputError(
-                f"{path} has {count} frames at {shape.fps:g} a second, and {shape.frames} are "
-                "wanted"
+                f"{path} has {count} frames at {spec.fps:g} a second, and {spec.frames} are wanted"
             )
-        picked.append(shape.skip[0] + i)
+        picked.append(spec.skip[0] + i)
     return picked
 
 
 def _read(
     container: av.container.InputContainer,
     wanted: list[int],
-    shape: ClipSpec,
+    spec: ClipSpec,
     position: tuple[float, float],
     *,
     by_order: bool = False,
 ) -> dict[int, np.ndarray]:
-    """Those of the wanted frames that are there, by their timestamps, or by their numbers.
+    """The wanted frames that the file has, by their timestamps, or by their numbers.
 
-    None of them where timestamps go back: then they aren't those of the frames.
+    Returns no frame if timestamps go back, because then they don't belong to the frames.
     """
     frames: dict[int, np.ndarray] = {}
     aspect, before = _pixel_aspect(container), -inf
@@ -258,7 +267,7 @@ def _read(
             return {}
         before = pts
         if pts in wanted and pts not in frames:
-            frames[pts] = _fitted(frame, shape, position, aspect)
+            frames[pts] = _fitted(frame, spec, position, aspect)
         if pts >= wanted[-1] and (by_order or pts > wanted[-1]):
             break
     return frames
@@ -270,11 +279,11 @@ def _pixel_aspect(container: av.container.InputContainer) -> float:
 
 
 def _read_frame(
-    path: Path, shape: ClipSpec, position: tuple[float, float], timeout: float
+    path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
     with _readable(path, "picture"), _opened(path, timeout) as container:
         aspect = _pixel_aspect(container)
-        return _fitted(_first_frame(container, path), shape, position, aspect)
+        return _fitted(_first_frame(container, path), spec, position, aspect)
 
 
 def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
@@ -285,36 +294,36 @@ def _first_frame(container: av.container.InputContainer, path: Path) -> av.Video
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Against the clock, from how a frame is stored to how it is shown."""
+    """Counterclockwise quarter turns from the stored frame to the shown one."""
     return round(frame.rotation / 90) % 4
 
 
 def _fitted(
-    frame: av.VideoFrame, shape: ClipSpec, position: tuple[float, float], aspect: float
+    frame: av.VideoFrame, spec: ClipSpec, position: tuple[float, float], aspect: float
 ) -> np.ndarray:
-    """A frame as it is shown, in the height and width of the shape."""
+    """A frame as it is shown, in the height and width of `spec`."""
     turns = _quarter_turns(frame)
-    height, width = (shape.width, shape.height) if turns % 2 else (shape.height, shape.width)
-    if shape.fit == "stretch":
+    height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
+    if spec.fit == "stretch":
         rows, columns = height, width
     else:
-        nearer = max if shape.fit == "crop" else min
+        nearer = max if spec.fit == "crop" else min
         sides = frame.height, frame.width * aspect
         scale = nearer(height / sides[0], width / sides[1])
         rows, columns = (max(round(side * scale), 1) for side in sides)
-        if shape.fit == "crop":
+        if spec.fit == "crop":
             rows, columns = (
                 max(ceil(side * scale - 1e-6), least)
                 for side, least in zip(sides, (height, width), strict=True)
             )
     pixels = np.rot90(_scaled(frame, rows, columns), turns)
-    return _placed(pixels, shape.height, shape.width, position)
+    return _placed(pixels, spec.height, spec.width, position)
 
 
 def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     transparent = any(component.is_alpha for component in frame.format.components)
     if transparent or frame.format.has_palette:
-        # Before anything is interpolated: what can't be seen has a colour, too.
+        # Before interpolation, because invisible pixels have a colour, too.
         pixels = frame.to_ndarray(format="rgba")
         share = pixels[..., 3:] / 255
         pixels = np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
@@ -326,7 +335,7 @@ def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
 def _placed(
     pixels: np.ndarray, height: int, width: int, position: tuple[float, float]
 ) -> np.ndarray:
-    """Cut, or set on black, to the size."""
+    """The pixels cropped, or padded with black, to the size."""
     top, left = (
         round((side - wanted) * share)
         for side, wanted, share in zip(pixels.shape, (height, width), position, strict=False)

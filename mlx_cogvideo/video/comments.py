@@ -1,4 +1,4 @@
-"""Comments in GIF and PNG files, added in place and read back without decoding a picture."""
+"""Adds comments to GIF and PNG files in place, and reads them without decoding pictures."""
 
 import struct
 import zlib
@@ -15,7 +15,7 @@ _LONGEST_BLOCK = 255
 
 # A PNG ends with an empty chunk: no length, the type and its checksum.
 _IEND = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-# Of iTXt (PNG specification, 11.3.3.4): not compressed, no language, no translated keyword.
+# Start of an iTXt chunk (PNG specification, 11.3.3.4): not compressed, no language, no translation.
 _ITXT_START = b"Comment" + b"\0" + b"\0\0" + b"\0" + b"\0"
 
 
@@ -83,7 +83,7 @@ def _replace_end(path: Path, old: bytes, new: bytes) -> None:
             raise OSError(f"{path} doesn't end as it should")
     try:
         _write_at(path, end, new)
-    except OSError:  # the disk is full: the picture at least is to stay whole
+    except OSError:  # the disk is full: keep at least the picture intact
         _write_at(path, end, old)
         raise
 

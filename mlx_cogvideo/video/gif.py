@@ -13,16 +13,16 @@ from .writer import FrameWriter, as_video_frame
 
 # Browsers slow a delay of 0.01 s down to 0.1 s, so that 0.02 s is the shortest of any use.
 MAX_FPS = 50
-# Of FFmpeg's error diffusions the one that leaves the least pattern; ordered dithers leave bands
-# where a frame has more than 256 colours.
+# The error diffusion of FFmpeg that leaves the least pattern. Ordered dithers leave bands in frames
+# with more than 256 colours.
 DITHER = "sierra2_4a"
 
 
 class GifWriter(FrameWriter):
-    """Writes a GIF that loops for ever, with the record in a comment extension.
+    """Writes a GIF that loops forever, with the record in a comment extension.
 
-    GIF counts time in hundredths of a second: at 8 frames a second the delays are 12 and 13 of
-    them by turns.
+    GIF counts time in hundredths of a second: at 8 frames per second the delays alternate between
+    12 and 13 of them.
     """
 
     form = GIF
@@ -30,7 +30,7 @@ class GifWriter(FrameWriter):
     def __init__(
         self, path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
     ) -> None:
-        """As ``FrameWriter``, which see.
+        """Checks the path and the frame rate; see ``FrameWriter``.
 
         Raises:
             InvalidInputError: fps isn't above 0 and at most 50.
@@ -76,7 +76,7 @@ class GifWriter(FrameWriter):
 
 
 def _palette_graph(height: int, width: int, fps: Fraction) -> av.filter.Graph:
-    """RGB in, 256 colours out: each frame goes by two ways, one of which makes its palette."""
+    """A filter graph from RGB to 256 colours; one of its two branches makes a frame's palette."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / fps

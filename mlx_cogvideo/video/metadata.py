@@ -1,4 +1,4 @@
-"""How a video was made, as JSON that travels inside the file."""
+"""The record of how a video was made: JSON inside the file."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from .paths import frame_files
 from .reader import open_input
 
 KEY = "mlx_cogvideo"
-"""In the record, the package's version; in a safetensors header, the record."""
+"""Key of the package's version in a record, and of the record in a safetensors header."""
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """The record as JSON that UTF-8 can hold.
+    """The record as JSON that can be encoded as UTF-8.
 
-    What JSON doesn't know, such as a Path, becomes its ``str``: it is no reason to lose a video.
+    A value of a type that JSON lacks, such as a Path, becomes its ``str``: no video is lost for it.
     """
     text = json.dumps(record, ensure_ascii=False, default=str)
     try:
@@ -36,13 +36,13 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
 
     Args:
         path: an mp4, gif, PNG or safetensors file, whatever its name, or a folder of numbered
-            PNG frames, of which the first is asked.
+            PNG frames, whose first frame is read.
 
     Returns:
-        A dict with at least the key ``mlx_cogvideo``, or None if the file carries no such thing.
+        A dict with at least the key ``mlx_cogvideo``, or None if the file has no record.
 
     Raises:
-        InvalidInputError: there is no such file, or it can't be read.
+        InvalidInputError: the file doesn't exist or can't be read.
     """
     path = Path(path)
     try:
@@ -59,7 +59,7 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
 
 
 def _comments(file: Path) -> Iterator[str | bytes]:
-    """What might be a record, by what the file's first bytes say that it is."""
+    """The comments of a file whose type follows from its first bytes."""
     with file.open("rb") as stream:
         start = stream.read(9)
         stream.seek(0)

@@ -1,7 +1,7 @@
-"""mp4 files that every player opens.
+"""Writes mp4 files that every player opens.
 
-H.264 in yuv420p with BT.709 colours, the index in front (faststart) so that a browser can begin
-to play before the end has arrived.
+They are H.264 in yuv420p with BT.709 colours. The index comes first (faststart), so that a browser
+starts to play before it has the whole file.
 """
 
 import logging
@@ -19,11 +19,11 @@ from .writer import FrameWriter, as_video_frame
 # Visually lossless for most clips; x264's own default of 23 is meant for streaming.
 OPTIONS = {"crf": "18"}
 if platform.machine() in ("x86_64", "AMD64"):
-    # x264's AVX-512 code for macroblock trees reads memory that it hasn't written, so that the same
-    # frames come out otherwise each time, in sizes such as 96x96 and 1360x768. Without them files
-    # are up to 40 % larger.
+    # x264's AVX-512 code for macroblock trees reads memory that it hasn't written. In sizes such as
+    # 96x96 and 1360x768 the same frames then give another file each time. Without macroblock trees
+    # files are up to 40 % larger.
     OPTIONS["x264-params"] = "mbtree=0"
-# Codes of ITU-T H.273: primaries, transfer curve and matrix have one number; luma is 16 to 235.
+# Codes of ITU-T H.273: primaries, transfer curve and matrix share a number; luma is 16 to 235.
 BT709 = 1
 LIMITED_RANGE = 1
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class VideoWriter(FrameWriter):
     """Writes an mp4, with the record in its ``comment`` tag.
 
-    A frame with an odd height or width gets its last row or column twice.
+    The last row or column of a frame with an odd height or width is repeated.
     """
 
     form = MP4

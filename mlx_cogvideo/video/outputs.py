@@ -1,4 +1,4 @@
-"""Whole outputs in one call, and the writer that suits an ending."""
+"""Writes whole outputs in one call, and opens the writer for a path's ending."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -23,16 +23,17 @@ _WRITERS = {writer.form: writer for writer in (VideoWriter, GifWriter, PngWriter
 def open_writer(
     path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
 ) -> FrameWriter:
-    """The writer of frames for a path, to be used in a with statement.
+    """The writer of frames for a path; use it in a with statement.
 
     Args:
         path: ends in .mp4 or .gif; without an ending, or as text with a slash at the end, it is
             a folder of PNG frames.
-        fps: frames a second; at most 50 for a gif.
-        overwrite: replace what is there.
+        fps: frames per second; at most 50 for a gif.
+        overwrite: whether to replace an existing output.
 
     Raises:
-        InvalidInputError: a .safetensors file, which holds latents; or a frame rate that can't be.
+        InvalidInputError: the path is a .safetensors file, which holds latents, or the frame rate
+            is impossible.
         OutputError: the output can't go there; see ``check_output_path``.
     """
     form = output_form(path)
@@ -52,14 +53,14 @@ def write_video(
     """Writes a whole clip.
 
     Args:
-        path: where it goes, in the form that its ending says; see ``open_writer``.
+        path: the output; its ending decides the format, see ``open_writer``.
         frames: uint8 [F, H, W, 3], or an iterable of such frames.
-        fps: frames a second; at most 50 for a gif.
-        overwrite: replace what is there.
-        record: how the video was made, to be stored inside; see ``FrameWriter``.
+        fps: frames per second; at most 50 for a gif.
+        overwrite: whether to replace an existing output.
+        record: how the video was made, stored inside; see ``FrameWriter``.
 
     Raises:
-        InvalidInputError: the frames or the frame rate can't be a video.
+        InvalidInputError: the frames or the frame rate make no video.
         OutputError: the output can't go there; see ``check_output_path``.
     """
     with open_writer(path, fps, overwrite=overwrite) as writer:
@@ -75,16 +76,16 @@ def write_latents(
     overwrite: bool = False,
     record: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a video's latents, undecoded, as the tensor ``latents`` of a safetensors file.
+    """Writes a video's latents as the tensor ``latents`` of a safetensors file.
 
     Args:
         path: ends in .safetensors.
         latents: float32 [1, f, h, w, c], of f latent frames.
-        overwrite: replace a file that is there.
+        overwrite: whether to replace an existing file.
         record: how the latents were made, stored as JSON in the header under ``mlx_cogvideo``.
 
     Raises:
-        InvalidInputError: another ending, shape or dtype.
+        InvalidInputError: the ending, shape or dtype is another one.
         OutputError: the file can't go there; see ``check_output_path``.
     """
     if output_form(path) != LATENTS:

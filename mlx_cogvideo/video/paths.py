@@ -1,4 +1,4 @@
-"""Where an output may go, under which name it grows, and how it gets its own."""
+"""Checks the paths of outputs, and renames finished temporaries to them."""
 
 import os
 import re
@@ -16,12 +16,12 @@ FRAMES = ""
 """The ending of a folder of PNG frames."""
 
 _FRAME_NAME = re.compile(r"[0-9]+\.png")
-# That of the saved run is a little longer, and most file systems allow names of 255 bytes.
+# The name of a saved run is a little longer, and most file systems allow names of 255 bytes.
 _LONGEST_NAME = 240
 
 
 def check_output_path(path: str | Path, overwrite: bool = False) -> Path:
-    """Makes sure that an output can be written to `path`; call it before any expensive work.
+    """Checks that an output can be written to `path`; call it before any expensive work.
 
     Args:
         path: ends in .mp4, .gif or .safetensors, in any case; without an ending, or as text with
@@ -30,11 +30,11 @@ def check_output_path(path: str | Path, overwrite: bool = False) -> Path:
             replaced.
 
     Returns:
-        The path. It has lost the slash, so hand on the text where that matters (``run.2/``).
+        The path without a slash at its end. Pass the text on where the slash matters (``run.2/``).
 
     Raises:
-        OutputError: another ending; the folder around it is missing or closed to writing; there
-            is such an output already and overwrite is false; something else bears that name.
+        OutputError: the ending is unknown; the folder around it is missing or can't be written to;
+            the output exists and `overwrite` is false; or something else has that name.
     """
     form = output_form(path)
     path = Path(path)
@@ -54,10 +54,10 @@ def check_output_path(path: str | Path, overwrite: bool = False) -> Path:
 
 
 def output_form(path: str | Path) -> str:
-    """One of the four endings.
+    """The form of an output: one of the four endings.
 
     Raises:
-        OutputError: another ending, or no name at all.
+        OutputError: the path has another ending, or no name.
     """
     name = Path(path).name
     typed_as_folder = str(path).endswith(("/", os.sep))
@@ -81,10 +81,10 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def write_temporary(path: Path, data: bytes) -> Path:
-    """Writes the whole of a file to a temporary neighbour, down to the disk, and returns that.
+    """Writes a whole file to a temporary one beside `path`, syncs it to disk and returns its path.
 
     Raises:
-        OutputError: that isn't possible; nothing is left.
+        OutputError: it can't be written; nothing is left.
     """
     part = temporary_path(path)
     with output_errors(path):
@@ -103,9 +103,9 @@ def publish(part: Path, path: Path, overwrite: bool) -> None:
     """Gives a finished temporary file or folder its final name.
 
     Raises:
-        OutputError: that isn't possible; the temporary stays and the message tells where it is.
+        OutputError: it can't be renamed; the temporary stays, and the message contains its path.
     """
-    keep(part)  # it is complete, and stays there if it can't get its name
+    keep(part)  # it is complete, and stays if it can't be renamed
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} appeared meanwhile: the finished output is {part}")
     with output_errors(path, part):
@@ -119,14 +119,14 @@ def publish(part: Path, path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def output_errors(path: Path, finished: Path | None = None) -> Iterator[None]:
-    """Turns what the operating system and FFmpeg complain of into an OutputError about `path`.
+    """Turns errors of the operating system and of FFmpeg into an OutputError about `path`.
 
     Args:
-        finished: the temporary with all of the output, which the message then tells of.
+        finished: the temporary with the complete output, for the message.
     """
     try:
         yield
-    # Of FFmpeg's errors only those with a number of the operating system are OSErrors.
+    # Only FFmpeg's errors with a number of the operating system are OSErrors.
     except (OSError, av.FFmpegError) as error:
         problem = f"{path} can't be written: {error.strerror or error}"
         if isinstance(error, OutputError):
@@ -136,7 +136,7 @@ def output_errors(path: Path, finished: Path | None = None) -> Iterator[None]:
 
 
 def _check_only_frames(folder: Path) -> None:
-    """Guards a folder that is about to be replaced.
+    """Checks that a folder may be replaced.
 
     Raises:
         OutputError: it is a link, can't be changed, or holds anything but numbered PNG frames.

@@ -1,4 +1,4 @@
-"""Folders of lossless frames: 0001.png, 0002.png and on."""
+"""Writes folders of lossless frames: 0001.png, 0002.png and so on."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .writer import FrameWriter, as_video_frame
 class PngWriter(FrameWriter):
     """Writes a folder of PNG frames, with the record as an iTXt comment in each of them.
 
-    The frame rate is checked, but PNG files can't keep it.
+    The frame rate is checked, but PNG files can't store it.
     """
 
     form = FRAMES
@@ -25,7 +25,7 @@ class PngWriter(FrameWriter):
         self._encoder = av.CodecContext.create("png", "w")
         self._encoder.height, self._encoder.width = height, width
         self._encoder.pix_fmt, self._encoder.time_base = "rgb24", 1 / self.fps
-        # With more threads the encoder would hold frames back.
+        # With more threads the encoder returns frames late.
         self._encoder.thread_count = 1
         self._count = 0
 
@@ -35,7 +35,7 @@ class PngWriter(FrameWriter):
         (self._part / f"{self._count:04d}.png").write_bytes(packet)
 
     def _finish(self) -> None:
-        """Every frame has been written as it came."""
+        """Does nothing: every frame is already written."""
 
     def _store(self, part: Path, comment: str) -> None:
         for file in frame_files(part):

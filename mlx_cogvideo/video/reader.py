@@ -1,4 +1,4 @@
-"""Clips back into memory."""
+"""Reads the frames of clips."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,16 @@ import numpy as np
 
 from ..errors import InvalidInputError
 
-# Until PyAV 19, which lost the option, a tag that isn't UTF-8 made a file unreadable without it.
+# Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def open_input(path: str | Path, timeout: float | None = None) -> av.container.InputContainer:
-    """Opens a file to be read, whatever its tags hold; `timeout` seconds for that, and a read."""
+    """Opens a file for reading, whatever its tags contain.
+
+    Args:
+        timeout: seconds that opening it, or a single read, may take; None sets no limit.
+    """
     return av.open(str(path), timeout=timeout, **_OPTIONS)
 
 
@@ -23,12 +27,12 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
     """Reads all frames of a clip; see ``read_frames``.
 
     Returns:
-        uint8 [F, H, W, 3] and the average frames a second.
+        uint8 [F, H, W, 3] and the average frames per second.
     """
     with _first_video(path) as (container, stream):
         frames = np.stack(list(_decoded(path, container, stream)))
         fps = stream.average_rate
-        if container.format.name == "gif":  # its delays, whole hundredths, blur the average
+        if container.format.name == "gif":  # delays in hundredths of a second distort the average
             fps = stream.base_rate or fps
     return frames, fps
 
@@ -43,7 +47,7 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         uint8 [H, W, 3].
 
     Raises:
-        InvalidInputError: there is no such file, or no video in it.
+        InvalidInputError: the file doesn't exist or has no video.
     """
     with _first_video(path) as (container, stream):
         yield from _decoded(path, container, stream)

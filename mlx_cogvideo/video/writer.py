@@ -1,4 +1,4 @@
-"""What all writers of frames share: checks, the temporary name, and how a block ends."""
+"""The base of all writers of frames: checks, the temporary file, and its final name."""
 
 from contextlib import ExitStack, suppress
 from fractions import Fraction
@@ -13,12 +13,12 @@ from ..files import locked, remove_temporary, temporary_path
 from .metadata import record_text
 from .paths import check_output_path, output_errors, output_form, publish
 
-# That of the NTSC rates, 24000/1001 and its like.
+# The denominator of NTSC rates such as 24000/1001.
 MAX_DENOMINATOR = 1001
 
 
 class FrameWriter:
-    """Writes frames as they come, one in memory at a time; the output appears after the last.
+    """Writes frames one by one; the output appears after the last.
 
     ::
 
@@ -27,14 +27,14 @@ class FrameWriter:
             writer.record = {"mlx_cogvideo": "0.1.0", "settings": {"seed": 1}}
 
     Until then the frames go to a hidden temporary file or folder beside it, and no other process
-    can write the output. Leaving the block by an exception removes the temporary, so a partial
-    clip never bears the final name.
+    can write the output. An exception in the block removes the temporary, so that a partial clip
+    never has the final name.
 
     Attributes:
-        path: where the output goes.
-        fps: frames a second.
-        record: how the video was made, to be stored inside; JSON with the key ``mlx_cogvideo``.
-            Set it anywhere in the block; None stores nothing.
+        path: path of the output.
+        fps: frames per second.
+        record: how the video was made, stored inside; JSON with the key ``mlx_cogvideo``. Set it
+            anywhere in the block; None stores nothing.
     """
 
     form: ClassVar[str]
@@ -46,9 +46,9 @@ class FrameWriter:
         """Checks the path and the frame rate; nothing is written yet.
 
         Args:
-            path: where the output goes; its folder must exist.
-            fps: frames a second. Kept exactly, up to a denominator of 1001.
-            overwrite: replace what is there.
+            path: path of the output; its folder must exist.
+            fps: frames per second, stored exactly up to a denominator of 1001.
+            overwrite: whether to replace an existing output.
 
         Raises:
             InvalidInputError: fps isn't a positive number.
@@ -84,8 +84,9 @@ class FrameWriter:
         """Appends frames, uint8 [F, H, W, 3], or a single one, [H, W, 3].
 
         Raises:
-            InvalidInputError: another shape or dtype, or not the size of the frames before.
-            OutputError: the disk is full or the folder went away.
+            InvalidInputError: the shape or dtype is another one, or the size differs from the
+                frames before.
+            OutputError: the disk is full or the folder is gone.
         """
         if self._part is None:
             raise InvalidInputError(f"use {type(self).__name__} in a with statement")
@@ -106,7 +107,7 @@ class FrameWriter:
                 self._add(np.ascontiguousarray(frame))
 
     def _make(self, part: Path) -> None:
-        """Creates the temporary, so that a closed folder is noticed before any frame."""
+        """Creates the temporary, so that a write-protected folder is noticed before any frame."""
         part.touch(exist_ok=False)
 
     def _open(self, height: int, width: int) -> None:
@@ -118,11 +119,11 @@ class FrameWriter:
         raise NotImplementedError
 
     def _finish(self) -> None:
-        """Encodes what is held back and closes the temporary."""
+        """Encodes the remaining frames and closes the temporary."""
         raise NotImplementedError
 
     def _store(self, part: Path, comment: str) -> None:
-        """Puts the record's JSON into the finished temporary, or leaves it as it is and raises."""
+        """Stores the record's JSON in the finished temporary, or raises and leaves it unchanged."""
         raise NotImplementedError
 
     def _complete(self) -> None:
@@ -130,7 +131,7 @@ class FrameWriter:
             raise InvalidInputError("a video needs at least one frame; got none")
         with output_errors(self.path):
             self._finish()
-        # From here on the video is finished and isn't thrown away, whatever happens.
+        # From here on the video is finished and is kept, whatever happens.
         part, self._part = self._part, None
         if self.record is not None:
             with output_errors(self.path, part):
@@ -138,7 +139,7 @@ class FrameWriter:
         publish(part, self.path, self._overwrite)
 
     def _abandon(self) -> None:
-        """Closes and removes what isn't finished; complaints of that would hide the real one."""
+        """Closes and removes an unfinished temporary; errors here would hide the original one."""
         with suppress(OSError, av.FFmpegError):
             self._close()
         part, self._part = self._part, None
@@ -153,7 +154,7 @@ class FrameWriter:
 
 
 def as_video_frame(pixels: np.ndarray) -> av.VideoFrame:
-    """uint8 [H, W, 3] as PyAV has it."""
+    """A frame of PyAV from uint8 [H, W, 3]."""
     return av.VideoFrame.from_ndarray(pixels, format="rgb24")
 
 

@@ -1,4 +1,4 @@
-"""Model folders are read as they are, and refused by name where they are wrong."""
+"""Components load as they are stored; wrong ones are refused, and the fault is named."""
 
 import json
 
@@ -70,7 +70,7 @@ def stray(folder) -> None:
     mx.save_safetensors(str(folder / FILE), {name: -2 * t for name, t in tensors.items()})
 
 
-def test_an_index_goes_before_a_single_file_which_is_named(folder, caplog):
+def test_an_index_has_priority_over_a_single_file_which_is_named(folder, caplog):
     stray(folder)
     loaded = load_component(make_model(), folder)
     mx.random.seed(0)
@@ -93,7 +93,7 @@ def test_an_index_of_one_file_is_no_reason_for_a_warning(folder, caplog):
     ],
     ids=lambda index: index[:20],
 )
-def test_an_index_that_cannot_be_followed_gives_way_to_a_single_file(folder, index, caplog):
+def test_a_single_file_is_loaded_if_the_index_beside_it_is_broken(folder, index, caplog):
     stray(folder)
     if index == "a shard is gone":
         (folder / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
@@ -109,7 +109,7 @@ def test_an_index_that_cannot_be_followed_gives_way_to_a_single_file(folder, ind
         load_component(make_model(), folder)
 
 
-def test_what_is_saved_is_loaded(folder):
+def test_a_saved_component_loads_with_the_same_weights(folder):
     loaded = load_component(make_model(), folder)
     mx.random.seed(0)
     assert weights_equal(loaded, make_model())
@@ -127,12 +127,12 @@ def test_shards_load_like_one_file(folder):
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32], ids=str)
-def test_weights_are_loaded_in_the_dtype_asked_for(folder, dtype):
+def test_weights_are_loaded_in_the_requested_dtype(folder, dtype):
     model = load_component(make_model(), folder, dtype)
     assert {weight.dtype for _, weight in tree_flatten(model.parameters())} == {dtype}
 
 
-def test_a_copy_of_the_token_embedding_is_passed_over(tmp_path):
+def test_a_copy_of_the_token_embedding_is_ignored(tmp_path):
     config = {"vocab_size": 8, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     model = T5EncoderModel(T5Config.from_dict(config))
     folder = tmp_path / "text_encoder"

@@ -1,4 +1,4 @@
-"""Hub ids and aliases, against a local cache and a stubbed hub: no network."""
+"""Hub ids and aliases with a local cache and a stubbed hub, without network."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ COMMIT = "0" * 40
 
 
 def make_cache(folder) -> None:
-    """A hub cache that holds the demo as `REPO`, as a download would have left it."""
+    """Makes a hub cache with the demo as `REPO`, like a download."""
     repo = folder / "models--someone--CogVideoX-tiny"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)
@@ -48,8 +48,8 @@ def test_a_repository_in_the_cache_opens_without_the_network(tmp_path, monkeypat
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Records what the stubbed hub is asked for; it answers with the demo."""
+def requests(monkeypatch):
+    """Records the requests to a stubbed hub, which returns the demo."""
     calls = []
 
     def answer(repo, *, allow_patterns, **options):
@@ -71,19 +71,19 @@ def asked(monkeypatch):
         ("someone/else", "someone/else"),
     ],
 )
-def test_aliases_and_ids_are_asked_of_the_hub(asked, name, repo):
+def test_aliases_and_ids_are_requested_from_the_hub(requests, name, repo):
     assert resolve_model(name) == DEMO_PATH
-    assert asked[0][0] == repo
+    assert requests[0][0] == repo
 
 
-def test_a_revision_is_asked_for_and_the_cache_alone_where_that_is_wanted(asked):
+def test_a_revision_is_requested_and_without_download_only_from_the_cache(requests):
     resolve_model(REPO, "v1", download=False)
-    assert asked[0][2] == {"revision": "v1", "local_files_only": True}
+    assert requests[0][2] == {"revision": "v1", "local_files_only": True}
 
 
-def test_only_the_files_that_are_needed_are_asked_for(asked):
+def test_only_the_needed_files_are_requested(requests):
     resolve_model(REPO)
-    patterns = asked[0][1]
+    patterns = requests[0][1]
     wanted = [
         "model_index.json",
         "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
@@ -96,11 +96,11 @@ def test_only_the_files_that_are_needed_are_asked_for(asked):
     assert list(filtered) == wanted
 
 
-def test_the_demo_and_folders_ask_no_hub(asked, tmp_path):
+def test_the_demo_and_folders_need_no_hub(requests, tmp_path):
     assert resolve_model("demo") == DEMO_PATH
     assert resolve_model(tmp_path) == tmp_path
     assert resolve_model(str(tmp_path)) == tmp_path
-    assert asked == []
+    assert requests == []
 
 
 def refusal(kind: type, status: int) -> Exception:
@@ -134,20 +134,20 @@ def test_what_the_hub_refuses_is_one_line_with_advice(monkeypatch, error, messag
 
 
 @pytest.mark.parametrize("name", ["", "nonsense", "./missing", "/missing/folder", "a/b/c"])
-def test_a_name_that_is_nothing_lists_what_there_is(asked, name):
+def test_an_unknown_name_lists_the_known_ones(requests, name):
     with pytest.raises(ModelNotFoundError, match="hub id or one of demo, demo-i2v, 2b"):
         resolve_model(name)
-    assert asked == []
+    assert requests == []
 
 
-def test_the_default_is_mlx_model_and_else_the_demo(tmp_path, monkeypatch):
+def test_the_default_is_mlx_model_or_else_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert default_model() == DEMO_PATH
     (tmp_path / "mlx_model").mkdir()
     assert default_model().resolve() == tmp_path / "mlx_model"
 
 
-def test_the_demo_of_images_has_what_it_shares_with_the_other():
+def test_the_image_to_video_demo_shares_components_with_the_other():
     folder = resolve_model("demo-i2v")
     assert folder == BUNDLED["demo-i2v"] and not (folder / "vae").exists()
     assert component_folder(folder, "vae").samefile(DEMO_PATH / "vae")

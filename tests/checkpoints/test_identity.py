@@ -1,4 +1,4 @@
-"""Which weights a model holds."""
+"""The identity of a model's weights."""
 
 import hashlib
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_cogvideo.checkpoints import DEMO_PATH, model_identity
 
 
-def test_the_bundled_demo_is_called_demo_and_told_by_its_files():
+def test_the_bundled_demo_is_called_demo_and_identified_by_its_files():
     identity = model_identity(DEMO_PATH, DEMO_PATH)
     assert identity["name"] == "demo"
     assert set(identity["sha256"]) == {
@@ -38,7 +38,7 @@ def test_a_copy_has_the_same_content_under_its_own_name(tmp_path):
     assert differing == ["transformer"]
 
 
-def test_a_snapshot_of_the_hub_is_told_by_its_commit():
+def test_a_snapshot_of_the_hub_is_identified_by_its_commit():
     folder = Path("/cache/models--THUDM--CogVideoX-5b/snapshots") / ("a1" * 20)
     expected = {"name": "THUDM/CogVideoX-5b", "revision": "a1" * 20}
     assert model_identity("5b", folder) == expected

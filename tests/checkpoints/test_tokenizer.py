@@ -1,4 +1,4 @@
-"""The tokenizer's own promises: shape, padding, what is cut, and clear errors."""
+"""The tokenizer: shapes, padding, truncation and clear errors."""
 
 import mlx.core as mx
 import numpy as np
@@ -39,14 +39,14 @@ def test_the_end_token_follows_the_text_and_is_kept_when_text_is_cut(tokenizer):
     assert tokenizer(["a red circle moves right"], count).tolist() == [[*ids[:-1], 1]]
 
 
-def test_what_is_cut_is_the_end_of_the_prompt(tokenizer):
+def test_the_end_of_a_long_prompt_is_cut(tokenizer):
     prompt = "a red circle moves right over the river"
     kept = len(tokenizer.encode("a red circle moves"))
     assert tokenizer.truncated_text(prompt, kept + 1) == "right over the river"
     assert tokenizer.truncated_text(prompt, 1) == prompt
 
 
-def test_unknown_characters_are_named_among_what_is_cut(tokenizer):
+def test_unknown_characters_are_in_the_truncated_text(tokenizer):
     assert tokenizer.truncated_text("a red ᚠᚢ cat", 3).endswith("ᚠᚢ cat")
 
 
@@ -98,7 +98,7 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
         tokenizer(["a \ud83d cat"])
 
 
-def test_what_is_no_text_is_refused(tokenizer):
+def test_a_prompt_that_is_no_text_is_refused(tokenizer):
     with pytest.raises(InvalidInputError, match="must be text; got NoneType"):
         tokenizer([None])
 

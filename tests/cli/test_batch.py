@@ -11,6 +11,7 @@ from support import watch_networks
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.nn.t5 import T5EncoderModel
+from mlx_cogvideo.pipeline import run_stages
 from mlx_cogvideo.video import read_record
 
 PROMPTS = f"""# six prompts; the fourth needs another model
@@ -92,15 +93,15 @@ def test_one_text_encoder_encodes_all_texts_and_is_freed_before_denoising(folder
 
 
 def test_one_video_that_fails_does_not_stop_the_rest(folder, monkeypatch, capsys):
-    decode = CogVideoXPipeline.decode
+    decode = run_stages.decode
 
-    def fail_once(pipe, request, latents, **options):
-        if "green" in request.prompt and request.seed == 1:
+    def fail_once(model, settings, *arguments):
+        if "green" in settings.prompt and settings.seed == 1:
             raise RuntimeError("[metal::malloc] Unable to allocate\nmore about it")
-        return decode(pipe, request, latents, **options)
+        return decode(model, settings, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXPipeline, "decode", fail_once)
+        patch.setattr(run_stages, "decode", fail_once)
         assert batch("--seed", 1, 2) == 1
     captured = capsys.readouterr()
     _, error = errors(captured.err)
@@ -190,12 +191,12 @@ def test_random_seeds_in_names_are_refused(folder, capsys):
 def test_a_failed_video_is_not_kept_in_memory(folder, monkeypatch):
     networks = []
 
-    def fail(pipe, request, latents, **options):
-        networks.append(weakref.ref(pipe.vae))
+    def fail(model, *arguments):
+        networks.append(weakref.ref(model.vae))
         raise RuntimeError("out of memory")
         yield
 
-    monkeypatch.setattr(CogVideoXPipeline, "decode", fail)
+    monkeypatch.setattr(run_stages, "decode", fail)
     (folder.parent / "prompts.txt").write_text("a\nb\n")
     seen = []
     denoise = CogVideoXPipeline.denoise

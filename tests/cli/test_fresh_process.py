@@ -1,7 +1,6 @@
 """Every public command and function in a process of its own.
 
-In the process of other tests, what they import is there already: a submodule that nobody imported
-is missed in a user's process only.
+Other tests have imported the package's submodules. A missing import fails in a user's process only.
 """
 
 import os
@@ -41,7 +40,7 @@ COMMANDS = {
     ],
 }
 NOT_THERE = {"generate.py 5b", "-m convert 5b"}
-"""Commands that need a hub: without one they end in a line."""
+"""Commands that need the hub; without it they end with one line."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_alone_in_its_process(material, tmp_path, name):
+def test_a_command_works_alone_in_its_process(material, tmp_path, name):
     for file in ("a.mp4", "adapter", "clips"):
         (tmp_path / file).symlink_to(material / file)
     ended = run(tmp_path, *COMMANDS[name], code=1 if name in NOT_THERE else 0)
@@ -97,13 +96,13 @@ raise SystemExit(main(["--model", "demo", "-q", "--upload-repo", "{repo}"]))
 """
 
 
-def test_an_upload_alone_in_its_process(tmp_path):
+def test_an_upload_works_alone_in_its_process(tmp_path):
     ended = run(tmp_path, "-c", STUB.format(repo="me/tiny"))
     assert ended.stdout.splitlines() == ["made me/tiny", "sent mlx_model", "mlx_model"]
     assert "--model me/tiny" in (tmp_path / "mlx_model" / "README.md").read_text()
 
 
-def test_a_bad_name_for_an_upload_alone_in_its_process(tmp_path):
+def test_a_bad_name_for_an_upload_is_refused_alone_in_its_process(tmp_path):
     ended = run(tmp_path, "-c", STUB.format(repo="bad name"), code=2)
     assert ended.stderr.startswith("error: 'bad name' is no name for a repository")
     assert not (tmp_path / "mlx_model").exists()
@@ -148,8 +147,9 @@ FUNCTIONS = {
         "plan_conversion": "plan_conversion('demo', DEMO)",
     },
     video: {
-        **dict.fromkeys(("FrameWriter", "GifWriter", "Measured", "PngWriter", "VideoWriter")),
-        "Shape": None,
+        **dict.fromkeys(
+            ("ClipInfo", "ClipSpec", "FrameWriter", "GifWriter", "PngWriter", "VideoWriter")
+        ),
         "check_output_path": "check_output_path('b.mp4')",
         "content_digest": "content_digest(Path('a.mp4'))",
         "measure": "measure(Path('a.mp4'), 8)",

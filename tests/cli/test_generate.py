@@ -191,7 +191,7 @@ def test_the_plan_is_printed_before_the_start(output, capsys):
 def test_a_run_that_may_not_fit_into_memory_is_a_warning(output, monkeypatch, capsys):
     machine = Machine("cpu", "", 10 * 2**20)
     monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
-    assert generate(output, "--tiling", "seamless", "--dry-run") == 0
+    assert generate(output, "--tiling", "exact", "--dry-run") == 0
     messages = warnings(capsys.readouterr().err)
     assert any("decode" in line and "--tiling tiled" in line for line in messages)
 
@@ -279,7 +279,7 @@ def test_the_ending_of_the_output_decides_what_is_written(tmp_path, name):
     ("options", "message", "recorded"),
     [
         ([], "decoding whole frames", {"tiling": "none"}),
-        (["--tiling", "seamless"], "in strips", {"tiling": "seamless"}),
+        (["--tiling", "seamless"], "in strips", {"tiling": "exact"}),
         (["--tiling", "tiled"], "one tile", {"tiling": "tiled"}),
         (
             ["--tile-size", 16, 32, "--tile-overlap", "1/2", 0.25],

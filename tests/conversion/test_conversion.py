@@ -1,4 +1,4 @@
-"""Conversion of the demo: what is written, and that it is whole or not there."""
+"""Conversion of the demo: the written folder, which is complete or absent."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_an_unquantized_copy_has_the_same_tensors_and_makes_the_same_video(tmp_p
     assert mx.array_equal(latents(DEMO_PATH), latents(tmp_path / "copy"))
 
 
-def test_another_dtype_is_cast_to(tmp_path):
+def test_weights_are_cast_to_another_dtype(tmp_path):
     make(tmp_path / "copy", dtype=mx.float32)
     after = tensors(tmp_path / "copy", "transformer")
     assert {array.dtype for array in after.values()} == {mx.float32}
@@ -81,10 +81,10 @@ def test_a_quantized_model_opens_and_is_near_the_original(tmp_path, bits, error)
 
 def test_the_config_says_how_each_layer_is_packed(tmp_path):
     make(tmp_path / "small", quantization=Quantization(4, 64))
-    told = read_config(tmp_path / "small" / "transformer" / "config.json")["quantization"]
+    config = read_config(tmp_path / "small" / "transformer" / "config.json")["quantization"]
     eight = {"group_size": 64, "bits": 8, "mode": "affine"}
-    assert {key: told[key] for key in eight} == {**eight, "bits": 4}
-    assert told["norm_out.linear"] == told["transformer_blocks.0.norm1.linear"] == eight
+    assert {key: config[key] for key in eight} == {**eight, "bits": 4}
+    assert config["norm_out.linear"] == config["transformer_blocks.0.norm1.linear"] == eight
     assert "quantization" not in read_config(tmp_path / "small" / "vae" / "config.json")
     stored = tensors(tmp_path / "small", "transformer")
     assert stored["transformer_blocks.0.attn1.to_q.weight"].dtype == mx.uint32
@@ -116,8 +116,8 @@ def test_layers_that_groups_do_not_divide_stay_and_are_listed(tmp_path):
     report = make(tmp_path / "small", quantization=Quantization(4, 128))
     unfit = report["components"]["transformer"]["left_at_16_bits"]
     assert "transformer_blocks.0.attn1.to_q" in unfit
-    told = read_config(tmp_path / "small" / "transformer" / "config.json")["quantization"]
-    assert told["transformer_blocks.0.attn1.to_q"] is False
+    config = read_config(tmp_path / "small" / "transformer" / "config.json")["quantization"]
+    assert config["transformer_blocks.0.attn1.to_q"] is False
     assert mx.isfinite(latents(tmp_path / "small")).all()
 
 
@@ -140,11 +140,10 @@ def test_dequantizing_gives_the_official_layout_again(tmp_path):
         )
 
 
-def test_the_folder_tells_of_itself(tmp_path):
+def test_a_folder_describes_itself(tmp_path):
     report = make(tmp_path / "small", quantization=Quantization(4, 64))
     assert json.loads((tmp_path / "small" / "conversion.json").read_text()) == report
-    told = describe_folder(tmp_path / "small")
-    assert told["components"] == report["components"]
+    assert describe_folder(tmp_path / "small")["components"] == report["components"]
     (tmp_path / "small" / "conversion.json").unlink()
     counted = describe_folder(tmp_path / "small")["components"]["transformer"]
     assert {(kind["kind"], kind["bits"], kind["layers"]) for kind in counted["kinds"]} == {
@@ -167,7 +166,7 @@ def copy_of_the_demo(tmp_path):
     return tmp_path / "model"
 
 
-def of_another_kind(tmp_path):
+def another_kind(tmp_path):
     folder = copy_of_the_demo(tmp_path)
     (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     return folder
@@ -195,7 +194,7 @@ def empty(tmp_path):
     [
         (quantized, {}, InvalidInputError, "is quantized already"),
         (copy_of_the_demo, {"dequantize": True}, InvalidInputError, "nothing to dequantize"),
-        (of_another_kind, {}, CheckpointError, "holds a WanPipeline"),
+        (another_kind, {}, CheckpointError, "holds a WanPipeline"),
         (with_another_transformer, {}, CheckpointError, "holds a FluxTransformer2DModel"),
         (cut_off, {}, CheckpointError, "vae.*is cut off|vae.*not a safetensors"),
         (empty, {}, CheckpointError, "no model folder"),
@@ -208,10 +207,12 @@ def empty(tmp_path):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_cannot_be_converted_is_one_clear_line(tmp_path, source, options, error, message):
-    with pytest.raises(error, match=message) as told:
+def test_a_source_that_cannot_be_converted_is_one_clear_line(
+    tmp_path, source, options, error, message
+):
+    with pytest.raises(error, match=message) as raised:
         plan_conversion("it", source(tmp_path), **options)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_that_exists_is_refused(tmp_path):
@@ -281,10 +282,10 @@ def test_the_writer_writes_what_others_read(tmp_path, dtype):
             assert (stored.get_tensor("b.c") == np.array(arrays["b.c"])).all()
 
 
-def test_the_writer_wants_what_was_announced(tmp_path):
+def test_the_writer_accepts_only_the_announced_tensors(tmp_path):
     entries = {"a": Entry("F32", (2,)), "b": Entry("F32", (3,))}
     with (
-        pytest.raises(ValueError, match="b isn't what was to be written next"),
+        pytest.raises(ValueError, match="b isn't the tensor that was to be written next"),
         SafetensorsWriter(tmp_path, "model", entries) as writer,
     ):
         writer.write("b", mx.zeros(3))
@@ -301,13 +302,12 @@ def test_the_writer_wants_what_was_announced(tmp_path):
 
 
 def test_memory_stays_with_the_largest_tensor(tmp_path):
-    """A component of 64 tensors with 4 MB each, in a process of its own."""
+    """A component of 64 tensors with 4 MB each is converted in a process of its own."""
     code = f"""
 import mlx.core as mx
 from pathlib import Path
 from mlx_cogvideo.checkpoints.component_sources import ComponentSource
-from mlx_cogvideo.conversion import ComponentPlan, TensorPlan
-from mlx_cogvideo.conversion.write import _convert
+from mlx_cogvideo.conversion import ComponentPlan, ConversionPlan, TensorPlan, convert
 from mlx_cogvideo.checkpoints.safetensors_header import read_header
 from mlx_cogvideo.nn.quantization import Quantization
 folder = Path({str(tmp_path)!r})
@@ -319,9 +319,10 @@ stored = read_header(source)
 how = Quantization(4, 64)
 tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
 origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
-plan = ComponentPlan("transformer", origin, {{}}, tensors)
+component = ComponentPlan("transformer", origin, {{}}, tensors)
+plan = ConversionPlan(folder, "model", None, how, "standard", [component], {{}})
 mx.reset_peak_memory()
-_convert(plan, folder, {{}}, None)
+convert(plan, folder / "small")
 print(mx.get_peak_memory())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The check of a machine: right numbers pass, and one wrong weight is found where it is."""
+"""The check of a machine: right numbers pass, and one wrong weight is found in its stage."""
 
 import json
 import logging
@@ -12,19 +12,26 @@ import pytest
 from winograd import emulated, nowhere
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.checkpoints.model_folder import (
+    ModelConfigurations,
+    ModelFolder,
+    official_model,
+    read_configurations,
+)
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
+from mlx_cogvideo.conversion import convert, plan_conversion
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.machine.speed import (
     MAC_SIZES,
     PACKINGS,
     Ceilings,
-    _imagined,
     choices_on_macs,
     dtype_advice,
     outlook,
 )
 from mlx_cogvideo.machine.stages import check_stages
+from mlx_cogvideo.nn.quantization import Quantization
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def test_every_stage_is_right_here(dtype):
         (
             "vae",
             "decoder.mid_block.resnets.0.conv1.conv.weight",
-            {f"VAE, decoding, {way}" for way in ("none", "seamless", "tiled")},
+            {f"VAE, decoding, {mode}" for mode in ("none", "seamless", "tiled")},
         ),
         ("vae", "encoder.conv_in.conv.weight", {"VAE, encoding"}),
     ],
@@ -61,10 +68,10 @@ def test_one_wrong_weight_is_found_in_its_stage(copy, capsys, component, weight,
     mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
     logging.getLogger("mlx_cogvideo").handlers.clear()
     assert main(["--stages-only", "--model", str(copy)]) == 1
-    told = capsys.readouterr()
-    wrong = {line[10:44].strip() for line in told.out.splitlines() if "WRONG" in line}
+    printed = capsys.readouterr()
+    wrong = {line[10:44].strip() for line in printed.out.splitlines() if "WRONG" in line}
     assert wrong == stages
-    assert all(stage in told.err for stage in stages)
+    assert all(stage in printed.err for stage in stages)
 
 
 def test_a_report_is_one_line_of_json(capsys, monkeypatch):
@@ -73,12 +80,12 @@ def test_a_report_is_one_line_of_json(capsys, monkeypatch):
     monkeypatch.setattr("mlx_cogvideo.machine.speed.dtype_advice", lambda ceilings: "any")
     assert main(["--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    told = json.loads(line)
-    assert told["right"] and len(told["stages"]["float32"]) == 16
-    assert [row["variant"] for row in told["outlook"]] == [v.alias for v in VARIANTS]
+    results = json.loads(line)
+    assert results["right"] and len(results["stages"]["float32"]) == 16
+    assert [row["variant"] for row in results["outlook"]] == [v.alias for v in VARIANTS]
 
 
-def test_what_a_model_will_take_follows_from_the_ceilings():
+def test_the_estimate_of_a_model_follows_from_the_ceilings():
     by_alias = {variant.alias: variant for variant in VARIANTS}
     fast, slow = Ceilings("bfloat16", 7e14, 4e14, 2.5e12), Ceilings("bfloat16", 7e13, 4e13, 2.5e11)
     five = outlook(by_alias["5b"], fast)
@@ -98,19 +105,35 @@ def test_what_a_model_will_take_follows_from_the_ceilings():
         (24, ["16 bits", "16 bits", "16 bits"]),
     ],
 )
-def test_the_advice_is_what_would_be_chosen_in_so_much_memory(monkeypatch, available, advice):
+def test_the_advice_is_the_choice_for_the_available_memory(monkeypatch, available, advice):
     machine = Machine("cuda", "", available * 2**30)
-    monkeypatch.setattr("mlx_cogvideo.machine.speed.this_machine", lambda: machine)
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice
 
 
 def test_a_packed_model_has_the_size_that_the_converter_makes_it():
-    """As it was measured: docs/benchmarks.md, in GB."""
-    model = _imagined("5b", PACKINGS["4 bits"])
+    """The sizes were measured: docs/benchmarks.md, in GB."""
+    (variant,) = (variant for variant in VARIANTS if variant.alias == "5b")
+    model = official_model(variant, PACKINGS["4 bits"])
     assert model.weight_bytes("transformer") == pytest.approx(3.56e9, rel=0.01)
     assert sum(map(model.weight_bytes, model.configs)) == pytest.approx(7.36e9, rel=0.01)
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_configurations_alone_give_the_sizes_of_a_converted_folder(tmp_path, bits):
+    quantization = Quantization(bits, 64) if bits else None
+    convert(plan_conversion("demo", DEMO_PATH, quantization=quantization), tmp_path / "converted")
+    whole = ModelFolder(tmp_path / "converted")
+    for file in (tmp_path / "converted").rglob("*.safetensors"):
+        file.unlink()
+    contents = read_configurations(tmp_path / "converted")
+    configurations = ModelConfigurations(contents, whole.dtype, quantization)
+    assert configurations.configs == whole.configs
+    for name in whole.configs:
+        assert configurations.weight_bytes(name) == whole.weight_bytes(name)
+        assert configurations.is_packed(name) == whole.is_packed(name)
 
 
 def test_the_dtype_that_is_fast_is_advised():
@@ -124,7 +147,7 @@ def test_the_dtype_that_is_fast_is_advised():
 
 @pytest.fixture
 def kernels_on_the_cpu(monkeypatch):
-    """Has the kernels compared as if the CPU were a GPU, in sizes that it computes in seconds."""
+    """Compares the kernels as if the CPU were a GPU, in sizes that take it seconds."""
     for module in ("machine.kernels", "cli.check"):
         monkeypatch.setattr(f"mlx_cogvideo.{module}.on_gpu", lambda: True)
     monkeypatch.setattr("mlx_cogvideo.machine.kernels.TOKENS", 256)
@@ -139,20 +162,19 @@ def test_a_kernel_that_loses_bits_is_named_with_its_decibels(
     monkeypatch.delenv("MLX_CONV_WINOGRAD", raising=False)
     with emulated() if winograd else emulated(nowhere):
         assert main(["--stages-only"]) == int(winograd)
-    told = capsys.readouterr()
-    lines = [line for line in told.out.splitlines() if "dB" in line]
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if "dB" in line]
     assert len(lines) == 3 * 4
     wrong = [line for line in lines if "WRONG" in line]
     assert len(wrong) == 6 * winograd and all("convolution" in line for line in wrong)
-    if winograd:
-        named = re.findall(r"(convolution \d+ -> \d+, \d-D) in (\w+) \((\S+) dB\)", told.err)
-        assert len(named) == 6
-        for _, dtype, decibels in named:
-            assert {"bfloat16": 20, "float16": 38}[dtype] < float(decibels) < 46
+    named = re.findall(r"convolution \d+ -> \d+, \d-D in (\w+) \((\S+) dB\)", printed.err)
+    assert len(named) == 6 * winograd
+    for dtype, decibels in named:
+        assert {"bfloat16": 20, "float16": 38}[dtype] < float(decibels) < 46
     logging.getLogger("mlx_cogvideo").handlers.clear()
 
 
-def test_what_was_not_compared_is_said(capsys):
+def test_comparisons_that_need_a_gpu_are_listed_as_not_compared(capsys):
     if mx.default_device().type != mx.DeviceType.cpu:
         pytest.skip("there is a GPU here")
     assert main(["--stages-only"]) == 0
@@ -167,12 +189,12 @@ def test_a_report_holds_everything_and_replaces_nothing(tmp_path, capsys, monkey
     monkeypatch.setattr("mlx_cogvideo.machine.speed.dtype_advice", lambda ceilings: "any")
     file = tmp_path / "report.json"
     assert main(["--report", str(file), "--json"]) == 0
-    told = json.loads(file.read_text())
-    assert told == json.loads(capsys.readouterr().out)
+    results = json.loads(file.read_text())
+    assert results == json.loads(capsys.readouterr().out)
     assert {"right", "stages", "kernels", "not_compared", "device", "system", "mlx", "wheel"} <= (
-        told.keys()
+        results.keys()
     )
-    assert len(told["macs"]) == 5 * 3 * 9 and told["memory"] >= told["available"]
+    assert len(results["macs"]) == 5 * 3 * 9 and results["memory"] >= results["available"]
     assert str(tmp_path) not in file.read_text()
     assert main(["--report", str(file)]) == 1
     assert "report.json exists" in capsys.readouterr().err
@@ -194,11 +216,11 @@ def test_the_table_of_macs_is_that_of_the_documentation():
         for size, cell in zip(((8,), (16,), (24,), MAC_SIZES[3:]), cells.split("|"), strict=True):
             for variant, gigabytes in product(variants, size):
                 choice = choices[variant, f"{bits} bits", gigabytes]
-                told = [f"{choice.memory / 2**30:.1f}"]
-                told += ["tiled"] * (choice.tiling == "tiled")
+                expected = [f"{choice.memory / 2**30:.1f}"]
+                expected += ["tiled"] * (choice.tiling == "tiled")
+                expected += ["split"] * choice.split_guidance
                 words = cell.replace(",", "").split()
-                told += ["split"] * choice.split_guidance
-                assert words == (told if choice.fits else ["too", "large"]), (variant, bits)
+                assert words == (expected if choice.fits else ["too", "large"]), (variant, bits)
                 assert choice.tiling != "none"
 
 
@@ -210,7 +232,8 @@ def test_a_check_that_cannot_end_leaves_its_report(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", fail)
     assert main(["--report", str(tmp_path / "report.json"), "--json"]) == 1
-    told = json.loads((tmp_path / "report.json").read_text())
-    assert text in told["error"] and not told["right"] and told["mlx"] == mx.__version__
-    assert len(told["stages"]["float32"]) == 16
+    results = json.loads((tmp_path / "report.json").read_text())
+    assert text in results["error"] and not results["right"]
+    assert results["mlx"] == mx.__version__
+    assert len(results["stages"]["float32"]) == 16
     assert text in capsys.readouterr().err.splitlines()[-1]

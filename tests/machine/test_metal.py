@@ -1,4 +1,4 @@
-"""What is decided on a Mac. There is none here: the decisions are made as if, and looked at."""
+"""Decisions for a Mac, made on a pretended one: this machine needs no Metal."""
 
 import os
 import sys
@@ -10,6 +10,8 @@ from commands import PROMPT, SMALL, errors, generate, run
 from support import pretend_metal, relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, DeviceError, device
+from mlx_cogvideo.checkpoints.model_folder import ModelConfigurations, official_model
+from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli import awake
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.device import GIB, Machine, free_in_vm_stat, mac
@@ -22,6 +24,7 @@ from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideo
 from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, backend, kernel_operations, kernels
 from mlx_cogvideo.nn.transformer import FeedForward, feed_forward_parts
 from mlx_cogvideo.pipeline import estimates as memory
+from mlx_cogvideo.pipeline import run_stages
 from mlx_cogvideo.video import read_video
 
 SMALL_VAE = AutoencoderConfig(
@@ -76,11 +79,11 @@ CHOSEN = """
 1.5-5b  8  -      8.6ts  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
 1.5-5b  4  -      9.3t   14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
 """
-"""By the memory of a Mac: GiB of the stage that needs most, the VAE's mode (e: strips), and whether
-the passes of guidance take turns. Image-to-video models choose as the others."""
+"""Choices by the memory of a Mac: GiB of the stage that needs most, the VAE's mode (e: strips), and
+whether the passes of guidance are split (s). Image-to-video models have the same choices."""
 
 
-def test_what_is_chosen_on_macs_of_all_sizes_fits():
+def test_the_choices_on_macs_of_all_sizes_fit():
     expected = {}
     for line in CHOSEN.split("\n")[1:-1]:
         variant, bits, *cells = line.split()
@@ -89,25 +92,19 @@ def test_what_is_chosen_on_macs_of_all_sizes_fits():
             expected |= {(*key, size): c for size, c in zip(MAC_SIZES, cells, strict=True)}
     for choice in choices_on_macs():
         mode = {"none": "w", "seamless": "e", "tiled": "t"}[choice.tiling]
-        told = f"{choice.memory / GIB:.1f}{mode}{'s' * choice.split_guidance}"
+        cell = f"{choice.memory / GIB:.1f}{mode}{'s' * choice.split_guidance}"
         key = choice.variant, choice.bits, choice.gigabytes
-        assert expected[key] == (told if choice.fits else "-"), key
-        if not choice.fits:  # then it is the least that there is
+        assert expected[key] == (cell if choice.fits else "-"), key
+        if not choice.fits:  # then no other mode needs less
             assert choice.tiling == "tiled" or choice.memory > memory.WHOLE_FRAMES
             assert choice.split_guidance or choice.variant == "2b"
 
 
-def official_vae(machine: Machine):
-    from types import SimpleNamespace
-
-    config = AutoencoderConfig()
-    return SimpleNamespace(
-        configs={"vae": config},
-        dtype=mx.bfloat16,
-        machine=machine,
-        memory_limit=None,
-        weight_bytes={"vae": int(0.4 * GIB), "transformer": 10 * GIB}.__getitem__,
-    )
+def official(machine: Machine, alias: str = "5b") -> ModelConfigurations:
+    (variant,) = (variant for variant in VARIANTS if variant.alias == alias)
+    model = official_model(variant)
+    model.machine = machine
+    return model
 
 
 @pytest.mark.parametrize(
@@ -120,31 +117,30 @@ def official_vae(machine: Machine):
     ids=["metal", "metal with winograd", "cuda"],
 )
 def test_decoding_is_estimated_by_backend(machine, whole, strips, tiles):
-    """720x480 in 16 bits. Metal's ranges were counted in its source, CUDA's measured."""
+    """The size is 720x480 in 16 bits. Metal's ranges are counted in its source, CUDA's measured."""
     modes = {"none": whole, "seamless": strips, "tiled": tiles}
     for mode, (low, high) in modes.items():
-        need = memory.vae_memory(official_vae(machine), memory.Tiling(mode), 60, 90, frames=13)
+        need = memory.vae_memory(official(machine), memory.Tiling(mode), 60, 90, frames=13)
         assert low < need / GIB < high, f"{mode}: {need / GIB:.2f}"
 
 
-def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment(monkeypatch, capsys, tmp_path):
-    pipe = official_vae(Machine("metal", "", 16 * GIB, free=lambda: 2 * GIB))
-    assert memory.choose_tiling(pipe, 60, 90) == "seamless"
-    assert memory.choose_tiling(official_vae(Machine("metal", "", 4 * GIB)), 60, 90) == "tiled"
-    pipe = official_vae(Machine("metal", "", 64 * GIB, free=lambda: 8 * GIB))
-    pipe.weight_bytes = {"vae": int(0.4 * GIB), "transformer": 20 * GIB}.__getitem__
-    assert memory.choose_tiling(pipe, 60, 90) == "seamless"
-    pipe.machine = mac(64)
-    assert memory.choose_tiling(pipe, 60, 90) == "none"
+def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment():
+    model = official(Machine("metal", "", 16 * GIB, free=lambda: 2 * GIB))
+    assert memory.choose_tiling(model, 60, 90) == "seamless"
+    assert memory.choose_tiling(official(Machine("metal", "", 4 * GIB)), 60, 90) == "tiled"
+    model = official(Machine("metal", "", 64 * GIB, free=lambda: 4 * GIB))
+    assert memory.choose_tiling(model, 48, 72) == "seamless"
+    model.machine = mac(64)
+    assert memory.choose_tiling(model, 48, 72) == "none"
 
 
-def test_what_fits_the_machine_but_not_the_moment_is_said_and_done(monkeypatch, capsys, tmp_path):
+def test_a_run_that_needs_more_than_is_free_now_gets_a_warning(monkeypatch, capsys, tmp_path):
     machine = Machine("cpu", "", 2**40, free=lambda: 2**20)
     monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
     assert generate(tmp_path / "video.mp4") == 0
-    told = capsys.readouterr().err
-    assert "1 MiB are free now: close other programs, or it may take several times" in told
-    assert "1 MiB available" in told
+    logged = capsys.readouterr().err
+    assert "1 MiB are free now: close other programs, or it may take several times" in logged
+    assert "1 MiB available" in logged
 
 
 MAC_MINI = """Mach Virtual Memory Statistics: (page size of 16384 bytes)
@@ -177,8 +173,8 @@ Object cache: 14 hits of 797355 lookups (0% hit rate)
 """
 
 
-def test_what_macos_can_give_is_read_from_vm_stat():
-    """As an M4 with 16 GB printed it, and an Intel Mac with 2 GB."""
+def test_the_free_memory_of_macos_is_read_from_vm_stat():
+    """The texts are from an M4 with 16 GB and an Intel Mac with 2 GB."""
     assert free_in_vm_stat(MAC_MINI) == 16384 * (24141 + 388196 + 1272 + 4133)
     assert free_in_vm_stat(OLD_MACBOOK) == 4096 * (90518 + 32417 + 134461)
     for text in ("", "Pages free: 3.", "page size of 4096 bytes"):
@@ -186,11 +182,11 @@ def test_what_macos_can_give_is_read_from_vm_stat():
             free_in_vm_stat(text)
 
 
-def test_the_memory_of_a_mac_is_the_smaller_of_what_metal_and_the_system_give(
+def test_the_memory_of_a_mac_is_the_smaller_of_metal_s_limit_and_the_free_memory(
     monkeypatch, tmp_path
 ):
     program = tmp_path / "vm_stat"
-    monkeypatch.setattr(device, "_VM_STAT", str(program))
+    monkeypatch.setattr(device, "VM_STAT", str(program))
     monkeypatch.setattr(sys, "platform", "darwin")
     mine = 2**20
     monkeypatch.setattr(mx, "get_active_memory", lambda: mine)
@@ -204,13 +200,13 @@ def test_the_memory_of_a_mac_is_the_smaller_of_what_metal_and_the_system_give(
     ]:
         program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
         program.chmod(0o755)
-        device._free_memory.cache_clear()
+        device.free_memory.cache_clear()
         assert device.available_memory() == expected
         assert device.machine_memory() == working_set
     program.unlink()
-    device._free_memory.cache_clear()
+    device.free_memory.cache_clear()
     assert device.available_memory() == working_set
-    device._free_memory.cache_clear()
+    device.free_memory.cache_clear()
 
 
 def test_memory_is_wired_only_on_request(monkeypatch, capsys, tmp_path):
@@ -230,7 +226,7 @@ def test_memory_is_wired_only_on_request(monkeypatch, capsys, tmp_path):
 # Kernels that don't take too long.
 
 
-def test_a_kernel_takes_what_its_chip_does_in_less_than_half_a_second(monkeypatch):
+def test_a_kernel_takes_less_than_half_a_second_on_its_chip(monkeypatch):
     assert kernel_operations() == float("inf") and kernels(1e30) == 1
     for chip, peak in PEAK_TERAFLOPS.items():
         pretend_metal(monkeypatch, f"Apple {chip}")
@@ -252,7 +248,7 @@ def test_feed_forward_parts_follow_the_chip(monkeypatch, chip, parts):
 
 
 def recorded(monkeypatch, module, name: str) -> list[float]:
-    """Operations of each call of a convolution or a product."""
+    """The number of operations of each call of a convolution or a product."""
     made, compute = [], getattr(module, name)
 
     def record(x, weight, *args, **how):
@@ -367,7 +363,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[-40:])
-def test_each_kind_of_failure_has_advice_of_its_own_and_keeps_mlx_s_words(text):
+def test_each_kind_of_failure_has_its_own_advice_and_keeps_mlx_s_words(text):
     kind, advice, ends_process = TEXTS[text]
     error = device_error(RuntimeError(f"{text}\nmore about it"))
     assert (error.kind, error.ends_process) == (kind, ends_process)
@@ -379,9 +375,9 @@ def test_each_kind_of_failure_has_advice_of_its_own_and_keeps_mlx_s_words(text):
 
 
 def test_the_kinds_differ_in_what_they_say():
-    said = {failure.problem for failure in FAILURES.values()}
+    problems = {failure.problem for failure in FAILURES.values()}
     advised = {failure.advice for failure in FAILURES.values()}
-    assert len(said) == len(advised) == len(FAILURES) == 5
+    assert len(problems) == len(advised) == len(FAILURES) == 5
     assert device_error(MemoryError()).kind == "memory"
 
 
@@ -411,9 +407,9 @@ def test_a_failure_in_a_run_is_one_line_and_the_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(CogVideoXPipeline, stage, fail)
         assert generate("video.mp4") == 1
-    told = capsys.readouterr().err
-    (line,) = errors(told)
-    assert told.splitlines()[-1] == line and "Traceback" not in told
+    logged = capsys.readouterr().err
+    (line,) = errors(logged)
+    assert logged.splitlines()[-1] == line and "Traceback" not in logged
     kind, advice, _ = TEXTS[text]
     if (kind, stage) == ("memory", "decode"):
         advice = "go on with --tiling tiled"
@@ -425,11 +421,12 @@ def test_a_failure_in_a_run_is_one_line_and_the_run_goes_on(
     assert (read_video("video.mp4")[0] == read_video("whole.mp4")[0]).all()
 
 
-def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
-    """A GPU that failed isn't asked to convert or copy what is saved."""
+def test_saving_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
+    """A GPU that failed can't convert or copy the saved arrays."""
     monkeypatch.chdir(tmp_path)
     streams, convert_type = [], mx.array.astype
     from mlx_cogvideo.checkpoints import save_arrays
+    from mlx_cogvideo.pipeline.events import RunState
     from mlx_cogvideo.runs import saved_run
 
     class Recorded:
@@ -441,7 +438,7 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
             return convert_type(self.array, dtype, stream=stream)
 
     run_ = saved_run.SavedRun(
-        {"settings": {"num_inference_steps": 2}}, "v.mp4", Recorded(mx.ones(3))
+        {"settings": {"num_inference_steps": 2}}, "v.mp4", RunState(Recorded(mx.ones(3)))
     )
     run_.save(tmp_path / "v.mp4.resume")
     assert streams == [mx.cpu]
@@ -457,16 +454,16 @@ def test_what_is_saved_after_a_failure_needs_no_gpu(tmp_path, monkeypatch):
 
 def test_a_batch_ends_where_the_gpu_can_do_no_more(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    decode = CogVideoXPipeline.decode
+    decode = run_stages.decode
 
-    def fail(pipe, request, latents, **options):
-        if request.seed == 2:
+    def fail(model, settings, *arguments):
+        if settings.seed == 2:
             raise RuntimeError(next(iter(TEXTS)))
-        return decode(pipe, request, latents, **options)
+        return decode(model, settings, *arguments)
 
     batch = ["--prompt", PROMPT, *SMALL, "--seed", 1, 2, 3, "--output", "v{seed}.mp4"]
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXPipeline, "decode", fail)
+        patch.setattr(run_stages, "decode", fail)
         assert run(*batch) == 1
     (line,) = errors(capsys.readouterr().err)
     assert "1 of 3 videos are made: the same command with --resume makes the rest" in line
@@ -479,7 +476,7 @@ def test_a_batch_ends_where_the_gpu_can_do_no_more(tmp_path, monkeypatch, capsys
 
 @pytest.fixture
 def caffeinate(tmp_path, monkeypatch):
-    """A program in the place of macOS's, which writes down how it was called and when it ended."""
+    """A replacement for macOS's program, which writes its arguments to a file."""
     program, log = tmp_path / "caffeinate", tmp_path / "caffeinate.log"
     program.write_text(f"#!/bin/sh\necho \"$@\" >> {log}\ntrap 'exit' TERM\nsleep 30 & wait\n")
     program.chmod(0o755)
@@ -505,7 +502,7 @@ def test_a_mac_stays_awake_and_its_display_may_sleep(caffeinate, caplog):
     assert len([r for r in caplog.records if "doesn't fall asleep" in r.getMessage()]) == 1
 
 
-def test_it_may_sleep_where_that_is_wanted_or_the_run_is_short(caffeinate, monkeypatch):
+def test_a_mac_may_sleep_on_request_or_if_the_run_is_short(caffeinate, monkeypatch):
     with awake.awake(wanted=False):
         pass
     monkeypatch.setattr(awake, "AFTER_SECONDS", 60)
@@ -518,7 +515,7 @@ def test_it_may_sleep_where_that_is_wanted_or_the_run_is_short(caffeinate, monke
     assert not caffeinate.exists()
 
 
-def test_commands_keep_a_mac_awake_unless_told_otherwise(caffeinate, tmp_path, monkeypatch, capsys):
+def test_commands_keep_a_mac_awake_by_default(caffeinate, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(awake, "AFTER_SECONDS", 0)
     assert generate(tmp_path / "a.mp4", "--no-caffeinate") == 0
     assert convert(["--model", "demo", "--mlx-path", str(tmp_path / "m"), "--no-caffeinate"]) == 0
@@ -528,7 +525,7 @@ def test_commands_keep_a_mac_awake_unless_told_otherwise(caffeinate, tmp_path, m
     assert "--no-caffeinate" in capsys.readouterr().err
 
 
-def test_a_mac_without_caffeinate_is_warned_of(caffeinate, monkeypatch, caplog):
+def test_a_mac_without_caffeinate_gets_a_warning(caffeinate, monkeypatch, caplog):
     monkeypatch.setattr(awake, "CAFFEINATE", "/nowhere/caffeinate")
     monkeypatch.setattr(awake, "AFTER_SECONDS", 0)
     with awake.awake():
@@ -538,7 +535,7 @@ def test_a_mac_without_caffeinate_is_warned_of(caffeinate, monkeypatch, caplog):
     assert "may fall asleep" in caplog.records[0].getMessage()
 
 
-# What the check tells of a machine.
+# The check's description of a machine.
 
 
 @pytest.mark.parametrize(
@@ -559,9 +556,9 @@ def test_neural_accelerators_are_inferred(monkeypatch, architecture, macos, whee
     notes = " ".join(system.notes())
     assert ("aren't used" in notes) == (used is False)
     assert ("TF32" in notes) == (used is not None)
-    told = system.describe()
-    assert told["system"] == f"macOS {macos}" and told["device"] == "metal Apple M5"
-    assert told["wheel"] == wheel and told["memory"] == int(2 / 3 * 16 * GIB)
+    described = system.describe()
+    assert described["system"] == f"macOS {macos}" and described["device"] == "metal Apple M5"
+    assert described["wheel"] == wheel and described["memory"] == int(2 / 3 * 16 * GIB)
 
 
 def test_the_wheel_s_tag_is_read(monkeypatch):
@@ -573,7 +570,7 @@ def test_the_wheel_s_tag_is_read(monkeypatch):
     assert system.metal_wheel() == "macosx_26_0_arm64"
 
 
-def test_a_value_of_winograd_that_costs_bits_is_noted(monkeypatch):
+def test_a_setting_of_winograd_that_loses_precision_is_noted(monkeypatch):
     pretend_metal(monkeypatch)
     monkeypatch.setenv("MLX_CONV_WINOGRAD", "1")
     assert "the VAE is less exact" in " ".join(system.notes())

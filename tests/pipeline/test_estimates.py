@@ -81,7 +81,7 @@ def test_an_image_is_estimated_as_one_frame():
     if mx.default_device().type != mx.DeviceType.cpu:
         pytest.skip("the demo is too small for the allocators of GPUs, which round up")
     pipe = CogVideoXPipeline.from_pretrained("demo-i2v")
-    request = pipe.request("a", image=np.zeros((96, 96, 3), np.uint8), tiling="seamless")
+    request = pipe.request("a", image=np.zeros((96, 96, 3), np.uint8), tiling="exact")
     mx.reset_peak_memory()
     pipe.condition(request)
     ratio = memory.estimate_memory(pipe, request)["source"] / mx.get_peak_memory()
@@ -106,7 +106,7 @@ def test_each_tiling_mode_is_estimated(pipe, size, monkeypatch):
         monkeypatch.setattr(module, "STRIP_ELEMENTS", 2**17)
         monkeypatch.setattr(module, "TILE_STRIP_ELEMENTS", 2**17)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 2**18)
-    for tiling in ({"tiling": "none"}, {"tiling": "seamless"}, {"tile_size": (48, 48)}):
+    for tiling in ({"tiling": "none"}, {"tiling": "exact"}, {"tile_size": (48, 48)}):
         request = pipe.request("a red circle", num_frames=9, seed=1, **size, **tiling)
         latents = mx.random.normal(request.geometry.latent_shape, key=mx.random.key(1))
         mx.eval(latents)
@@ -117,22 +117,22 @@ def test_each_tiling_mode_is_estimated(pipe, size, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("available", "mode"), [(2**40, "none"), (250e6, "seamless"), (10e6, "tiled")]
+    ("available", "mode"), [(2**40, "none"), (250e6, "exact"), (10e6, "tiled")]
 )
 def test_the_tiling_mode_follows_the_memory_of_the_machine(pipe, monkeypatch, available, mode):
     monkeypatch.setattr(pipe, "machine", Machine("cpu", "", int(available)))
     monkeypatch.setattr(memory, "STRIP_ELEMENTS", 2**14)
-    assert pipe.request("a", height=192, width=192).tiling.mode == mode
-    assert pipe.request("a", height=192, width=192, tiling="none").tiling.mode == "none"
-    assert pipe.request("a", tile_size=(48, 48)).tiling.mode == "tiled"
+    assert pipe.request("a", height=192, width=192).decoding.mode == mode
+    assert pipe.request("a", height=192, width=192, tiling="none").decoding.mode == "none"
+    assert pipe.request("a", tile_size=(48, 48)).decoding.mode == "tiled"
 
 
 def test_whole_frames_are_decoded_only_where_another_stage_needs_more_memory(pipe, monkeypatch):
     whole = memory.vae_memory(pipe, Tiling("none"), 12, 12)
-    for limit, mode in ((whole, "none"), (whole - 1, "seamless")):
+    for limit, mode in ((whole, "none"), (whole - 1, "exact")):
         monkeypatch.setattr(memory, "WHOLE_FRAMES", limit)
         assert pipe.weight_bytes("transformer") < limit
-        assert pipe.request("a").tiling.mode == mode
+        assert pipe.request("a").decoding.mode == mode
 
 
 def test_the_passes_of_guidance_run_one_by_one_where_memory_is_short(pipe, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_memory_limit_replaces_the_memory_of_the_machine():
     whole = max(memory.estimate_memory(pipe, pipe.request("a")).values())
     pipe.memory_limit = whole // 2
     request = pipe.request("a")
-    assert request.tiling.mode != "none"
+    assert request.decoding.mode != "none"
     memory.check_memory_limit(pipe, request)
     pipe.memory_limit = 2**20
     with pytest.raises(InvalidInputError, match="limit is 1 MiB"):
@@ -179,7 +179,7 @@ def test_memory_advice_names_a_setting_that_helps(monkeypatch):
     assert "text encoder in 4 bits" in advice("encode")
     assert "--sequential-guidance" in advice("denoise", sequential_guidance=False)
     assert "transformer in 4 bits" in advice("denoise")
-    assert "--tiling tiled" in advice("decode", tiling="seamless")
+    assert "--tiling tiled" in advice("decode", tiling="exact")
     monkeypatch.setattr(pipe, "is_packed", lambda name: True)
     assert advice("encode") == advice("denoise")
     assert "no setting" in advice("encode")
@@ -203,7 +203,7 @@ def test_training_on_metal_needs_larger_score_tables_for_larger_batches(pipe, mo
 
 def test_frames_too_large_for_one_array_are_cut_even_with_plenty_of_memory(pipe, monkeypatch):
     monkeypatch.setattr(pipe, "machine", Machine("cpu", "", 2**60))
-    assert pipe.request("a", height=4096, width=4096).tiling.mode == "seamless"
+    assert pipe.request("a", height=4096, width=4096).decoding.mode == "exact"
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -195,7 +195,7 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
         ({"scheduler": "euler"}, "ddim or dpm"),
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
         ({"output_type": "pil"}, "np, float or latent"),
-        ({"tiling": "rows"}, "auto, none, seamless, tiled"),
+        ({"tiling": "rows"}, "auto, none, exact, tiled"),
         ({"tile_size": (20, 32)}, "multiples of 8; got 20 and 32.* 16 and 32"),
         ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 .*2/6"),
         ({"tile_overlap": (1.5, 0.5)}, "from 0 to below 1 .*1.5"),

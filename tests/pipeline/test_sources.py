@@ -14,7 +14,7 @@ from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError, 
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.pipeline import estimates as memory
 from mlx_cogvideo.pipeline.sources import picture_size
-from mlx_cogvideo.pipeline.windows import Joiner, window_request
+from mlx_cogvideo.pipeline.windows import Joiner, window_settings
 from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_image, read_record, read_video, write_video
 
@@ -200,7 +200,7 @@ def test_a_video_to_video_run_resumes_bit_for_bit(output, clip, monkeypatch):
         assert generate("again.mp4", *whole) == 130
     saved = SavedRun.load(Path("again.mp4.resume"))
     assert (saved.steps_done, saved.steps_in_all) == (1, 8)
-    assert saved.conditioning.start.shape == (1, 3, 4, 6, 16)
+    assert saved.run.conditioning.start.shape == (1, 3, 4, 6, 16)
     monkeypatch.setattr(
         CogVideoXPipeline, "encode_video", lambda *_, **__: pytest.fail("encoded twice")
     )
@@ -260,7 +260,7 @@ def test_a_window_keeps_the_frames_that_it_starts_with():
     size = {"seed": 1, "num_frames": 17, "num_inference_steps": 4, "guidance_scale": 1}
     request = pipe.request(PROMPT, extend=1, **size)
     tail = pipe(PROMPT, **size)[-9:]
-    window = window_request(request, 1, tail)
+    window = window_settings(request, 1, tail)
     conditioning = pipe.condition(window)
     prefix = conditioning.prefix
     assert prefix.shape == (1, 3, 12, 12, 16)
@@ -277,8 +277,10 @@ def test_windows_are_blended_over_their_overlap():
     joiner = Joiner(9)
     first = [np.full((9, 2, 2, 3), 100, np.uint8), np.full((8, 2, 2, 3), 100, np.uint8)]
     second = [np.full((9, 2, 2, 3), 200, np.uint8), np.full((8, 2, 2, 3), 200, np.uint8)]
-    frames = [*joiner.add(first, last=False), *joiner.add(second, last=True)]
-    levels = np.concatenate(frames)[:, 0, 0, 0].tolist()
+    frames = [joiner.add(chunk, last=False) for chunk in first]
+    joiner.end_window()
+    frames += [joiner.add(chunk, last=True) for chunk in second]
+    levels = np.concatenate([chunk for chunk in frames if chunk is not None])[:, 0, 0, 0].tolist()
     assert levels == [100] * 8 + [110, 120, 130, 140, 150, 160, 170, 180, 190] + [200] * 8
 
 
@@ -304,7 +306,7 @@ def test_the_overlap_is_encoded_in_the_tiling_mode_of_the_decoder(output, capsys
     pipe = CogVideoXPipeline.from_pretrained("demo")
     assert pipe.request(PROMPT, extend=1, tiling="tiled").source.tiling == "tiled"
     request = pipe.request(PROMPT, extend=1, source_tiling="tiled")
-    assert request.settings()["source_tiling"] == "tiled"
+    assert request.to_dict()["source_tiling"] == "tiled"
     assert "source" in memory.estimate_memory(pipe, request)
     assert "source" not in memory.estimate_memory(pipe, pipe.request(PROMPT))
     many = ["--seed", 1, 2, "--frames", 17, "--extend", 1, "--output", "{seed}.mp4"]
@@ -370,7 +372,7 @@ def test_models_of_many_sizes_follow_the_shape_of_the_picture():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--extend", "-1"], "extend must be 0 or more"),
+        (["--extend", "-1"], "extend must be at least 0"),
         (["--extend", "1", "--overlap", "8"], "overlap must be 8N+1"),
         (["--extend", "1", "--overlap", "9"], "9 frames"),
         (["--extend", "1", "--frames", "1"], "one frame"),
@@ -424,7 +426,7 @@ def test_a_run_resumes_after_its_encoded_source_file_has_changed(stopped, clip):
 def test_another_tiling_mode_for_decoding_does_not_change_the_source(stopped):
     assert run("--resume", stopped, "--tile-size", 16, 16) == 0
     settings = read_record(stopped)["settings"]
-    assert (settings["tiling"], settings["source_tiling"]) == ("tiled", "seamless")
+    assert (settings["tiling"], settings["source_tiling"]) == ("tiled", "exact")
     assert run("--replay", stopped, "--output", "again.mp4") == 0
     assert (read_video(stopped)[0] == read_video("again.mp4")[0]).all()
 

@@ -1,4 +1,4 @@
-"""The values that ``check`` compares with are PyTorch's."""
+"""The stored values that ``check`` compares with are PyTorch's."""
 
 import sys
 from pathlib import Path

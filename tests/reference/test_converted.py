@@ -1,4 +1,4 @@
-"""Converted folders without quantization are official folders: PyTorch's libraries open them."""
+"""Unquantized converted folders are official folders: PyTorch's libraries open them."""
 
 import shutil
 
@@ -46,7 +46,7 @@ def test_the_whole_folder_opens_as_a_pipeline_of_diffusers(tmp_path):
     assert pipe.transformer.dtype == torch.float32
 
 
-def test_a_dequantized_folder_gives_in_diffusers_what_the_quantized_one_gives_here(tmp_path):
+def test_a_dequantized_folder_has_the_same_output_in_diffusers_as_the_quantized_one_here(tmp_path):
     small = convert(DEMO_PATH, tmp_path / "small", "-q", "4", "--dtype", "float32")
     back = convert(small, tmp_path / "back", "--dequantize")
     transformer = CogVideoXPipeline.from_pretrained(small, mx.float32).transformer
@@ -62,8 +62,8 @@ def test_a_dequantized_folder_gives_in_diffusers_what_the_quantized_one_gives_he
 
 
 @pytest.mark.parametrize("part", OPENED_BY)
-def test_shards_with_an_index_go_before_a_stray_single_file(tmp_path, folders, part, caplog):
-    """As in diffusers. (transformers takes the single file; a pipeline's parts follow one rule.)"""
+def test_shards_with_an_index_have_priority_over_a_single_file(tmp_path, folders, part, caplog):
+    """As in diffusers; transformers takes the single file, but here one rule holds for all."""
     folder = tmp_path / "model"
     shutil.copytree(folders("5b"), folder)
     network = OPENED_BY[part].from_pretrained(folder / part)

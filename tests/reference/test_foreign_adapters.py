@@ -1,7 +1,7 @@
-"""Adapters of other tools have the effect that the tool would give them.
+"""Adapters of other tools have the same effect as in those tools.
 
-Each is written under the tool's names; the reference is diffusers' transformer with the products
-added to its weights by the tool's own rule.
+Each adapter is written with the tool's names. The reference is diffusers' transformer with the
+products added to its weights by the tool's rule.
 """
 
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def matrices(transformer, names, also=()) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Random A and B by the paths of layers: those of each block, and others."""
+    """Random A and B for the layers `names` of each block, and for other paths."""
     paths = [
         f"transformer_blocks.{i}.{n}" for i in range(transformer.config.num_layers) for n in names
     ]
@@ -47,7 +47,7 @@ def matrices(transformer, names, also=()) -> dict[str, tuple[torch.Tensor, torch
 
 
 def check(folder, adapter, layers, scale) -> None:
-    """The adapter has the effect of products times `scale` (a number, or one for each layer)."""
+    """Checks that the adapter adds products times `scale`, one number or one for each layer."""
     theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").eval()
     with torch.no_grad():
         for path, (a, b) in layers.items():
@@ -70,8 +70,8 @@ def transformer(folder):
     return diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
 
 
-def test_diffusers_as_it_was(folder, transformer, tmp_path):
-    """No alpha: its loader takes that for the rank."""
+def test_former_names_of_diffusers(folder, transformer, tmp_path):
+    """They have no alpha, which its loader replaces by the rank."""
     layers = matrices(transformer, ATTENTION + OTHERS)
     file, tensors = tmp_path / "pytorch_lora_weights.safetensors", {}
     for path, (a, b) in layers.items():
@@ -84,7 +84,7 @@ def test_diffusers_as_it_was(folder, transformer, tmp_path):
 @pytest.mark.parametrize("prefix", ["lora_unet__", "lora_unet_"])
 @pytest.mark.parametrize("alphas", [True, False], ids=["alpha", "no alpha"])
 def test_kohya_and_videox_fun(folder, transformer, tmp_path, prefix, alphas):
-    """alpha over the rank, of each layer; where there is no alpha, 1."""
+    """The scale of each layer is its alpha / rank, or 1 without an alpha."""
     also = ["patch_embed.text_proj", "time_embedding.linear_1", "norm_out.linear"]
     layers = matrices(transformer, ATTENTION + OTHERS, also)
     file, tensors, scales = tmp_path / "any.safetensors", {}, {}
@@ -110,21 +110,22 @@ def test_videox_fun_under_its_names_with_the_halves_of_diffusers(folder, transfo
 
 
 def test_finetrainers(folder, transformer, tmp_path):
-    """Under diffusers' names, with alpha in metadata that diffusers doesn't look at."""
+    """The names are diffusers', and alpha is in metadata that diffusers ignores."""
     layers = matrices(transformer, ATTENTION)
     tensors = {}
     for path, halves in layers.items():
         for half, tensor in zip("AB", halves, strict=True):
             tensors[f"transformer.{path}.lora_{half}.weight"] = tensor
-    told = {"r": RANK, "lora_alpha": ALPHA, "init_lora_weights": True, "target_modules": ["to_q"]}
-    metadata = {"format": "pt", "lora_config": json.dumps(told, indent=4)}
+    config = {"r": RANK, "lora_alpha": ALPHA, "target_modules": ["to_q"]}
+    config["init_lora_weights"] = True
+    metadata = {"format": "pt", "lora_config": json.dumps(config, indent=4)}
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors", metadata)
     check(folder, tmp_path, layers, ALPHA / RANK)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["with the model", "alone"])
 def test_sat(folder, transformer, tmp_path, whole):
-    """1 over the rank; queries, keys and values are numbered."""
+    """The scale is 1 / rank; queries, keys and values are numbered."""
     layers = matrices(transformer, ATTENTION)
     state = {}
     for i in range(transformer.config.num_layers):

@@ -13,9 +13,14 @@ from support import watch_networks
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
-from mlx_cogvideo.runs.record import OF_THE_RUN, make_record
-from mlx_cogvideo.runs.resumable import Job, begin, finish
+from mlx_cogvideo.pipeline.fields import settings_of
+from mlx_cogvideo.pipeline.resolver import resolve
+from mlx_cogvideo.pipeline.settings import VideoSettings
+from mlx_cogvideo.runs import resumable
+from mlx_cogvideo.runs.record import make_record
+from mlx_cogvideo.runs.resumable import VideoJob, encode_all
 from mlx_cogvideo.runs.saved_run import SavedRun
+from mlx_cogvideo.runs.settings import video_settings
 from mlx_cogvideo.video import read_record, read_video
 
 PROMPT = "a red circle moves right on a white background"
@@ -46,9 +51,15 @@ def new_run(pipe, folder, name="frames", scheduler="dpm", prompt=PROMPT) -> Save
     )
     record = make_record(pipe, request, {"name": "demo"}, fps=8)
     path = folder / f"{name}.resume"
-    ((_, run),) = begin(pipe, [Job("", request, record, str(folder / name), path)])
+    ((_, run),) = encode_all(pipe, [VideoJob("", request, record, str(folder / name), path)])
     run.save(path)
     return run
+
+
+def finish(pipe, run, path, **options) -> dict:
+    """Finishes a run with the settings in its record."""
+    settings = resolve(pipe, video_settings(run.record["settings"]))
+    return resumable.finish(pipe, settings, run, path, **options)
 
 
 def read_frames(path) -> np.ndarray:
@@ -74,7 +85,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_frames(pipe, folder, s
 
 def pipe_arguments(run) -> dict:
     settings = run.record["settings"]
-    return {name: settings[name] for name in settings if name not in OF_THE_RUN}
+    return {name: settings[name] for name in settings if name in settings_of(VideoSettings)}
 
 
 def test_a_16_bit_run_resumes_in_16_bit(folder):
@@ -150,7 +161,7 @@ def test_a_folder_that_vanishes_loses_nothing(pipe, folder, caplog):
             run,
             path,
             save_every=1,
-            on_progress=lambda stage, done, _: done == 2 and shutil.rmtree(folder, True),
+            observers=[lambda event: event.done == 2 and shutil.rmtree(folder, True)],
         )
     fallback = Path(error.value.__notes__[0].split("--resume ")[1])
     assert str(fallback) in caplog.text
@@ -225,13 +236,15 @@ def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypat
     request = pipe.request(PROMPT, seed=1)
     other = pipe.request("a blue square", seed=1)
     jobs = [
-        Job("", each, make_record(pipe, each, {}, fps=8), "a", folder / "a")
+        VideoJob("", each, make_record(pipe, each, {}, fps=8), "a", folder / "a")
         for each in (request, request, other)
     ]
-    runs = list(begin(pipe, jobs))
+    runs = list(encode_all(pipe, jobs))
     assert texts == ["", PROMPT, "a blue square"]
     assert in_memory() == set()
-    assert [run.embeds.shape for _, run in runs] == [(2, 32, runs[0][1].embeds.shape[2])] * 3
+    assert [run.run.embeds.shape for _, run in runs] == [
+        (2, 32, runs[0][1].run.embeds.shape[2])
+    ] * 3
 
 
 def test_a_saved_run_that_does_not_fit_its_settings_is_refused(pipe, folder):
@@ -239,7 +252,8 @@ def test_a_saved_run_that_does_not_fit_its_settings_is_refused(pipe, folder):
     with pytest.raises(KeyboardInterrupt):
         finish(pipe, run, path, should_stop=lambda: True)
     saved = SavedRun.load(path)
-    short = replace(saved, state=replace(saved.state, latents=saved.state.latents[:, :1]))
+    state = replace(saved.run.denoising, latents=saved.run.latents[:, :1])
+    short = replace(saved, run=replace(saved.run, denoising=state))
     with pytest.raises(InvalidInputError, match="remove it"):
         finish(pipe, short, path)
     strange = {**saved.record, "settings": {**saved.record["settings"], "zoom": 2}}

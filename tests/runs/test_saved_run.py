@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from mlx_cogvideo.diffusion.denoising import DenoisingState
 from mlx_cogvideo.errors import InvalidInputError, OutputError
+from mlx_cogvideo.pipeline.events import RunState
 from mlx_cogvideo.runs.saved_run import SavedRun, saved_path
 from mlx_cogvideo.video import read_record
 
@@ -20,7 +21,7 @@ def make_run(step: int = 2) -> SavedRun:
     embeds = mx.random.normal((2, 5, 8), key=keys[0]).astype(mx.bfloat16)
     latents, x0 = (mx.random.normal((1, 3, 4, 6, 16), key=key) for key in keys[1:])
     state = DenoisingState(step, 499, latents, x0) if step else None
-    return SavedRun(RECORD, "video.mp4", embeds, state)
+    return SavedRun(RECORD, "video.mp4", RunState(embeds, denoising=state))
 
 
 @pytest.mark.parametrize("step", [0, 2, 4])
@@ -32,16 +33,16 @@ def test_a_saved_run_is_restored_bit_for_bit(tmp_path, monkeypatch, step):
     assert back.record == RECORD
     assert back.output == str(tmp_path / "video.mp4")
     assert back.progress == f"{step} of 4 steps"
-    assert mx.array_equal(back.embeds.astype(mx.bfloat16), run.embeds)
+    assert mx.array_equal(back.run.embeds.astype(mx.bfloat16), run.run.embeds)
     if step:
-        assert back.state.timestep == 499
-        assert mx.array_equal(back.state.latents, run.state.latents)
-        assert mx.array_equal(back.state.x0, run.state.x0)
+        assert back.run.denoising.timestep == 499
+        assert mx.array_equal(back.run.denoising.latents, run.run.denoising.latents)
+        assert mx.array_equal(back.run.denoising.x0, run.run.denoising.x0)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_of_frames_keeps_its_slash(tmp_path):
-    run = SavedRun(RECORD, f"{tmp_path}/take.2/", make_run().embeds)
+    run = SavedRun(RECORD, f"{tmp_path}/take.2/", make_run().run)
     run.save(saved_path(run.output))
     assert SavedRun.load(tmp_path / "take.2.resume").output == run.output
 

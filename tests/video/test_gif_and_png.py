@@ -1,4 +1,4 @@
-"""GIFs and folders of PNG frames: what is in them, and what a folder may replace."""
+"""GIFs and folders of PNG frames: their contents, and what a folder may replace."""
 
 import av
 import numpy as np
@@ -51,12 +51,12 @@ def test_each_frame_of_a_gif_has_its_own_palette(gif):
     assert error.mean() < 1, "256 colours for all of them would be 17 levels off"
 
 
-def test_frames_that_stand_still_are_all_in_the_gif(gif):
+def test_equal_frames_are_all_in_the_gif(gif):
     write_video(gif, np.repeat(make_clip(1), 5, axis=0), 8)
     assert len(read_video(gif)[0]) == 5
 
 
-def test_eight_frames_a_second_take_twelve_and_thirteen_hundredths_by_turns(gif):
+def test_eight_frames_a_second_last_twelve_and_thirteen_hundredths_alternately(gif):
     write_video(gif, make_clip(9), 8)
     with av.open(str(gif)) as container:
         times = [frame.pts * frame.time_base * 100 for frame in container.decode(video=0)]
@@ -64,12 +64,12 @@ def test_eight_frames_a_second_take_twelve_and_thirteen_hundredths_by_turns(gif)
     assert read_video(gif)[1] == 8
 
 
-def test_a_gif_loops_for_ever(gif):
+def test_a_gif_loops_forever(gif):
     write_video(gif, make_clip(2), 8)
     assert b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00" in gif.read_bytes()
 
 
-def test_a_gif_faster_than_players_can_is_refused_before_any_frame(gif):
+def test_a_frame_rate_that_gif_players_lack_is_refused_before_any_frame(gif):
     GifWriter(gif, 50)
     with pytest.raises(InvalidInputError, match="50 frames a second at most; got 60"):
         GifWriter(gif, 60)
@@ -80,8 +80,9 @@ def test_a_gif_grows_on_the_disk_and_not_in_memory(gif):
     with GifWriter(gif, 8) as writer:
         for i in range(20):
             writer.write(random.integers(0, 256, (240, 320, 3), np.uint8))
-            # More than 70 KB a frame, of which the muxer keeps one and the file's buffer 256 KB.
-            assert writer._part.stat().st_size > 70_000 * (i - 5)
+            # A frame has over 70 KB. The muxer holds one of them, and the file's buffer 256 KB.
+            (part,) = gif.parent.glob(".clip.gif.*.part")
+            assert part.stat().st_size > 70_000 * (i - 5)
 
 
 # Folders of frames.
@@ -96,7 +97,7 @@ def test_frames_in_a_folder_are_exact(tmp_path, height, width):
     assert (frames == clip).all()
 
 
-def test_every_frame_of_a_folder_explains_itself(tmp_path):
+def test_every_frame_of_a_folder_has_the_record(tmp_path):
     write_video(tmp_path / "clip", make_clip(3), 8, record=RECORD)
     assert [read_record(file) for file in (tmp_path / "clip").iterdir()] == [RECORD] * 3
 
@@ -119,7 +120,7 @@ def test_a_folder_with_anything_else_in_it_is_never_replaced(tmp_path, other):
     assert len(list((tmp_path / "clip").iterdir())) == 2
 
 
-def test_what_comes_into_the_folder_meanwhile_keeps_it_and_the_new_frames(tmp_path):
+def test_a_file_that_appears_in_the_folder_meanwhile_is_kept_and_so_are_the_frames(tmp_path):
     write_video(tmp_path / "clip", make_clip(1), 8)
     with (
         pytest.raises(OutputError, match=r"notes\.txt.*finished output is .*\.clip\..*\.part"),

@@ -1,4 +1,4 @@
-"""What all forms of output share: where they may go, how they appear, and the record inside."""
+"""All forms of output: their paths, how they appear, and the record inside."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def make_latents():
     return np.random.default_rng(0).normal(size=(1, 3, 6, 8, 16)).astype(np.float32)
 
 
-# What all forms share.
+# All forms.
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_exception_leaves_nothing_of_any_form(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_what_a_killed_run_has_left_is_removed_and_nothing_else(tmp_path, name):
+def test_the_temporary_of_a_killed_run_is_removed_and_nothing_else(tmp_path, name):
     own = tmp_path / f".{name}.part"
     own.mkdir()
     (own / "0003.png").write_bytes(b"somebody's own")
@@ -121,7 +121,7 @@ def test_an_output_that_appears_meanwhile_is_kept_and_so_is_the_clip(tmp_path, n
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_folder_that_goes_away_is_one_clear_error(tmp_path, name):
+def test_a_folder_that_disappears_is_one_clear_error(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     with (
@@ -141,7 +141,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes root")
+        pytest.skip("mounting a small disk needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -194,13 +194,13 @@ def test_latents_without_a_record_have_none(tmp_path):
     assert read_record(tmp_path / "b.safetensors") is None
 
 
-def test_latents_that_lie_otherwise_in_memory_are_stored_in_order(tmp_path):
+def test_latents_in_another_memory_order_are_stored_in_order(tmp_path):
     latents = make_latents().transpose(0, 1, 3, 2, 4)
     write_latents(tmp_path / "a.safetensors", latents)
     assert (load_file(tmp_path / "a.safetensors")["latents"] == latents).all()
 
 
-def test_older_latents_are_kept_unless_overwriting_is_asked_for(tmp_path):
+def test_older_latents_are_kept_without_overwrite(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"older")
     with pytest.raises(OutputError, match="exists"):
@@ -211,7 +211,7 @@ def test_older_latents_are_kept_unless_overwriting_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("latents", [np.zeros((1, 3, 6, 8, 16)), np.zeros((3, 6, 8, 16), "f4")])
-def test_what_are_no_latents_is_refused(tmp_path, latents):
+def test_arrays_that_are_no_latents_are_refused(tmp_path, latents):
     with pytest.raises(InvalidInputError, match=r"float32 \[1, f, h, w, c\]"):
         write_latents(tmp_path / "a.safetensors", latents)
 
@@ -223,7 +223,7 @@ def test_latents_and_frames_keep_to_their_endings(tmp_path):
         write_latents(tmp_path / "a.mp4", make_latents())
 
 
-# Where an output may go.
+# Paths of outputs.
 
 
 @pytest.mark.parametrize("name", ["clip.avi", "clip.mp4.txt", "take.2", "clip.webm"])
@@ -233,7 +233,7 @@ def test_another_ending_is_refused_with_what_can_be_written(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "./", "/", ".mp4", ".GIF"])
-def test_what_is_no_name_is_refused(tmp_path, monkeypatch, name):
+def test_a_path_without_a_name_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="is no name for an output"):
@@ -263,7 +263,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("comment", ["hello", "{", "[1]", '{"other": 1}', "[" * 100_000])
-def test_a_comment_of_somebody_else_is_no_record(tmp_path, monkeypatch, comment):
+def test_a_comment_of_another_program_is_no_record(tmp_path, monkeypatch, comment):
     monkeypatch.setattr("mlx_cogvideo.video.writer.record_text", lambda _: comment)
     for name in FORMS:
         write_video(tmp_path / name, make_clip(1), 8, record={})
@@ -294,7 +294,7 @@ def test_a_file_that_is_cut_off_is_an_error_of_one_line(tmp_path, name):
     write_video(tmp_path / "clip", make_clip(2), 8)
     write_latents(tmp_path / "a.safetensors", make_latents())
     data = (tmp_path / name).read_bytes()
-    # Of an mp4 the rest is pictures, which nobody looks at here.
+    # The rest of an mp4 is pictures, which aren't read here.
     for size in (0, 20) if name == "clip.mp4" else (0, 20, len(data) // 2, len(data) - 1):
         (tmp_path / name).write_bytes(data[:size])
         with pytest.raises(InvalidInputError, match="can't be read: ") as caught:
