@@ -14,7 +14,7 @@ GROUPS = {
     "data": "what to learn from",
     "adapter": "adapter",
     "training": "training",
-    "prior": "what should not change (prior preservation)",
+    "prior": "prior preservation",
     "output": "saving, validation and samples",
     "machine": "this run",
 }
@@ -34,12 +34,6 @@ def make_parser() -> Parser:
     )
     groups = add_settings(parser, TrainingSettings, GROUPS)
     _add_data_options(groups["data"].add_argument)
-    groups["prior"].add_argument(
-        "--prior-prompts",
-        type=Path,
-        metavar="FILE",
-        help="Text file of prompts, one a line, whose videos should not change. Default: none.",
-    )
     _add_output_options(groups["output"].add_argument)
     _add_run_options(groups["machine"].add_argument)
     return parser
@@ -64,6 +58,13 @@ def _add_data_options(add) -> None:
         required=True,
         metavar="DIR",
         help="Folder of clips and their captions. Required.",
+    )
+    add(
+        "--prior-prompts",
+        type=Path,
+        metavar="FILE",
+        help="Text file of prompts, one a line, whose videos should not change (prior "
+        "preservation). Default: none.",
     )
     add(
         "--model",

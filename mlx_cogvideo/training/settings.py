@@ -108,7 +108,7 @@ class TrainingSettings:
     )
     seed: int = setting(
         0,
-        "Seed of the adapter, the noise and the order of the clips.",
+        "Seed of the adapter, the noise, the order of the clips and random crops.",
         group="training",
         within=SEED,
     )

@@ -555,7 +555,7 @@ def test_a_failed_sample_is_a_warning_and_no_error(clips, adapter, monkeypatch, 
     def failing(*_, **__):
         raise GenerationError("one constant colour")
 
-    monkeypatch.setattr(CogVideoXPipeline, "decode", failing)
+    monkeypatch.setattr(CogVideoXPipeline, "denoise", failing)
     options = ["--iters", 2, "--sample-every", 1, "--sample-prompt", "a", "--sample-steps", 1]
     assert lora(clips, adapter, *options) == 0
     messages = warnings(capsys.readouterr().err)

@@ -36,9 +36,7 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
     spec = ClipSpec(size[1], 64, 96, 8)
     clips = find_clips(data)
     cache = Cache(data / ".mlx_cogvideo")
-    samples, texts = prepare(
-        pipe, model_identity(model, model), clips, ClipOptions((spec,)), cache
-    )
+    samples, texts = prepare(pipe, model_identity(model, model), clips, ClipOptions((spec,)), cache)
     with pipe.keeping("transformer"):
         settings = TrainingSettings(image_dropout=0.5, batch_size=16, caption_dropout=0)
         trainer = Trainer(pipe, samples, texts[""], settings, tmp_path)
