@@ -1,4 +1,4 @@
-"""How strongly to follow the prompt, step by step."""
+"""Classifier-free guidance: the weight of the prompt, step by step."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ UNCONDS = ("empty", "zero")
 
 
 def schedule_name(name: bool | str) -> str:
-    """The schedule's name: that of False and True, too, which diffusers' users are used to.
+    """Checks the name of a schedule; False and True stand for two, as in diffusers.
 
     Raises:
         InvalidInputError: there is no such schedule.
@@ -23,12 +23,12 @@ def schedule_name(name: bool | str) -> str:
 
 
 def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int], float]:
-    """The guidance weight as a function of step index, timestep and number of steps.
+    """Returns the guidance weight as a function of step index, timestep and number of steps.
 
-    ``"constant"`` (or False) is `scale` throughout. ``"wave"`` (or True) is the official "dynamic
-    CFG", whose formula is given the training timestep where it means the step and so oscillates
-    between 1 and 1 + `scale`; its authors found that they like it (zai-org/CogVideo#267).
-    ``"cosine"`` is the curve that was meant: rising from 1 towards 1 + `scale`, late and steeply.
+    ``"constant"`` (or False) is always `scale`. ``"wave"`` (or True) is the official "dynamic
+    CFG". Its formula gets the training timestep in place of the step, so that it oscillates between
+    1 and 1 + `scale`; its authors keep it on purpose (zai-org/CogVideo#267). ``"cosine"`` is the
+    intended curve, which rises from 1 towards 1 + `scale`, late and steeply.
 
     Raises:
         InvalidInputError: another name.
@@ -43,12 +43,11 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
 
 
 def check_uncond(name: str, has_negative: bool) -> None:
-    """Raises InvalidInputError where there is no such unconditional, or none beside a negative
-    prompt."""
+    """Raises InvalidInputError for an unknown unconditional, or zeros beside a negative prompt."""
     if name not in UNCONDS:
         raise InvalidInputError(f"uncond must be one of {', '.join(UNCONDS)}; got {name!r}")
     if name == "zero" and has_negative:
-        raise InvalidInputError("with uncond zero there is no negative prompt: leave one out")
+        raise InvalidInputError("uncond zero takes no negative prompt: leave one of them out")
 
 
 def _rise(scale: float, progress: float) -> float:

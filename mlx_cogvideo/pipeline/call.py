@@ -11,6 +11,7 @@ from ..diffusion.guidance import check_uncond
 from ..errors import InvalidInputError
 from .estimates import check_memory_limit
 from .events import Progress, RunState
+from .fields import about
 from .resolved import ResolvedSettings
 from .resolver import resolve
 from .run_stages import TILED, encode_prompt, join_embeds, needs_negative
@@ -26,8 +27,10 @@ StepCallback = Callable[[int, int, mx.array], bool | None]
 class Request(VideoSettings):
     """Settings whose prompts may be given by position."""
 
-    prompt: str | None = field(default=None, kw_only=False)
-    negative_prompt: str = field(default="", kw_only=False)
+    prompt: str | None = field(default=None, kw_only=False, metadata=about(VideoSettings, "prompt"))
+    negative_prompt: str = field(
+        default="", kw_only=False, metadata=about(VideoSettings, "negative_prompt")
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""How much memory a run needs, and which of its modes there is memory for."""
+"""Estimates of the memory that a run needs, and the modes that fit into it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from .vae_stage import Tiling
 
 @dataclass(frozen=True)
 class Constants:
-    """What a backend holds at the peak of a stage, beside what any backend would.
+    """Arrays that a backend holds at the peak of a stage, in addition to those of any backend.
 
     Attributes:
-        whole, strips, tiles: for the VAE's modes, feature maps of the size that is worked on (the
-            whole frame, a strip of rows, a strip of a tile) beside the widest map and what the
-            convolutions remember.
-        attention: for the transformer, arrays as large as its tokens while it attends.
+        whole, strips, tiles: for the VAE's modes, feature maps of the size that is computed at a
+            time (the whole frame, a strip of rows, a strip of a tile), beside the widest map and
+            the convolutions' caches.
+        attention: for the transformer, arrays as large as its tokens during attention.
         feed_forward: the same beside the wide layer of the feed-forward part.
     """
 
@@ -40,7 +40,7 @@ class Constants:
     feed_forward: int
 
     def maps(self, tiling: str) -> int:
-        """The VAE's, for one of its modes."""
+        """Feature maps of one of the VAE's modes."""
         return {"none": self.whole, "exact": self.strips, "tiled": self.tiles}[tiling]
 
 
@@ -61,11 +61,11 @@ CONSTANTS = {
 
 
 def constants(machine: Machine) -> Constants:
-    """Those of a machine's backend."""
+    """The constants of a machine's backend."""
     return CONSTANTS["metal winograd" if machine.winograd else machine.backend]
 
 
-# What whole frames may take in any case.
+# Bytes that whole frames may always take.
 WHOLE_FRAMES = 2 * 2**30
 
 
@@ -79,7 +79,7 @@ def estimate_memory(
     """Bytes that each stage of a run needs at its peak: weights and activations. An estimate.
 
     Args:
-        done: stages that are behind it, which are left out.
+        done: stages that are finished, which are left out.
     """
     _, frames, height, width, _ = settings.geometry.latent_shape
     batch = 2 if settings.guided else 1
@@ -133,7 +133,7 @@ def denoising_memory(
 
 
 def split_cfg(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -> bool:
-    """Whether there is no memory for the two passes of guidance at a time."""
+    """Whether memory is too short for the two passes of guidance at a time."""
     return denoising_memory(pipe, geometry, batch=2, cache=cache) > usable_memory(pipe)
 
 
@@ -144,10 +144,10 @@ def check_memory_limit(
     decode: bool = True,
     done: Collection[str] = (),
 ) -> None:
-    """Raises InvalidInputError where a run is estimated to take more than the pipeline's limit.
+    """Raises InvalidInputError where a run is estimated to need more than the pipeline's limit.
 
     Args:
-        done: stages that are behind it.
+        done: stages that are finished.
     """
     if pipe.memory_limit is None:
         return
@@ -161,7 +161,7 @@ def check_memory_limit(
 
 
 def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> str:
-    """What to do where a stage needs more memory than this machine, or the limit, allows."""
+    """Advice for a stage that needs more memory than this machine, or the limit, allows."""
     available = largest_memory(pipe)
     if stage == "decode" and settings.decoding.mode != "tiled":
         return "--tiling tiled needs less"
@@ -200,8 +200,8 @@ def vae_memory(
     """Bytes that the VAE needs for frames of `height` and `width` latent pixels. An estimate.
 
     Args:
-        frames: latent frames of the clip, of which a chunk has 3 at most; tiles keep the pixels of
-            all of them.
+        frames: latent frames of the clip. A chunk has 3 of them at most; tiles keep the pixels of
+            all.
     """
     config = pipe.configs["vae"]
     ratio = config.spatial_compression_ratio
@@ -221,12 +221,12 @@ def vae_memory(
 
 
 def choose_tiling(pipe: ModelFolder, height: int, width: int, *, decode: bool = True) -> str:
-    """The VAE's fastest mode for which there is memory; of the exact ones if there is for any.
+    """Chooses the VAE's fastest mode that fits into memory, an exact one if possible.
 
-    Whole frames save a second of minutes, and aren't to be what a run needs most memory for. They
-    and strips give the same video, and what is free now may choose between them. Tiles give another
-    one: only the memory of the machine may choose these, so that a command gives the same video
-    whatever else is running.
+    Whole frames save a second of minutes, so that they must not be the stage that needs most
+    memory. They and strips give the same video: the memory that is free now may choose between
+    them. Tiles give another video: only the machine's memory may choose them, so that a command
+    gives the same video whatever else is running.
     """
     limits = {
         "none": min(max(pipe.weight_bytes("transformer"), WHOLE_FRAMES), usable_memory(pipe)),

@@ -86,14 +86,19 @@ def setting(
     default: Any, help: str, *options: str, group: str, compare: bool = True, **more: Any
 ) -> Any:
     """Makes a dataclass field with a `Setting`, whose attributes are the other arguments."""
-    about = Setting(help, options, group, **more)
-    return field(default=default, compare=compare, metadata={"setting": about})
+    made = Setting(help, options, group, **more)
+    return field(default=default, compare=compare, metadata={"setting": made})
 
 
 def settings_of(settings_class: Any) -> dict[str, Setting]:
     """The settings of a class, by name; a field without a `Setting` is none."""
     known = {f.name: f.metadata.get("setting") for f in fields(settings_class)}
-    return {name: about for name, about in known.items() if about is not None}
+    return {name: found for name, found in known.items() if found is not None}
+
+
+def about(settings_class: Any, name: str) -> dict[str, Any]:
+    """The metadata of a setting, for a field that takes its place."""
+    return {"setting": settings_of(settings_class)[name]}
 
 
 def check_values(settings: Any) -> None:

@@ -1,7 +1,7 @@
 """The VAE's stage: latents to frames and back, piece by piece.
 
 Memory beside the VAE's own: with "none" and "exact" a chunk of 8 frames, with "tiled" the whole
-clip in the type it is asked for, or decoded from.
+clip, in the type of the output or of the frames that are encoded.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -74,7 +74,7 @@ class Tiling:
         return cls(automatic() if mode == "auto" else mode, sides, shares)
 
     def tiles(self, config: AutoencoderConfig, height: int, width: int) -> Tiles | None:
-        """The tiles for latents of this size, or None where frames aren't cut into any."""
+        """The tiles for latents of this size; None where frames are computed whole or in strips."""
         tiles = Tiles.choose(config, self.tile_size, self.tile_overlap)
         return None if self.mode != "tiled" or tiles.cover(height, width) else tiles
 
@@ -135,7 +135,7 @@ def _decode_tiled(
 
 
 class _Check:
-    """Looks over what is decoded, and turns it into what is asked for."""
+    """Checks decoded pixels, and converts them to the type of the output."""
 
     def __init__(self):
         self._darkest, self._brightest = mx.ones(3), mx.zeros(3)
@@ -166,10 +166,10 @@ def encode_frames(
     num_frames: int,
     tiling: Tiling,
 ) -> Posterior:
-    """Frames to the posterior of their latents, as they come.
+    """Encodes frames, as they come, to the posterior of their latents.
 
     Args:
-        frames: uint8 ``[H, W, 3]`` each; those after the first `num_frames` aren't asked for.
+        frames: uint8 ``[H, W, 3]`` each; only the first `num_frames` are taken.
 
     Raises:
         InvalidInputError: there are fewer frames, or their size can't be encoded.
@@ -222,13 +222,13 @@ def _encode_tiled(
 
 
 def _pieces(frames: Iterator[np.ndarray], num_frames: int, ratio: int) -> Iterator[np.ndarray]:
-    """The chunks that the encoder takes, ``[F, H, W, 3]``."""
+    """Yields the chunks that the encoder takes, ``[F, H, W, 3]``."""
     shape = None
     for chunk in chunk_plan(num_frames, ENCODE_CHUNK):
         piece = list(islice(frames, chunk.stop - chunk.start))
         if chunk.start + len(piece) < chunk.stop:
             raise InvalidInputError(
-                f"the clip has {chunk.start + len(piece)} frames and {num_frames} are wanted"
+                f"the clip has {chunk.start + len(piece)} frames and {num_frames} are needed"
             )
         for frame in piece:
             check_frame(frame, ratio)

@@ -1,4 +1,4 @@
-"""Many videos by one command: the file of prompts, and what their outputs are called."""
+"""Batches: the file of prompts, and the names of the outputs."""
 
 import re
 import string
@@ -20,7 +20,7 @@ class Prompt:
     """A prompt to make videos of.
 
     Attributes:
-        label: where it stands, such as ``line 3``; "" for that of ``--prompt``.
+        label: its place, such as ``line 3``; "" for that of ``--prompt``.
         image: path of the picture to start from.
     """
 
@@ -30,10 +30,10 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a text file, one a line.
+    """Reads the prompts of a text file, one a line.
 
     ``prompt@@image`` starts from an image, as in the original tools. Blank lines and lines that
-    begin with # are passed over.
+    begin with # are skipped.
 
     Raises:
         InvalidInputError: the file is missing, isn't UTF-8 or has no prompts.
@@ -61,15 +61,15 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def output_name(template: str, *, index: int, prompt: str, seed: int) -> str:
-    """An output's name: ``{index}``, ``{prompt}`` and ``{seed}`` filled in.
+    """Fills ``{index}``, ``{prompt}`` and ``{seed}`` into the name of an output.
 
     Args:
-        template: as Python formats it, so that ``{index:03d}`` works and ``{{`` is a brace.
-        index: of the prompt, from 1.
-        prompt: of which letters and digits are kept, and no more than 48 of them.
+        template: a format string of Python: ``{index:03d}`` works and ``{{`` is a brace.
+        index: number of the prompt, from 1.
+        prompt: its letters and digits are used, 48 at most.
 
     Raises:
-        InvalidInputError: the template has another field, or one that can't be formatted so.
+        InvalidInputError: the template has another field, or a format that doesn't fit.
     """
     try:
         for _, field, _, _ in string.Formatter().parse(template):
@@ -85,14 +85,16 @@ def output_name(template: str, *, index: int, prompt: str, seed: int) -> str:
 
 
 def default_output(from_file: bool, seeds: int) -> str:
-    """The outputs' name when none is given: with as much in it as tells them apart."""
+    """The name of the outputs when none is given, with the fields that tell them apart."""
     varying = ["{index}"] * from_file + ["{seed}"] * (seeds > 1)
     return "-".join(["video", *varying]) + ".mp4"
 
 
 def check_distinct(outputs: Iterable[str]) -> None:
-    """Raises InvalidInputError where two videos would be one file: on a Mac's own disk, upper and
-    lower case are the same, and links lead to the same folder."""
+    """Raises InvalidInputError where two videos would be one file.
+
+    On a Mac's disk upper and lower case are the same, and links lead to the same folder.
+    """
     names = Counter(str(absolute(Path(output))).casefold() for output in outputs)
     for name, count in names.most_common(1):
         if count > 1:

@@ -10,7 +10,7 @@ from ..checkpoints import default_model, model_identity
 from ..errors import InvalidInputError, mlx_errors
 from ..files import locked
 from ..pipeline.call import Call, start
-from ..pipeline.fields import from_arguments
+from ..pipeline.fields import about, from_arguments
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.settings import VideoSettings
 from ..video import check_output_path, write_video
@@ -29,7 +29,7 @@ class OneCall(VideoSettings):
             PNG frames. How the video was made is stored inside.
     """
 
-    prompt: str | None = field(default=None, kw_only=False)
+    prompt: str | None = field(default=None, kw_only=False, metadata=about(VideoSettings, "prompt"))
     model: str | Path | None = field(default=None, kw_only=False)
     cfg_scale: float | None = None
     output_path: str | Path | None = None

@@ -1,84 +1,116 @@
-"""The geometry of a video is chosen and checked from the configuration alone."""
+"""The settings of a video: one dataclass, from which everything that lists them is made."""
 
+import inspect
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
 import pytest
 
-from mlx_cogvideo.checkpoints.variants import VARIANTS
-from mlx_cogvideo.errors import InvalidInputError
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, largest_decode_tensor
-from mlx_cogvideo.nn.transformer import TransformerConfig
-from mlx_cogvideo.pipeline.geometry import Geometry
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, generate_video
+from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.pipeline.fields import settings_of
+from mlx_cogvideo.pipeline.settings import VideoSettings, override
 
-BY_ALIAS = {variant.alias: variant for variant in VARIANTS}
+NAMES = settings_of(VideoSettings)
 
 
-def choose(alias=None, num_frames=None, height=None, width=None, **config):
-    variant = BY_ALIAS.get(alias)
-    architecture = variant.architecture if variant else {}
-    return Geometry.choose(
-        variant,
-        TransformerConfig.from_dict({**architecture, **config}),
-        AutoencoderConfig(),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-    )
+@pytest.fixture(scope="module")
+def pipe() -> CogVideoXPipeline:
+    return CogVideoXPipeline.from_pretrained(DEMO_PATH)
+
+
+def test_settings_are_frozen_and_keyword_only():
+    with pytest.raises(TypeError):
+        VideoSettings("a prompt")
+    with pytest.raises(FrozenInstanceError):
+        VideoSettings(prompt="a prompt").prompt = "another"
 
 
 @pytest.mark.parametrize(
-    ("alias", "latents"),
-    [("2b", (1, 13, 60, 90, 16)), ("5b", (1, 13, 60, 90, 16)), ("1.5-5b", (1, 22, 96, 170, 16))],
+    "call", [CogVideoXPipeline.__call__, CogVideoXPipeline.request, generate_video]
 )
-def test_the_default_is_what_the_variant_was_trained_on(alias, latents):
-    assert choose(alias).latent_shape == latents
+def test_a_python_call_takes_and_documents_every_setting(call):
+    parameters = inspect.signature(call).parameters
+    for name in NAMES:
+        field = VideoSettings.__dataclass_fields__[name]
+        assert parameters[name].default == field.default
+        assert f"{name}: " in call.__doc__
 
 
-def test_a_model_of_no_variant_defaults_to_its_sample_size():
-    geometry = choose(num_layers=5, sample_frames=17, sample_height=12, sample_width=16)
-    assert (geometry.num_frames, geometry.height, geometry.width) == (17, 96, 128)
+def test_prompts_may_be_given_by_position_and_nothing_else(pipe):
+    settings = pipe.request("a circle", "a square", seed=1)
+    assert (settings.prompt, settings.negative_prompt) == ("a circle", "a square")
+    with pytest.raises(TypeError):
+        pipe.request("a circle", "a square", 9)
+    with pytest.raises(TypeError, match="num_inference_step"):
+        pipe("a circle", num_inference_step=3)
 
 
-@pytest.mark.parametrize(("frames", "leading"), [(81, 1), (161, 1), (9, 1), (17, 1), (1, 1)])
-def test_1_5_pads_its_first_temporal_patch(frames, leading):
-    geometry = choose("1.5-5b", num_frames=frames)
-    assert geometry.leading_latents == leading
-    assert geometry.latent_shape[1] % 2 == 0
+def test_resolved_settings_leave_nothing_open_and_resolve_to_themselves(pipe):
+    settings = pipe.request("a circle", extend=1, tile_size=(48, 48), cache="teacache")
+    for name in ("num_frames", "height", "overlap", "seed", "cache_threshold", "source_tiling"):
+        assert getattr(settings, name) is not None
+    again = pipe.request(**settings.to_dict())
+    assert again == settings
 
 
-@pytest.mark.parametrize("frames", [48, 50, 0, -7, 5])
-def test_frames_other_than_8n_plus_1_are_an_error(frames):
-    with pytest.raises(InvalidInputError, match=r"8N\+1"):
-        choose("5b", num_frames=frames)
+def test_every_setting_survives_a_record(pipe):
+    settings = pipe.request("a circle", extend=1, tile_overlap=(0.5, 0.5), cache="first-block")
+    values = settings.to_dict()
+    assert values.keys() == {name for name in NAMES if name in values}
+    restored = VideoSettings.from_dict(values)
+    for name in NAMES:
+        restored_value, value = getattr(restored, name), getattr(settings, name)
+        assert restored_value == (list(value) if isinstance(value, tuple) else value)
 
 
-def test_the_error_names_the_nearest_frame_counts():
-    with pytest.raises(InvalidInputError, match="got 44: use 41 or 49"):
-        choose("5b", num_frames=44)
-    with pytest.raises(InvalidInputError, match="got 48: use 41 or 49"):
-        choose("5b", num_frames=48)
+def test_pixels_are_recorded_as_such():
+    values = VideoSettings(video=np.zeros((9, 8, 8, 3), np.uint8)).to_dict()
+    assert values["video"] == "an array" and "image" not in values
 
 
-def test_more_frames_than_the_variant_can_make_are_an_error():
-    with pytest.raises(InvalidInputError, match="at most 49 frames; got 57"):
-        choose("5b", num_frames=57)
-    assert choose("1.5-5b", num_frames=161).num_frames == 161
+def test_a_setting_that_is_unknown_is_named():
+    with pytest.raises(InvalidInputError, match="zoom"):
+        VideoSettings.from_dict({"prompt": "a", "zoom": 2})
 
 
-@pytest.mark.parametrize("size", [100, 0, -16, 8])
-def test_a_height_that_is_no_multiple_of_16_is_an_error(size):
-    with pytest.raises(InvalidInputError, match="height must be a multiple of 16"):
-        choose("5b", height=size)
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"strength": 0}, "strength must be above 0"),
+        ({"extend": -1}, "extend must be at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(setting, words):
+    with pytest.raises(InvalidInputError, match=words):
+        VideoSettings(**setting)
 
 
-def test_learned_positions_allow_only_their_own_size():
-    learned = {"use_learned_positional_embeddings": True}
-    assert choose("5b-i2v", num_frames=33, **learned).num_frames == 33
-    with pytest.raises(InvalidInputError, match="720x480"):
-        choose("5b-i2v", width=480, height=720, **learned)
+def test_old_names_of_values_are_understood(pipe):
+    assert VideoSettings(tiling="seamless", source_tiling="seamless").tiling == "exact"
+    assert pipe.request("a", tiling="seamless").to_dict()["tiling"] == "exact"
+    assert VideoSettings(cache="none").cache is None
 
 
-def test_the_largest_decoded_array_is_known_before_decoding():
-    """The first full-size convolution reads 9 frames and the 2 before them, with 256 channels."""
-    config = AutoencoderConfig()
-    assert largest_decode_tensor(config, (1, 13, 60, 90, 16)) == 11 * 480 * 720 * 256
-    assert largest_decode_tensor(config, (1, 2, 60, 90, 16)) == 10 * 480 * 720 * 256
-    assert largest_decode_tensor(config, (1, 21, 96, 170, 16)) > 2**31
+def test_a_new_value_resets_what_belonged_to_the_old_one():
+    recorded = {"cache": "teacache", "cache_threshold": 0.5, "tile_size": [32, 32], "lora": []}
+    assert override(recorded, {"cache": "first-block"}) == {
+        "cache": "first-block",
+        "tile_size": [32, 32],
+        "lora": [],
+    }
+    assert "tile_size" not in override(recorded, {"tiling": "none"})
+    assert override({}, {"tile_size": (32, 32)})["tiling"] == "tiled"
+    assert "guidance_range" not in override({"guidance_range": [0, 2]}, {"guidance_scale": 1.0})
+
+
+def test_settings_that_belong_to_others_name_settings_that_exist():
+    for about in NAMES.values():
+        assert about.belongs_to is None or about.belongs_to in NAMES
+
+
+def test_resolved_settings_of_another_seed_are_other_settings(pipe):
+    settings = pipe.request("a", seed=1)
+    assert replace(settings, seed=2) != settings
