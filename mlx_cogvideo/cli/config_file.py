@@ -1,4 +1,4 @@
-"""Options of a command from a file, in TOML or JSON."""
+"""Options of a command from a TOML or JSON file."""
 
 import argparse
 import json
@@ -13,13 +13,15 @@ from .common import Parser
 
 
 def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
-    """The command line with what its ``--config`` says put in front, where it gives way.
+    """The command line with the options of its ``--config`` file in front.
+
+    Options of the command line come later and therefore override the file.
 
     Args:
-        arguments: None are those of the process.
+        arguments: command line; None means the process's own.
 
     Raises:
-        InvalidInputError: there is no such file, or it holds something else.
+        InvalidInputError: the file doesn't exist, or holds something else than options.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     finder = Parser(add_help=False)
@@ -28,15 +30,17 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
     if path is None:
         return arguments
     given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    first: list[str] = []
+    words: list[str] = []
     actions = {option: action for action in parser._actions for option in action.option_strings}
     for name, value in _read(path).items():
         option = "--" + name.replace("_", "-")
         if option not in actions or option == "--config":
-            raise InvalidInputError(f"{path} has {name!r}, which is no option (--help lists them)")
+            raise InvalidInputError(
+                f"{path} has {name!r}, which is not an option (--help lists them)"
+            )
         if option not in given:
-            first += _words(path, option, actions[option], value)
-    return first + arguments
+            words += _words(path, option, actions[option], value)
+    return words + arguments
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -50,26 +54,35 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInputError(f"{path} can't be read: {error}") from None
     if not isinstance(options, dict):
-        raise InvalidInputError(f"{path} must hold options by their names")
+        raise InvalidInputError(f"{path} must hold options by name")
     return options
 
 
 def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:
-    """An option as it would stand on the command line."""
+    """An option in the form of a command line."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise InvalidInputError(f"{path}: {option} must be true or false")
-        yield from [option] * value
+        if value:
+            yield option
+        elif isinstance(action, argparse.BooleanOptionalAction):
+            yield _negated(option)
         return
     values = value if isinstance(value, list) else [value]
     if any(isinstance(word, bool | dict | list) for word in values):
         raise InvalidInputError(f"{path}: {option} can't be {value!r}")
-    if action.type is Path:  # a shell would have done this
+    if action.type is Path:  # as a shell does
         values = [Path(str(word)).expanduser() for word in values]
     if isinstance(action, argparse._AppendAction):
         for word in values:
             yield from (option, str(word))
-    elif action.nargs is None:  # a value such as -1 mustn't be taken for an option
+    elif action.nargs is None:  # so that a value such as -1 isn't read as an option
         yield from (f"{option}={word}" for word in values)
     else:
         yield from (option, *map(str, values))
+
+
+def _negated(option: str) -> str:
+    """``--compile`` for ``--no-compile``, and the reverse."""
+    name = option.removeprefix("--")
+    return f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}"

@@ -1,1 +1,1 @@
-"""LoRA training: clips, their latents, the objective and the trainer."""
+"""LoRA training: clips, their latents, the loss and the trainer."""

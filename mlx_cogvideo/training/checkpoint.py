@@ -1,4 +1,4 @@
-"""What a training goes on from: its adapter and its optimizer's state after a number of steps."""
+"""Checkpoints of a training: the adapter and the optimizer's state after a number of steps."""
 
 import json
 import shutil
@@ -9,13 +9,14 @@ import mlx.core as mx
 
 from ..checkpoints import read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, first_line
+from .settings import changed_settings
 
 CHECKPOINTS = "checkpoints"
 ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
 
 
 class Checkpoint(NamedTuple):
-    """Arrays by their paths, after so many steps."""
+    """A number of steps and the arrays after them, by path."""
 
     step: int
     adapter: dict[str, mx.array]
@@ -23,13 +24,13 @@ class Checkpoint(NamedTuple):
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """The checkpoints of a training, oldest first."""
     found = (folder / CHECKPOINTS).glob("[0-9]*")
     return sorted(path for path in found if path.is_dir() and path.name.isdigit())
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Raises CheckpointError where there is none."""
+    """The newest checkpoint; raises CheckpointError if there is none."""
     found = saved_checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint to resume from")
@@ -43,12 +44,14 @@ def save_checkpoint(
     data: dict[str, str],
     keep: int,
 ) -> None:
-    """Writes a checkpoint under the folder of a training, to which nobody else writes.
+    """Writes a checkpoint into the folder of a training, to which nobody else writes.
 
-    This one stays, and the last of those before it, `keep` in all.
+    This checkpoint and the last ones before it are kept, `keep` in all.
 
     Args:
-        settings, data: what only a training of the same may go on from it.
+        settings: settings of the training by name.
+        data: digests of the clips, the model and the prior prompts. A training that resumes from
+            the checkpoint must have the same.
 
     Raises:
         OutputError: it can't be written.
@@ -59,8 +62,8 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     save_arrays(partial / ADAPTER, checkpoint.adapter)
     save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
-    told = {"step": checkpoint.step, "settings": settings, "data": data}
-    write_config(partial / TRAINING, told)
+    training = {"step": checkpoint.step, "settings": settings, "data": data}
+    write_config(partial / TRAINING, training)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
@@ -71,43 +74,35 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, like: Checkpoint, settings: dict[str, Any], data: dict[str, str]
 ) -> Checkpoint:
-    """The last one under a folder.
+    """The last checkpoint of a training.
 
     Args:
-        like: has the same arrays.
+        like: a checkpoint with arrays of the same names and shapes.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
-        InvalidInputError: it was begun with other settings, clips or models. There may be more
-            steps than were asked for.
+        CheckpointError: there is no checkpoint, or it is damaged.
+        InvalidInputError: it was saved with other settings, clips or models. Settings that may
+            change, such as the number of updates, are not compared.
     """
     checkpoint = last_checkpoint(folder)
-    step, *begun = _read_training(checkpoint)
-    other = _differences(*begun, json.loads(json.dumps(settings)), data)
-    if other:
-        raise InvalidInputError(f"{checkpoint} was begun otherwise: {'; '.join(other)}")
+    step, recorded, recorded_data = _read_training(checkpoint)
+    changes = changed_settings(recorded, json.loads(json.dumps(settings)))
+    changes += [
+        f"the {name} differ" for name, digest in data.items() if recorded_data.get(name) != digest
+    ]
+    if changes:
+        raise InvalidInputError(f"{checkpoint} belongs to another training: {'; '.join(changes)}")
     adapter = _read_arrays(checkpoint / ADAPTER, like.adapter)
     return Checkpoint(step, adapter, _read_arrays(checkpoint / OPTIMIZER, like.optimizer))
 
 
-def _differences(
-    settings: dict[str, Any], data: dict[str, str], now: dict[str, Any], data_now: dict[str, str]
-) -> list[str]:
-    other = [
-        f"{name} was {value} and is now {now.get(name)}"
-        for name, value in settings.items()
-        if name != "iters" and now.get(name) != value
-    ]
-    changed = [name for name, digest in data_now.items() if data.get(name) != digest]
-    return other + [f"the {name} were others" for name in changed]
-
-
 def _read_training(checkpoint: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
     try:
-        told = read_config(checkpoint / TRAINING)
-        step, settings, data = told["step"], dict(told["settings"]), dict(told["data"])
+        training = read_config(checkpoint / TRAINING)
+        step, settings = training["step"], dict(training["settings"])
+        data = dict(training["data"])
         if step != int(checkpoint.name):
-            raise ValueError(f"it says that it is of step {step}")
+            raise ValueError(f"it gives step {step}")
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise _damaged(checkpoint, f"{TRAINING}: {error}") from None
     return step, settings, data
@@ -127,5 +122,5 @@ def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
 
 def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{checkpoint} is damaged ({reason}): remove it to go on from the one before"
+        f"{checkpoint} is damaged ({reason}): remove it to resume from the one before"
     )

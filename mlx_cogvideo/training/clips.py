@@ -1,4 +1,4 @@
-"""Clips on disk and their captions: found, and sorted by the shapes they are learned in."""
+"""Finds clips and their captions on disk, and chooses the shape in which each is learned."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from ..video import ClipInfo, ClipSpec
 from ..video.clip import IMAGES
 
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", *IMAGES}
-"""Endings of clips, and of still images, which are clips of one frame."""
+"""Suffixes of clips, and of still images, which are clips of one frame."""
 
 TEXTS = ("text", "caption", "prompt")
 FILES = ("file_name", "file", "video", "path")
@@ -31,20 +31,19 @@ class Clip:
 def find_clips(data: Path) -> list[Clip]:
     """The clips of a folder, in the order of their names.
 
-    It is laid out in one of these ways: ``metadata.jsonl`` or ``metadata.csv`` with a file and a
+    The folder has one of these layouts: ``metadata.jsonl`` or ``metadata.csv`` with a file and a
     text in each line; ``videos.txt`` and ``prompts.txt``, line by line; a folder ``videos`` beside
-    a folder ``labels``; or ``clip.txt`` beside each ``clip.mp4``. A clip may be a folder of frames,
-    which a file of metadata names, or beside which ``clip.txt`` lies.
+    a folder ``labels``; or ``clip.txt`` beside each ``clip.mp4``. A clip may also be a folder of
+    frames that a metadata file names, or that has a ``clip.txt`` beside it.
 
-    Names that begin with a dot are passed over, and folders that hold an adapter.
+    Names that begin with a dot and folders that hold an adapter are ignored.
 
     Raises:
-        InvalidInputError: there are no clips, none of them has a caption, or something can't be
-            read.
+        InvalidInputError: there are no clips, no clip has a caption, or a file can't be read.
     """
     try:
         if not data.is_dir():
-            raise InvalidInputError(f"{data} is no folder")
+            raise InvalidInputError(f"{data} is not a folder")
         clips = list(_listed(data))
     except OSError as error:
         raise InvalidInputError(f"{error.filename} can't be read: {error.strerror}") from None
@@ -70,18 +69,20 @@ def _listed(data: Path) -> Iterator[Clip]:
             raise InvalidInputError(
                 f"videos.txt has {len(videos)} lines and prompts.txt {len(prompts)}"
             )
-        yield from (Clip(data / v, p) for v, p in zip(videos, prompts, strict=True) if v)
+        pairs = zip(videos, prompts, strict=True)
+        yield from (Clip(data / video, prompt) for video, prompt in pairs if video)
     else:
         videos, labels = data / "videos", data / "labels"
-        apart = videos.is_dir() and labels.is_dir()
-        root = videos if apart else data
-        yield from _with_captions(root, labels if apart else root)
+        if videos.is_dir() and labels.is_dir():
+            yield from _with_captions(videos, labels)
+        else:
+            yield from _with_captions(data, data)
 
 
 def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:
-    """The clips of a folder, whose captions lie in `texts` under the same names."""
+    """The clips of a folder with the captions in `texts`, which have the same names."""
     for path in sorted(folder.iterdir()):
-        # A Mac leaves ._clip.mp4 beside clip.mp4 on other systems' disks.
+        # A Mac writes ._clip.mp4 beside clip.mp4 on disks of other systems.
         if path.name.startswith(".") or holds_adapter(path):
             continue
         name = path.name if path.is_dir() else path.stem
@@ -101,12 +102,12 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file without those that are empty at its end."""
+    """The lines of a file without empty lines at its end."""
     return [line.strip() for line in _text(path).rstrip().split("\n")]
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
-    """The rows of a metadata file, and the lines where they end."""
+    """The rows of a metadata file, each with the number of its last line."""
     if path.suffix == ".csv":
         reader = csv.DictReader(StringIO(_text(path), newline=""))
         try:
@@ -135,19 +136,20 @@ def _from_rows(data: Path, source: Path, rows: list[tuple[int, Any]]) -> Iterato
         yield Clip(data / str(file), str(caption).strip())
 
 
-def choose_shape(clip: ClipInfo, shapes: Sequence[ClipSpec]) -> ClipSpec:
-    """That of the shapes in which most of a clip is learned: of those that it is long enough for,
-    the nearest by its ratio of height to width, then the longest, then the largest.
+def choose_spec(clip: ClipInfo, specs: Sequence[ClipSpec]) -> ClipSpec:
+    """The spec in which most of a clip is learned.
 
-    Where it is too short for all of them it is one of the shortest.
+    Of the specs that the clip is long enough for, it is the one with the nearest aspect ratio, then
+    the longest, then the largest. If the clip is too short for all of them, it is one of the
+    shortest.
     """
 
-    def rank(shape: ClipSpec) -> tuple[float, int, int]:
-        ratio = log(clip.height / clip.width) - log(shape.height / shape.width)
-        return round(abs(ratio), 3), -shape.frames, -shape.height * shape.width
+    def rank(spec: ClipSpec) -> tuple[float, int, int]:
+        ratio = log(clip.height / clip.width) - log(spec.height / spec.width)
+        return round(abs(ratio), 3), -spec.frames, -spec.height * spec.width
 
-    enough = [shape for shape in shapes if shape.frames <= clip.frames]
-    if not enough:  # repeated frames teach standing still: no more of them than there have to be
-        fewest = min(shape.frames for shape in shapes)
-        enough = [shape for shape in shapes if shape.frames == fewest]
-    return min(enough, key=rank)
+    long_enough = [spec for spec in specs if spec.frames <= clip.frames]
+    if not long_enough:  # as few repeated frames as possible: they teach standing still
+        fewest = min(spec.frames for spec in specs)
+        long_enough = [spec for spec in specs if spec.frames == fewest]
+    return min(long_enough, key=rank)

@@ -1,4 +1,4 @@
-"""How much memory a training needs."""
+"""The estimate of the memory that a training needs."""
 
 from ..checkpoints.model_folder import ModelFolder
 from ..nn.attention_backward import SCORES_AT_A_TIME
@@ -8,22 +8,25 @@ from ..pipeline.geometry import Geometry
 from ..pipeline.vae_stage import Tiling
 from .blockwise import WIDE_ELEMENTS
 
-# The same while a block's gradients are taken, and beside those the pieces of the wide layer or the
-# tables of scores that are computed at a time. Counted in training/blockwise.py, and checked with
-# the demo on the CPU. Of a small model, whole blocks wait until they fill a portion.
+# Counted in training/blockwise.py, and checked with the demo on the CPU.
 BACKWARD_ARRAYS = 15
+"""Arrays of the size of the hidden states during the backward pass of a block."""
 WIDE_PIECES = 10
+"""Pieces of the feed-forward's wide layer, in addition to those arrays."""
 SCORE_TABLES = 5
+"""Tables of attention scores, in addition to those arrays, but not at once with the pieces."""
 WAITING_ARRAYS = 16
+"""Arrays of each block of a small model, whose blocks are evaluated several at a time."""
 
-# Of scores, that Metal's own backward of attention holds for each head, and their height and width.
 METAL_TABLES, METAL_TABLE_SIDE = 3, 1024
+"""Tables of scores that Metal's own backward pass of attention holds for each head, and their
+height and width."""
 
 
 def estimate_training_memory(
     pipe: ModelFolder, geometry: Geometry, batch_size: int, adapter_parameters: int
 ) -> dict[str, int]:
-    """Bytes that each stage of training an adapter needs at its peak. An estimate."""
+    """Estimates the bytes that each stage of a training needs at its peak."""
     config = pipe.configs["transformer"]
     _, frames, height, width, _ = geometry.latent_shape
     tokens = config.token_count(geometry.latent_shape)
@@ -41,7 +44,7 @@ def estimate_training_memory(
         pieces.append(METAL_TABLES * batch_size * config.num_attention_heads * side**2)
     elements += max(pieces)
     train = pipe.weight_bytes("transformer") + elements * pipe.dtype.size
-    train += 4 * 4 * adapter_parameters  # with their gradients, and two moments, in float32
+    train += 4 * 4 * adapter_parameters  # parameters, gradients and two moments in float32
     if pipe.machine.backend == "cpu":
         train += 4 * scores
     tiling = Tiling(choose_tiling(pipe, height, width, decode=False))

@@ -1,4 +1,4 @@
-"""What clips and captions become before training begins, kept on disk."""
+"""A cache on disk for the latents of clips and the embeddings of captions."""
 
 import hashlib
 import json
@@ -12,32 +12,35 @@ from ..errors import CheckpointError, first_line
 
 
 class Cache:
-    """Arrays by what they were made of. Several runs may use a folder at once."""
+    """Arrays on disk, found by what they were made of.
+
+    Several runs may use a folder at the same time.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def path(self, made_of: dict[str, Any]) -> Path:
-        """Where arrays are kept that were made of this (JSON)."""
+        """The file of the arrays that were made of `made_of`, which must be JSON."""
         text = json.dumps(made_of, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
     def write(self, path: Path, arrays: dict[str, mx.array]) -> None:
-        """Puts arrays where ``path`` said: whole, or not at all."""
+        """Writes arrays to a file that `path` returned, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_arrays(path, arrays)
 
 
 def read_cached(path: Path) -> dict[str, mx.array]:
-    """What `Cache.write` put there.
+    """Reads arrays that `Cache.write` wrote.
 
     Raises:
-        CheckpointError: it is damaged, or gone.
+        CheckpointError: the file is damaged or missing.
     """
     try:
         return mx.load(str(path))
     except RuntimeError as error:
         reason = first_line(error)
         raise CheckpointError(
-            f"{path} can't be read ({reason}): remove it, and it is made again at the next start"
+            f"{path} can't be read ({reason}): remove it, and the next run makes it again"
         ) from None

@@ -1,4 +1,4 @@
-"""What is learned, and its gradient, block by block."""
+"""The loss of an adapter and its gradient, computed block by block."""
 
 from dataclasses import dataclass
 from math import log2
@@ -13,20 +13,22 @@ from ..nn.transformer import CogVideoXTransformer3DModel
 from .blockwise import BlockBackward
 
 SMALLEST_MEAN = 64
-"""Numbers of which the loss may be the mean for float16's gradients to be exact."""
+"""Size of a clip up to which float16 keeps the gradients of its mean loss exact."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as the transformer learns from them.
+    """Clips as the transformer receives them, with their noise and timesteps.
 
     Attributes:
-        latents: ``[B, f, h, w, c]``, scaled, with 1.5's leading frame; without noise.
-        text: ``[B, L, D]``, the embeddings of their captions.
+        latents: ``[B, f, h, w, c]``, scaled and without noise; with 1.5's leading frame.
+        text: ``[B, L, D]``, the embeddings of the captions.
         noise: like `latents`.
         timestep: ``[B]``, 0 to 999.
-        image_latents: for image to video, ``[B, f, h, w, c]``; zeros but for the first frame.
-        prior: how many of them, the last ones, teach to do what the model does without an adapter.
+        image_latents: for image to video, ``[B, f, h, w, c]``; zeros except in the first frame.
+        prior: number of prior clips, which are the last ones. Their target is the answer of the
+            model without the adapter.
+        prior_weight: weight of the loss of the prior clips.
     """
 
     latents: mx.array
@@ -38,7 +40,7 @@ class Batch:
     prior_weight: float = 1.0
 
     def total(self, losses: mx.array) -> mx.array:
-        """What is made small: the mean of the clips' losses, and that of the priors by weight."""
+        """The loss of the batch: the mean of the clips, plus the weighted mean of the priors."""
         if not self.prior:
             return losses.mean()
         own, prior = losses[: -self.prior], losses[-self.prior :]
@@ -46,33 +48,36 @@ class Batch:
 
 
 def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
-    """Of each clip, in float32. The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same."""
+    """The mean squared error of each clip, in float32.
+
+    The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same.
+    """
     return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
 
 
 class AdapterLoss:
-    """What a transformer with an adapter learns. What of it is frozen must stay the same."""
+    """The loss of a transformer with an adapter. Its frozen weights must not change."""
 
     def __init__(
         self, transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, dtype: mx.Dtype
     ):
-        """`dtype` is that of the activations."""
+        """`dtype` is the type of the activations."""
         self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
         self._backward = [BlockBackward(block) for block in transformer.transformer_blocks]
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
-        """The losses of a batch's clips, and the gradients of their total in the blocks.
+        """Computes the losses of a batch's clips, and the gradients of their total.
 
-        The blocks run forwards one by one, of which only their inputs are kept; then backwards,
-        each computed anew. Memory: the inputs of all blocks and what the backward of one holds, or
-        of as many small ones as fill a portion.
+        The forward pass runs block by block and keeps only the input of each block. The backward
+        pass computes each block anew. Memory: the inputs of all blocks, and the backward pass of
+        one block or of several small ones.
 
         Returns:
             The losses ``[B]`` in float32, and gradients by the paths of the parameters.
         """
         transformer = self._transformer
         noisy, target = self._noisy(batch)
-        x, context = transformer.embed(*self._given(noisy, batch))
+        x, context = transformer.embed(*self._inputs(noisy, batch))
         mx.eval(x, context)
         # None ahead of the one that is computed: a tenth slower on an H100, and a gigabyte less.
         inputs, schedule = [], EvalSchedule(prefetch=0)
@@ -80,9 +85,8 @@ class AdapterLoss:
             inputs.append(x)
             x = block(x, context, schedule)
 
-        # Seen from the loss, the mean over a million numbers, the gradient of each is next to
-        # nothing in float16. The loss is multiplied on the way; by a power of two, so that nothing
-        # is rounded.
+        # The loss is a mean over up to millions of numbers, so the gradient of each may be too
+        # small for float16. The loss is scaled by a power of two, which rounds nothing.
         scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
 
         def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -98,30 +102,31 @@ class AdapterLoss:
         cotangents = [cotangent]
         del cotangent
         for i in reversed(range(len(inputs))):
-            # Both are popped: what has been used is to be free.
-            of_block, of_input = self._backward[i].gradients(
+            # Both are popped, so that their memory is free once they are used.
+            block_gradients, input_gradient = self._backward[i].gradients(
                 inputs.pop(), context, cotangents.pop(), schedule
             )
-            cotangents.append(of_input)
-            del of_input
+            cotangents.append(input_gradient)
+            del input_gradient
             gradients |= {
-                f"transformer_blocks.{i}.{path}": g / scale for path, g in of_block.items()
+                f"transformer_blocks.{i}.{path}": gradient / scale
+                for path, gradient in block_gradients.items()
             }
         schedule.flush(cotangents.pop())
         return losses, gradients
 
     def loss(self, batch: Batch) -> mx.array:
-        """The loss of a batch, for validation."""
+        """The mean loss of a batch without gradients, for validation."""
         noisy, target = self._noisy(batch)
-        velocity = velocities(self._transformer, *self._given(noisy, batch))
+        velocity = velocities(self._transformer, *self._inputs(noisy, batch))
         return mean_squared_errors(velocity, target).mean()
 
-    def _given(self, noisy: mx.array, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
-        """What the transformer is given: noisy latents, text and timesteps."""
+    def _inputs(self, noisy: mx.array, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+        """The arguments of the transformer: noisy latents, text and timesteps."""
         return noisy.astype(self._dtype), batch.text.astype(self._dtype), batch.timestep
 
     def _noisy(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """The transformer's input, image latents included, and the velocity it should answer."""
+        """The transformer's input, image latents included, and the velocity to predict."""
         latents = batch.latents.astype(mx.float32)
         noisy = self._scheduler.add_noise(latents, batch.noise, batch.timestep)
         target = self._scheduler.get_velocity(latents, batch.noise, batch.timestep)
@@ -129,9 +134,9 @@ class AdapterLoss:
             noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
         if batch.prior:
             first = len(noisy) - batch.prior
-            given = (array[first:] for array in self._given(noisy, batch))
+            inputs = (array[first:] for array in self._inputs(noisy, batch))
             with without_adapters(self._transformer):
-                own = velocities(self._transformer, *given)
-            target = mx.concatenate([target[:first], own.astype(mx.float32)])
+                answer = velocities(self._transformer, *inputs)
+            target = mx.concatenate([target[:first], answer.astype(mx.float32)])
             mx.eval(target)
         return noisy, target

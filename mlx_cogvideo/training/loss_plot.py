@@ -1,35 +1,16 @@
-"""The loss of a training as a picture."""
+"""The plot of a training's loss."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
+
+from .log import read_rows
 
 WIDTH, HEIGHT, MARGIN = 800, 400, 50
 SMOOTHING = 0.97
 
 
-def cut_log(log: Path, step: int) -> None:
-    """Leaves the rows up to a step, from where a training goes on."""
-    rows = [row for row in _rows(log) if row["step"] <= step] if log.is_file() else []
-    partial = log.with_name(f".{log.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(log)
-
-
-def _rows(log: Path) -> Iterator[dict]:
-    """Those that can be read: the last one may have been cut off with the power."""
-    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            yield row
-
-
-def write_curve(log: Path, picture: Path) -> None:
-    """Draws a log: each step's loss, smoothed, and the validation loss, as an SVG."""
-    rows = list(_rows(log)) if log.is_file() else []
+def write_plot(log: Path, picture: Path) -> None:
+    """Writes an SVG of the smoothed loss of each step and the validation loss."""
+    rows = list(read_rows(log))
     if len(rows) < 2:
         return
     smooth, average, weight = [], 0.0, 0.0

@@ -1,6 +1,6 @@
-"""Clips to latents and captions to embeddings, each once, kept on disk.
+"""Encodes clips to latents and captions to embeddings, each once, and caches them on disk.
 
-Memory: the text encoder, then the VAE, and one clip at a time.
+Memory: first the text encoder, then the VAE with one clip at a time.
 """
 
 import logging
@@ -18,18 +18,19 @@ from ..pipeline.estimates import choose_tiling
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..video import ClipInfo, ClipSpec, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
-from .clips import Clip, choose_shape
+from .clips import Clip, choose_spec
 from .latent_cache import Cache, read_cached
 
 logger = logging.getLogger(__name__)
 
-
 IMAGE_NOISE = -3.0, 0.5
-"""Mean and deviation of the logarithm of the noise on a picture, of pixels from -1 to 1."""
+"""Mean and standard deviation of log(sigma) of an image's noise, for pixels in [-1, 1]."""
 
 IMAGE_DRAWS = 8
-"""Noisy pictures a clip that an image-to-video model learns from. The official trainer draws new
-noise each step, for which the VAE would have to stay."""
+"""Noisy images of each clip for image-to-video models.
+
+The official trainer draws new noise in each step, which would keep the VAE in memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,38 +38,43 @@ class ClipOptions:
     """How the clips of a training are read.
 
     Attributes:
-        shapes: of these, each clip gets the one that suits it best.
-        crop: ``"center"``, or ``"random"``: another place for each clip, the same each time.
-        seed: of random places.
-        timeout: seconds that a file may take to be opened, or read from.
+        specs: shapes for the clips; each clip is read in the one that fits it best.
+        crop: ``"center"``, or ``"random"`` for another place in each clip, which stays the same in
+            every run.
+        seed: seed of the random places.
+        timeout: seconds that opening a file or reading from it may take.
     """
 
-    shapes: tuple[ClipSpec, ...]
+    specs: tuple[ClipSpec, ...]
     crop: str = "center"
     seed: int = 0
     timeout: float = TIMEOUT
 
-    def shape(self, clip: Clip) -> ClipSpec:
-        """That which a clip is learned in.
+    def spec(self, clip: Clip) -> ClipSpec:
+        """The spec in which a clip is learned.
 
         Raises:
             InvalidInputError: the clip can't be read.
         """
-        if len(self.shapes) == 1:  # which spares measuring
-            return self.shapes[0]
-        return choose_shape(self.measure(clip), self.shapes)
+        if len(self.specs) == 1:  # which needs no measuring
+            return self.specs[0]
+        return choose_spec(self.measure(clip), self.specs)
 
     def measure(self, clip: Clip) -> ClipInfo:
-        """How large and long a clip is.
+        """Measures the size and length of a clip.
 
         Raises:
             InvalidInputError: the clip can't be read.
         """
-        first = self.shapes[0]
+        first = self.specs[0]
         return measure(clip.path, first.fps, first.skip, self.timeout)
 
     def position(self, digest: str) -> tuple[float, float]:
-        """Where a clip is cropped, by what is in its file."""
+        """The place at which a clip is cropped, by the digest of its file.
+
+        Returns:
+            Vertical and horizontal position, from 0 to 1.
+        """
         if self.crop == "center":
             return 0.5, 0.5
         random = np.random.default_rng([self.seed, int(digest[:15], 16)])
@@ -77,15 +83,17 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip ready to be learned.
+    """An encoded clip.
 
     Attributes:
-        shape: what it was read as.
-        latents, text, image: files of the cache; the last one for image-to-video models.
+        spec: how the clip was read.
+        latents: file with the posterior of the clip's latents.
+        text: file with the embeddings of the caption.
+        image: file with the posteriors of the noisy images, for image-to-video models.
     """
 
     clip: Clip
-    shape: ClipSpec
+    spec: ClipSpec
     latents: Path
     text: Path
     image: Path | None = None
@@ -98,7 +106,7 @@ class Sample:
         return _posterior(self.latents)
 
     def image_posteriors(self) -> Posterior:
-        """Those of `IMAGE_DRAWS` noisy first frames, ``[IMAGE_DRAWS, 1, h, w, c]``."""
+        """The posteriors of the noisy first frames, ``[IMAGE_DRAWS, 1, h, w, c]``."""
         return _posterior(self.image)
 
 
@@ -108,7 +116,7 @@ def _posterior(path: Path) -> Posterior:
 
 
 def load_text(path: Path) -> mx.array:
-    """``[1, text_length, text_embed_dim]``."""
+    """Reads the embeddings of a text, ``[1, text_length, text_embed_dim]``."""
     return read_cached(path)["embeds"]
 
 
@@ -116,19 +124,21 @@ def prepare(
     pipe: CogVideoXPipeline,
     model: dict[str, Any],
     clips: Sequence[Clip],
-    reading: ClipOptions,
+    options: ClipOptions,
     cache: Cache,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     also: Sequence[str] = (),
 ) -> tuple[list[Sample], dict[str, Path]]:
-    """Encodes what the cache doesn't have yet. A clip that can't be read is reported and left out.
+    """Encodes the clips and texts that aren't in the cache yet.
+
+    A clip that can't be read is skipped with a warning.
 
     Args:
         model: a ``checkpoints.model_identity``.
-        also: texts to encode besides the captions and "".
+        also: texts to encode in addition to the captions and "".
 
     Returns:
-        The samples, and the file of each text's embeddings.
+        The samples, and the file of the embeddings of each text.
 
     Raises:
         InvalidInputError: none of the clips can be read.
@@ -141,9 +151,9 @@ def prepare(
         on_progress("clips", 0, len(clips))
         for number, clip in enumerate(clips, start=1):
             try:
-                shape = reading.shape(clip)
-                files = _latents(pipe, digests, clip, shape, reading, cache)
-                samples.append(Sample(clip, shape, files[0], texts[clip.caption], *files[1:]))
+                spec = options.spec(clip)
+                files = _latents(pipe, digests, clip, spec, options, cache)
+                samples.append(Sample(clip, spec, files[0], texts[clip.caption], *files[1:]))
             except InvalidInputError as error:
                 problems.append(str(error))
                 logger.warning("left out: %s", error)
@@ -181,20 +191,20 @@ def _latents(
     pipe: CogVideoXPipeline,
     digests: dict[str, Any],
     clip: Clip,
-    shape: ClipSpec,
-    reading: ClipOptions,
+    spec: ClipSpec,
+    options: ClipOptions,
     cache: Cache,
 ) -> list[Path]:
-    """The file of a clip's latents and, for image-to-video models, that of its noisy pictures."""
+    """The files of a clip's latents and, for image-to-video models, of its noisy images."""
     try:
         digest = content_digest(clip.path)
     except OSError as error:
         raise InvalidInputError(f"{clip.path} can't be read: {error.strerror}") from None
-    position = reading.position(digest)
+    position = options.position(digest)
     about = {
         "clip": digest,
         "vae": digests.get("vae", digests),
-        "shape": asdict(shape),
+        "shape": asdict(spec),
         "position": position,
         "dtype": pipe.dtype_name,
     }
@@ -203,8 +213,8 @@ def _latents(
         paths.append(cache.path({**about, "image noise": [*IMAGE_NOISE, IMAGE_DRAWS]}))
     if all(path.is_file() for path in paths):
         return paths
-    frames = read_clip(clip.path, shape, position, reading.timeout)
-    _write(cache, paths[0], pipe.encode_video(frames, shape.frames))
+    frames = read_clip(clip.path, spec, position, options.timeout)
+    _write(cache, paths[0], pipe.encode_video(frames, spec.frames))
     if pipe.takes_image:
         noisy = noisy_images(frames[0], mx.random.key(int(digest[:15], 16)))
         _write(cache, paths[1], _encode_images(pipe, noisy))
@@ -212,16 +222,17 @@ def _latents(
 
 
 def _encode_images(pipe: CogVideoXPipeline, images: mx.array) -> Posterior:
-    """``[B, 1, H, W, 3]`` to a posterior, picture by picture, as ``encode_video`` takes frames."""
+    """Encodes images ``[B, 1, H, W, 3]`` one by one, in the tiling mode of ``encode_video``."""
     ratio = pipe.configs["vae"].spatial_compression_ratio
     height, width = (side // ratio for side in images.shape[2:4])
     tiling = choose_tiling(pipe, height, width, decode=False)
-    each = []
+    means, logvars = [], []
     for image in mx.split(images.astype(pipe.dtype), len(images)):
         posterior = pipe.vae.encode(image, tiling)
         mx.eval(posterior.mean, posterior.logvar)
-        each.append(posterior)
-    return Posterior(*(mx.concatenate([getattr(p, f) for p in each]) for f in ("mean", "logvar")))
+        means.append(posterior.mean)
+        logvars.append(posterior.logvar)
+    return Posterior(mx.concatenate(means), mx.concatenate(logvars))
 
 
 def _write(cache: Cache, path: Path, posterior: Posterior) -> None:
@@ -229,12 +240,12 @@ def _write(cache: Cache, path: Path, posterior: Posterior) -> None:
 
 
 def noisy_images(image: np.ndarray, key: mx.array) -> mx.array:
-    """A first frame, uint8 ``[H, W, 3]``, as models learn to start from it.
+    """Adds noise to a first frame, uint8 ``[H, W, 3]``, as image-to-video models are trained.
 
-    Its noise is of another strength in each, exp of a normal distribution of `IMAGE_NOISE`.
+    The strength of the noise differs between the images and has a log-normal distribution.
 
     Returns:
-        ``[IMAGE_DRAWS, 1, H, W, 3]``, about -1 to 1, in float32.
+        ``[IMAGE_DRAWS, 1, H, W, 3]`` in float32; without the noise from -1 to 1.
     """
     mean, deviation = IMAGE_NOISE
     keys = mx.random.split(key)

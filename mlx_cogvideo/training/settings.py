@@ -1,6 +1,7 @@
-"""What is trained and how: the settings of a training, and the adapter that it begins with."""
+"""The settings of a training as one dataclass, and the adapter that a training starts with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -8,80 +9,167 @@ from ..errors import InvalidInputError
 from ..nn.low_rank import LowRank
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from ..pipeline.sources import check_image_latent_scale
+from ..pipeline.fields import SEED, SHARE, above, at_least, check_values, setting, settings_of
+from ..pipeline.sources import IMAGE_LATENT_SCALES, check_image_latent_scale
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+SCHEDULES = ("constant", "cosine")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Of a training; changing one of them makes it another training.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Everything that a training depends on, but for the model and the data.
 
-    Attributes:
-        alpha: None is the rank. The adapter is scaled by alpha / rank.
-        targets: ends of the names of the layers that are adapted.
-        batch_size: clips a step.
-        accumulate: steps whose gradients make one update.
-        warmup: updates in which the learning rate rises.
-        schedule: ``"constant"`` or ``"cosine"``, falling to nothing.
-        clip_norm: of the gradient, at most.
-        caption_dropout: share of the clips that are learned without their caption.
-        image_dropout: share of the clips that an image-to-video model learns without their picture.
-        image_latent_scale: see ``pipeline.sources.image_latent_scale``.
-        prior_batch_size: prompts a step whose videos are to stay as they are.
-        prior_weight: of their loss against that of the clips.
+    Raises:
+        InvalidInputError: a number is out of its range.
     """
 
-    iters: int = 1000
-    learning_rate: float = 1e-4
-    rank: int = 64
-    alpha: float | None = None
-    targets: tuple[str, ...] = TARGETS
-    batch_size: int = 1
-    accumulate: int = 1
-    warmup: int = 50
-    schedule: str = "constant"
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    caption_dropout: float = 0.1
-    image_dropout: float = 0.05
-    image_latent_scale: str = "official"
-    prior_batch_size: int = 0
-    prior_weight: float = 0.05
-    seed: int = 0
+    rank: int = setting(64, "Rank of the adapter.", group="adapter", within=at_least(1))
+    alpha: float | None = setting(
+        None,
+        "Alpha of the adapter, which is scaled by alpha / rank.",
+        group="adapter",
+        if_none="the rank",
+        within=above(0),
+    )
+    targets: tuple[str, ...] = setting(
+        TARGETS,
+        "Ends of the names of the layers that are adapted. Adding ff.net.0.proj and ff.net.2 "
+        "learns more, and forgets more.",
+        "--target",
+        group="adapter",
+        metavar="LAYER",
+    )
+    iters: int = setting(
+        1000,
+        "Updates of the adapter.",
+        group="training",
+        within=at_least(1),
+        may_change=True,
+    )
+    learning_rate: float = setting(
+        1e-4, "Learning rate of AdamW.", group="training", metavar="RATE", within=above(0)
+    )
+    schedule: str = setting(
+        "constant",
+        "Learning rate after the warmup: constant, or cosine, which falls to 0 at the last update.",
+        "--lr-schedule",
+        group="training",
+        choices=SCHEDULES,
+    )
+    warmup: int = setting(
+        50,
+        "Updates in which the learning rate rises to its value; at most half of --iters.",
+        group="training",
+        metavar="UPDATES",
+        within=at_least(0),
+    )
+    weight_decay: float = setting(
+        1e-4, "Weight decay of AdamW.", group="training", within=at_least(0)
+    )
+    clip_norm: float = setting(
+        1.0,
+        "Largest norm of the gradient; a larger gradient is scaled down.",
+        group="training",
+        metavar="NORM",
+        within=above(0),
+    )
+    batch_size: int = setting(
+        1, "Clips in a batch, in each process.", group="training", within=at_least(1)
+    )
+    accumulate: int = setting(
+        1,
+        "Batches whose mean gradient makes one update.",
+        "--grad-accumulation-steps",
+        group="training",
+        within=at_least(1),
+    )
+    caption_dropout: float = setting(
+        0.1,
+        "Share of the clips that are learned without their caption, so that guidance keeps "
+        "working.",
+        group="training",
+        metavar="SHARE",
+        within=SHARE,
+    )
+    image_dropout: float = setting(
+        0.05,
+        "Share of the clips that an image-to-video model learns without their image.",
+        group="training",
+        metavar="SHARE",
+        within=SHARE,
+    )
+    image_latent_scale: str = setting(
+        "official",
+        "Scale of the image's latents for image-to-video models of version 1.5. Choose the one "
+        "that generate.py will use.",
+        group="training",
+        choices=IMAGE_LATENT_SCALES,
+    )
+    seed: int = setting(
+        0,
+        "Seed of the adapter, the noise, the order of the clips and random crops.",
+        group="training",
+        within=SEED,
+    )
+    prior_batch_size: int = setting(
+        0,
+        "Prior prompts in a batch, in each process.",
+        group="prior",
+        if_none="1 with --prior-prompts, else 0",
+        within=at_least(0),
+    )
+    prior_weight: float = setting(
+        0.05,
+        "Weight of the prior prompts' loss against that of the clips. A larger weight forgets "
+        "less and learns more slowly.",
+        group="prior",
+        metavar="WEIGHT",
+        within=at_least(0),
+    )
 
-    def __post_init__(self):
-        least = dict.fromkeys(("iters", "rank", "batch_size", "accumulate"), 1)
-        for name, limit in (least | {"warmup": 0, "prior_batch_size": 0, "seed": 0}).items():
-            if getattr(self, name) < limit:
-                raise InvalidInputError(
-                    f"{name} must be at least {limit}; got {getattr(self, name)}"
-                )
-        if self.seed >= 2**63:
-            raise InvalidInputError(f"seed must be below 2**63; got {self.seed}")
-        for name in ("learning_rate", "effective_alpha"):
-            if not 0 < getattr(self, name) < float("inf"):
-                told = name.removeprefix("effective_")
-                raise InvalidInputError(
-                    f"{told} must be a number above 0; got {getattr(self, name)}"
-                )
-        if not 0 <= self.prior_weight < float("inf"):
-            raise InvalidInputError(f"prior_weight must be 0 or more; got {self.prior_weight}")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        check_values(self)
         check_image_latent_scale(self.image_latent_scale)
-        for name in ("caption_dropout", "image_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
 
     @property
     def effective_alpha(self) -> float:
         return self.rank if self.alpha is None else self.alpha
 
 
-def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) -> dict[str, LowRank]:
-    """A for each target as peft begins with it, uniform to ±1/√inputs, and B of zeros.
+Settings = TrainingSettings
+"""The former name."""
+
+
+def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describes the settings with which a recorded training can't be continued.
+
+    Args:
+        recorded: settings by name, as a checkpoint holds them; settings that are newer than the
+            checkpoint are missing.
+        now: settings by name of the training that is to continue it.
+    """
+    known = settings_of(TrainingSettings)
+    before = {name: about.before for name, about in known.items() if about.before is not None}
+    free = {name for name, about in known.items() if about.may_change}
+    return [
+        f"{name} was {value} and is now {now.get(name)}"
+        for name, value in (before | recorded).items()
+        if name not in free and now.get(name) != value
+    ]
+
+
+def new_adapter(
+    transformer: CogVideoXTransformer3DModel, settings: TrainingSettings
+) -> dict[str, LowRank]:
+    """An initial adapter as in PEFT: A is uniform in ±1/√inputs, and B is zero.
+
+    Returns:
+        The adapter's layers by the paths of the layers that they adapt.
 
     Raises:
-        InvalidInputError: no layer of the blocks has such a name.
+        InvalidInputError: no layer of the blocks has a name in `settings.targets`.
     """
     shapes = _adapted(transformer.config, settings)
     scale = settings.effective_alpha / settings.rank
@@ -94,14 +182,14 @@ def new_adapter(transformer: CogVideoXTransformer3DModel, settings: Settings) ->
     return layers
 
 
-def adapter_parameters(config: TransformerConfig, settings: Settings) -> int:
-    """Numbers in the adapter of a training."""
+def adapter_parameters(config: TransformerConfig, settings: TrainingSettings) -> int:
+    """The number of parameters of a training's adapter."""
     shapes = _adapted(config, settings).values()
     return sum(settings.rank * (outputs + inputs) for outputs, inputs in shapes)
 
 
-def _adapted(config: TransformerConfig, settings: Settings) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of the layers that are adapted, by path."""
+def _adapted(config: TransformerConfig, settings: TrainingSettings) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the adapted layers, by path."""
     shapes, unknown = {}, set(settings.targets)
     for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items():
         named = {target for target in settings.targets if path.endswith(f".{target}")}

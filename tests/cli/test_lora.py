@@ -33,7 +33,7 @@ from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.loss import AdapterLoss, Batch
-from mlx_cogvideo.training.settings import Settings, new_adapter
+from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import write_video
 
@@ -210,15 +210,15 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rank", 0], "--rank: .* at least 1, got 0"),
-        (["--iters", 0], "--iters: .* at least 1, got 0"),
-        (["--grad-accumulation-steps", 0], "--grad-accumulation-steps: .* at least 1"),
+        (["--rank", 0], "rank must be at least 1; got 0"),
+        (["--iters", 0], "iters must be at least 1; got 0"),
+        (["--grad-accumulation-steps", 0], "accumulate must be at least 1; got 0"),
         (["--val-every", -1], "--val-every: must be 0 or more"),
         (["--iter", 3], "unrecognized arguments: --iter"),
         (["--learning-rate", 0], "learning_rate must be .* above 0"),
         (["--target", "to_q", "to_out"], "no layers to_out"),
-        (["--seed", -1], "seed must be at least 0"),
-        (["--warmup", -3], "--warmup: must be 0 or more, got -3"),
+        (["--seed", -1], "seed must be from 0 to .*; got -1"),
+        (["--warmup", -3], "warmup must be at least 0; got -3"),
         (["--alpha", 0], "alpha must be .* above 0"),
         (["--skip-frames", 1, 2, 1], "--skip-frames takes one or two numbers"),
         (["--skip-frames", -2], "--skip-frames takes one or two numbers"),
@@ -309,7 +309,7 @@ def make_trainer(tmp_path):
 
     def make(*counts: int, batch_size: int) -> Trainer:
         samples = write_samples(tmp_path / "cache", *counts)
-        settings = Settings(batch_size=batch_size, caption_dropout=0)
+        settings = TrainingSettings(batch_size=batch_size, caption_dropout=0)
         return Trainer(pipe, samples, samples[0].text, settings, tmp_path)
 
     with pipe.keeping("transformer"):
@@ -318,7 +318,7 @@ def make_trainer(tmp_path):
 
 def test_each_epoch_has_all_clips_in_a_new_order(make_trainer):
     trainer = make_trainer(5, batch_size=1)
-    seen = [number for i in range(15) for number in sample_numbers(trainer.batch(i))]
+    seen = [number for i in range(15) for number in sample_numbers(trainer.batches.draw(i))]
     epochs = [seen[i : i + 5] for i in (0, 5, 10)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -327,7 +327,7 @@ def test_each_epoch_has_all_clips_in_a_new_order(make_trainer):
 def test_each_batch_is_full_and_of_one_shape_and_each_epoch_has_all_clips(make_trainer):
     trainer = make_trainer(5, 3, batch_size=2)
     for epoch in range(3):
-        seen = [sample_numbers(trainer.batch(epoch * 5 + i)) for i in range(5)]
+        seen = [sample_numbers(trainer.batches.draw(epoch * 5 + i)) for i in range(5)]
         assert all(len(numbers) == 2 for numbers in seen)
         assert all((numbers[0] < 5) == (numbers[1] < 5) for numbers in seen), "9 or 17 frames"
         assert {number for numbers in seen for number in numbers} == set(range(8))
@@ -414,7 +414,7 @@ def test_float16_gradients_of_large_clips_are_not_lost():
     for dtype in (mx.float32, mx.float16):
         pipe = CogVideoXPipeline.from_pretrained("demo", dtype)
         transformer = pipe.transformer.freeze()
-        layers = new_adapter(transformer, Settings(rank=4))
+        layers = new_adapter(transformer, TrainingSettings(rank=4))
         for number, layer in enumerate(layers.values()):
             layer.lora_B = 0.1 * mx.random.normal(layer.lora_B.shape, key=mx.random.key(number))
         add_adapter(transformer, layers)
@@ -555,7 +555,7 @@ def test_a_failed_sample_is_a_warning_and_no_error(clips, adapter, monkeypatch, 
     def failing(*_, **__):
         raise GenerationError("one constant colour")
 
-    monkeypatch.setattr(CogVideoXPipeline, "decode", failing)
+    monkeypatch.setattr(CogVideoXPipeline, "denoise", failing)
     options = ["--iters", 2, "--sample-every", 1, "--sample-prompt", "a", "--sample-steps", 1]
     assert lora(clips, adapter, *options) == 0
     messages = warnings(capsys.readouterr().err)

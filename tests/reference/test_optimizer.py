@@ -5,14 +5,14 @@ import torch
 from support import relative_error
 from torch_reference import random
 
-from mlx_cogvideo.training.settings import Settings
-from mlx_cogvideo.training.trainer import make_optimizer
+from mlx_cogvideo.training.optimizer import make_optimizer
+from mlx_cogvideo.training.settings import TrainingSettings
 
 TOLERANCE = 1e-6
 
 
 def test_updates_equal_pytorch():
-    settings = Settings(iters=100, learning_rate=0.03, warmup=4, weight_decay=0.1)
+    settings = TrainingSettings(iters=100, learning_rate=0.03, warmup=4, weight_decay=0.1)
     initial = random(5, 7, seed=1)
     theirs = torch.nn.Parameter(initial.clone())
     reference = torch.optim.AdamW([theirs], lr=0.03, betas=(0.9, 0.95), weight_decay=0.1)

@@ -12,7 +12,7 @@ from mlx_cogvideo.cli.lora import main as train
 from mlx_cogvideo.training.clips import find_clips
 from mlx_cogvideo.training.latent_cache import Cache
 from mlx_cogvideo.training.prepare import IMAGE_DRAWS, ClipOptions, noisy_images, prepare
-from mlx_cogvideo.training.settings import Settings
+from mlx_cogvideo.training.settings import TrainingSettings
 from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import ClipSpec, write_video
 
@@ -33,16 +33,14 @@ def test_an_image_to_video_model_learns_from_noisy_first_frames(tmp_path, varian
     assert CogVideoXPipeline.from_pretrained(model).takes_image
 
     pipe = CogVideoXPipeline.from_pretrained(model)
-    shape = ClipSpec(size[1], 64, 96, 8)
+    spec = ClipSpec(size[1], 64, 96, 8)
     clips = find_clips(data)
     cache = Cache(data / ".mlx_cogvideo")
-    samples, texts = prepare(
-        pipe, model_identity(model, model), clips, ClipOptions((shape,)), cache
-    )
+    samples, texts = prepare(pipe, model_identity(model, model), clips, ClipOptions((spec,)), cache)
     with pipe.keeping("transformer"):
-        settings = Settings(image_dropout=0.5, batch_size=16, caption_dropout=0)
+        settings = TrainingSettings(image_dropout=0.5, batch_size=16, caption_dropout=0)
         trainer = Trainer(pipe, samples, texts[""], settings, tmp_path)
-        batch = trainer.batch(0)
+        batch = trainer.batches.draw(0)
     frames = batch.latents.shape[1]
     # 17 frames are 5 latent frames, and CogVideoX 1.5 adds a leading one.
     assert frames == {9: 3, 17: 6}[size[1]]

@@ -18,7 +18,7 @@ from mlx_cogvideo.training.checkpoint import (
     saved_checkpoints,
 )
 from mlx_cogvideo.training.latent_cache import Cache, read_cached
-from mlx_cogvideo.training.settings import Settings
+from mlx_cogvideo.training.settings import TrainingSettings
 from mlx_cogvideo.training.trainer import Trainer
 
 SETTINGS, DATA = {"rank": 4, "iters": 9}, {"clips": "abc"}
@@ -143,10 +143,10 @@ def test_a_process_rescues_its_steps_when_another_one_is_lost(tmp_path, monkeypa
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     pipe, samples = CogVideoXPipeline.from_pretrained("demo"), write_samples(tmp_path / "cache", 2)
-    peers = OneOfTwo(rank, updates)
+    distributed, settings = OneOfTwo(rank, updates), TrainingSettings(iters=9, rank=4)
     with pipe.keeping("transformer"):
         trainer = Trainer(
-            pipe, samples, samples[0].text, Settings(iters=9, rank=4), Path("."), peers=peers
+            pipe, samples, samples[0].text, settings, Path("."), distributed=distributed
         )
         with pytest.raises(PeerLostError) as error:
             trainer.train()

@@ -16,7 +16,7 @@ from clips import make_clip
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
-from mlx_cogvideo.training.clips import Clip, choose_shape, find_clips
+from mlx_cogvideo.training.clips import Clip, choose_spec, find_clips
 from mlx_cogvideo.training.latent_cache import Cache
 from mlx_cogvideo.training.prepare import IMAGE_DRAWS, ClipOptions, prepare
 from mlx_cogvideo.video import ClipInfo, ClipSpec, content_digest, measure, read_clip, write_video
@@ -363,7 +363,7 @@ def test_measuring_gives_the_displayed_size_and_the_sampled_frames(tmp_path):
 def test_a_clip_goes_to_the_nearest_bucket(clip, expected):
     sizes = [(49, 480, 720), (49, 720, 480), (17, 480, 720)]
     for repeat in (False, True):
-        chosen = choose_shape(clip, [ClipSpec(*size, 8, repeat_last=repeat) for size in sizes])
+        chosen = choose_spec(clip, [ClipSpec(*size, 8, repeat_last=repeat) for size in sizes])
         assert (chosen.frames, chosen.height, chosen.width) == expected
 
 

@@ -1,6 +1,6 @@
 """Writes the tables of settings in the documentation from the settings' classes.
 
-    python tools/docs/settings_tables.py            # rewrites docs/settings.md
+    python tools/docs/settings_tables.py            # rewrites docs/settings.md and docs/lora.md
     python tools/docs/settings_tables.py --check    # exit 1 where a table isn't up to date
 
 A table stands between the lines ``<!-- settings: NAME -->`` and ``<!-- end -->``.
@@ -13,9 +13,11 @@ from pathlib import Path
 from mlx_cogvideo.cli.options import default_words
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.runs.settings import RunSettings
+from mlx_cogvideo.training.settings import TrainingSettings
 
-PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
-CLASSES = {"video": RunSettings}
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "settings.md", DOCS / "lora.md"]
+CLASSES = {"video": RunSettings, "training": TrainingSettings}
 
 
 def table(settings_class: type) -> str:
@@ -44,10 +46,11 @@ def with_tables(page: str) -> str:
 
 
 def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in PAGES}
     if "--check" in sys.argv:
-        return int(with_tables(page) != page)
-    PAGE.write_text(with_tables(page), encoding="utf-8")
+        return int(any(with_tables(page) != page for page in pages.values()))
+    for path, page in pages.items():
+        path.write_text(with_tables(page), encoding="utf-8")
     return 0
 
 
