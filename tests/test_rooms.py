@@ -101,7 +101,7 @@ def test_only_commands_print():
 def test_the_documentation_has_the_same_table():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
-    stated = {room: told.strip() for room, told in rows if room in MAY_IMPORT}
+    stated = {room: cell.strip() for room, cell in rows if room in MAY_IMPORT}
     assert stated.keys() == MAY_IMPORT.keys()
     for room in ("nn", "diffusion", "checkpoints", "video", "pipeline"):
         assert set(re.findall(r"`(\w+)`", stated[room])) == MAY_IMPORT[room]

@@ -1,4 +1,4 @@
-"""What the story of a video is told in: its events, and what a run has computed so far."""
+"""The events of a run, and what it has computed so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
