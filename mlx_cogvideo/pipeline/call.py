@@ -24,7 +24,7 @@ StepCallback = Callable[[int, int, mx.array], bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(VideoSettings):
+class PromptedSettings(VideoSettings):
     """Settings whose prompts may be given by position."""
 
     prompt: str | None = field(default=None, kw_only=False, metadata=about(VideoSettings, "prompt"))
@@ -34,7 +34,7 @@ class Request(VideoSettings):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Call(Request):
+class Call(PromptedSettings):
     """The arguments of a pipeline's call beside its settings.
 
     Attributes:

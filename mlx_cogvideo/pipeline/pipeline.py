@@ -16,7 +16,7 @@ from ..diffusion.denoising import DenoisingState, denoising_steps
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from . import run_stages as stages
-from .call import Call, Request, start
+from .call import Call, PromptedSettings, start
 from .events import Event, Progress, RunState, no_progress
 from .fields import with_arguments
 from .geometry import Geometry
@@ -111,8 +111,8 @@ class CogVideoXPipeline(ModelFolder):
                 frames.append(event.frames)
         return event.run.latents if call.output_type == "latent" else np.concatenate(frames)
 
-    @with_arguments(Request)
-    def request(self, settings: Request) -> ResolvedSettings:
+    @with_arguments(PromptedSettings)
+    def request(self, settings: PromptedSettings) -> ResolvedSettings:
         """Gives every setting its value for this model. No weight is read.
 
         Raises:

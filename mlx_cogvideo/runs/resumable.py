@@ -120,7 +120,6 @@ def finish(
         )
     keeper = _Keeper(saved, path, save_every, _resume_options(pipe, overwrite))
     meter = Meter(saved.record)
-
     output_type = "latent" if output_form(saved.output) == LATENTS else "np"
 
     def watched() -> Iterator[Event]:

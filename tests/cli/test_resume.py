@@ -13,6 +13,7 @@ from commands import (
     PROMPT,
     SMALL,
     ctrl_c_in_step,
+    during_steps,
     errors,
     generate,
     heeding_ctrl_c,
@@ -66,6 +67,25 @@ def test_an_interrupted_run_prints_what_is_kept_and_how_to_resume(stopped, folde
     assert "resumed  after 2 of 4 steps" in capsys.readouterr().err
     assert names(folder) == {"video.mp4"}
     assert same_video("video.mp4", uninterrupted())
+
+
+def test_one_video_is_not_saved_before_its_first_step(folder):
+    seen = {}
+    with during_steps(lambda step: seen.setdefault(step, names(folder))):
+        assert generate("video.mp4", "--save-every", 1) == 0
+    assert "video.mp4.resume" not in seen[1]
+    assert "video.mp4.resume" in seen[2]
+    assert names(folder) == {"video.mp4"}
+
+
+def test_what_was_encoded_is_kept_where_the_first_step_fails(folder, capsys):
+    def fail(step: int) -> None:
+        raise RuntimeError("[metal::malloc] Unable to allocate")
+
+    with during_steps(fail):
+        assert generate("video.mp4", "--steps", 4) == 1
+    assert "0 of 4 steps are kept" in capsys.readouterr().err
+    assert SavedRun.load(folder / "video.mp4.resume").stages_done == ("encode", "source")
 
 
 @pytest.mark.parametrize(
