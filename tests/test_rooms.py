@@ -1,6 +1,8 @@
 """The rooms of the package, and who may know whom: docs/architecture.md states it."""
 
 import ast
+import importlib
+import importlib.util
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -86,6 +88,18 @@ def test_the_package_imports_none_of_what_it_is_compared_with():
         text = file.read_text(encoding="utf-8")
         found = set(re.findall(r"^\s*(?:from|import) +(\w+)", text, re.MULTILINE))
         assert not found & REFERENCE, module
+
+
+@pytest.mark.parametrize("folder", ["tests", "tools", "benchmarks"])
+def test_everything_outside_imports_names_that_exist(folder):
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlx_cogvideo"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    exists = hasattr(module, alias.name) or importlib.util.find_spec(inner)
+                    assert exists, f"{file}: {inner}"
 
 
 def test_only_commands_print():

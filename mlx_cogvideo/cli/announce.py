@@ -103,7 +103,7 @@ def _sampling(settings: ResolvedSettings) -> str:
     guidance = f"guidance {settings.guidance_scale:g}"
     if settings.guided and settings.dynamic_cfg != "constant":
         guidance += f" ({settings.dynamic_cfg})"
-    if settings.passes > 1:
+    if settings.batch_parts > 1:
         guidance += ", one pass after the other"
     return f"{steps} steps of {settings.scheduler}, {guidance}"
 

@@ -111,8 +111,18 @@ def make_parser() -> Parser:
         help="Text file of prompts, one a line. PROMPT@@IMAGE starts from an image; lines that "
         "begin with # are comments.",
     )
-    what("--replay", type=Path, metavar="FILE", help="Make the video in FILE, a result, again.")
-    what("--show", type=Path, metavar="FILE", help="Print how FILE, a result, was made, and stop.")
+    what(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="Make the video of FILE, an output of this program, again.",
+    )
+    what(
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="Print how FILE, an output of this program, was made, and stop.",
+    )
     groups = add_settings(parser, RunSettings, GROUPS, leave_out=("prompt", "seed", "lora"))
     add = groups["sampling"].add_argument
     add_setting(
@@ -158,8 +168,8 @@ def _add_run_options(add) -> None:
         const=True,
         default=False,
         metavar="FILE",
-        help="Continue an unfinished run: give the same arguments, --output, or the file in which "
-        "it is saved.",
+        help="Continue an unfinished run. FILE is its output or its .resume file; without FILE, "
+        "give the same command or --output.",
     )
     add(
         "--save-every",

@@ -9,7 +9,7 @@ from ..errors import GenerationError
 from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
-from .guidance import guidance_schedule
+from .guidance import guidance_schedule, guided
 from .schedulers import Scheduler
 from .step_cache import StepCache, make_cache
 
@@ -23,7 +23,7 @@ class Sampling:
         guidance_scale: weight of the prompt; 1 or less takes no unconditional pass.
         guidance_schedule: see ``guidance.guidance_schedule``.
         guidance_range: first step with guidance and the one after the last; None is all.
-        passes: parts in which the batch of the two passes of guidance is computed, 1 or 2.
+        batch_parts: 2 computes the two passes of guidance one after the other, 1 together.
         cache: see ``step_cache``; None computes every step.
         cache_threshold: change up to which the cache skips a step.
         polynomial: TeaCache's coefficients for the model.
@@ -34,7 +34,7 @@ class Sampling:
     guidance_scale: float
     guidance_schedule: str
     guidance_range: tuple[int, int] | None
-    passes: int
+    batch_parts: int
     cache: str | None
     cache_threshold: float | None
     polynomial: Sequence[float]
@@ -110,23 +110,24 @@ def denoising_steps(
         latents, x0, done, skipped = state.latents, state.x0, state.step, state.skipped
     cache = _step_cache(transformer, sampling, timesteps) if done < len(timesteps) else None
     restart = None
-    for i, t in list(enumerate(timesteps))[done:]:
-        before = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
+    for i in range(done, len(timesteps)):
+        t, next_t = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else None
         texts = embeds if sampling.guides(i) else embeds[-1:]
-        given = conditioning.beside(latents).astype(sampling.dtype)
-        given = mx.repeat(given, len(texts), axis=0), texts, mx.full(len(texts), t)
-        passes = min(sampling.passes, len(texts))
+        model_input = conditioning.beside(latents).astype(sampling.dtype)
+        model_input = mx.repeat(model_input, len(texts), axis=0)
+        inputs = model_input, texts, mx.full(len(texts), t)
+        parts = min(sampling.batch_parts, len(texts))
         if cache is None:
-            velocity = velocities(transformer, *given, passes)
+            velocity = velocities(transformer, *inputs, parts)
         else:
-            velocity = cache.velocity(transformer, *given, i, passes)
+            velocity = cache.velocity(transformer, *inputs, i, parts)
             if i in cache.skipped:
                 skipped = (*skipped, i)
             else:
-                restart = before
-        velocity = _guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
+                restart = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
+        velocity = guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
         latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
-        latents = conditioning.hold(scheduler, latents, noise, [*timesteps, None][i + 1])
+        latents = conditioning.hold(scheduler, latents, noise, next_t)
         _evaluate(latents, x0, i, sampling.dtype)
         yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
 
@@ -147,14 +148,6 @@ def velocities(
         schedule = EvalSchedule()
         made.append(schedule.flush(transformer(*part, schedule=schedule)))
     return mx.concatenate(made)
-
-
-def _guided(velocity: mx.array, weight: float) -> mx.array:
-    """Classifier-free guidance of a batch of two, unconditional first; a batch of one stays."""
-    if len(velocity) == 1:
-        return velocity
-    unconditional, conditional = mx.split(velocity, 2)
-    return unconditional + weight * (conditional - unconditional)
 
 
 def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> None:

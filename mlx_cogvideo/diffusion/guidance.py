@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+import mlx.core as mx
+
 from ..errors import InvalidInputError
 
 GUIDANCE_SCHEDULES = ("constant", "wave", "cosine")
@@ -40,6 +42,14 @@ def guidance_schedule(name: bool | str, scale: float) -> Callable[[int, int, int
         # The argument reaches 1e7 radians: these have to be Python's float64.
         return lambda step, timestep, steps: _rise(scale, (steps - timestep) / steps)
     return lambda step, timestep, steps: _rise(scale, step / steps)
+
+
+def guided(velocity: mx.array, weight: float) -> mx.array:
+    """Classifier-free guidance of a batch of two, unconditional first; a batch of one stays."""
+    if len(velocity) == 1:
+        return velocity
+    unconditional, conditional = mx.split(velocity, 2)
+    return unconditional + weight * (conditional - unconditional)
 
 
 def check_uncond(name: str, has_negative: bool) -> None:

@@ -83,16 +83,14 @@ def estimate_memory(
     """
     _, frames, height, width, _ = settings.geometry.latent_shape
     batch = 2 if settings.guided else 1
-    needs = {
-        "encode": text_memory(pipe),
-        "denoise": denoising_memory(
-            pipe, settings.geometry, batch, passes=settings.passes, cache=settings.cache
-        ),
-    }
+    needs = {"encode": text_memory(pipe)}
     if settings.encodes_frames:
         count = frames if settings.source.image is None else 1
-        way = settings.encoding
-        needs["source"] = vae_memory(pipe, way, height, width, frames=count, decode=False)
+        tiling = settings.encoding
+        needs["source"] = vae_memory(pipe, tiling, height, width, frames=count, decode=False)
+    needs["denoise"] = denoising_memory(
+        pipe, settings.geometry, batch, passes=settings.batch_parts, cache=settings.cache
+    )
     if decode:
         needs["decode"] = vae_memory(pipe, settings.decoding, height, width, frames=frames)
     return {stage: need for stage, need in needs.items() if stage not in done}
@@ -166,7 +164,7 @@ def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> 
         return "--tiling tiled needs less"
     if stage == "source" and settings.source.tiling != "tiled":
         return "--source-tiling tiled needs less"
-    if stage == "denoise" and settings.guided and settings.passes == 1:
+    if stage == "denoise" and settings.guided and settings.batch_parts == 1:
         return "--sequential-guidance needs less"
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)

@@ -5,7 +5,7 @@ Command lines, Python signatures, records and the documentation's tables are mad
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -161,17 +161,17 @@ def _document(call: Any, arguments: Any, first: list[inspect.Parameter]) -> None
     """Sets the signature and the docstring of a function that takes a dataclass's arguments."""
     own = inspect.signature(arguments).parameters.values()
     call.__signature__ = inspect.Signature([*first, *own])
-    docs = call.__doc__, arguments.__doc__, _described(arguments)
-    call.__doc__ = "\n\n".join(filter(None, docs))
+    summary, _, rest = inspect.cleandoc(call.__doc__).partition("\n\n")
+    others = inspect.cleandoc(arguments.__doc__).partition("Attributes:\n")[2].rstrip()
+    lines = ["Args:", *filter(None, [others]), *_described(arguments)]
+    call.__doc__ = "\n\n".join([summary, "\n".join(lines), *filter(None, [rest])])
 
 
-def _described(arguments: Any) -> str:
-    """The settings of a class for ``help()``."""
-    lines = ["    Settings:"]
+def _described(arguments: Any) -> Iterator[str]:
+    """A line for each setting of a class."""
     for f in fields(arguments):
-        about = f.metadata.get("setting")
-        if about is not None:
-            default = "" if f.default in (None, MISSING) else f" Default: {f.default!r}."
-            meaning = "" if about.if_none is None else f" None: {about.if_none}."
-            lines.append(f"        {f.name}: {about.help}{default}{meaning}")
-    return "\n".join(lines)
+        known = f.metadata.get("setting")
+        if known is not None:
+            default = "" if f.default in (None, "", MISSING) else f" Default: {f.default!r}."
+            meaning = "" if known.if_none is None else f" Default: {known.if_none}."
+            yield f"    {f.name}: {known.help}{default}{meaning}"

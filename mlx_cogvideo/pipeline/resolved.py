@@ -41,8 +41,8 @@ class ResolvedSettings(VideoSettings):
         return self.guidance_scale > 1
 
     @property
-    def passes(self) -> int:
-        """Parts in which a guided step is computed: 2 take half the memory of 1."""
+    def batch_parts(self) -> int:
+        """Parts in which the batch of a guided step is computed: 2 take half the memory of 1."""
         return 2 if self.guided and self.sequential_guidance else 1
 
     @property

@@ -96,14 +96,14 @@ def initial_noise(settings: ResolvedSettings) -> mx.array:
 
 
 def sampling(model: ModelFolder, settings: ResolvedSettings) -> Sampling:
-    """The numbers that denoising goes by."""
+    """The parameters of the denoising loop."""
     variant = model.variant.alias if model.variant else ""
     return Sampling(
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         guidance_schedule=settings.dynamic_cfg,
         guidance_range=settings.guidance_range,
-        passes=settings.passes,
+        batch_parts=settings.batch_parts,
         cache=settings.cache,
         cache_threshold=settings.cache_threshold,
         polynomial=POLYNOMIALS.get(variant, IDENTITY),
@@ -140,7 +140,7 @@ def model_geometry(
 
 
 def _geometry(model: ModelFolder, settings: VideoSettings) -> Geometry:
-    """A model of many shapes takes the image's, where neither height nor width is given."""
+    """The size of a run; without height and width, a model of many shapes takes the image's."""
     height, width = settings.height, settings.width
     any_shape = model.variant is not None and model.variant.longest_side is not None
     if any_shape and settings.image is not None and height is width is None:

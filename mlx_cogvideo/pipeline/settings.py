@@ -48,7 +48,7 @@ class VideoSettings:
     )
     extend: int = setting(
         0,
-        "Windows of --frames frames that continue the video after the first one.",
+        "Number of further windows, of --frames frames each, that continue the video.",
         group="what",
         metavar="N",
         within=at_least(0),
@@ -81,7 +81,7 @@ class VideoSettings:
     )
     strength: float | None = setting(
         None,
-        "Share of the steps that remake --video, above 0 and up to 1, which keeps nothing of it.",
+        "Fraction of the steps to run on --video, above 0 and up to 1. 1 ignores the clip.",
         group="source",
         if_none="0.8",
         within=Range(lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -133,16 +133,15 @@ class VideoSettings:
     )
     uncond: str = setting(
         "empty",
-        "What the prompt is compared with: empty, the embeddings of the negative prompt, or zero, "
-        "embeddings of zeros as the original tools use.",
+        "Input of the unconditional pass: empty, the negative prompt, or zero, embeddings of zeros "
+        "as the original tools use.",
         group="sampling",
         choices=UNCONDS,
         before="empty",
     )
     cache: str | None = setting(
         None,
-        "Method that skips the transformer's blocks in some steps: less time, another video. none "
-        "computes every step.",
+        "Method that skips the transformer's blocks in some steps: faster, but the video differs.",
         group="sampling",
         choices=("none", *CACHES),
         if_none="none",
@@ -150,7 +149,7 @@ class VideoSettings:
     )
     cache_threshold: float | None = setting(
         None,
-        "Change up to which --cache skips a step.",
+        "Relative change below which --cache skips a step. Higher is faster and less exact.",
         group="sampling",
         if_none="0.2 for teacache, 0.1 for first-block",
         belongs_to="cache",
@@ -182,8 +181,8 @@ class VideoSettings:
     tiling: str = setting(
         "auto",
         "How the VAE computes a frame: none (whole), exact (in strips of rows: the same video in "
-        "less memory), tiled (in tiles: another video in the least memory), or auto, which chooses "
-        "by the machine's memory.",
+        "less memory), tiled (least memory, but the video differs), or auto, which chooses by the "
+        "machine's memory.",
         group="memory",
         choices=("auto", *TILINGS),
         may_change=True,
@@ -202,9 +201,9 @@ class VideoSettings:
     )
     tile_overlap: tuple[float, float] | None = setting(
         None,
-        "Share of a tile's height and width that the next tile covers too.",
+        "Fraction of a tile's height and width that the next tile covers too.",
         group="memory",
-        metavar=("ROWS", "COLUMNS"),
+        metavar=("Y", "X"),
         if_none="about 1/6 and 1/5",
         omit=NOTHING,
         may_change=True,

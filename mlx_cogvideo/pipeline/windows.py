@@ -43,6 +43,11 @@ def choose_overlap(
             )
         return 1
     overlap = OVERLAP if given is None else given
+    if given is None and overlap >= num_frames:
+        raise InvalidInputError(
+            f"windows of {num_frames} frames can't share {OVERLAP}, the default: give an overlap "
+            "of 1, or more frames"
+        )
     if overlap < 1 or overlap % 8 != 1 or overlap >= num_frames:
         raise InvalidInputError(
             f"overlap must be 8N+1 (1, 9, 17, ...) and less than the {num_frames} frames of a "

@@ -71,7 +71,7 @@ def _read_map(file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
     if factors.shape != (channels, 3) or bias.shape != (3,):
         raise InvalidInputError(
             f"{file} should hold factors, {channels} rows of 3 numbers, and bias, 3 numbers: "
-            "leave out --preview-every, or mend it"
+            "leave out --preview-every, or fix the file"
         )
     return factors, bias
 

@@ -266,7 +266,7 @@ class _Keeper:
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
             if windows := len(self.saved.run.windows):
                 done = f"{windows} windows and {done}"
-            error.add_note(f"{done} are kept, and this goes on: {command}")
+            error.add_note(f"{done} are kept; continue with: {command}")
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""

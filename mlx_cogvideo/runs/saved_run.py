@@ -42,7 +42,7 @@ def remove_saved(path: Path) -> None:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on its way: everything that is needed to go on.
+    """An unfinished run as it is saved: everything that is needed to continue.
 
     Attributes:
         record: record of the run, with the timings so far.

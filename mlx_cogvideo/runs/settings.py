@@ -76,8 +76,15 @@ def video_settings(recorded: Mapping[str, Any]) -> VideoSettings:
 
 
 def comparable(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings with today's names of values, and values for settings that came later."""
-    values = {n: about.before for n, about in RUN_SETTINGS.items() if about.before is not None}
+    """Recorded settings with today's names of values, and values for settings that came later.
+
+    A record that lacks a setting is older than it, and its run did what is the default today, or
+    what the setting says of the time before it.
+    """
+    values: dict[str, Any] = {
+        name: f.default for name, f in RunSettings.__dataclass_fields__.items()
+    }
+    values |= {n: about.before for n, about in RUN_SETTINGS.items() if about.before is not None}
     values |= recorded
     for name, about in RUN_SETTINGS.items():
         if about.aliases is not None and name in values:

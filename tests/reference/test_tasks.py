@@ -27,8 +27,8 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.cli.convert import main as convert
+from mlx_cogvideo.diffusion.conditioning import with_leading
 from mlx_cogvideo.nn.autoencoder import Posterior
-from mlx_cogvideo.pipeline.sources import with_leading
 
 TOLERANCE = 1e-3
 SAMPLERS = {

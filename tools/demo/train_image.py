@@ -27,8 +27,8 @@ from world import render, to_uint8, world_scene
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, save_component
+from mlx_cogvideo.diffusion.conditioning import place_image
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.pipeline.sources import place_image
 from mlx_cogvideo.training.prepare import IMAGE_NOISE
 
 IMAGE_CONFIG = CONFIG | {"in_channels": 2 * CONFIG["in_channels"]}
