@@ -22,7 +22,7 @@ from ..machine.stages import check_stages
 from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
-from .common import FAILED, Parser, duration, run, say
+from .common import FAILED, Parser, duration, run, say, with_help
 
 NO_GPU = "the convolutions and the attention of official widths: there is no GPU here"
 
@@ -186,36 +186,21 @@ examples:
 """
 
 
+HELP = {
+    "--dtype": "compare the stages in these dtypes (default: float32)",
+    "--stages-only": "only compare; don't measure speed or estimate what models need",
+    "--model": "compare a copy of the demo in FOLDER (default: the bundled demo)",
+    "--json": "print the results as one line of JSON",
+    "--report": "write the results to a new JSON file, which can be attached to an issue",
+}
+
+
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="mlx_cogvideo.check",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-    )
-    add = parser.add_argument
-    add(
-        "--dtype",
-        choices=DTYPES,
-        nargs="+",
-        help="compare the stages in these dtypes (default: float32)",
-    )
-    add(
-        "--stages-only",
-        action="store_true",
-        help="only compare; don't measure speed or estimate what models need",
-    )
-    add(
-        "--model",
-        type=Path,
-        default=DEMO_PATH,
-        metavar="FOLDER",
-        help="compare a copy of the demo in FOLDER (default: the bundled demo)",
-    )
-    add("--json", action="store_true", help="print the results as one line of JSON")
-    add(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write the results to a new JSON file, which can be attached to an issue",
-    )
+    parser = Parser(prog="mlx_cogvideo.check", description=DESCRIPTION, epilog=EXAMPLES)
+    add = with_help(parser, HELP)
+    add("--dtype", choices=DTYPES, nargs="+")
+    add("--stages-only", action="store_true")
+    add("--model", type=Path, default=DEMO_PATH, metavar="FOLDER")
+    add("--json", action="store_true")
+    add("--report", type=Path, metavar="FILE")
     return parser

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -132,6 +132,13 @@ def mute(*streams: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream)
+
+
+def with_help(
+    group: argparse._ActionsContainer, texts: Mapping[str, str]
+) -> Callable[..., argparse.Action]:
+    """The ``add_argument`` of a parser or group, with each option's help from `texts`."""
+    return lambda *names, **options: group.add_argument(*names, help=texts[names[0]], **options)
 
 
 def add_machine_options(add: Callable[..., Any]) -> None:

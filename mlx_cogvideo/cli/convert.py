@@ -4,7 +4,7 @@ import argparse
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run
+from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,33 @@ def _table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+HELP = {
+    "--hf-path": "convert this model: a folder, a hub id, an alias "
+    f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
+    "(default: 5b)",
+    "--text-encoder": "take T5 and its tokenizer from this model if the source is a SAT checkpoint "
+    "(default: 2b)",
+    "--revision": "download this commit, branch or tag of a hub repository (default: main)",
+    "--lora": "fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
+    "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
+    "--info": "print what a model folder holds, and exit",
+    "-q": "quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
+    "--q-bits": "quantize the weights; the same as -q BITS",
+    "--q-group-size": "let N weights share a scale (default: 64 for affine, 32 for mxfp4 and "
+    "mxfp8, 16 for nvfp4)",
+    "--q-mode": "quantize in this mode of MLX (default: affine)",
+    "--quant-predicate": "choose the bits of each layer: standard keeps AdaLN and T5's wo in 8 "
+    "bits, uniform makes no exceptions, mixed keeps more layers in 8 bits (default: standard)",
+    "-d": "convert a quantized model back to 16 bits, in the official layout",
+    "--dtype": "store all weights that aren't quantized in this type (default: the source's)",
+    "--components": "quantize, dequantize or cast only these networks and copy the others "
+    "(default: all)",
+    "--mlx-path": "write the model to FOLDER, which must not exist (default: mlx_model)",
+    "--upload-repo": "upload the result to a repository of the hub, such as me/my-model",
+    "--dry-run": "print what would be written, and exit",
+    "--quiet": "print only warnings and errors",
+}
+
 EXAMPLES = """\
 examples:
   python -m mlx_cogvideo.convert -q 4
@@ -234,108 +261,25 @@ examples:
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="mlx_cogvideo.convert",
-        description="Make a small model folder from an official CogVideoX checkpoint.",
-        epilog=EXAMPLES,
-    )
-    _add_source_options(parser.add_argument)
-    _add_quantization_options(parser.add_argument)
-    _add_output_options(parser.add_argument)
+    description = "Make a small model folder from an official CogVideoX checkpoint."
+    parser = Parser(prog="mlx_cogvideo.convert", description=description, epilog=EXAMPLES)
+    add = with_help(parser, HELP)
+    add("--hf-path", "--model", dest="model", default="5b")
+    add("--text-encoder", metavar="MODEL", default="2b")
+    add("--revision")
+    add("--lora", nargs="+", action=WithScale, metavar=("ADAPTER", "SCALE"))
+    add("--info", type=Path, metavar="FOLDER")
+    add("-q", "--quantize", type=int, nargs="?", const=4, metavar="BITS")
+    add("--q-bits", type=int, metavar="BITS")
+    add("--q-group-size", type=int, metavar="N")
+    add("--q-mode", choices=MODES)
+    add("--quant-predicate", choices=RECIPES, default="standard")
+    add("-d", "--dequantize", action="store_true")
+    add("--dtype", choices=DTYPES)
+    add("--components", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
+    add("--mlx-path", type=Path, default=Path("mlx_model"), metavar="FOLDER")
+    add("--upload-repo", metavar="REPO")
+    add("--dry-run", action="store_true")
+    add_awake_option(parser.add_argument)
+    add("--quiet", action="store_true")
     return parser
-
-
-def _add_source_options(add: Callable[..., Any]) -> None:
-    add(
-        "--hf-path",
-        "--model",
-        dest="model",
-        default="5b",
-        help="convert this model: a folder, a hub id, an alias "
-        f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
-        "(default: 5b)",
-    )
-    add(
-        "--text-encoder",
-        metavar="MODEL",
-        default="2b",
-        help="take T5 and its tokenizer from this model if the source is a SAT checkpoint "
-        "(default: 2b)",
-    )
-    add(
-        "--revision",
-        help="download this commit, branch or tag of a hub repository (default: main)",
-    )
-    add(
-        "--lora",
-        nargs="+",
-        action=WithScale,
-        metavar=("ADAPTER", "SCALE"),
-        help="fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
-        "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
-    )
-    add("--info", type=Path, metavar="FOLDER", help="print what a model folder holds, and exit")
-
-
-def _add_quantization_options(add: Callable[..., Any]) -> None:
-    add(
-        "-q",
-        "--quantize",
-        type=int,
-        nargs="?",
-        const=4,
-        metavar="BITS",
-        help="quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
-    )
-    add("--q-bits", type=int, metavar="BITS", help="quantize the weights; the same as -q BITS")
-    add(
-        "--q-group-size",
-        type=int,
-        metavar="N",
-        help="let N weights share a scale (default: 64 for affine, 32 for mxfp4 and mxfp8, 16 for "
-        "nvfp4)",
-    )
-    add("--q-mode", choices=MODES, help="quantize in this mode of MLX (default: affine)")
-    add(
-        "--quant-predicate",
-        choices=RECIPES,
-        default="standard",
-        help="choose the bits of each layer: standard keeps AdaLN and T5's wo in 8 bits, uniform "
-        "makes no exceptions, mixed keeps more layers in 8 bits (default: standard)",
-    )
-    add(
-        "-d",
-        "--dequantize",
-        action="store_true",
-        help="convert a quantized model back to 16 bits, in the official layout",
-    )
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="store all weights that aren't quantized in this type (default: the source's)",
-    )
-    add(
-        "--components",
-        nargs="+",
-        choices=NETWORKS,
-        default=tuple(NETWORKS),
-        help="quantize, dequantize or cast only these networks and copy the others (default: all)",
-    )
-
-
-def _add_output_options(add: Callable[..., Any]) -> None:
-    add(
-        "--mlx-path",
-        type=Path,
-        default=Path("mlx_model"),
-        metavar="FOLDER",
-        help="write the model to FOLDER, which must not exist (default: mlx_model)",
-    )
-    add(
-        "--upload-repo",
-        metavar="REPO",
-        help="upload the result to a repository of the hub, such as me/my-model",
-    )
-    add("--dry-run", action="store_true", help="print what would be written, and exit")
-    add_awake_option(add)
-    add("--quiet", action="store_true", help="print only warnings and errors")

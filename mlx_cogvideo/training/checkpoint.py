@@ -38,11 +38,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def save_checkpoint(
-    folder: Path,
-    checkpoint: Checkpoint,
-    settings: dict[str, Any],
-    data: dict[str, str],
-    keep: int,
+    folder: Path, checkpoint: Checkpoint, settings: dict[str, Any], data: dict[str, str], keep: int
 ) -> None:
     """Writes a checkpoint into the folder of a training, to which nobody else writes.
 

@@ -41,11 +41,7 @@ class TrainingSettings:
         metavar="LAYER",
     )
     iters: int = setting(
-        1000,
-        "Updates of the adapter.",
-        group="training",
-        within=at_least(1),
-        may_change=True,
+        1000, "Updates of the adapter.", group="training", within=at_least(1), may_change=True
     )
     learning_rate: float = setting(
         1e-4, "Learning rate of AdamW.", group="training", metavar="RATE", within=above(0)
