@@ -188,7 +188,7 @@ def show_log_messages() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.emit = lambda record: say(_as_line(record))
+        handler.emit = _say_record
         logger.addHandler(handler)
         logger.propagate = False
 
@@ -198,9 +198,9 @@ def be_quiet() -> None:
     logging.getLogger("mlx_cogvideo").setLevel(logging.WARNING)
 
 
-def _as_line(record: logging.LogRecord) -> str:
+def _say_record(record: logging.LogRecord) -> None:
     level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-    return level + record.getMessage()
+    say(level + record.getMessage())
 
 
 class Bars:

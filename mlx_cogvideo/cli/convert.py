@@ -25,7 +25,6 @@ from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
 from ..conversion import (
-    ComponentPlan,
     ConversionPlan,
     check_destination,
     check_free,
@@ -68,9 +67,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
     only_configuration = args.dry_run and to_download > 0
+    resolve = resolve_configuration if only_configuration else resolve_model
     plan = plan_conversion(
         args.model,
-        _source_folder(args, sat=sat, only_configuration=only_configuration),
+        Path(args.model) if sat else resolve(args.model, args.revision),
         quantization=quantization,
         recipe=args.quant_predicate,
         dtype=DTYPES.get(args.dtype),
@@ -84,24 +84,15 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     if args.dry_run:
         return
     report = _write(plan, args)
-    if not sat and hub_id(args.model):
+    if not sat and (repo := hub_id(args.model)):
         logger.info(
-            "the download isn't needed any more: hf cache rm model/%s frees its disk space",
-            hub_id(args.model),
+            "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
     if args.upload_repo:
         card = model_card(report, args.upload_repo)
         (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
     print(args.mlx_path)
-
-
-def _source_folder(args: argparse.Namespace, *, sat: bool, only_configuration: bool) -> Path:
-    """The folder or file to convert, downloaded as far as that is needed."""
-    if sat:
-        return Path(args.model)
-    resolve = resolve_configuration if only_configuration else resolve_model
-    return resolve(args.model, args.revision)
 
 
 def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
@@ -140,15 +131,11 @@ def requested_quantization(args: argparse.Namespace) -> Quantization | None:
         return None
     if args.dequantize:
         raise InvalidInputError("--dequantize and quantization exclude each other: give one")
-    return _available_quantization(args.q_mode or "affine", bits, args.q_group_size)
+    return _quantization(args.q_mode or "affine", bits, args.q_group_size)
 
 
-def _available_quantization(mode: str, bits: int | None, group_size: int | None) -> Quantization:
-    """The quantization in a mode of MLX, with its default bits and group size where they are None.
-
-    Raises:
-        InvalidInputError: the mode lacks these bits or this group size.
-    """
+def _quantization(mode: str, bits: int | None, group_size: int | None) -> Quantization:
+    """Fills in the mode's own bits and group size; raises InvalidInputError if it lacks these."""
     all_bits, all_sizes = MODES[mode]
     bits = bits or (4 if 4 in all_bits else all_bits[0])
     group_size = group_size or all_sizes[0]
@@ -166,12 +153,12 @@ def _choices(numbers: Sequence[int]) -> str:
 
 def _check_room(args: argparse.Namespace, to_download: int) -> None:
     """Raises OutputError if the hub's cache has no room for the download."""
-    if not to_download:
+    if args.dry_run or not to_download:
         return
     cache = hub_cache()
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
-    if free < to_download and not args.dry_run:
+    if free < to_download:
         raise OutputError(
             f"the disk of {cache} has {size(free)} free and the download needs "
             f"{size(to_download)}: make room, or set HF_HOME to another disk"
@@ -187,8 +174,10 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
     logger.info("%-9s %s", "into", destination)
     for adapter, scale in plan.adapters:
         logger.info("%-9s %s at %g", "lora", adapter.source, scale)
-    for component in plan.components:
-        logger.info("%-14s %9s -> %9s%s", component.name, *_sizes(component))
+    for part in plan.components:
+        before, after = size(part.bytes_before), size(part.bytes_after)
+        bits = f"{part.bits_per_weight:.2f} bits a weight"
+        logger.info("%-14s %9s -> %9s, %s", part.name, before, after, bits)
     parent = destination.absolute().parent
     free = shutil.disk_usage(parent).free if parent.is_dir() else 0
     logger.info("%-14s %9s, %s free", "in all", size(plan.bytes_after), size(free))
@@ -200,11 +189,6 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
             unfit.total(),
             ", ".join(f"{count} {kind}" for kind, count in unfit.items()),
         )
-
-
-def _sizes(component: ComponentPlan) -> tuple[str, str, str]:
-    before, after = size(component.bytes_before), size(component.bytes_after)
-    return before, after, f", {component.bits_per_weight:.2f} bits a weight"
 
 
 def _table(report: dict[str, Any]) -> str:

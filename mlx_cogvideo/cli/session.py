@@ -80,7 +80,7 @@ class Session:
                         ready.add(job.path)
         for job in jobs:
             if job.path in ready:
-                yield job, partial(_load, job)
+                yield job, partial(SavedRun.load, job.path)
 
     def _finish(self, job: VideoJob, saved: SavedRun) -> None:
         self._interrupts.patient = False
@@ -143,7 +143,3 @@ class Session:
                 {"item": failure.label, "error": failure.reason} for failure in self.plan.failed
             ],
         }
-
-
-def _load(job: VideoJob) -> SavedRun:
-    return SavedRun.load(job.path)

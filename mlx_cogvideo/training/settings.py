@@ -134,10 +134,6 @@ class TrainingSettings:
         return self.rank if self.alpha is None else self.alpha
 
 
-Settings = TrainingSettings
-"""The former name."""
-
-
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describes the settings with which a recorded training can't be continued.
 
