@@ -129,9 +129,8 @@ class Session:
         except CogVideoXError as error:
             failure = Failure(job.label, type(error), with_notes(error))
             self.plan.failed.append(failure)
-            if not self.plan.is_batch:
-                raise
-            if isinstance(error, DeviceError) and error.ends_process:
+            ends_process = isinstance(error, DeviceError) and error.ends_process
+            if ends_process or not self.plan.is_batch:
                 raise
             say(f"error: {failure.label}: {failure.reason}")
 

@@ -89,10 +89,6 @@ class Sample:
     text: Path
     image: Path | None = None
 
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        return self.latents, self.text, self.image
-
     def posterior(self) -> Posterior:
         return Posterior(**read_cached(self.latents))
 

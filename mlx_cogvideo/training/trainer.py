@@ -305,8 +305,8 @@ def _digests(
     contents = {
         "model's weights": [model, dtype],
         "clips": [
-            [asdict(sample.spec), *(path and path.name for path in sample.files)]
-            for sample in samples
+            [asdict(each.spec), each.latents.name, each.text.name, each.image and each.image.name]
+            for each in samples
         ],
         "prior prompts": [path.name for path in prior],
     }
