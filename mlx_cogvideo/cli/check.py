@@ -76,13 +76,14 @@ def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
             results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
             _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
-            wrong += [result.stage] * (not result.right)
+            if not result.right:
+                wrong.append(result.stage)
     for kernel in check_kernels(DTYPES):
         results["kernels"].append({**asdict(kernel), "right": kernel.right})
         measured = f"{kernel.snr_db} dB, at least {kernel.limit_db:g}"
         _print_stage(args, kernel.dtype, kernel.stage, kernel.right, measured)
-        named = f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)"
-        wrong += [named] * (not kernel.right)
+        if not kernel.right:
+            wrong.append(f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)")
     results["right"] = not wrong
     return wrong
 
@@ -162,8 +163,8 @@ def macs_table(choices: list[dict[str, Any]]) -> str:
 
 def _cell(choice: dict[str, Any]) -> str:
     mode = {"none": "w", "exact": "e", "tiled": "t"}[choice["tiling"]]
-    mode += "s" * choice["split_guidance"]
-    return f"{choice['memory'] / 2**30:.1f} {mode}" if choice["fits"] else "-"
+    passes = "s" if choice["split_guidance"] else ""
+    return f"{choice['memory'] / 2**30:.1f} {mode}{passes}" if choice["fits"] else "-"
 
 
 def _tera(rate: float) -> str:
