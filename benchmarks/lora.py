@@ -103,12 +103,12 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx_cogvideo.nn import attention_backward
     from mlx_cogvideo.nn.low_rank import add_adapter
     from mlx_cogvideo.training.loss import AdapterLoss, Batch
-    from mlx_cogvideo.training.settings import Settings, new_adapter
+    from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 
     if "parts" in how:
         attention_backward._has_own_backward = lambda dtype: False
     network = our_network(args.folder, how[0]).freeze()
-    add_adapter(network, new_adapter(network, Settings(rank=RANK, alpha=ALPHA)))
+    add_adapter(network, new_adapter(network, TrainingSettings(rank=RANK, alpha=ALPHA)))
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))

@@ -12,6 +12,7 @@ from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.vae_stage import Tiling
 from ..runs.jobs import Plan
 from ..runs.record import model_title
+from ..runs.resumable import VideoJob
 from ..video.paths import LATENTS, output_form
 from .common import say
 
@@ -36,7 +37,11 @@ def announce(plan: Plan) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        needs, available = _needs(plan), usable_memory(plan.pipe)
+        needs = most_by_stage(
+            estimate_memory(plan.pipe, job.settings, decode=_decodes(job), done=job.done)
+            for job in plan.jobs
+        )
+        available = usable_memory(plan.pipe)
         show_plan(_lines(plan), needs, available)
         for stage, need in needs.items():
             if need > largest_memory(plan.pipe):
@@ -55,6 +60,14 @@ def warn_of_the_moment(what: str, need: int, available: int) -> None:
         size(need),
         size(available),
     )
+
+
+def most_by_stage(estimates: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Bytes that each stage needs at most, from an estimate for each video or shape of clips."""
+    needs: dict[str, int] = {}
+    for estimate in estimates:
+        needs |= {stage: max(need, needs.get(stage, 0)) for stage, need in estimate.items()}
+    return needs
 
 
 def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], available: int) -> None:
@@ -87,7 +100,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     if plan.pipe.adapters:
         adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
         lines.append(("lora", ", ".join(adapters)))
-    if any(output_form(job.output) != LATENTS for job in plan.jobs):
+    if any(map(_decodes, plan.jobs)):
         lines.append(("decoding", _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)))
     if len(plan.resumed) == 1:
         lines.append(("resumed", f"after {next(iter(plan.resumed.values()))}"))
@@ -127,12 +140,5 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
     return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
 
 
-def _needs(plan: Plan) -> dict[str, int]:
-    """Bytes that each stage that is left needs at its peak, of the video that needs most there."""
-    needs: dict[str, int] = {}
-    for job in plan.jobs:
-        decode = output_form(job.output) != LATENTS
-        estimate = estimate_memory(plan.pipe, job.settings, decode=decode, done=job.done)
-        for stage, need in estimate.items():
-            needs[stage] = max(need, needs.get(stage, 0))
-    return needs
+def _decodes(job: VideoJob) -> bool:
+    return output_form(job.output) != LATENTS

@@ -45,11 +45,7 @@ def awake(wanted: bool = True) -> Iterator[None]:
 
 def _start(started: list[subprocess.Popen]) -> None:
     command = [CAFFEINATE, "-i", "-w", str(os.getpid())]
-    quiet = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
         # In a new session: Ctrl-C is for the command, which may still have to finish a step.
         started.append(subprocess.Popen(command, start_new_session=True, **quiet))

@@ -22,7 +22,7 @@ from ..machine.stages import check_stages
 from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
-from .common import FAILED, Parser, duration, run, say
+from .common import FAILED, Parser, duration, run, say, with_help
 
 NO_GPU = "the convolutions and the attention of official widths: there is no GPU here"
 
@@ -76,13 +76,14 @@ def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
             results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
             _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
-            wrong += [result.stage] * (not result.right)
+            if not result.right:
+                wrong.append(result.stage)
     for kernel in check_kernels(DTYPES):
         results["kernels"].append({**asdict(kernel), "right": kernel.right})
         measured = f"{kernel.snr_db} dB, at least {kernel.limit_db:g}"
         _print_stage(args, kernel.dtype, kernel.stage, kernel.right, measured)
-        named = f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)"
-        wrong += [named] * (not kernel.right)
+        if not kernel.right:
+            wrong.append(f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)")
     results["right"] = not wrong
     return wrong
 
@@ -162,8 +163,8 @@ def macs_table(choices: list[dict[str, Any]]) -> str:
 
 def _cell(choice: dict[str, Any]) -> str:
     mode = {"none": "w", "exact": "e", "tiled": "t"}[choice["tiling"]]
-    mode += "s" * choice["split_guidance"]
-    return f"{choice['memory'] / 2**30:.1f} {mode}" if choice["fits"] else "-"
+    passes = "s" if choice["split_guidance"] else ""
+    return f"{choice['memory'] / 2**30:.1f} {mode}{passes}" if choice["fits"] else "-"
 
 
 def _tera(rate: float) -> str:
@@ -186,36 +187,21 @@ examples:
 """
 
 
+HELP = {
+    "--dtype": "compare the stages in these dtypes (default: float32)",
+    "--stages-only": "only compare; don't measure speed or estimate what models need",
+    "--model": "compare a copy of the demo in FOLDER (default: the bundled demo)",
+    "--json": "print the results as one line of JSON",
+    "--report": "write the results to a new JSON file, which can be attached to an issue",
+}
+
+
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="mlx_cogvideo.check",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-    )
-    add = parser.add_argument
-    add(
-        "--dtype",
-        choices=DTYPES,
-        nargs="+",
-        help="compare the stages in these dtypes (default: float32)",
-    )
-    add(
-        "--stages-only",
-        action="store_true",
-        help="only compare; don't measure speed or estimate what models need",
-    )
-    add(
-        "--model",
-        type=Path,
-        default=DEMO_PATH,
-        metavar="FOLDER",
-        help="compare a copy of the demo in FOLDER (default: the bundled demo)",
-    )
-    add("--json", action="store_true", help="print the results as one line of JSON")
-    add(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write the results to a new JSON file, which can be attached to an issue",
-    )
+    parser = Parser(prog="mlx_cogvideo.check", description=DESCRIPTION, epilog=EXAMPLES)
+    add = with_help(parser, HELP)
+    add("--dtype", choices=DTYPES, nargs="+")
+    add("--stages-only", action="store_true")
+    add("--model", type=Path, default=DEMO_PATH, metavar="FOLDER")
+    add("--json", action="store_true")
+    add("--report", type=Path, metavar="FILE")
     return parser

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -134,6 +134,13 @@ def mute(*streams: int) -> None:
         os.dup2(nowhere, stream)
 
 
+def with_help(
+    group: argparse._ActionsContainer, texts: Mapping[str, str]
+) -> Callable[..., argparse.Action]:
+    """The ``add_argument`` of a parser or group, with each option's help from `texts`."""
+    return lambda *names, **options: group.add_argument(*names, help=texts[names[0]], **options)
+
+
 def add_machine_options(add: Callable[..., Any]) -> None:
     """Adds the options about this machine that long commands share.
 
@@ -181,7 +188,7 @@ def show_log_messages() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.emit = lambda record: say(_as_line(record))
+        handler.emit = _say_record
         logger.addHandler(handler)
         logger.propagate = False
 
@@ -191,9 +198,9 @@ def be_quiet() -> None:
     logging.getLogger("mlx_cogvideo").setLevel(logging.WARNING)
 
 
-def _as_line(record: logging.LogRecord) -> str:
+def _say_record(record: logging.LogRecord) -> None:
     level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-    return level + record.getMessage()
+    say(level + record.getMessage())
 
 
 class Bars:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
 from ..conversion import (
-    ComponentPlan,
     ConversionPlan,
     check_destination,
     check_free,
@@ -38,7 +37,7 @@ from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run
+from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +67,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
     only_configuration = args.dry_run and to_download > 0
+    resolve = resolve_configuration if only_configuration else resolve_model
     plan = plan_conversion(
         args.model,
-        _source_folder(args, sat=sat, only_configuration=only_configuration),
+        Path(args.model) if sat else resolve(args.model, args.revision),
         quantization=quantization,
         recipe=args.quant_predicate,
         dtype=DTYPES.get(args.dtype),
@@ -84,24 +84,15 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     if args.dry_run:
         return
     report = _write(plan, args)
-    if not sat and hub_id(args.model):
+    if not sat and (repo := hub_id(args.model)):
         logger.info(
-            "the download isn't needed any more: hf cache rm model/%s frees its disk space",
-            hub_id(args.model),
+            "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
     if args.upload_repo:
         card = model_card(report, args.upload_repo)
         (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
     print(args.mlx_path)
-
-
-def _source_folder(args: argparse.Namespace, *, sat: bool, only_configuration: bool) -> Path:
-    """The folder or file to convert, downloaded as far as that is needed."""
-    if sat:
-        return Path(args.model)
-    resolve = resolve_configuration if only_configuration else resolve_model
-    return resolve(args.model, args.revision)
 
 
 def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
@@ -140,15 +131,11 @@ def requested_quantization(args: argparse.Namespace) -> Quantization | None:
         return None
     if args.dequantize:
         raise InvalidInputError("--dequantize and quantization exclude each other: give one")
-    return _available_quantization(args.q_mode or "affine", bits, args.q_group_size)
+    return _quantization(args.q_mode or "affine", bits, args.q_group_size)
 
 
-def _available_quantization(mode: str, bits: int | None, group_size: int | None) -> Quantization:
-    """The quantization in a mode of MLX, with its default bits and group size where they are None.
-
-    Raises:
-        InvalidInputError: the mode lacks these bits or this group size.
-    """
+def _quantization(mode: str, bits: int | None, group_size: int | None) -> Quantization:
+    """Fills in the mode's own bits and group size; raises InvalidInputError if it lacks these."""
     all_bits, all_sizes = MODES[mode]
     bits = bits or (4 if 4 in all_bits else all_bits[0])
     group_size = group_size or all_sizes[0]
@@ -166,12 +153,12 @@ def _choices(numbers: Sequence[int]) -> str:
 
 def _check_room(args: argparse.Namespace, to_download: int) -> None:
     """Raises OutputError if the hub's cache has no room for the download."""
-    if not to_download:
+    if args.dry_run or not to_download:
         return
     cache = hub_cache()
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
-    if free < to_download and not args.dry_run:
+    if free < to_download:
         raise OutputError(
             f"the disk of {cache} has {size(free)} free and the download needs "
             f"{size(to_download)}: make room, or set HF_HOME to another disk"
@@ -187,8 +174,10 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
     logger.info("%-9s %s", "into", destination)
     for adapter, scale in plan.adapters:
         logger.info("%-9s %s at %g", "lora", adapter.source, scale)
-    for component in plan.components:
-        logger.info("%-14s %9s -> %9s%s", component.name, *_sizes(component))
+    for part in plan.components:
+        before, after = size(part.bytes_before), size(part.bytes_after)
+        bits = f"{part.bits_per_weight:.2f} bits a weight"
+        logger.info("%-14s %9s -> %9s, %s", part.name, before, after, bits)
     parent = destination.absolute().parent
     free = shutil.disk_usage(parent).free if parent.is_dir() else 0
     logger.info("%-14s %9s, %s free", "in all", size(plan.bytes_after), size(free))
@@ -200,11 +189,6 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
             unfit.total(),
             ", ".join(f"{count} {kind}" for kind, count in unfit.items()),
         )
-
-
-def _sizes(component: ComponentPlan) -> tuple[str, str, str]:
-    before, after = size(component.bytes_before), size(component.bytes_after)
-    return before, after, f", {component.bits_per_weight:.2f} bits a weight"
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -222,6 +206,33 @@ def _table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+HELP = {
+    "--hf-path": "convert this model: a folder, a hub id, an alias "
+    f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
+    "(default: 5b)",
+    "--text-encoder": "take T5 and its tokenizer from this model if the source is a SAT checkpoint "
+    "(default: 2b)",
+    "--revision": "download this commit, branch or tag of a hub repository (default: main)",
+    "--lora": "fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
+    "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
+    "--info": "print what a model folder holds, and exit",
+    "-q": "quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
+    "--q-bits": "quantize the weights; the same as -q BITS",
+    "--q-group-size": "let N weights share a scale (default: 64 for affine, 32 for mxfp4 and "
+    "mxfp8, 16 for nvfp4)",
+    "--q-mode": "quantize in this mode of MLX (default: affine)",
+    "--quant-predicate": "choose the bits of each layer: standard keeps AdaLN and T5's wo in 8 "
+    "bits, uniform makes no exceptions, mixed keeps more layers in 8 bits (default: standard)",
+    "-d": "convert a quantized model back to 16 bits, in the official layout",
+    "--dtype": "store all weights that aren't quantized in this type (default: the source's)",
+    "--components": "quantize, dequantize or cast only these networks and copy the others "
+    "(default: all)",
+    "--mlx-path": "write the model to FOLDER, which must not exist (default: mlx_model)",
+    "--upload-repo": "upload the result to a repository of the hub, such as me/my-model",
+    "--dry-run": "print what would be written, and exit",
+    "--quiet": "print only warnings and errors",
+}
+
 EXAMPLES = """\
 examples:
   python -m mlx_cogvideo.convert -q 4
@@ -234,108 +245,25 @@ examples:
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="mlx_cogvideo.convert",
-        description="Make a small model folder from an official CogVideoX checkpoint.",
-        epilog=EXAMPLES,
-    )
-    _add_source_options(parser.add_argument)
-    _add_quantization_options(parser.add_argument)
-    _add_output_options(parser.add_argument)
+    description = "Make a small model folder from an official CogVideoX checkpoint."
+    parser = Parser(prog="mlx_cogvideo.convert", description=description, epilog=EXAMPLES)
+    add = with_help(parser, HELP)
+    add("--hf-path", "--model", dest="model", default="5b")
+    add("--text-encoder", metavar="MODEL", default="2b")
+    add("--revision")
+    add("--lora", nargs="+", action=WithScale, metavar=("ADAPTER", "SCALE"))
+    add("--info", type=Path, metavar="FOLDER")
+    add("-q", "--quantize", type=int, nargs="?", const=4, metavar="BITS")
+    add("--q-bits", type=int, metavar="BITS")
+    add("--q-group-size", type=int, metavar="N")
+    add("--q-mode", choices=MODES)
+    add("--quant-predicate", choices=RECIPES, default="standard")
+    add("-d", "--dequantize", action="store_true")
+    add("--dtype", choices=DTYPES)
+    add("--components", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
+    add("--mlx-path", type=Path, default=Path("mlx_model"), metavar="FOLDER")
+    add("--upload-repo", metavar="REPO")
+    add("--dry-run", action="store_true")
+    add_awake_option(parser.add_argument)
+    add("--quiet", action="store_true")
     return parser
-
-
-def _add_source_options(add: Callable[..., Any]) -> None:
-    add(
-        "--hf-path",
-        "--model",
-        dest="model",
-        default="5b",
-        help="convert this model: a folder, a hub id, an alias "
-        f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
-        "(default: 5b)",
-    )
-    add(
-        "--text-encoder",
-        metavar="MODEL",
-        default="2b",
-        help="take T5 and its tokenizer from this model if the source is a SAT checkpoint "
-        "(default: 2b)",
-    )
-    add(
-        "--revision",
-        help="download this commit, branch or tag of a hub repository (default: main)",
-    )
-    add(
-        "--lora",
-        nargs="+",
-        action=WithScale,
-        metavar=("ADAPTER", "SCALE"),
-        help="fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
-        "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
-    )
-    add("--info", type=Path, metavar="FOLDER", help="print what a model folder holds, and exit")
-
-
-def _add_quantization_options(add: Callable[..., Any]) -> None:
-    add(
-        "-q",
-        "--quantize",
-        type=int,
-        nargs="?",
-        const=4,
-        metavar="BITS",
-        help="quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
-    )
-    add("--q-bits", type=int, metavar="BITS", help="quantize the weights; the same as -q BITS")
-    add(
-        "--q-group-size",
-        type=int,
-        metavar="N",
-        help="let N weights share a scale (default: 64 for affine, 32 for mxfp4 and mxfp8, 16 for "
-        "nvfp4)",
-    )
-    add("--q-mode", choices=MODES, help="quantize in this mode of MLX (default: affine)")
-    add(
-        "--quant-predicate",
-        choices=RECIPES,
-        default="standard",
-        help="choose the bits of each layer: standard keeps AdaLN and T5's wo in 8 bits, uniform "
-        "makes no exceptions, mixed keeps more layers in 8 bits (default: standard)",
-    )
-    add(
-        "-d",
-        "--dequantize",
-        action="store_true",
-        help="convert a quantized model back to 16 bits, in the official layout",
-    )
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="store all weights that aren't quantized in this type (default: the source's)",
-    )
-    add(
-        "--components",
-        nargs="+",
-        choices=NETWORKS,
-        default=tuple(NETWORKS),
-        help="quantize, dequantize or cast only these networks and copy the others (default: all)",
-    )
-
-
-def _add_output_options(add: Callable[..., Any]) -> None:
-    add(
-        "--mlx-path",
-        type=Path,
-        default=Path("mlx_model"),
-        metavar="FOLDER",
-        help="write the model to FOLDER, which must not exist (default: mlx_model)",
-    )
-    add(
-        "--upload-repo",
-        metavar="REPO",
-        help="upload the result to a repository of the hub, such as me/my-model",
-    )
-    add("--dry-run", action="store_true", help="print what would be written, and exit")
-    add_awake_option(add)
-    add("--quiet", action="store_true", help="print only warnings and errors")

@@ -18,17 +18,21 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
-from ..training.adapter_folder import check_adapter_folder, check_writable, locked_adapter_folder
-from ..training.checkpoint import saved_checkpoints
+from ..training.checkpoint import (
+    check_adapter_folder,
+    check_writable,
+    locked_adapter_folder,
+    saved_checkpoints,
+)
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
 from ..training.latent_cache import Cache
-from ..training.prepare import ClipOptions, Sample, prepare
+from ..training.prepare import ClipOptions, prepare
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.trainer import MEMORY_ADVICE, Trainer
 from ..video import ClipSpec
-from .announce import show_plan, warn_of_the_moment
+from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
@@ -59,7 +63,7 @@ class TrainingJob:
     settings: TrainingSettings
     prior: Sequence[str]
     sample_videos: Sequence[ResolvedSettings]
-    cache: Path
+    cache: Cache
 
 
 def train(arguments: Sequence[str] | None) -> int | None:
@@ -112,7 +116,7 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
         _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
         for text in args.sample_prompt
     ]
-    return TrainingJob(pipe, model, clips, options, settings, prior, videos, cache)
+    return TrainingJob(pipe, model, clips, options, settings, prior, videos, Cache(cache))
 
 
 def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:
@@ -171,26 +175,18 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
         ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
-    needs, available = _memory(job), pipe.machine.available
+    batch_size = settings.batch_size + settings.prior_batch_size
+    parameters = adapter_parameters(pipe.configs["transformer"], settings)
+    geometries = (pipe.geometry(spec.frames, spec.height, spec.width) for spec in specs)
+    needs = most_by_stage(
+        estimate_training_memory(pipe, geometry, batch_size, parameters) for geometry in geometries
+    )
+    available, need = pipe.machine.available, max(needs.values())
     show_plan(lines, needs, available)
-    need = max(needs.values())
     if need > pipe.machine.memory:
         logger.warning("this may need more memory than this machine has: %s", MEMORY_ADVICE)
     elif need > available:
         warn_of_the_moment("this", need, available)
-
-
-def _memory(job: TrainingJob) -> dict[str, int]:
-    """Estimates the bytes that each stage needs for the spec that needs most there."""
-    pipe, settings = job.pipe, job.settings
-    batch_size = settings.batch_size + settings.prior_batch_size
-    parameters = adapter_parameters(pipe.configs["transformer"], settings)
-    needs: dict[str, int] = {}
-    for spec in job.clip_options.specs:
-        geometry = pipe.geometry(spec.frames, spec.height, spec.width)
-        estimate = estimate_training_memory(pipe, geometry, batch_size, parameters)
-        needs = {stage: max(need, needs.get(stage, 0)) for stage, need in estimate.items()}
-    return needs
 
 
 def _described(spec: ClipSpec) -> str:
@@ -221,10 +217,13 @@ def _run(
     """Prepares the clips and trains; returns the exit code."""
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     identity = model_identity(job.model, job.pipe.folder)
+    also = [*(video.prompt for video in job.sample_videos), *job.prior]
     distributed.check_same({"--resume": args.resume})
     try:
         with distributed.main_process_first():
-            samples, texts = _prepare(job, identity, bars)
+            samples, texts = prepare(
+                job.pipe, identity, job.clips, job.clip_options, job.cache, bars, also
+            )
         bars.close()
         mx.reset_peak_memory()
         with job.pipe.keeping("transformer"):
@@ -249,14 +248,6 @@ def _run(
     if distributed.is_main:
         print(args.adapter_path)
     return None
-
-
-def _prepare(
-    job: TrainingJob, identity: dict[str, Any], bars: Bars
-) -> tuple[list[Sample], dict[str, Path]]:
-    """Encodes the clips and all texts that the training needs."""
-    also = [*(video.prompt for video in job.sample_videos), *job.prior]
-    return prepare(job.pipe, identity, job.clips, job.clip_options, Cache(job.cache), bars, also)
 
 
 def _train(

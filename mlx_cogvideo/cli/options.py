@@ -94,17 +94,13 @@ def _values(kind: Any, about: Setting) -> dict[str, Any]:
     if about.choices is not None:
         old = about.aliases or {}
         # Old names are taken, but not offered.
-        values = {"choices": _Choices(about.choices, old), "metavar": _braced(about.choices)}
+        offered = "{" + ",".join(about.choices) + "}"
+        values = {"choices": _Choices(about.choices, old), "metavar": offered}
     if get_origin(member) is tuple:
         inner = [k for k in get_args(member) if k is not Ellipsis]
         values |= {"nargs": "+" if Ellipsis in get_args(member) else len(inner)}
         member = inner[0]
-    types = {int: int, float: number, str: str}
-    return values | {"type": types.get(member, str)}
-
-
-def _braced(choices: Collection[str]) -> str:
-    return "{" + ",".join(choices) + "}"
+    return values | {"type": {int: int, float: number}.get(member, str)}
 
 
 class _Choices(tuple):

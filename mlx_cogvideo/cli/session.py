@@ -80,7 +80,7 @@ class Session:
                         ready.add(job.path)
         for job in jobs:
             if job.path in ready:
-                yield job, partial(_load, job)
+                yield job, partial(SavedRun.load, job.path)
 
     def _finish(self, job: VideoJob, saved: SavedRun) -> None:
         self._interrupts.patient = False
@@ -129,9 +129,8 @@ class Session:
         except CogVideoXError as error:
             failure = Failure(job.label, type(error), with_notes(error))
             self.plan.failed.append(failure)
-            if not self.plan.is_batch:
-                raise
-            if isinstance(error, DeviceError) and error.ends_process:
+            ends_process = isinstance(error, DeviceError) and error.ends_process
+            if ends_process or not self.plan.is_batch:
                 raise
             say(f"error: {failure.label}: {failure.reason}")
 
@@ -143,7 +142,3 @@ class Session:
                 {"item": failure.label, "error": failure.reason} for failure in self.plan.failed
             ],
         }
-
-
-def _load(job: VideoJob) -> SavedRun:
-    return SavedRun.load(job.path)

@@ -1,18 +1,26 @@
-"""Checkpoints of a training: the adapter and the optimizer's state after a number of steps."""
+"""The folder of an adapter: its lock, and the checkpoints of its training."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..checkpoints import read_config, read_header, save_arrays, write_config
-from ..errors import CheckpointError, InvalidInputError, first_line
+from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
+from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
+from ..files import check_unlocked, locked
 from .settings import changed_settings
 
 CHECKPOINTS = "checkpoints"
 ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
+LOCK = ".lock"
+"""The name of the locked file in the folder of an adapter that is being trained."""
+
+OTHER_FOLDER = "choose another --adapter-path"
 
 
 class Checkpoint(NamedTuple):
@@ -38,11 +46,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def save_checkpoint(
-    folder: Path,
-    checkpoint: Checkpoint,
-    settings: dict[str, Any],
-    data: dict[str, str],
-    keep: int,
+    folder: Path, checkpoint: Checkpoint, settings: dict[str, Any], data: dict[str, str], keep: int
 ) -> None:
     """Writes a checkpoint into the folder of a training, to which nobody else writes.
 
@@ -62,8 +66,7 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     save_arrays(partial / ADAPTER, checkpoint.adapter)
     save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
-    training = {"step": checkpoint.step, "settings": settings, "data": data}
-    write_config(partial / TRAINING, training)
+    write_config(partial / TRAINING, {"step": checkpoint.step, "settings": settings, "data": data})
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
@@ -99,13 +102,12 @@ def load_checkpoint(
 def _read_training(checkpoint: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
     try:
         training = read_config(checkpoint / TRAINING)
-        step, settings = training["step"], dict(training["settings"])
-        data = dict(training["data"])
+        step = training["step"]
         if step != int(checkpoint.name):
             raise ValueError(f"it gives step {step}")
+        return step, dict(training["settings"]), dict(training["data"])
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise _damaged(checkpoint, f"{TRAINING}: {error}") from None
-    return step, settings, data
 
 
 def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -115,12 +117,67 @@ def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
             raise ValueError(f"{file.name} holds other arrays")
         arrays = mx.load(str(file))
         mx.eval(arrays)
+        return arrays
     except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise _damaged(file.parent, first_line(error)) from None
-    return arrays
 
 
 def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{checkpoint} is damaged ({reason}): remove it to resume from the one before"
     )
+
+
+def check_adapter_folder(folder: Path, resume: bool) -> None:
+    """Checks that a training can be started or resumed in a folder.
+
+    Raises:
+        OutputError: another training runs there, the folder can't be written, or a new training
+            would replace an adapter.
+        CheckpointError: there is no training to resume.
+    """
+    # The lock is checked first: another training may have written the rest so far.
+    check_unlocked(folder, OTHER_FOLDER, folder / LOCK)
+    _check_contents(folder, resume)
+
+
+@contextmanager
+def locked_adapter_folder(folder: Path, resume: bool) -> Iterator[None]:
+    """Makes a folder and keeps other trainings out of it inside the block.
+
+    Raises:
+        OutputError: another training runs there, or has run there since `check_adapter_folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, OTHER_FOLDER, folder / LOCK):
+        _check_contents(folder, resume)
+        yield
+
+
+def _check_contents(folder: Path, resume: bool) -> None:
+    check_writable(folder, "--adapter-path")
+    if resume:
+        last_checkpoint(folder)
+    elif saved_checkpoints(folder):
+        raise OutputError(f"{folder} holds a training: {OTHER_FOLDER}, or continue with --resume")
+    elif holds_adapter(folder):
+        raise OutputError(f"{folder} holds an adapter: {OTHER_FOLDER}")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raises OutputError if a folder can't be made or written.
+
+    Args:
+        option: option that names the folder, for the message.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{nearest} is a file: choose another {option} than {folder}")
+    probe = nearest / f".mlx_cogvideo-probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{nearest} can't be written ({error.strerror}): choose another {option}"
+        ) from None

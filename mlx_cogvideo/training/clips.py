@@ -71,12 +71,10 @@ def _listed(data: Path) -> Iterator[Clip]:
             )
         pairs = zip(videos, prompts, strict=True)
         yield from (Clip(data / video, prompt) for video, prompt in pairs if video)
+    elif (data / "videos").is_dir() and (data / "labels").is_dir():
+        yield from _with_captions(data / "videos", data / "labels")
     else:
-        videos, labels = data / "videos", data / "labels"
-        if videos.is_dir() and labels.is_dir():
-            yield from _with_captions(videos, labels)
-        else:
-            yield from _with_captions(data, data)
+        yield from _with_captions(data, data)
 
 
 def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:

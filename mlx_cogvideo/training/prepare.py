@@ -35,7 +35,7 @@ The official trainer draws new noise in each step, which would keep the VAE in m
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How the clips of a training are read.
+    """How the clips of a training are read. Methods raise InvalidInputError for an unreadable clip.
 
     Attributes:
         specs: shapes for the clips; each clip is read in the one that fits it best.
@@ -51,29 +51,20 @@ class ClipOptions:
     timeout: float = TIMEOUT
 
     def spec(self, clip: Clip) -> ClipSpec:
-        """The spec in which a clip is learned.
-
-        Raises:
-            InvalidInputError: the clip can't be read.
-        """
+        """The spec in which a clip is learned."""
         if len(self.specs) == 1:  # which needs no measuring
             return self.specs[0]
         return choose_spec(self.measure(clip), self.specs)
 
     def measure(self, clip: Clip) -> ClipInfo:
-        """Measures the size and length of a clip.
-
-        Raises:
-            InvalidInputError: the clip can't be read.
-        """
-        first = self.specs[0]
-        return measure(clip.path, first.fps, first.skip, self.timeout)
+        """Measures the size and length of a clip."""
+        return measure(clip.path, self.specs[0].fps, self.specs[0].skip, self.timeout)
 
     def position(self, digest: str) -> tuple[float, float]:
-        """The place at which a clip is cropped, by the digest of its file.
+        """The place at which a clip is cropped, vertical and horizontal, from 0 to 1.
 
-        Returns:
-            Vertical and horizontal position, from 0 to 1.
+        Args:
+            digest: hexadecimal digest of the clip's file.
         """
         if self.crop == "center":
             return 0.5, 0.5
@@ -98,21 +89,12 @@ class Sample:
     text: Path
     image: Path | None = None
 
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        return self.latents, self.text, self.image
-
     def posterior(self) -> Posterior:
-        return _posterior(self.latents)
+        return Posterior(**read_cached(self.latents))
 
     def image_posteriors(self) -> Posterior:
         """The posteriors of the noisy first frames, ``[IMAGE_DRAWS, 1, h, w, c]``."""
-        return _posterior(self.image)
-
-
-def _posterior(path: Path) -> Posterior:
-    arrays = read_cached(path)
-    return Posterior(arrays["mean"], arrays["logvar"])
+        return Posterior(**read_cached(self.image))
 
 
 def load_text(path: Path) -> mx.array:
@@ -214,29 +196,23 @@ def _latents(
     if all(path.is_file() for path in paths):
         return paths
     frames = read_clip(clip.path, spec, position, options.timeout)
-    _write(cache, paths[0], pipe.encode_video(frames, spec.frames))
+    cache.write(paths[0], vars(pipe.encode_video(frames, spec.frames)))
     if pipe.takes_image:
         noisy = noisy_images(frames[0], mx.random.key(int(digest[:15], 16)))
-        _write(cache, paths[1], _encode_images(pipe, noisy))
+        cache.write(paths[1], _encode_images(pipe, noisy))
     return paths
 
 
-def _encode_images(pipe: CogVideoXPipeline, images: mx.array) -> Posterior:
-    """Encodes images ``[B, 1, H, W, 3]`` one by one, in the tiling mode of ``encode_video``."""
+def _encode_images(pipe: CogVideoXPipeline, images: mx.array) -> dict[str, mx.array]:
+    """The posteriors of images ``[B, 1, H, W, 3]``, in the tiling mode of ``encode_video``."""
     ratio = pipe.configs["vae"].spatial_compression_ratio
     height, width = (side // ratio for side in images.shape[2:4])
     tiling = choose_tiling(pipe, height, width, decode=False)
-    means, logvars = [], []
+    posteriors = []
     for image in mx.split(images.astype(pipe.dtype), len(images)):
-        posterior = pipe.vae.encode(image, tiling)
-        mx.eval(posterior.mean, posterior.logvar)
-        means.append(posterior.mean)
-        logvars.append(posterior.logvar)
-    return Posterior(mx.concatenate(means), mx.concatenate(logvars))
-
-
-def _write(cache: Cache, path: Path, posterior: Posterior) -> None:
-    cache.write(path, {"mean": posterior.mean, "logvar": posterior.logvar})
+        posteriors.append(vars(pipe.vae.encode(image, tiling)))
+        mx.eval(posteriors[-1])  # one image at a time, for the memory
+    return {name: mx.concatenate([each[name] for each in posteriors]) for name in posteriors[0]}
 
 
 def noisy_images(image: np.ndarray, key: mx.array) -> mx.array:

@@ -1,6 +1,7 @@
 """The settings of a training as one dataclass, and the adapter that a training starts with."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,10 @@ from ..pipeline.sources import IMAGE_LATENT_SCALES, check_image_latent_scale
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SCHEDULES = ("constant", "cosine")
 
+adapter_setting = partial(setting, group="adapter")
+training_setting = partial(setting, group="training")
+prior_setting = partial(setting, group="prior")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
@@ -24,106 +29,84 @@ class TrainingSettings:
         InvalidInputError: a number is out of its range.
     """
 
-    rank: int = setting(64, "Rank of the adapter.", group="adapter", within=at_least(1))
-    alpha: float | None = setting(
+    rank: int = adapter_setting(64, "Rank of the adapter.", within=at_least(1))
+    alpha: float | None = adapter_setting(
         None,
         "Alpha of the adapter, which is scaled by alpha / rank.",
-        group="adapter",
         if_none="the rank",
         within=above(0),
     )
-    targets: tuple[str, ...] = setting(
+    targets: tuple[str, ...] = adapter_setting(
         TARGETS,
         "Ends of the names of the layers that are adapted. Adding ff.net.0.proj and ff.net.2 "
         "learns more, and forgets more.",
         "--target",
-        group="adapter",
         metavar="LAYER",
     )
-    iters: int = setting(
-        1000,
-        "Updates of the adapter.",
-        group="training",
-        within=at_least(1),
-        may_change=True,
+    iters: int = training_setting(
+        1000, "Updates of the adapter.", within=at_least(1), may_change=True
     )
-    learning_rate: float = setting(
-        1e-4, "Learning rate of AdamW.", group="training", metavar="RATE", within=above(0)
+    learning_rate: float = training_setting(
+        1e-4, "Learning rate of AdamW.", metavar="RATE", within=above(0)
     )
-    schedule: str = setting(
+    schedule: str = training_setting(
         "constant",
         "Learning rate after the warmup: constant, or cosine, which falls to 0 at the last update.",
         "--lr-schedule",
-        group="training",
         choices=SCHEDULES,
     )
-    warmup: int = setting(
+    warmup: int = training_setting(
         50,
         "Updates in which the learning rate rises to its value; at most half of --iters.",
-        group="training",
         metavar="UPDATES",
         within=at_least(0),
     )
-    weight_decay: float = setting(
-        1e-4, "Weight decay of AdamW.", group="training", within=at_least(0)
-    )
-    clip_norm: float = setting(
+    weight_decay: float = training_setting(1e-4, "Weight decay of AdamW.", within=at_least(0))
+    clip_norm: float = training_setting(
         1.0,
         "Largest norm of the gradient; a larger gradient is scaled down.",
-        group="training",
         metavar="NORM",
         within=above(0),
     )
-    batch_size: int = setting(
-        1, "Clips in a batch, in each process.", group="training", within=at_least(1)
-    )
-    accumulate: int = setting(
+    batch_size: int = training_setting(1, "Clips in a batch, in each process.", within=at_least(1))
+    accumulate: int = training_setting(
         1,
         "Batches whose mean gradient makes one update.",
         "--grad-accumulation-steps",
-        group="training",
         within=at_least(1),
     )
-    caption_dropout: float = setting(
+    caption_dropout: float = training_setting(
         0.1,
         "Share of the clips that are learned without their caption, so that guidance keeps "
         "working.",
-        group="training",
         metavar="SHARE",
         within=SHARE,
     )
-    image_dropout: float = setting(
+    image_dropout: float = training_setting(
         0.05,
         "Share of the clips that an image-to-video model learns without their image.",
-        group="training",
         metavar="SHARE",
         within=SHARE,
     )
-    image_latent_scale: str = setting(
+    image_latent_scale: str = training_setting(
         "official",
         "Scale of the image's latents for image-to-video models of version 1.5. Choose the one "
         "that generate.py will use.",
-        group="training",
         choices=IMAGE_LATENT_SCALES,
     )
-    seed: int = setting(
-        0,
-        "Seed of the adapter, the noise, the order of the clips and random crops.",
-        group="training",
-        within=SEED,
+    seed: int = training_setting(
+        0, "Seed of the adapter, the noise, the order of the clips and random crops.", within=SEED
     )
-    prior_batch_size: int = setting(
+    prior_batch_size: int = prior_setting(
         0,
         "Prior prompts in a batch, in each process.",
-        group="prior",
         if_none="1 with --prior-prompts, else 0",
         within=at_least(0),
     )
-    prior_weight: float = setting(
+    prior_weight: float = prior_setting(
         0.05,
         "Weight of the prior prompts' loss against that of the clips. A larger weight forgets "
         "less and learns more slowly.",
-        group="prior",
         metavar="WEIGHT",
         within=at_least(0),
     )
@@ -136,10 +119,6 @@ class TrainingSettings:
     @property
     def effective_alpha(self) -> float:
         return self.rank if self.alpha is None else self.alpha
-
-
-Settings = TrainingSettings
-"""The former name."""
 
 
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:

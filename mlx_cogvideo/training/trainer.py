@@ -8,7 +8,8 @@ adapter bit for bit.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .log import LOG, append_row, cut_log
+from .log import LOG, append_row, cut_log, write_plot
 from .loss import AdapterLoss
-from .loss_plot import write_plot
 from .optimizer import make_optimizer
 from .prepare import Sample
 from .settings import TrainingSettings, new_adapter
@@ -122,33 +122,19 @@ class Trainer:
             DeviceError: MLX or the GPU failed. The steps done are saved.
             PeerLostError: another process is gone. The steps done are saved.
         """
-        try:
-            with mlx_errors(out_of_memory=MEMORY_ADVICE):
-                return self._train(save_every, validate_every, on_step, should_stop)
-        except (DeviceError, PeerLostError) as error:
-            if self.step > 0 and not self._is_updating:
-                self._rescue(error)
-            raise
-
-    def _train(
-        self,
-        save_every: int,
-        validate_every: int,
-        on_step: Callable[[Row], None],
-        should_stop: Callable[[], bool],
-    ) -> bool:
-        if self.distributed.is_main:
-            cut_log(self.folder / LOG, self.step)
-        stop = False
-        while not (self.is_done or stop):
-            row, stop = self._update(should_stop)
-            if self.distributed.is_main:
-                self._log(row, validate_every)
-                if stop or self.is_done or self.step % save_every == 0:
-                    self.save()
-                on_step(row)
-                stop = stop or self._stops_alone(should_stop)
-        self.distributed.wait()  # for what the main process saves
+        is_main, stop = self.distributed.is_main, False
+        with self._rescued(), mlx_errors(out_of_memory=MEMORY_ADVICE):
+            if is_main:
+                cut_log(self.folder / LOG, self.step)
+            while not (self.is_done or stop):
+                row, stop = self._update(should_stop)
+                if is_main:
+                    self._log(row, validate_every)
+                    if stop or self.is_done or self.step % save_every == 0:
+                        self.save()
+                    on_step(row)
+                    stop = stop or self._stops_alone(should_stop)
+            self.distributed.wait()  # for what the main process saves
         return self.is_done
 
     def _log(self, row: Row, validate_every: int) -> None:
@@ -246,10 +232,9 @@ class Trainer:
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
-        settings = self.settings
-        alpha = settings.effective_alpha
+        rank, alpha = self.settings.rank, self.settings.effective_alpha
         name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
-        save_adapter(folder, self.layers, rank=settings.rank, alpha=alpha, base_model=name)
+        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in the main process's folder.
@@ -282,8 +267,17 @@ class Trainer:
             "prior_batch_size": size * settings.prior_batch_size,
         }
 
+    @contextmanager
+    def _rescued(self) -> Iterator[None]:
+        """Saves the steps done when the block fails, and notes in the error how to continue."""
+        try:
+            yield
+        except (DeviceError, PeerLostError) as error:
+            if self.step > 0 and not self._is_updating:
+                self._rescue(error)
+            raise
+
     def _rescue(self, error: DeviceError | PeerLostError) -> None:
-        """Saves the steps done and notes in the error how to continue."""
         resume = "--resume"
         if not self.distributed.is_main:
             # Its own folder may hold another adapter, or belong to the main process.
@@ -308,12 +302,12 @@ def _digests(
 
     Files of the cache are named by what they were made of.
     """
-    clips = [
-        [asdict(sample.spec), *(path and path.name for path in sample.files)] for sample in samples
-    ]
     contents = {
         "model's weights": [model, dtype],
-        "clips": clips,
+        "clips": [
+            [asdict(each.spec), each.latents.name, each.text.name, each.image and each.image.name]
+            for each in samples
+        ],
         "prior prompts": [path.name for path in prior],
     }
     return {

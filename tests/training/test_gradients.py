@@ -10,7 +10,7 @@ from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.training import blockwise
 from mlx_cogvideo.training.loss import AdapterLoss, Batch
-from mlx_cogvideo.training.settings import Settings, new_adapter
+from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 
 CONFIG = TransformerConfig(
     num_attention_heads=2,
@@ -39,7 +39,7 @@ def network(bits: dict[str, int], targets: tuple[str, ...]) -> CogVideoXTransfor
             layer.weight, layer.scales, layer.biases = made
             layer.bias = mx.zeros(layer.bias.shape)
     model.freeze()
-    layers = new_adapter(model, Settings(rank=4, targets=targets))
+    layers = new_adapter(model, TrainingSettings(rank=4, targets=targets))
     for layer in layers.values():
         layer.lora_B = 0.1 * mx.random.normal(layer.lora_B.shape)
     add_adapter(model, layers)
