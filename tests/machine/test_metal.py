@@ -57,7 +57,7 @@ def test_winograd_is_off_before_the_first_convolution_unless_the_user_chose(
     with monkeypatch.context() as patch:
         pretend_metal(patch)
         vae = AutoencoderKLCogVideoX(SMALL_VAE)
-    mx.eval(vae.decode(mx.zeros((1, 1, 4, 4, 16)), "seamless"))
+    mx.eval(vae.decode(mx.zeros((1, 1, 4, 4, 16)), "exact"))
     mx.eval(vae.encode(mx.zeros((1, 1, 32, 32, 3)), "none").mean)
     assert len(seen) > 20 and set(seen) == {expected}
 
@@ -93,7 +93,7 @@ def test_the_choices_on_macs_of_all_sizes_fit():
             key = f"{variant}{suffix}", f"{bits} bits"
             expected |= {(*key, size): c for size, c in zip(MAC_SIZES, cells, strict=True)}
     for choice in choices_on_macs():
-        mode = {"none": "w", "seamless": "e", "tiled": "t"}[choice.tiling]
+        mode = {"none": "w", "exact": "e", "tiled": "t"}[choice.tiling]
         cell = f"{choice.memory / GIB:.1f}{mode}{'s' * choice.split_guidance}"
         key = choice.variant, choice.bits, choice.gigabytes
         assert expected[key] == (cell if choice.fits else "-"), key
@@ -120,7 +120,7 @@ def official(machine: Machine, alias: str = "5b") -> ModelConfigurations:
 )
 def test_decoding_is_estimated_by_backend(machine, whole, strips, tiles):
     """The size is 720x480 in 16 bits. Metal's ranges are counted in its source, CUDA's measured."""
-    modes = {"none": whole, "seamless": strips, "tiled": tiles}
+    modes = {"none": whole, "exact": strips, "tiled": tiles}
     for mode, (low, high) in modes.items():
         need = memory.vae_memory(official(machine), memory.Tiling(mode), 60, 90, frames=13)
         assert low < need / GIB < high, f"{mode}: {need / GIB:.2f}"
@@ -128,10 +128,10 @@ def test_decoding_is_estimated_by_backend(machine, whole, strips, tiles):
 
 def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment():
     model = official(Machine("metal", "", 16 * GIB, free=lambda: 2 * GIB))
-    assert memory.choose_tiling(model, 60, 90) == "seamless"
+    assert memory.choose_tiling(model, 60, 90) == "exact"
     assert memory.choose_tiling(official(Machine("metal", "", 4 * GIB)), 60, 90) == "tiled"
     model = official(Machine("metal", "", 64 * GIB, free=lambda: 4 * GIB))
-    assert memory.choose_tiling(model, 48, 72) == "seamless"
+    assert memory.choose_tiling(model, 48, 72) == "exact"
     model.machine = mac(64)
     assert memory.choose_tiling(model, 48, 72) == "none"
 
@@ -262,7 +262,7 @@ def recorded(monkeypatch, module, name: str) -> list[float]:
     return made
 
 
-@pytest.mark.parametrize("mode", ["none", "seamless"])
+@pytest.mark.parametrize("mode", ["none", "exact"])
 def test_convolutions_are_divided_by_frames_and_channels_to_the_same_numbers(monkeypatch, mode):
     vae = AutoencoderKLCogVideoX(SMALL_VAE)
     latents = mx.random.normal((1, 3, 4, 4, 16), key=mx.random.key(0))
@@ -399,7 +399,8 @@ def test_a_failure_in_a_run_is_one_line_and_the_run_goes_on(
     monkeypatch.chdir(tmp_path)
     assert generate("whole.mp4") == 0
     capsys.readouterr()
-    compute = getattr(CogVideoXPipeline, stage)
+    owner = {"denoise": CogVideoXPipeline, "decode": run_stages}[stage]
+    compute = getattr(owner, stage)
     raised = ValueError if TEXTS[text][0] == "shapes" else RuntimeError
 
     def fail(*args, **how):
@@ -407,18 +408,18 @@ def test_a_failure_in_a_run_is_one_line_and_the_run_goes_on(
         raise raised(text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXPipeline, stage, fail)
+        patch.setattr(owner, stage, fail)
         assert generate("video.mp4") == 1
     logged = capsys.readouterr().err
     (line,) = errors(logged)
     assert logged.splitlines()[-1] == line and "Traceback" not in logged
     kind, advice, _ = TEXTS[text]
     if (kind, stage) == ("memory", "decode"):
-        advice = "go on with --tiling tiled"
+        advice = "resume with --tiling tiled"
     assert text in line and advice in line
     steps = 1 if stage == "denoise" else 2
-    done = f"{steps} of 2 steps are kept, and this goes on: "
-    assert line.endswith(f"{done}python generate.py --resume video.mp4.resume")
+    assert f"{steps} of 2 steps are kept" in line
+    assert line.endswith("python generate.py --resume video.mp4.resume")
     assert run("--resume", "video.mp4.resume") == 0
     assert (read_video("video.mp4")[0] == read_video("whole.mp4")[0]).all()
 
