@@ -60,13 +60,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:
     """An option in the form of a command line."""
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise InvalidInputError(f"{path}: {option} must be true or false")
-        if value:
-            yield option
-        elif isinstance(action, argparse.BooleanOptionalAction):
-            yield _negated(option)
+    if value is None:
+        raise InvalidInputError(f"{path}: {option} has no value: leave it out")
+    if action.nargs == 0 or (action.nargs == "?" and isinstance(value, bool)):
+        yield from _switch(path, option, action, value)
         return
     values = value if isinstance(value, list) else [value]
     if any(isinstance(word, bool | dict | list) for word in values):
@@ -80,6 +77,15 @@ def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iter
         yield from (f"{option}={word}" for word in values)
     else:
         yield from (option, *map(str, values))
+
+
+def _switch(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{path}: {option} must be true or false")
+    if value:
+        yield option
+    elif isinstance(action, argparse.BooleanOptionalAction):
+        yield _negated(option)
 
 
 def _negated(option: str) -> str:

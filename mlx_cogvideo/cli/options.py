@@ -76,7 +76,7 @@ def default_words(settings_class: type, name: str) -> str | None:
 def number(text: str) -> float:
     """A number such as 0.25, or a fraction such as 1/6."""
     try:
-        return float(Fraction(text))
+        return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise argparse.ArgumentTypeError(f"must be a number or a fraction, got {text}") from None
 

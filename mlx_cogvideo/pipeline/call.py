@@ -10,11 +10,11 @@ from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.guidance import check_uncond
 from ..errors import InvalidInputError
 from .estimates import check_memory_limit
-from .events import Progress, RunState
+from .events import Progress
 from .fields import about
 from .resolved import ResolvedSettings
 from .resolver import resolve
-from .run_stages import TILED, encode_prompt, join_embeds, needs_negative
+from .run_stages import TILED, join_embeds, needs_negative
 from .settings import VideoSettings
 from .vae_stage import check_decodable
 
@@ -57,22 +57,19 @@ class Call(PromptedSettings):
     on_progress: Progress | None = None
 
 
-def start(model: ModelFolder, call: Call) -> tuple[ResolvedSettings, RunState]:
-    """Checks a call; returns its settings and what of the run it already brings.
+def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
+    """Checks a call, and gives every setting its value. No weight is read.
 
     Raises:
         InvalidInputError: an argument that the model can't follow.
     """
-    if call.output_type not in ("np", "float", "latent"):
-        raise InvalidInputError(
-            f"output_type must be np, float or latent; got {call.output_type!r}"
-        )
     if call.prompt is None and call.prompt_embeds is None:
         raise InvalidInputError("give a prompt or prompt_embeds")
     settings = resolve(model, call if call.prompt_embeds is None else replace(call, prompt=None))
     if call.tiling == "auto" and settings.decoding.mode == "tiled":
         logger.warning(TILED)
     check_uncond(settings.uncond, call.negative_prompt_embeds is not None)
+    check_output_type(call.output_type, settings)
     _check_latents(call, settings)
     decodes = call.output_type != "latent"
     if decodes:
@@ -81,27 +78,35 @@ def start(model: ModelFolder, call: Call) -> tuple[ResolvedSettings, RunState]:
     encodes = call.prompt_embeds is None or missing
     check_memory_limit(model, settings, decode=decodes, done=() if encodes else ("encode",))
     settings.source.check(settings.geometry, model.fps)
-    return settings, RunState(embeds=_given_embeds(model, call, settings))
+    return settings
+
+
+def check_output_type(output_type: str, settings: ResolvedSettings) -> None:
+    """Raises InvalidInputError for an unknown output, or one that a video doesn't have."""
+    if output_type not in ("np", "float", "latent"):
+        raise InvalidInputError(f"output_type must be np, float or latent; got {output_type!r}")
+    if settings.extend and output_type == "latent":
+        raise InvalidInputError("a video of several windows has no latents of its own")
 
 
 def _check_latents(call: Call, settings: ResolvedSettings) -> None:
     shape = settings.geometry.latent_shape
     if call.latents is not None and tuple(call.latents.shape) != shape:
         raise InvalidInputError(f"latents must have shape {shape}; got {tuple(call.latents.shape)}")
-    if settings.extend and (call.output_type == "latent" or call.latents is not None):
+    if settings.extend and call.latents is not None:
         raise InvalidInputError("a video of several windows has no latents of its own")
 
 
-def _given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) -> mx.array | None:
-    """The run's embeddings where some are given; the rest is encoded."""
+def given_embeds(
+    model: ModelFolder, encode: Callable[[str], mx.array], call: Call, settings: ResolvedSettings
+) -> mx.array:
+    """The embeddings of a call that gives some; the rest is encoded."""
     positive, negative = call.prompt_embeds, call.negative_prompt_embeds
-    if positive is None and negative is None:
-        return None
     try:
         if negative is None and needs_negative(settings):
-            negative = encode_prompt(model, call.negative_prompt)
+            negative = encode(call.negative_prompt)
         if positive is None:
-            positive = encode_prompt(model, call.prompt or "")
+            positive = encode(call.prompt or "")
     finally:
         model.free("text_encoder")
     return join_embeds(model, settings, positive, negative)

@@ -109,8 +109,15 @@ def check_values(settings: Any) -> None:
         value = getattr(settings, name)
         if about.aliases is not None and isinstance(value, str):
             object.__setattr__(settings, name, about.aliases.get(value, value))
-        if about.within is not None and value is not None and not about.within.holds(value):
-            raise InvalidInputError(f"{name} must be {about.within.words}; got {value}")
+        if about.within is not None and value is not None and not _holds(about.within, value):
+            raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")
+
+
+def _holds(within: Range, value: Any) -> bool:
+    try:
+        return within.holds(value)
+    except TypeError:  # no number at all
+        return False
 
 
 def with_arguments(
@@ -126,9 +133,10 @@ def with_arguments(
     ) -> Callable[Concatenate[Owner, P], Result]:
         @wraps(method)
         def call(self: Owner, *args: P.args, **kwargs: P.kwargs) -> Result:
-            return method(self, arguments(*args, **kwargs))
+            return method(self, _made(arguments, method, *args, **kwargs))
 
-        _document(call, arguments, list(inspect.signature(method).parameters.values())[:1])
+        owner = next(iter(inspect.signature(method).parameters.values()))
+        _document(call, arguments, [owner, *inspect.signature(arguments).parameters.values()])
         return call
 
     return decorate
@@ -146,21 +154,33 @@ def from_arguments(
     def decorate(function: Callable[[Arguments], Result]) -> Callable[P, Result]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
-            named = dict(zip(by_position, args, strict=False))
-            if len(args) > len(by_position) or named.keys() & kwargs.keys():
-                arguments(*args, **kwargs)  # which raises Python's own TypeError
-            return function(arguments(**named, **kwargs))  # type: ignore[call-arg, arg-type]
+            named = inspect.signature(call).bind(*args, **kwargs).arguments
+            return function(_made(arguments, function, **named))  # type: ignore[call-arg]
 
-        _document(call, arguments, [])
+        own = dict(inspect.signature(arguments).parameters)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        first = [own.pop(name).replace(kind=kind) for name in by_position]
+        _document(call, arguments, [*first, *own.values()])
         return call
 
     return decorate
 
 
-def _document(call: Any, arguments: Any, first: list[inspect.Parameter]) -> None:
+def _made(
+    arguments: Callable[P, Arguments], of: Any, *args: P.args, **kwargs: P.kwargs
+) -> Arguments:
+    """Makes the dataclass; an error about the arguments names the function that was called."""
+    try:
+        return arguments(*args, **kwargs)
+    except TypeError as error:
+        name = f"{getattr(arguments, '__name__', '')}.__init__()"
+        raise TypeError(str(error).replace(name, f"{of.__qualname__}()")) from None
+
+
+def _document(call: Any, arguments: Any, parameters: list[inspect.Parameter]) -> None:
     """Sets the signature and the docstring of a function that takes a dataclass's arguments."""
-    own = inspect.signature(arguments).parameters.values()
-    call.__signature__ = inspect.Signature([*first, *own])
+    returned = inspect.signature(call).return_annotation
+    call.__signature__ = inspect.Signature(parameters, return_annotation=returned)
     summary, _, rest = inspect.cleandoc(call.__doc__).partition("\n\n")
     others = inspect.cleandoc(arguments.__doc__).partition("Attributes:\n")[2].rstrip()
     lines = ["Args:", *filter(None, [others]), *_described(arguments)]

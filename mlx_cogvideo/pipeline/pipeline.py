@@ -16,7 +16,7 @@ from ..diffusion.denoising import DenoisingState, denoising_steps
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from . import run_stages as stages
-from .call import Call, PromptedSettings, start
+from .call import Call, PromptedSettings, check_output_type, given_embeds, prepare
 from .events import Event, Progress, RunState, no_progress
 from .fields import with_arguments
 from .geometry import Geometry
@@ -80,6 +80,7 @@ class CogVideoXPipeline(ModelFolder):
                 for done, frames in stages.decode(self, window, run.latents, output_type):
                     yield Event("decode", done, total, window, run, frames)
 
+        check_output_type(output_type, settings)
         run = run or RunState()
         if settings.extend:
             return extended_events(tell, settings, run, ends_early)
@@ -93,8 +94,12 @@ class CogVideoXPipeline(ModelFolder):
             InvalidInputError: an argument the model can't follow; before any weight is read.
             GenerationError: the model produced NaN or one constant colour.
         """
-        settings, run = start(self, call)
+        settings, run = prepare(self, call), RunState()
         report, stopped, frames = call.on_progress or no_progress, False, []
+        if call.prompt_embeds is not None or call.negative_prompt_embeds is not None:
+            report("encode", 0, 1)
+            run = RunState(embeds=given_embeds(self, self.encode_prompt, call, settings))
+            report("encode", 1, 1)
 
         def ends_early() -> bool:
             return stopped
@@ -175,7 +180,9 @@ class CogVideoXPipeline(ModelFolder):
             GenerationError: a step gave NaN or infinity.
             InvalidInputError: the settings need a conditioning.
         """
-        if state is not None and state.step >= settings.steps:
+        if state is not None and state.step < settings.steps:
+            state = state.to_save
+        elif state is not None:
             return
         if conditioning is None and not settings.source.is_noise:
             raise InvalidInputError("this video starts from more than noise: condition it first")

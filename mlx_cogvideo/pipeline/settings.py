@@ -259,7 +259,7 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     if "tiling" not in given and any(parts.get(name) == "tiling" for name in given):
         given["tiling"] = "tiled"
     reset = {name for name, owner in parts.items() if owner in given}
-    if (given.get("guidance_scale") or 2) <= 1:
+    if "guidance_scale" in given and given["guidance_scale"] <= 1:
         reset.add("guidance_range")
     return {name: value for name, value in recorded.items() if name not in reset} | given
 

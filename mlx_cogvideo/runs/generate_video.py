@@ -9,7 +9,7 @@ import numpy as np
 from ..checkpoints import default_model, model_identity
 from ..errors import InvalidInputError, mlx_errors
 from ..files import locked
-from ..pipeline.call import Call, start
+from ..pipeline.call import Call, prepare
 from ..pipeline.fields import about, from_arguments
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.settings import VideoSettings
@@ -40,26 +40,19 @@ class OneCall(VideoSettings):
             raise InvalidInputError("give a prompt")
         given = {f.name: getattr(self, f.name) for f in fields(VideoSettings)}
         if self.cfg_scale is not None:
+            if self.guidance_scale != VideoSettings.guidance_scale:
+                raise InvalidInputError("cfg_scale is guidance_scale: give one of them")
             given["guidance_scale"] = self.cfg_scale
         return Call(**given)
 
 
-_SIZE = ("num_frames", "height", "width")
-
-
-@from_arguments(
-    OneCall,
-    (
-        "prompt",
-        "model",
-        *_SIZE,
-        "num_inference_steps",
-        "cfg_scale",
-        "seed",
-        "output_path",
-        "tiling",
-    ),
+BY_POSITION = (
+    *("prompt", "model", "num_frames", "height", "width", "num_inference_steps", "cfg_scale"),
+    *("seed", "output_path", "tiling", "image", "video", "strength"),
 )
+
+
+@from_arguments(OneCall, BY_POSITION)
 def generate_video(arguments: OneCall) -> np.ndarray:
     """Makes a video of a prompt, and writes it where `output_path` says.
 
@@ -84,12 +77,12 @@ def generate_video(arguments: OneCall) -> np.ndarray:
 def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     model = default_model() if arguments.model is None else arguments.model
     pipe = CogVideoXPipeline.from_pretrained(model)
-    settings, run = start(pipe, arguments.call())
+    settings = prepare(pipe, arguments.call())
     identity = {} if path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, settings, identity, fps=pipe.fps)
     meter, frames = Meter(record), []
     with mlx_errors():
-        for event in pipe.events(settings, run):
+        for event in pipe.events(settings):
             meter(event.stage, event.done, event.total)
             if event.frames is not None:
                 frames.append(event.frames)

@@ -221,7 +221,9 @@ class _Keeper:
             self._save_if_due()
 
     def _save_if_due(self) -> None:
-        if self._every is not None:
+        if not self._is_there:  # the text and the source aren't computed again after a crash
+            due = True
+        elif self._every is not None:
             due = self.saved.steps_done - self._steps_on_disk >= self._every
         else:
             due = time.monotonic() - self._time >= SAVE_EVERY_SECONDS

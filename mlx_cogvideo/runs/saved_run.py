@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 def saved_path(output: str | Path) -> Path:
     """Where the run that makes `output` is saved: beside it."""
     path = Path(output)
+    if not path.name:
+        raise InvalidInputError(f"{str(output)!r} names no file: give --output a name")
     return path.with_name(path.name + SUFFIX)
 
 
