@@ -19,9 +19,9 @@ from .components import (
 )
 from .networks import make_network
 from .resolve import component_folder
-from .safetensors_header import TensorInfo
 from .sat import SatTensor, open_sat
 from .sat_configs import text_encoder_config, transformer_config, vae_config
+from .tensor_files import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
     network = make_network(name, config)
     if assumed_dtype is not None:
         stored = {
-            tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
+            tensor: TensorInfo(assumed_dtype, upstream_shape(parameter.shape))
             for tensor, parameter in tree_flatten(network.parameters())
         }
         return ComponentSource(config, stored, dict)

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from .safetensors_header import TensorInfo
+from .tensor_files import TensorInfo
 from .torch_file import TorchFile, TorchTensor, tensors_in
 
 TRANSFORMER_FILE = "mp_rank_00_model_states.pt"
@@ -163,7 +163,7 @@ def _under(tensors: Mapping[str, TorchTensor], prefix: str) -> dict[str, TorchTe
 
 
 def _plain(file: Path, tensor: TorchTensor) -> SatTensor:
-    return SatTensor(TensorInfo(file, tensor.dtype, tensor.shape), tensor.read)
+    return SatTensor(TensorInfo(tensor.dtype, tensor.shape, file), tensor.read)
 
 
 def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
@@ -174,7 +174,7 @@ def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...
         whole = tensor.read()
         return mx.concatenate([whole[i * size : (i + 1) * size] for i in chosen])
 
-    return SatTensor(TensorInfo(file, tensor.dtype, (size * len(chosen), *tensor.shape[1:])), read)
+    return SatTensor(TensorInfo(tensor.dtype, (size * len(chosen), *tensor.shape[1:]), file), read)
 
 
 def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
@@ -193,7 +193,7 @@ def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, Sa
         elif name == _POSITIONS and _has_learned_positions(tensors):
             found["patch_embed.pos_embedding"] = _plain(file, tensor)
         elif not _DROPPED.match(name):
-            official = _renamed(name, _RENAMED)
+            official = _renamed(name)
             if official is None:
                 unknown.append(name)
             else:
@@ -249,8 +249,8 @@ def _vae(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]
     return found
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    for pattern, replacement in table:
+def _renamed(name: str) -> str | None:
+    for pattern, replacement in _RENAMED:
         official, count = re.subn(f"^{pattern}", replacement, name)
         if count:
             return official

@@ -17,7 +17,6 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
     patch = shapes["patch_embed.proj.weight"]
     blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
     head_dim = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
-    out_channels = 16
     config = {
         "_class_name": "CogVideoXTransformer3DModel",
         "num_layers": len(blocks),
@@ -25,7 +24,7 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
         "attention_head_dim": head_dim,
         "text_embed_dim": text_dim,
         "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
-        "out_channels": out_channels,
+        "out_channels": 16,
     }
     # 1.5 has a linear layer over patches of 2 frames where 1.0 has a convolution.
     volume = 1 if len(patch) == 4 else 2 * 2 * 2

@@ -12,10 +12,9 @@ from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, r
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.safetensors_header import TensorInfo
-from ..checkpoints.safetensors_writer import NAMES, Entry
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
+from ..checkpoints.tensor_files import NAMES, TensorInfo
 from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
@@ -55,17 +54,17 @@ class TensorPlan:
         return self.name.removesuffix(".weight")
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         """The tensors that are written, by name."""
         if self.wanted is None:
-            return {self.name: Entry(self.dtype, self.shape)}
+            return {self.name: TensorInfo(self.dtype, self.shape)}
         types = {
             "weight": "U32",
             "scales": self.dtype if self.wanted.has_biases else "U8",
             "biases": self.dtype,
         }
         shapes = self.wanted.packed_shapes(*self.shape)
-        return {f"{self.layer}.{part}": Entry(types[part], shapes[part]) for part in shapes}
+        return {f"{self.layer}.{part}": TensorInfo(types[part], shapes[part]) for part in shapes}
 
 
 @dataclass
@@ -85,12 +84,12 @@ class ComponentPlan:
     unfit: list[str] = field(default_factory=list)
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return {name: entry for plan in self.tensors for name, entry in plan.entries.items()}
 
     @property
     def bytes_before(self) -> int:
-        return sum(Entry(info.dtype, info.shape).bytes for info in self.source.stored.values())
+        return sum(info.bytes for info in self.source.stored.values())
 
     @property
     def bytes_after(self) -> int:
@@ -154,7 +153,7 @@ def plan_conversion(
         folder: the model: a folder in the official layout, one that was converted before, or a
             file or folder of the SAT code.
         quantization: for the layers that can be quantized; None keeps 16 bits.
-        recipe: a key of `RECIPES`, which decides the number of bits of each kind of layer.
+        recipe: one of `RECIPES`, which decides the number of bits of each kind of layer.
         dtype: type of all numbers that aren't quantized; None keeps the source's.
         dequantize: whether a quantized source is converted back to 16 bits.
         components: the networks to quantize, dequantize or cast; others are copied.

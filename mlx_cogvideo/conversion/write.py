@@ -18,8 +18,8 @@ import mlx.core as mx
 
 from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.model_card import model_card
-from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
+from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from .coders import AutoencoderConfig
+from ..config import AutoencoderConfig
 
 CHUNK_FRAMES = 9
 """Frames of the largest usual chunk, the first one of 8N+1 frames."""

@@ -9,7 +9,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend import disable_winograd
-from .coders import AutoencoderConfig, Decoder3D, Encoder3D
+from ..config import AutoencoderConfig
+from .coders import Decoder3D, Encoder3D
 from .row_strips import ConvCache
 from .tiles import Tiles
 

@@ -7,7 +7,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from .coders import AutoencoderConfig
+from ..config import AutoencoderConfig
 
 DEFAULT_OVERLAP = (1 / 6, 1 / 5)
 
