@@ -120,7 +120,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
             if _held.get(key) is lock:
                 del _held[key]
             lock.release()
-            _forget(file)
+            keep(file)
 
 
 def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> None:
@@ -158,11 +158,6 @@ def temporary_path(path: Path, ending: str = ".part") -> Path:
     return part
 
 
-def keep(part: Path) -> None:
-    """Marks a temporary as complete: it isn't removed after a kill any more."""
-    _forget(part)
-
-
 def _note(file: Path) -> None:
     """Lists a file in the lock that covers it, so that it is removed if the process is killed."""
     file = absolute(file)
@@ -172,7 +167,8 @@ def _note(file: Path) -> None:
             lock.write()
 
 
-def _forget(file: Path) -> None:
+def keep(file: Path) -> None:
+    """Marks a temporary as complete: it isn't removed after a kill any more."""
     file = absolute(file)
     for lock in list(_held.values()):
         if file.is_relative_to(lock.path.parent):

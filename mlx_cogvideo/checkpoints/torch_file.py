@@ -272,7 +272,7 @@ class _Unpickler(pickle.Unpickler):
         known = {
             ("collections", "OrderedDict"): _StateDict,
             ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
-            ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+            ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
             ("torch", "Size"): tuple,
             **dict.fromkeys(IGNORED, _Ignored),
         }
@@ -297,7 +297,3 @@ class _Unpickler(pickle.Unpickler):
         tensor = TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
         tensor.extent()
         return tensor
-
-
-def _parameter(tensor: TorchTensor, *_: Any) -> TorchTensor:
-    return tensor

@@ -130,7 +130,7 @@ class ConversionPlan:
     @property
     def takes_image(self) -> bool:
         """Whether it is an image-to-video model."""
-        return _transformer_config(self.components).takes_image
+        return transformer_config(self.components).takes_image
 
 
 def plan_conversion(
@@ -179,8 +179,12 @@ def plan_conversion(
             f"no layer can be quantized with groups of {quantization.group_size}: their widths "
             "don't divide by it"
         )
-    variant = variant_of(plans)
-    adapters = _adapters(plans, lora) if lora else []
+    config = transformer_config(plans)
+    adapters = []
+    if lora:
+        layers = linear_layers(CogVideoXTransformer3DModel(config))
+        adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
+    variant = match_variant(config)
     return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
 
 
@@ -209,13 +213,6 @@ def _check_quantized(
             raise InvalidInputError(
                 f"{name} is quantized and would stay so: add it to --components"
             )
-
-
-def _adapters(
-    plans: Collection[ComponentPlan], lora: Collection[tuple[str | Path, float]]
-) -> list[tuple[Adapter, float]]:
-    layers = linear_layers(CogVideoXTransformer3DModel(_transformer_config(plans)))
-    return [(open_adapter(source, layers), scale) for source, scale in lora]
 
 
 def _sources(
@@ -283,12 +280,7 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
     return plan
 
 
-def variant_of(plans: Collection[ComponentPlan]) -> Variant | None:
-    """The official model that these networks belong to, or None."""
-    return match_variant(_transformer_config(plans))
-
-
-def _transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
+def transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
     config = next(plan.config for plan in plans if plan.name == "transformer")
     return TransformerConfig.from_dict(config)
 

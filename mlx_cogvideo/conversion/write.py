@@ -159,13 +159,14 @@ def _convert(
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:
     """The weights in the plan's order, dequantized."""
     # Each array is read when it is used, and freed after that.
-    arrays = plan.source.open()
+    take = plan.source.open()
     for tensor in plan.tensors:
         if tensor.stored is None:
-            yield arrays.pop(tensor.name)
-            continue
-        packed = [arrays.pop(f"{tensor.layer}.{p}", None) for p in ("weight", "scales", "biases")]
-        yield mx.dequantize(*packed, **tensor.stored.arguments())
+            yield take(tensor.name)
+        else:
+            parts = tensor.stored.packed_shapes(*tensor.shape)
+            packed = [take(f"{tensor.layer}.{part}") for part in parts]
+            yield mx.dequantize(*packed, **tensor.stored.arguments())
 
 
 def _written(tensor: TensorPlan, weight: mx.array, quality: "_Quality") -> dict[str, mx.array]:

@@ -99,7 +99,7 @@ def test_a_run_with_an_adapter_isnt_resumed_without_it(adapter, output, monkeypa
     assert read_record(output)["settings"]["lora"][0]["source"] == str(adapter)
 
 
-def stop(session, job):
+def stop(session, job, run):
     raise KeyboardInterrupt
 
 

@@ -317,7 +317,7 @@ mx.clear_cache()
 stored = read_header(source)
 how = Quantization(4, 64)
 tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
-origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
+origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)).pop)
 component = ComponentPlan("transformer", origin, {{}}, tensors)
 plan = ConversionPlan(folder, "model", None, how, "standard", [component], {{}})
 mx.reset_peak_memory()
