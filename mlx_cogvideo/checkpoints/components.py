@@ -89,11 +89,7 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
 
 
 def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
-    """Raises CheckpointError unless `stored` are exactly the parameters of `module`.
-
-    Args:
-        folder: the folder or file that the message names.
-    """
+    """Raises CheckpointError, about `folder`, unless `stored` are the parameters of `module`."""
     wanted = {n: upstream_shape(p.shape) for n, p in tree_flatten(module.parameters())}
     _refuse(folder, "missing tensors", wanted.keys() - stored.keys())
     _refuse(folder, "unexpected tensors", stored.keys() - wanted.keys())

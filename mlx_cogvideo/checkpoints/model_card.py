@@ -41,10 +41,8 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         *(_row(name, component) for name, component in report["components"].items()),
     ]
     for adapter in report.get("lora", ()):
-        lines += [
-            "",
-            f"The LoRA adapter `{adapter['source']}` is fused in, at {adapter['scale']:g}.",
-        ]
+        fused = f"The LoRA adapter `{adapter['source']}` is fused in, at {adapter['scale']:g}."
+        lines += ["", fused]
     if "revision" in source:
         command = f"hf cache rm model/{source['name']}"
         lines += ["", f"The download that this was made from isn't needed any more: `{command}`."]

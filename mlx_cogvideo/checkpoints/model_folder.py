@@ -261,11 +261,7 @@ def official_model(
 def _converted_tensors(
     name: str, config: str, quantization: Quantization | None
 ) -> dict[str, TensorInfo]:
-    """The tensors that the converter makes of a network, from the shapes of its parameters.
-
-    Args:
-        config: the text of its ``config.json``.
-    """
+    """The tensors that the converter makes of a network with this text in its ``config.json``."""
     network = make_network(name, json.loads(config))
     if quantization is not None:
         layers = linear_layers(network)

@@ -195,11 +195,7 @@ def _check_quantized(
     *,
     dequantize: bool,
 ) -> None:
-    """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly.
-
-    Args:
-        components: the networks to dequantize.
-    """
+    """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly."""
     quantized = [plan.name for plan in plans if "quantization" in plan.config]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")

@@ -164,12 +164,7 @@ def norm_heads(
 
 
 def modulated_norm(
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array,
-    eps: float,
-    is_text: mx.array,
-    vectors: mx.array,
+    x: mx.array, weight: mx.array, bias: mx.array, eps: float, is_text: mx.array, vectors: mx.array
 ) -> mx.array:
     """The modulated norm of `CogVideoXLayerNormZero`.
 

@@ -57,11 +57,7 @@ class CogVideoXLayerNormZero(nn.Module):
         return Modulation(vectors, *mx.split(vectors, 6, axis=-1))
 
     def __call__(
-        self,
-        x: mx.array,
-        is_text: mx.array,
-        modulation: Modulation,
-        schedule: EvalSchedule = LAZY,
+        self, x: mx.array, is_text: mx.array, modulation: Modulation, schedule: EvalSchedule = LAZY
     ) -> mx.array:
         """``[batch, tokens, dim] -> [batch, tokens, dim]``; `is_text` is ``[tokens, 1]``."""
         weight, bias, eps = self.norm.weight, self.norm.bias, self.norm.eps

@@ -106,13 +106,9 @@ class QuantizedLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, bias: bool, quantization: Quantization):
         super().__init__()
         self.quantization = quantization
+        scales = mx.float32 if quantization.has_biases else mx.uint8
         for name, shape in quantization.packed_shapes(outputs, inputs).items():
-            dtype = mx.float32
-            if name == "weight":
-                dtype = mx.uint32
-            elif not quantization.has_biases:
-                dtype = mx.uint8
-            self[name] = mx.zeros(shape, dtype)
+            self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
         if bias:
             self.bias = mx.zeros(outputs)
         self.freeze()

@@ -56,10 +56,7 @@ class ClipInfo:
 
 
 def read_clip(
-    path: Path,
-    spec: ClipSpec,
-    position: tuple[float, float] = (0.5, 0.5),
-    timeout: float = TIMEOUT,
+    path: Path, spec: ClipSpec, position: tuple[float, float] = (0.5, 0.5), timeout: float = TIMEOUT
 ) -> np.ndarray:
     """The frames of a clip, uint8 ``[F, H, W, 3]``.
 
@@ -124,10 +121,8 @@ def measure(
     """The size and number of frames that `read_clip` could take from a clip.
 
     Args:
-        path: a file, or a folder of pictures.
-        fps: frames per second.
-        skip: frames to leave out at the beginning and at the end.
-        timeout: in seconds; see `TIMEOUT`.
+        path, timeout: as for `read_clip`.
+        fps, skip: as in `ClipSpec`.
         kind: the word for the file in errors.
 
     Raises:
@@ -290,18 +285,15 @@ def _fitted(
     """A frame as it is shown, in the height and width of `spec`."""
     turns = _quarter_turns(frame)
     height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
+    sides = frame.height, frame.width * aspect
+    scales = height / sides[0], width / sides[1]
     if spec.fit == "stretch":
         rows, columns = height, width
+    elif spec.fit == "pad":
+        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
     else:
-        nearer = max if spec.fit == "crop" else min
-        sides = frame.height, frame.width * aspect
-        scale = nearer(height / sides[0], width / sides[1])
-        rows, columns = (max(round(side * scale), 1) for side in sides)
-        if spec.fit == "crop":
-            rows, columns = (
-                max(ceil(side * scale - 1e-6), least)
-                for side, least in zip(sides, (height, width), strict=True)
-            )
+        rows = max(ceil(sides[0] * max(scales) - 1e-6), height)
+        columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
     pixels = np.rot90(_scaled(frame, rows, columns), turns)
     return _placed(pixels, spec.height, spec.width, position)
 

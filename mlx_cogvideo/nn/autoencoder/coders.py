@@ -20,15 +20,8 @@ class Block3D(nn.Module):
     ):
         super().__init__()
         in_channels, out_channels = channels
-        self.resnets = [
-            ResnetBlock3D(
-                out_channels if i else in_channels,
-                out_channels,
-                config.norm_num_groups,
-                latent_channels,
-            )
-            for i in range(layers)
-        ]
+        inputs, groups = [in_channels] + [out_channels] * (layers - 1), config.norm_num_groups
+        self.resnets = [ResnetBlock3D(n, out_channels, groups, latent_channels) for n in inputs]
         self.downsamplers: list[Downsample3D] = []
         self.upsamplers: list[Upsample3D] = []
 
