@@ -50,7 +50,7 @@ class Variant:
         return min(height, width) == self.height and max(height, width) <= self.longest_side
 
     def size_like(self, picture: tuple[int, int]) -> tuple[int, int]:
-        """A height and width that it was trained on, with about the aspect ratio of these."""
+        """A size that it was trained on, in about the aspect ratio of a picture (height, width)."""
         if self.longest_side is None:
             return self.height, self.width
         longer = round(self.height * max(picture) / min(picture) / 16) * 16

@@ -270,8 +270,9 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
         if layer in source.quantized and part == "weight":
             how = source.quantized[layer]
             shape = (shape[0], shape[1] * 32 // how.bits)
-            scales = source.stored[f"{layer}.scales"].dtype
-            dtype = scales if scales in FLOATING else _other_dtype(source.stored)
+            dtype = source.stored[f"{layer}.scales"].dtype
+            if dtype not in FLOATING:  # some modes have integer scales
+                dtype = next(i.dtype for i in source.stored.values() if i.dtype in FLOATING)
         plan.tensors.append(TensorPlan(tensor, shape, dtype, how, how))
     return plan
 
@@ -279,11 +280,6 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
 def transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
     config = next(plan.config for plan in plans if plan.name == "transformer")
     return TransformerConfig.from_dict(config)
-
-
-def _other_dtype(stored: Mapping[str, TensorInfo]) -> str:
-    """The type of the tensors that aren't packed: the scales of some modes are integers."""
-    return next(info.dtype for info in stored.values() if info.dtype in FLOATING)
 
 
 def _decide(

@@ -289,11 +289,11 @@ def _fitted(
     scales = height / sides[0], width / sides[1]
     if spec.fit == "stretch":
         rows, columns = height, width
-    elif spec.fit == "pad":
-        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
-    else:
+    elif spec.fit == "crop":
         rows = max(ceil(sides[0] * max(scales) - 1e-6), height)
         columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
+    else:
+        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
     pixels = np.rot90(_scaled(frame, rows, columns), turns)
     return _placed(pixels, spec.height, spec.width, position)
 

@@ -54,8 +54,7 @@ class GifWriter(FrameWriter):
     def _finish(self) -> None:
         self._graph.vpush(None)
         self._encode_ready()
-        self._container.mux(self._stream.encode())
-        self._close()
+        super()._finish()
 
     def _store(self, part: Path, comment: str) -> None:
         add_gif_comment(part, comment.encode())

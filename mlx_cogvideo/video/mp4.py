@@ -62,10 +62,6 @@ class VideoWriter(FrameWriter):
         )
         self._container.mux(self._stream.encode(picture))
 
-    def _finish(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._close()
-
     def _store(self, part: Path, comment: str) -> None:
         """Copies the finished stream into a file with the comment.
 

@@ -54,7 +54,7 @@ def test_every_stage_is_right_here(dtype):
         (
             "vae",
             "decoder.mid_block.resnets.0.conv1.conv.weight",
-            {f"VAE, decoding, {mode}" for mode in ("none", "seamless", "tiled")},
+            {f"VAE, decoding, {mode}" for mode in ("none", "exact", "tiled")},
         ),
         ("vae", "encoder.conv_in.conv.weight", {"VAE, encoding"}),
     ],
