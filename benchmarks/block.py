@@ -23,8 +23,7 @@ from mlx_cogvideo.machine.speed import measure_ceilings
 from mlx_cogvideo.nn.attention import attention
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
 from mlx_cogvideo.nn.low_rank import permute_rows
-from mlx_cogvideo.nn.modulation import gated_residual
-from mlx_cogvideo.nn.norms import norm_heads
+from mlx_cogvideo.nn.modulation import gated_residual, norm_heads
 from mlx_cogvideo.nn.positions import half_split
 from mlx_cogvideo.nn.transformer import (
     CogVideoXTransformer3DModel,

@@ -55,14 +55,10 @@ def this_machine() -> Machine:
     return Machine(backend(), chip(), machine_memory(), uses_winograd(), available_memory)
 
 
-# The share of a Mac's memory that Metal recommends for the GPU: the larger one from 36 GB on.
-_SMALL_SHARE, _LARGE_SHARE, _LARGE_GB = 2 / 3, 3 / 4, 36
-
-
-def mac(gigabytes: int, chip_name: str = "") -> Machine:
-    """A Mac with this much memory in GB; by default with the slowest chip."""
-    share = _LARGE_SHARE if gigabytes >= _LARGE_GB else _SMALL_SHARE
-    return Machine("metal", chip_name, int(share * gigabytes * GIB))
+def mac(gigabytes: int) -> Machine:
+    """A Mac with this much memory in GB, and the slowest chip."""
+    share = 3 / 4 if gigabytes >= 36 else 2 / 3  # what Metal recommends for the GPU
+    return Machine("metal", "", int(share * gigabytes * GIB))
 
 
 def machine_memory() -> int:

@@ -140,18 +140,12 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
 
 @contextmanager
 def mlx_errors(out_of_memory: str | None = None) -> Iterator[None]:
-    """Turns MLX's errors into `DeviceError`; errors of this package pass.
-
-    Args:
-        out_of_memory: what to do if memory ran out; None gives the default advice.
-    """
+    """Turns MLX's errors into `device_error`; errors of this package pass."""
     try:
         yield
     except CogVideoXError:
         raise
-    except (RuntimeError, MemoryError) as error:
-        raise device_error(error, out_of_memory) from error
-    except (ValueError, IndexError, OverflowError) as error:
-        if not is_by_mlx(error):
+    except (RuntimeError, MemoryError, ValueError, IndexError, OverflowError) as error:
+        if not isinstance(error, RuntimeError) and not is_by_mlx(error):
             raise
         raise device_error(error, out_of_memory) from error

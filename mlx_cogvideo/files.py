@@ -120,15 +120,11 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
             if _held.get(key) is lock:
                 del _held[key]
             lock.release()
-            _forget(file)
+            keep(file)
 
 
 def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> None:
-    """Raises OutputError if another process holds the lock of `path`; writes nothing.
-
-    Args:
-        advice, lock_file: as for `locked`.
-    """
+    """Raises OutputError if another process holds the lock that `locked` takes; writes nothing."""
     file = lock_file or _neighbour(absolute(path), "", ".lock")
     try:
         stream = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,18 +145,10 @@ def temporary_path(path: Path, ending: str = ".part") -> Path:
 
     If `path` or a folder around it is locked and the process is killed, the next owner of the lock
     removes the temporary.
-
-    Args:
-        ending: the end of its name.
     """
     part = _neighbour(path, f".{secrets.token_hex(4)}", ending)
     _note(part)
     return part
-
-
-def keep(part: Path) -> None:
-    """Marks a temporary as complete: it isn't removed after a kill any more."""
-    _forget(part)
 
 
 def _note(file: Path) -> None:
@@ -172,7 +160,8 @@ def _note(file: Path) -> None:
             lock.write()
 
 
-def _forget(file: Path) -> None:
+def keep(file: Path) -> None:
+    """Marks a temporary as complete: it isn't removed after a kill any more."""
     file = absolute(file)
     for lock in list(_held.values()):
         if file.is_relative_to(lock.path.parent):
@@ -217,8 +206,7 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
     """Takes the lock and removes what a killed process has left."""
     end = time.monotonic() + _PATIENCE_SECONDS
     owner = os.getpid(), threading.get_ident()
-    since = time.strftime("%H:%M:%S")
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
     while True:
         stream = _open(file, path)
         try:
@@ -232,20 +220,14 @@ def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
             continue
         except OSError as error:
             # Some network file systems have no locks: leftovers may belong to another process.
-            logger.warning(
-                "%s can't be locked (%s): don't write it by two commands at once",
-                path,
-                error.strerror,
-            )
+            warning = "%s can't be locked (%s): don't write it by two commands at once"
+            logger.warning(warning, path, error.strerror)
             return _Lock(key, file, stream, False, owner, holder)
-        try:
-            is_current = os.path.samestat(os.fstat(stream), os.lstat(file))
-        except FileNotFoundError:
-            is_current = False
-        if is_current:  # otherwise its last owner removed it after it was opened here
-            lock = _Lock(key, file, stream, True, owner, holder)
-            _clean(lock)
-            return lock
+        with suppress(FileNotFoundError):  # its last owner may have removed it meanwhile
+            if os.path.samestat(os.fstat(stream), os.lstat(file)):
+                lock = _Lock(key, file, stream, True, owner, holder)
+                _clean(lock)
+                return lock
         os.close(stream)
 
 

@@ -240,7 +240,7 @@ def test_a_batch_with_two_paths_to_one_file_is_refused(folder, capsys):
 def test_a_terminated_conversion_leaves_nothing(folder, number):
     code = (
         "import os\n"
-        "from mlx_cogvideo.checkpoints.safetensors_writer import SafetensorsWriter\n"
+        "from mlx_cogvideo.checkpoints.tensor_files import SafetensorsWriter\n"
         "from mlx_cogvideo.cli.convert import main\n"
         f"SafetensorsWriter.write = lambda *_: os.kill(os.getpid(), {int(number)})\n"
         "raise SystemExit(main(['--model', 'demo', '--mlx-path', 'tiny', '--quiet']))\n"
@@ -353,7 +353,7 @@ def test_a_second_conversion_into_one_folder_is_refused(folder, capsys):
 def test_the_temporary_of_a_killed_conversion_is_removed_by_the_next(folder):
     code = (
         "import os, signal\n"
-        "from mlx_cogvideo.checkpoints.safetensors_writer import SafetensorsWriter\n"
+        "from mlx_cogvideo.checkpoints.tensor_files import SafetensorsWriter\n"
         "from mlx_cogvideo.cli.convert import main\n"
         "SafetensorsWriter.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "main(['--model', 'demo', '--mlx-path', 'tiny'])\n"

@@ -1,7 +1,6 @@
 """Models on disk and on the hub: folders in the official layout, adapters, SAT files."""
 
 from .adapters import Adapter, holds_adapter, open_adapter, save_adapter
-from .arrays import save_arrays
 from .components import (
     COMPONENT_STEMS,
     check_component,
@@ -24,7 +23,7 @@ from .resolve import (
     resolve_model,
     resolve_text_encoder,
 )
-from .safetensors_header import read_header
+from .tensor_files import read_header, save_arrays
 
 __all__ = [
     "BUNDLED",

@@ -42,15 +42,13 @@ class AdapterNames:
         A layer that the network lacks has the name that the tool gave it. Returns None for a name
         of no known tool.
         """
-        match = _PARTS.fullmatch(name)
-        if match is None:
+        if (match := _PARTS.fullmatch(name)) is None:
             return None
         part = match["alpha"] or match["half"] or {"down": "A", "up": "B"}[match["direction"]]
         return self._layer(match["layer"]), part
 
     def _layer(self, name: str) -> str:
-        flat = _FLAT_PREFIX.match(name)
-        if flat is not None:
+        if flat := _FLAT_PREFIX.match(name):
             rest = name[flat.end() :]
             return self._by_flat_name.get(rest, rest)
         return name[_PREFIX.match(name).end() :]
@@ -58,8 +56,7 @@ class AdapterNames:
 
 def sat_part(name: str) -> tuple[str, str] | None:
     """The layer and part of a SAT checkpoint's tensor; None for a tensor of the network itself."""
-    match = _SAT.fullmatch(name)
-    if match is None:
+    if (match := _SAT.fullmatch(name)) is None:
         return None
     block, linear, half, number = match.groups()
     layer = "to_out.0" if linear == "dense" else ("to_q", "to_k", "to_v")[int(number)]

@@ -21,11 +21,10 @@ from ..errors import CheckpointError, ModelNotFoundError
 from ..files import file_digest
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
-from .arrays import save_arrays
-from .components import FLOATING, read_config, write_config
+from .components import FLOATING, listed, read_config, write_config
 from .resolve import fetch_file, hub_id
-from .safetensors_header import read_header, read_metadata
 from .sat import sat_file
+from .tensor_files import read_header, read_metadata, save_arrays
 from .torch_file import TorchFile, tensors_in
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -41,7 +40,6 @@ SAT_ALPHA = 1
 """Alpha of every adapter that the SAT code trains."""
 
 _HUB_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)/(?P<file>[\w./ -]+\.safetensors)")
-_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,10 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
     scales = {}
     for layer, names in pairs.items():
         rank = _rank(file, layer, shapes[names["A"]], shapes[names["B"]], layers[layer])
-        alpha = _stored_alpha(file, names, rank, read)
+        if "alpha" in names:
+            alpha = _number(file, names["alpha"], read(names["alpha"]))
+        else:
+            alpha = SAT_ALPHA if _is_pickle(file) else rank
         scales[layer] = _scale(config, layer, rank, alpha)
     matrices = {layer: (names["A"], names["B"]) for layer, names in pairs.items()}
     return Adapter(str(source), file, matrices, scales)
@@ -133,7 +134,7 @@ def _layer_tensors(
         raise _dora_error(file)
     if unknown:
         raise CheckpointError(
-            f"{file} has tensors that aren't LoRA of a known kind: {_listed(unknown)}"
+            f"{file} has tensors that aren't LoRA of a known kind: {listed(unknown)}"
         )
     return pairs
 
@@ -151,20 +152,16 @@ def _check_layers(
         )
     if strange := [layer for layer in pairs if layer not in layers]:
         raise CheckpointError(
-            f"{file} is for another model: this one has no linear layers {_listed(strange)}"
+            f"{file} is for another model: this one has no linear layers {listed(strange)}"
         )
     if halves := [layer for layer, names in pairs.items() if not {"A", "B"} <= names.keys()]:
-        raise CheckpointError(f"{file} has only one half of {_listed(halves)}")
+        raise CheckpointError(f"{file} has only one half of {listed(halves)}")
 
 
 def _rank(
     file: Path, layer: str, a: tuple[int, ...], b: tuple[int, ...], size: tuple[int, int]
 ) -> int:
-    """The rank of a layer's product, from the shapes of its two matrices.
-
-    Args:
-        a, b: shapes of the matrices.
-        size: outputs and inputs of the layer.
+    """The rank of matrices with the shapes `a` and `b`, for a layer of `size` outputs and inputs.
 
     Raises:
         CheckpointError: the matrices don't fit the layer.
@@ -177,15 +174,6 @@ def _rank(
             f"here, and A {list(a)} and B {list(b)} don't fit"
         )
     return rank
-
-
-def _stored_alpha(
-    file: Path, names: Mapping[str, str], rank: int, read: Callable[[str], mx.array]
-) -> float:
-    """The alpha of a layer that the file holds, or the default of its format."""
-    if "alpha" in names:
-        return _number(file, names["alpha"], read(names["alpha"]))
-    return SAT_ALPHA if _is_pickle(file) else rank
 
 
 def _dora_error(file: Path) -> CheckpointError:
@@ -262,8 +250,8 @@ def _find(source: str | Path) -> Path:
         others = sorted(path.glob("*.safetensors"))
         if len(others) == 1:
             return others[0]
-        listed = f" but {_listed([o.name for o in others])}: name one" if others else ""
-        raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{listed}")
+        but = f" but {listed([file.name for file in others])}: name one" if others else ""
+        raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{but}")
     if (inside := _HUB_FILE.fullmatch(str(source))) is not None:
         return fetch_file(inside["repo"], (inside["file"],), also=(CONFIG_FILE,))
     try:
@@ -297,8 +285,7 @@ def _config(file: Path) -> dict[str, Any]:
 def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> float:
     """The scale as peft computes it: from ``alpha_pattern``, else ``lora_alpha``, else `alpha`."""
     common = config.get("lora_alpha")
-    default = alpha if common is None else common
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, default)
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if common is None else common)
     if not isinstance(alpha, int | float) or not isfinite(alpha):
         raise CheckpointError(f"alpha of {layer} is {alpha!r}: it should be a number")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
@@ -312,8 +299,3 @@ def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float
     except (AttributeError, re.error):
         raise CheckpointError(f"alpha_pattern is {patterns!r}: it can't be understood") from None
     return default
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -19,9 +19,9 @@ from .components import (
 )
 from .networks import make_network
 from .resolve import component_folder
-from .safetensors_header import TensorInfo
 from .sat import SatTensor, open_sat
 from .sat_configs import text_encoder_config, transformer_config, vae_config
+from .tensor_files import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class ComponentSource:
     Attributes:
         config: the contents of its ``config.json``.
         stored: its tensors by their official names.
-        open: returns the tensors, to be taken out one by one with ``pop``; each is read only then.
+        open: opens the files. Returns a function that takes a tensor out by its name, once; it is
+            read only then. None without files.
         quantized: its quantized layers.
     """
 
     config: dict[str, Any]
     stored: dict[str, TensorInfo]
-    open: Callable[[], dict[str, Any]]
+    open: Callable[[], Callable[[str], mx.array]] | None
     quantized: dict[str, Quantization] = field(default_factory=dict)
 
 
@@ -55,15 +56,15 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
     network = make_network(name, config)
     if assumed_dtype is not None:
         stored = {
-            tensor: TensorInfo(source, assumed_dtype, upstream_shape(parameter.shape))
+            tensor: TensorInfo(assumed_dtype, upstream_shape(parameter.shape))
             for tensor, parameter in tree_flatten(network.parameters())
         }
-        return ComponentSource(config, stored, dict)
+        return ComponentSource(config, stored, None)
     stored = check_component(network, source)
     files = {info.file for info in stored.values()}
 
-    def open_files() -> dict[str, mx.array]:
-        return {name: array for file in files for name, array in mx.load(str(file)).items()}
+    def open_files() -> Callable[[str], mx.array]:
+        return {name: array for file in files for name, array in mx.load(str(file)).items()}.pop
 
     return ComponentSource(config, stored, open_files, stored_quantization(source, stored))
 
@@ -97,12 +98,8 @@ def _sat_source(
 ) -> ComponentSource:
     stored = {tensor: lazy.info for tensor, lazy in tensors.items()}
     check_tensors(make_network(name, config), path, stored)
-    return ComponentSource(config, stored, lambda: _Unread(tensors))
 
+    def take(tensor: str) -> mx.array:
+        return tensors[tensor].read()
 
-class _Unread(dict):
-    """Tensors that are read only when they are taken out."""
-
-    def pop(self, name: str, *default: Any) -> Any:
-        value = super().pop(name, *default)
-        return value.read() if isinstance(value, SatTensor) else value
+    return ComponentSource(config, stored, lambda: take)

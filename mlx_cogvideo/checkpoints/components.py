@@ -7,7 +7,7 @@ checked in the files' headers before any weight is read.
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,8 +19,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..nn.quantization import Quantization, linear_layers, quantize_layers
-from .arrays import save_arrays
-from .safetensors_header import TensorInfo, read_header
+from .tensor_files import TensorInfo, read_header, save_arrays
 
 COMPONENT_STEMS = {
     "transformer": "diffusion_pytorch_model",
@@ -90,15 +89,8 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
 
 
 def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
-    """Raises CheckpointError unless `stored` are exactly the parameters of `module`.
-
-    Args:
-        folder: the folder or file that the message names.
-    """
-    wanted = {
-        name: upstream_shape(parameter.shape)
-        for name, parameter in tree_flatten(module.parameters())
-    }
+    """Raises CheckpointError, about `folder`, unless `stored` are the parameters of `module`."""
+    wanted = {n: upstream_shape(p.shape) for n, p in tree_flatten(module.parameters())}
     _refuse(folder, "missing tensors", wanted.keys() - stored.keys())
     _refuse(folder, "unexpected tensors", stored.keys() - wanted.keys())
     _refuse(
@@ -201,10 +193,7 @@ def _quantize_as_stored(module: nn.Module, folder: Path, stored: Mapping[str, Te
 
 
 def save_component(
-    folder: Path,
-    module: nn.Module,
-    config: dict[str, Any],
-    dtype: mx.Dtype | None = None,
+    folder: Path, module: nn.Module, config: dict[str, Any], dtype: mx.Dtype | None = None
 ) -> None:
     """Writes `module` and its configuration as a component folder in the official layout.
 
@@ -218,8 +207,8 @@ def save_component(
     for name, weight in tree_flatten(module.parameters()):
         weight = mx.moveaxis(weight, -1, 1) if weight.ndim >= 4 else weight
         tensors[name] = mx.contiguous(weight if dtype is None else weight.astype(dtype))
-    final = folder / f"{COMPONENT_STEMS[folder.name]}.safetensors"
-    save_arrays(final, tensors, {"format": "pt"})
+    name = f"{COMPONENT_STEMS[folder.name]}.safetensors"
+    save_arrays(folder / name, tensors, {"format": "pt"})
     write_config(folder / "config.json", config)
 
 
@@ -282,8 +271,12 @@ def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[-1], *shape[1:-1]) if len(shape) >= 4 else tuple(shape)
 
 
-def _refuse(folder: Path, what: str, names: set[str], shown: int = 3) -> None:
+def _refuse(folder: Path, what: str, names: Collection[str]) -> None:
     if names:
-        listed = ", ".join(sorted(names)[:shown])
-        more = f" and {len(names) - shown} more" if len(names) > shown else ""
-        raise CheckpointError(f"{folder} has {what}: {listed}{more}")
+        raise CheckpointError(f"{folder} has {what}: {listed(names)}")
+
+
+def listed(names: Collection[str], shown: int = 3) -> str:
+    """The first few names, for a message."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(sorted(names)[:shown]) + more

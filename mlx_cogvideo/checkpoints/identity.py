@@ -29,10 +29,7 @@ def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
         digest}}``.
     """
     if snapshot := _SNAPSHOT.search(Path(folder).as_posix()):
-        return {
-            "name": snapshot["repo"].replace("--", "/"),
-            "revision": snapshot["revision"],
-        }
+        return {"name": snapshot["repo"].replace("--", "/"), "revision": snapshot["revision"]}
     bundled = {path: name for name, path in BUNDLED.items()}
     name = bundled.get(Path(folder)) or ALIASES.get(str(model).lower(), str(model))
     # hashlib releases the interpreter's lock, so that threads read several files at once.

@@ -23,6 +23,7 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
     """
     variant = next((v for v in VARIANTS if v.alias == report["variant"]), None)
     source, quantization = report["source"], report["quantization"]
+    revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
     bits = f"{quantization['bits']}-bit" if quantization else "unquantized"
     image = "--image start.jpg " if report["takes_image"] else ""
     lines = [
@@ -30,7 +31,7 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         "",
         f"# {variant.name if variant else source['name']}, {bits}, for MLX",
         "",
-        f"Made from {_source_name(source)} with mlx_cogvideo {report['mlx_cogvideo']}.",
+        f"Made from `{source['name']}`{revision} with mlx_cogvideo {report['mlx_cogvideo']}.",
         "",
         "```",
         f'python generate.py --model {repo} {image}--prompt "..."',
@@ -41,10 +42,8 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         *(_row(name, component) for name, component in report["components"].items()),
     ]
     for adapter in report.get("lora", ()):
-        lines += [
-            "",
-            f"The LoRA adapter `{adapter['source']}` is fused in, at {adapter['scale']:g}.",
-        ]
+        fused = f"The LoRA adapter `{adapter['source']}` is fused in, at {adapter['scale']:g}."
+        lines += ["", fused]
     if "revision" in source:
         command = f"hf cache rm model/{source['name']}"
         lines += ["", f"The download that this was made from isn't needed any more: `{command}`."]
@@ -65,8 +64,3 @@ def _row(name: str, component: dict[str, Any]) -> str:
     kinds = ", ".join(f"{k['kind']} {k['bits']}" for k in component["kinds"]) or "none"
     size = f"{component['bytes_after'] / 1e9:.2f}"
     return f"| {name} | {size} | {component['bits_per_weight']:.2f} | {kinds} |"
-
-
-def _source_name(source: dict[str, Any]) -> str:
-    revision = source.get("revision")
-    return f"`{source['name']}`" + (f" at revision `{revision}`" if revision else "")

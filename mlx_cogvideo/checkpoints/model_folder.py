@@ -21,16 +21,12 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import check_component, load_component, read_config, upstream_shape
+from .components import FLOATING, check_component, load_component, read_config, upstream_shape
 from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
-from .safetensors_header import TensorInfo
-from .safetensors_writer import NAMES
+from .tensor_files import DTYPES, NAMES, TensorInfo
 from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
-
-_FLOATING = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
-_INTEGER_BYTES = {"U32": 4, "U8": 1}
 
 
 class ModelConfigurations:
@@ -81,7 +77,7 @@ class ModelConfigurations:
     def weight_bytes(self, name: str) -> int:
         """Memory that a network's weights take when it is loaded."""
         return sum(
-            tensor.size * _INTEGER_BYTES.get(tensor.dtype, self.dtype.size)
+            tensor.size * self.dtype.size if tensor.dtype in FLOATING else tensor.bytes
             for tensor in self.stored[name].values()
         )
 
@@ -265,11 +261,7 @@ def official_model(
 def _converted_tensors(
     name: str, config: str, quantization: Quantization | None
 ) -> dict[str, TensorInfo]:
-    """The tensors that the converter makes of a network, from the shapes of its parameters.
-
-    Args:
-        config: the text of its ``config.json``.
-    """
+    """The tensors that the converter makes of a network with this text in its ``config.json``."""
     network = make_network(name, json.loads(config))
     if quantization is not None:
         layers = linear_layers(network)
@@ -278,7 +270,7 @@ def _converted_tensors(
             network, {path: how for path, how in wanted.items() if how.fits(layers[path][1])}
         )
     return {
-        path: TensorInfo(Path(name), NAMES[tensor.dtype], upstream_shape(tensor.shape))
+        path: TensorInfo(NAMES[tensor.dtype], upstream_shape(tensor.shape))
         for path, tensor in tree_flatten(network.parameters())
     }
 
@@ -287,7 +279,5 @@ def _default_dtype(stored: Mapping[str, TensorInfo]) -> mx.Dtype:
     if not on_gpu():
         return mx.float32
     # The large tensors decide: some checkpoints keep a few small ones in float32.
-    largest = max(
-        (tensor for tensor in stored.values() if tensor.dtype in _FLOATING), key=lambda t: t.size
-    )
-    return _FLOATING[largest.dtype]
+    floating = (tensor for tensor in stored.values() if tensor.dtype in FLOATING)
+    return DTYPES[max(floating, key=lambda tensor: tensor.size).dtype]

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from .safetensors_header import TensorInfo
+from .tensor_files import TensorInfo
 from .torch_file import TorchFile, TorchTensor, tensors_in
 
 TRANSFORMER_FILE = "mp_rank_00_model_states.pt"
@@ -113,15 +113,12 @@ def open_sat(path: Path) -> SatCheckpoint:
     tensors = _tensors(file)
     transformer = _under(tensors, _TRANSFORMER_PREFIX) or tensors
     found = {"transformer": _transformer(file, transformer)}
-    vae = _under(tensors, _VAE_PREFIX)
     vae_file = _find_vae(path)
-    if vae_file is not None:
-        vae = _tensors(vae_file)
-    if vae:
-        found["vae"] = _vae(vae_file or file, vae)
+    if vae := _tensors(vae_file) if vae_file else _under(tensors, _VAE_PREFIX):
+        found["vae"] = _vae(vae)
     if text := _under(tensors, _TEXT_PREFIX):
         text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
-        found["text_encoder"] = {name: _plain(file, t) for name, t in text.items()}
+        found["text_encoder"] = {name: _plain(t) for name, t in text.items()}
     # The tables of angles are stored. Without them the width decides: 2B's is 1920.
     rotary = any("freqs_" in name for name in transformer)
     rotary = rotary or found["transformer"]["norm_final.weight"].info.shape[0] == 3072
@@ -162,11 +159,11 @@ def _under(tensors: Mapping[str, TorchTensor], prefix: str) -> dict[str, TorchTe
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _plain(file: Path, tensor: TorchTensor) -> SatTensor:
-    return SatTensor(TensorInfo(file, tensor.dtype, tensor.shape), tensor.read)
+def _plain(tensor: TorchTensor) -> SatTensor:
+    return SatTensor(TensorInfo(tensor.dtype, tensor.shape), tensor.read)
 
 
-def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
+def _joined(tensor: TorchTensor, pieces: int, chosen: tuple[int, ...]) -> SatTensor:
     """The `chosen` ones of equal pieces of a tensor's first axis, joined."""
     size = tensor.shape[0] // pieces
 
@@ -174,7 +171,7 @@ def _joined(file: Path, tensor: TorchTensor, pieces: int, chosen: tuple[int, ...
         whole = tensor.read()
         return mx.concatenate([whole[i * size : (i + 1) * size] for i in chosen])
 
-    return SatTensor(TensorInfo(file, tensor.dtype, (size * len(chosen), *tensor.shape[1:])), read)
+    return SatTensor(TensorInfo(tensor.dtype, (size * len(chosen), *tensor.shape[1:])), read)
 
 
 def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
@@ -187,34 +184,31 @@ def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, Sa
     unknown = []
     for name, tensor in tensors.items():
         if match := _FUSED_ATTENTION.fullmatch(name):
-            found |= _split_attention(file, tensor, *match.groups())
+            found |= _split_attention(tensor, *match.groups())
         elif match := _FUSED_ADALN.fullmatch(name):
-            found |= _split_adaln(file, tensor, *match.groups())
+            found |= _split_adaln(tensor, *match.groups())
         elif name == _POSITIONS and _has_learned_positions(tensors):
-            found["patch_embed.pos_embedding"] = _plain(file, tensor)
+            found["patch_embed.pos_embedding"] = _plain(tensor)
         elif not _DROPPED.match(name):
-            official = _renamed(name, _RENAMED)
-            if official is None:
+            if (official := _renamed(name)) is None:
                 unknown.append(name)
             else:
-                found[official] = _plain(file, tensor)
+                found[official] = _plain(tensor)
     if unknown or not found:
         listed = ", ".join(unknown[:3]) or "nothing"
         raise CheckpointError(f"{file} is no CogVideoX transformer: it holds {listed}")
     return found
 
 
-def _split_attention(
-    file: Path, tensor: TorchTensor, block: str, part: str
-) -> dict[str, SatTensor]:
+def _split_attention(tensor: TorchTensor, block: str, part: str) -> dict[str, SatTensor]:
     """The projections to queries, keys and values, which are stored as one."""
     return {
-        f"transformer_blocks.{block}.attn1.{projection}.{part}": _joined(file, tensor, 3, (i,))
+        f"transformer_blocks.{block}.attn1.{projection}.{part}": _joined(tensor, 3, (i,))
         for i, projection in enumerate(("to_q", "to_k", "to_v"))
     }
 
 
-def _split_adaln(file: Path, tensor: TorchTensor, block: str, part: str) -> dict[str, SatTensor]:
+def _split_adaln(tensor: TorchTensor, block: str, part: str) -> dict[str, SatTensor]:
     """The modulations of a block's two norms, which are stored as one.
 
     There are six vectors for the video rows, then six for the text rows: in each six, shift, scale
@@ -222,7 +216,7 @@ def _split_adaln(file: Path, tensor: TorchTensor, block: str, part: str) -> dict
     """
     chosen = {"norm1": (0, 1, 2, 6, 7, 8), "norm2": (3, 4, 5, 9, 10, 11)}
     return {
-        f"transformer_blocks.{block}.{norm}.linear.{part}": _joined(file, tensor, 12, pieces)
+        f"transformer_blocks.{block}.{norm}.linear.{part}": _joined(tensor, 12, pieces)
         for norm, pieces in chosen.items()
     }
 
@@ -233,7 +227,7 @@ def _has_learned_positions(tensors: Mapping[str, TorchTensor]) -> bool:
     return len(patch) == 4 and patch[1] == 32
 
 
-def _vae(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
+def _vae(tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]:
     tensors = {name: t for name, t in tensors.items() if "loss" not in name}
     levels = len({n.split(".")[2] for n in tensors if n.startswith("decoder.up.")})
     found = {}
@@ -245,12 +239,12 @@ def _vae(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, SatTensor]
             # SAT counts the decoder's levels from the pixels, diffusers from the latents.
             level = levels - 1 - int(match[1])
             official = f"decoder.up_blocks.{level}." + official[match.end() :]
-        found[official] = _plain(file, tensor)
+        found[official] = _plain(tensor)
     return found
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
-    for pattern, replacement in table:
+def _renamed(name: str) -> str | None:
+    for pattern, replacement in _RENAMED:
         official, count = re.subn(f"^{pattern}", replacement, name)
         if count:
             return official

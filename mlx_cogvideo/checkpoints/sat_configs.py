@@ -7,17 +7,12 @@ from .sat import SatTensor
 
 
 def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[str, Any]:
-    """The ``config.json`` of a transformer, read from the shapes of its tensors.
-
-    Args:
-        rotary: whether it rotates queries and keys, as all but 2B do.
-    """
+    """The ``config.json`` of a transformer; `rotary` if it rotates queries and keys."""
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     dim, text_dim = shapes["patch_embed.text_proj.weight"]
     patch = shapes["patch_embed.proj.weight"]
     blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
     head_dim = shapes["transformer_blocks.0.attn1.norm_q.weight"][0]
-    out_channels = 16
     config = {
         "_class_name": "CogVideoXTransformer3DModel",
         "num_layers": len(blocks),
@@ -25,7 +20,7 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
         "attention_head_dim": head_dim,
         "text_embed_dim": text_dim,
         "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
-        "out_channels": out_channels,
+        "out_channels": 16,
     }
     # 1.5 has a linear layer over patches of 2 frames where 1.0 has a convolution.
     volume = 1 if len(patch) == 4 else 2 * 2 * 2
@@ -41,11 +36,7 @@ def transformer_config(tensors: Mapping[str, SatTensor], rotary: bool) -> dict[s
 
 
 def vae_config(tensors: Mapping[str, SatTensor], transformer: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of a VAE, read from the shapes of its tensors.
-
-    Args:
-        transformer: the ``config.json`` of its transformer.
-    """
+    """The ``config.json`` of a VAE, given that of its transformer."""
     rotary = transformer["use_rotary_positional_embeddings"]
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     levels = len({name.split(".")[2] for name in shapes if name.startswith("encoder.down_blocks.")})
@@ -63,7 +54,7 @@ def vae_config(tensors: Mapping[str, SatTensor], transformer: Mapping[str, Any])
 
 
 def text_encoder_config(tensors: Mapping[str, SatTensor]) -> dict[str, Any]:
-    """The ``config.json`` of a T5 encoder, read from the shapes of its tensors."""
+    """The ``config.json`` of a T5 encoder."""
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     attention = "encoder.block.0.layer.0.SelfAttention."
     buckets, heads = shapes[f"{attention}relative_attention_bias.weight"]
@@ -82,10 +73,9 @@ def text_encoder_config(tensors: Mapping[str, SatTensor]) -> dict[str, Any]:
 
 
 def sat_configurations(transformer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The other JSON files of a model folder, which SAT files don't contain, by their names.
+    """The other JSON files of a model folder by their names, given a transformer's ``config.json``.
 
-    Args:
-        transformer: the transformer's ``config.json``.
+    SAT files don't contain them.
     """
     # Only 2B has shifted noise, and DDIM as its sampler.
     rotary = transformer["use_rotary_positional_embeddings"]

@@ -40,10 +40,7 @@ class T5Tokenizer:
     unk_token_id = 2
 
     def __init__(self, model_proto: bytes):
-        """Reads a sentencepiece model with T5's special ids.
-
-        Args:
-            model_proto: the contents of a ``spiece.model``.
+        """Takes the contents of a ``spiece.model``: a sentencepiece model with T5's special ids.
 
         Raises:
             CheckpointError: it isn't a sentencepiece model, or pad, end and unknown don't have

@@ -50,11 +50,7 @@ class Variant:
         return min(height, width) == self.height and max(height, width) <= self.longest_side
 
     def size_like(self, picture: tuple[int, int]) -> tuple[int, int]:
-        """A height and width that it was trained on, with about the aspect ratio of a picture.
-
-        Args:
-            picture: height and width.
-        """
+        """A size that it was trained on, in about the aspect ratio of a picture (height, width)."""
         if self.longest_side is None:
             return self.height, self.width
         longer = round(self.height * max(picture) / min(picture) / 16) * 16
@@ -65,63 +61,25 @@ class Variant:
         return all(getattr(config, name) == value for name, value in self.architecture.items())
 
 
-_SIZE_2B = {"num_layers": 30, "num_attention_heads": 30, "attention_head_dim": 64}
-_SIZE_5B = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64}
-_V1_0 = {
-    "width": 720,
-    "height": 480,
-    "num_frames": 49,
-    "fps": 8,
-    "max_frames": 49,
-    "longest_side": None,
-}
-_V1_5 = {
-    "width": 1360,
-    "height": 768,
-    "num_frames": 81,
-    "fps": 16,
-    "max_frames": 161,
-    "longest_side": 1360,
-}
+# The transformer's size, the channels that it takes, and the frames of its patches.
+_2B = {"num_layers": 30, "num_attention_heads": 30, "attention_head_dim": 64}
+_5B = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64}
+_TEXT, _IMAGE = {"in_channels": 16}, {"in_channels": 32}
+_FLAT, _DEEP = {"patch_size_t": None}, {"patch_size_t": 2}
+
+_SIZE_1_0 = {"width": 720, "height": 480, "longest_side": None}
+_SIZE_1_5 = {"width": 1360, "height": 768, "longest_side": 1360}
+_V1_0 = _SIZE_1_0 | {"num_frames": 49, "max_frames": 49, "fps": 8}
+_V1_5 = _SIZE_1_5 | {"num_frames": 81, "max_frames": 161, "fps": 16}
 _DDIM = {"scheduler": "ddim", "dynamic_cfg": False}
 _DPM = {"scheduler": "dpm", "dynamic_cfg": "wave"}
 
 VARIANTS = (
-    Variant(
-        "2b",
-        "THUDM/CogVideoX-2b",
-        {**_SIZE_2B, "in_channels": 16, "patch_size_t": None},
-        **_V1_0,
-        **_DDIM,
-    ),
-    Variant(
-        "5b",
-        "THUDM/CogVideoX-5b",
-        {**_SIZE_5B, "in_channels": 16, "patch_size_t": None},
-        **_V1_0,
-        **_DPM,
-    ),
-    Variant(
-        "5b-i2v",
-        "THUDM/CogVideoX-5b-I2V",
-        {**_SIZE_5B, "in_channels": 32, "patch_size_t": None},
-        **_V1_0,
-        **_DPM,
-    ),
-    Variant(
-        "1.5-5b",
-        "THUDM/CogVideoX1.5-5B",
-        {**_SIZE_5B, "in_channels": 16, "patch_size_t": 2},
-        **_V1_5,
-        **_DPM,
-    ),
-    Variant(
-        "1.5-5b-i2v",
-        "THUDM/CogVideoX1.5-5B-I2V",
-        {**_SIZE_5B, "in_channels": 32, "patch_size_t": 2},
-        **_V1_5,
-        **_DPM,
-    ),
+    Variant("2b", "THUDM/CogVideoX-2b", _2B | _TEXT | _FLAT, **_V1_0, **_DDIM),
+    Variant("5b", "THUDM/CogVideoX-5b", _5B | _TEXT | _FLAT, **_V1_0, **_DPM),
+    Variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", _5B | _IMAGE | _FLAT, **_V1_0, **_DPM),
+    Variant("1.5-5b", "THUDM/CogVideoX1.5-5B", _5B | _TEXT | _DEEP, **_V1_5, **_DPM),
+    Variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", _5B | _IMAGE | _DEEP, **_V1_5, **_DPM),
 )
 
 ALIASES = {variant.alias: variant.repo for variant in VARIANTS}

@@ -7,8 +7,9 @@ from typing import Any
 from ..checkpoints import read_config
 from ..checkpoints.component_sources import folder_source
 from ..checkpoints.networks import NETWORKS
+from ..checkpoints.variants import match_variant
 from ..nn.quantization import layer_kind
-from .plan import check_architecture, plan_component, variant_of
+from .plan import check_architecture, plan_component, transformer_config
 from .write import REPORT
 
 
@@ -23,7 +24,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     if (folder / REPORT).is_file():
         report |= read_config(folder / REPORT)
     plans = [plan_component(name, folder_source(folder, name)) for name in NETWORKS]
-    variant = variant_of(plans)
+    variant = match_variant(transformer_config(plans))
     report["variant"] = variant.alias if variant else None
     for plan in plans:
         layers = Counter(

@@ -12,10 +12,9 @@ from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, r
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.safetensors_header import TensorInfo
-from ..checkpoints.safetensors_writer import NAMES, Entry
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
+from ..checkpoints.tensor_files import NAMES, TensorInfo
 from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
@@ -55,17 +54,17 @@ class TensorPlan:
         return self.name.removesuffix(".weight")
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         """The tensors that are written, by name."""
         if self.wanted is None:
-            return {self.name: Entry(self.dtype, self.shape)}
+            return {self.name: TensorInfo(self.dtype, self.shape)}
         types = {
             "weight": "U32",
             "scales": self.dtype if self.wanted.has_biases else "U8",
             "biases": self.dtype,
         }
         shapes = self.wanted.packed_shapes(*self.shape)
-        return {f"{self.layer}.{part}": Entry(types[part], shapes[part]) for part in shapes}
+        return {f"{self.layer}.{part}": TensorInfo(types[part], shapes[part]) for part in shapes}
 
 
 @dataclass
@@ -85,12 +84,12 @@ class ComponentPlan:
     unfit: list[str] = field(default_factory=list)
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return {name: entry for plan in self.tensors for name, entry in plan.entries.items()}
 
     @property
     def bytes_before(self) -> int:
-        return sum(Entry(info.dtype, info.shape).bytes for info in self.source.stored.values())
+        return sum(info.bytes for info in self.source.stored.values())
 
     @property
     def bytes_after(self) -> int:
@@ -131,7 +130,7 @@ class ConversionPlan:
     @property
     def takes_image(self) -> bool:
         """Whether it is an image-to-video model."""
-        return _transformer_config(self.components).takes_image
+        return transformer_config(self.components).takes_image
 
 
 def plan_conversion(
@@ -154,7 +153,7 @@ def plan_conversion(
         folder: the model: a folder in the official layout, one that was converted before, or a
             file or folder of the SAT code.
         quantization: for the layers that can be quantized; None keeps 16 bits.
-        recipe: a key of `RECIPES`, which decides the number of bits of each kind of layer.
+        recipe: one of `RECIPES`, which decides the number of bits of each kind of layer.
         dtype: type of all numbers that aren't quantized; None keeps the source's.
         dequantize: whether a quantized source is converted back to 16 bits.
         components: the networks to quantize, dequantize or cast; others are copied.
@@ -180,8 +179,12 @@ def plan_conversion(
             f"no layer can be quantized with groups of {quantization.group_size}: their widths "
             "don't divide by it"
         )
-    variant = variant_of(plans)
-    adapters = _adapters(plans, lora) if lora else []
+    config = transformer_config(plans)
+    adapters = []
+    if lora:
+        layers = linear_layers(CogVideoXTransformer3DModel(config))
+        adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
+    variant = match_variant(config)
     return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
 
 
@@ -192,11 +195,7 @@ def _check_quantized(
     *,
     dequantize: bool,
 ) -> None:
-    """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly.
-
-    Args:
-        components: the networks to dequantize.
-    """
+    """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly."""
     quantized = [plan.name for plan in plans if "quantization" in plan.config]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
@@ -210,13 +209,6 @@ def _check_quantized(
             raise InvalidInputError(
                 f"{name} is quantized and would stay so: add it to --components"
             )
-
-
-def _adapters(
-    plans: Collection[ComponentPlan], lora: Collection[tuple[str | Path, float]]
-) -> list[tuple[Adapter, float]]:
-    layers = linear_layers(CogVideoXTransformer3DModel(_transformer_config(plans)))
-    return [(open_adapter(source, layers), scale) for source, scale in lora]
 
 
 def _sources(
@@ -278,25 +270,16 @@ def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
         if layer in source.quantized and part == "weight":
             how = source.quantized[layer]
             shape = (shape[0], shape[1] * 32 // how.bits)
-            scales = source.stored[f"{layer}.scales"].dtype
-            dtype = scales if scales in FLOATING else _other_dtype(source.stored)
+            dtype = source.stored[f"{layer}.scales"].dtype
+            if dtype not in FLOATING:  # some modes have integer scales
+                dtype = next(i.dtype for i in source.stored.values() if i.dtype in FLOATING)
         plan.tensors.append(TensorPlan(tensor, shape, dtype, how, how))
     return plan
 
 
-def variant_of(plans: Collection[ComponentPlan]) -> Variant | None:
-    """The official model that these networks belong to, or None."""
-    return match_variant(_transformer_config(plans))
-
-
-def _transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
+def transformer_config(plans: Collection[ComponentPlan]) -> TransformerConfig:
     config = next(plan.config for plan in plans if plan.name == "transformer")
     return TransformerConfig.from_dict(config)
-
-
-def _other_dtype(stored: Mapping[str, TensorInfo]) -> str:
-    """The type of the tensors that aren't packed: the scales of some modes are integers."""
-    return next(info.dtype for info in stored.values() if info.dtype in FLOATING)
 
 
 def _decide(

@@ -18,8 +18,8 @@ import mlx.core as mx
 
 from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.model_card import model_card
-from ..checkpoints.safetensors_writer import DTYPES, SafetensorsWriter
 from ..checkpoints.sat import is_sat
+from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank
@@ -159,13 +159,14 @@ def _convert(
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:
     """The weights in the plan's order, dequantized."""
     # Each array is read when it is used, and freed after that.
-    arrays = plan.source.open()
+    take = plan.source.open()
     for tensor in plan.tensors:
         if tensor.stored is None:
-            yield arrays.pop(tensor.name)
-            continue
-        packed = [arrays.pop(f"{tensor.layer}.{p}", None) for p in ("weight", "scales", "biases")]
-        yield mx.dequantize(*packed, **tensor.stored.arguments())
+            yield take(tensor.name)
+        else:
+            parts = tensor.stored.packed_shapes(*tensor.shape)
+            packed = [take(f"{tensor.layer}.{part}") for part in parts]
+            yield mx.dequantize(*packed, **tensor.stored.arguments())
 
 
 def _written(tensor: TensorPlan, weight: mx.array, quality: "_Quality") -> dict[str, mx.array]:

@@ -50,9 +50,6 @@ def check_kernels(dtypes: dict[str, mx.Dtype]) -> Iterator[Kernel]:
     """Compares convolutions and attention in each dtype; yields nothing without a GPU.
 
     Needs 2 GiB, and less than a minute besides the compilation of kernels on first use.
-
-    Args:
-        dtypes: dtypes by name.
     """
     if not on_gpu():
         return

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -98,20 +99,15 @@ class Choice:
         return self.memory <= self.limit
 
 
-def choices_on_macs() -> list[Choice]:
+def choices_on_macs() -> Iterator[Choice]:
     """The choices for each official model, in each number of bits, on Macs of all sizes."""
-    return [
-        choice for variant in VARIANTS for bits in PACKINGS for choice in _choices(variant, bits)
-    ]
-
-
-def _choices(variant: Variant, bits: str) -> Iterator[Choice]:
-    model = official_model(variant, PACKINGS[bits])
-    for gigabytes in MAC_SIZES:
-        model.machine = mac(gigabytes)
-        mode, split, memory = _choose(model)
-        limit = model.machine.memory
-        yield Choice(variant.alias, bits, gigabytes, memory, limit, mode, split)
+    for variant, (bits, packing) in product(VARIANTS, PACKINGS.items()):
+        model = official_model(variant, packing)
+        for gigabytes in MAC_SIZES:
+            model.machine = mac(gigabytes)
+            mode, split, memory = _choose(model)
+            limit = model.machine.memory
+            yield Choice(variant.alias, bits, gigabytes, memory, limit, mode, split)
 
 
 def _choose(model: ModelConfigurations) -> tuple[str, bool, int]:

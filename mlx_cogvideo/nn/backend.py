@@ -13,24 +13,11 @@ SUSTAINED = 0.7
 """Share of the peak rate that products and attention reach at least."""
 
 PEAK_TERAFLOPS = {
-    "M1": 2.3,
-    "M1 Pro": 4.6,
-    "M1 Max": 7.8,
-    "M1 Ultra": 15.7,
-    "M2": 2.9,
-    "M2 Pro": 5.7,
-    "M2 Max": 10.7,
-    "M2 Ultra": 21.5,
-    "M3": 2.8,
-    "M3 Pro": 5.0,
-    "M3 Max": 10.6,
-    "M3 Ultra": 21.2,
-    "M4": 3.2,
-    "M4 Pro": 6.5,
-    "M4 Max": 12.9,
-    "M5": 3.3,
-    "M5 Pro": 6.6,
-    "M5 Max": 13.2,
+    **{"M1": 2.3, "M1 Pro": 4.6, "M1 Max": 7.8, "M1 Ultra": 15.7},
+    **{"M2": 2.9, "M2 Pro": 5.7, "M2 Max": 10.7, "M2 Ultra": 21.5},
+    **{"M3": 2.8, "M3 Pro": 5.0, "M3 Max": 10.6, "M3 Ultra": 21.2},
+    **{"M4": 3.2, "M4 Pro": 6.5, "M4 Max": 12.9},
+    **{"M5": 3.3, "M5 Pro": 6.6, "M5 Max": 13.2},
 }
 """Float32 peak of each chip's smallest version: 256 operations per clock and GPU core. The neural
 accelerators of the M5 don't count, as not every version of macOS and MLX can use them."""

@@ -2,8 +2,8 @@
 
 MLX gives each row of a norm a block of threads. For heads of 64 features that takes seven times as
 long as a copy, and the operations on the result take another pass. On a Mac, matrix products take
-most of the time. `norms` chooses between these kernels and MLX's own functions, whose numbers are
-the same except for rounding.
+most of the time. `modulation` chooses between these kernels and MLX's own functions, whose numbers
+are the same except for rounding.
 """
 
 from collections.abc import Callable
@@ -152,12 +152,7 @@ def norm_heads(
     eps: float,
     rotation: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
-    """``rotate(mx.fast.layer_norm(x, weight, bias, eps), *rotation)``.
-
-    Args:
-        x: ``[batch, tokens, heads, 64]``, permuted by `half_split` if there is a rotation.
-        rotation: cosines and sines from `rope_tables`, or None.
-    """
+    """`modulation.norm_heads` of ``[batch, tokens, heads, 64]``."""
     _, tokens, heads, _ = x.shape
     rows = x.size // HEAD_DIM
     tables = (mx.zeros(1), mx.zeros(1)) if rotation is None else rotation
@@ -169,12 +164,7 @@ def norm_heads(
 
 
 def modulated_norm(
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array,
-    eps: float,
-    is_text: mx.array,
-    vectors: mx.array,
+    x: mx.array, weight: mx.array, bias: mx.array, eps: float, is_text: mx.array, vectors: mx.array
 ) -> mx.array:
     """The modulated norm of `CogVideoXLayerNormZero`.
 

@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .config import TransformerConfig
 from .modulation import silu
 from .positions import sincos_table
-from .transformer_config import TransformerConfig
 
 
 class CogVideoXPatchEmbed(nn.Module):

@@ -19,10 +19,7 @@ Rotation = tuple[mx.array, mx.array] | None
 
 @lru_cache(maxsize=8)
 def rope_tables(
-    text_length: int,
-    grid: tuple[int, int, int],
-    head_dim: int,
-    base: tuple[int, int] | None,
+    text_length: int, grid: tuple[int, int, int], head_dim: int, base: tuple[int, int] | None
 ) -> tuple[mx.array, mx.array]:
     """Cosine and sine of the rotation of each feature pair of each token, as `rotate` takes them.
 

@@ -1,7 +1,7 @@
 """Quantization: which layers are packed, in how many bits, and the packed linear layer."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -64,34 +64,9 @@ class Quantization:
         return shapes | ({"biases": groups} if self.has_biases else {})
 
 
-Recipe = Callable[[str, str, int, Quantization], Quantization]
-"""Chooses a layer's quantization from its kind, path, number of blocks and the one requested."""
-
-
-def _standard(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
-    return _eight_bits(requested) if kind in SENSITIVE and requested.bits < 8 else requested
-
-
-def _uniform(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
-    return requested
-
-
-def _mixed(kind: str, path: str, blocks: int, requested: Quantization) -> Quantization:
-    """Also 8 bits for the first and last eighth of the blocks, for values and for `ff.net.2`."""
-    block = re.search(r"\.(\d+)\.", path)
-    edge = max(1, blocks // 8)
-    at_an_end = block is not None and not edge <= int(block[1]) < blocks - edge
-    if at_an_end or path.endswith((".to_v", ".ff.net.2", ".SelfAttention.v")):
-        return _eight_bits(requested)
-    return _standard(kind, path, blocks, requested)
-
-
-def _eight_bits(requested: Quantization) -> Quantization:
-    group_size = requested.group_size if requested.mode == "affine" else 32
-    return Quantization(8, group_size)
-
-
-RECIPES: dict[str, Recipe] = {"standard": _standard, "uniform": _uniform, "mixed": _mixed}
+RECIPES = ("standard", "uniform", "mixed")
+"""Which layers have 8 bits if fewer are requested: the kinds in `SENSITIVE`, none, or also values,
+``ff.net.2`` and the first and last eighth of the blocks."""
 
 
 def layer_kind(path: str) -> str | None:
@@ -99,16 +74,25 @@ def layer_kind(path: str) -> str | None:
     return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, path)), None)
 
 
-def blocks_in(paths: Mapping[str, object]) -> int:
-    """The number of blocks that the layers of a network belong to."""
-    return len({match[1] for path in paths if (match := re.search(r"\.(\d+)\.", path))})
-
-
 def packings(paths: Iterable[str], requested: Quantization, recipe: str) -> dict[str, Quantization]:
-    """The quantization by a recipe of each layer of a network that can be packed."""
+    """The quantization by one of `RECIPES` of each layer of a network that can be packed."""
     kinds = {path: kind for path in paths if (kind := layer_kind(path))}
-    blocks = blocks_in(kinds)
-    return {path: RECIPES[recipe](kind, path, blocks, requested) for path, kind in kinds.items()}
+    eight_bits = Quantization(8, requested.group_size if requested.mode == "affine" else 32)
+    precise = set()
+    if recipe != "uniform" and requested.bits < 8:
+        precise |= {path for path, kind in kinds.items() if kind in SENSITIVE}
+    if recipe == "mixed":
+        precise |= _delicate(kinds)
+    return {path: eight_bits if path in precise else requested for path in kinds}
+
+
+def _delicate(paths: Collection[str]) -> set[str]:
+    """The values, ``ff.net.2``, and all layers in the first and last eighth of the blocks."""
+    numbers = {path: int(found[1]) for path in paths if (found := re.search(r"\.(\d+)\.", path))}
+    blocks = len(set(numbers.values()))
+    edge = max(1, blocks // 8)
+    at_an_end = {path for path, number in numbers.items() if not edge <= number < blocks - edge}
+    return at_an_end | {p for p in paths if p.endswith((".to_v", ".ff.net.2", ".SelfAttention.v"))}
 
 
 class QuantizedLinear(nn.Module):
@@ -122,13 +106,9 @@ class QuantizedLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, bias: bool, quantization: Quantization):
         super().__init__()
         self.quantization = quantization
+        scales = mx.float32 if quantization.has_biases else mx.uint8
         for name, shape in quantization.packed_shapes(outputs, inputs).items():
-            dtype = mx.float32
-            if name == "weight":
-                dtype = mx.uint32
-            elif not quantization.has_biases:
-                dtype = mx.uint8
-            self[name] = mx.zeros(shape, dtype)
+            self[name] = mx.zeros(shape, mx.uint32 if name == "weight" else scales)
         if bias:
             self.bias = mx.zeros(outputs)
         self.freeze()

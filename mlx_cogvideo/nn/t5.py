@@ -5,35 +5,14 @@ also receives the rows of the padding.
 """
 
 import math
-from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .attention import attention, merge_heads, split_heads
-from .config import Config
+from .config import T5Config
 from .eval_schedule import LAZY, EvalSchedule
-
-
-@dataclass(frozen=True)
-class T5Config(Config):
-    """Fields of ``text_encoder/config.json``."""
-
-    vocab_size: int = 32128
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    @property
-    def block_weights(self) -> int:
-        """Number of elements in the matrices of a block."""
-        return self.d_model * (4 * self.num_heads * self.d_kv + 3 * self.d_ff)
 
 
 class T5EncoderModel(nn.Module):

@@ -13,14 +13,13 @@ import mlx.nn as nn
 
 from .attention import attention, merge_heads, split_heads
 from .backend import kernel_operations
+from .config import TransformerConfig
 from .embeddings import CogVideoXPatchEmbed, TimestepEmbedding, sinusoid, unpatchify
 from .eval_schedule import LAZY, EvalSchedule, in_kernels, in_parts
 from .fusion import fused
 from .low_rank import permute_rows
-from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual
-from .norms import layer_norm, norm_heads
+from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, norm_heads
 from .positions import Rotation, half_split, rope_tables
-from .transformer_config import TransformerConfig
 
 QK_NORM_EPS = 1e-6
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..files import file_digest
-from .reader import open_input
+from .reader import open_clip, readable
 
 FITS = ("crop", "pad", "stretch")
 """How a picture is fitted to another aspect ratio: cropped, padded with black, or stretched."""
@@ -56,10 +56,7 @@ class ClipInfo:
 
 
 def read_clip(
-    path: Path,
-    spec: ClipSpec,
-    position: tuple[float, float] = (0.5, 0.5),
-    timeout: float = TIMEOUT,
+    path: Path, spec: ClipSpec, position: tuple[float, float] = (0.5, 0.5), timeout: float = TIMEOUT
 ) -> np.ndarray:
     """The frames of a clip, uint8 ``[F, H, W, 3]``.
 
@@ -80,7 +77,7 @@ def read_clip(
         wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
         frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
         return np.stack([frames[i] for i in wanted])
-    with _readable(path):
+    with readable(path):
         with _opened(path, timeout) as container:
             times, shown = _timestamps(container)
         wanted = [shown[i] for i in _pick(times, spec, path)]
@@ -124,10 +121,8 @@ def measure(
     """The size and number of frames that `read_clip` could take from a clip.
 
     Args:
-        path: a file, or a folder of pictures.
-        fps: frames per second.
-        skip: frames to leave out at the beginning and at the end.
-        timeout: in seconds; see `TIMEOUT`.
+        path, timeout: as for `read_clip`.
+        fps, skip: as in `ClipSpec`.
         kind: the word for the file in errors.
 
     Raises:
@@ -135,7 +130,7 @@ def measure(
     """
     files = picture_files(path) if path.is_dir() else []
     first = files[0] if files else path
-    with _readable(first, kind):
+    with readable(first, kind):
         with _opened(first, timeout) as container:
             times, _ = _timestamps(container)
         with _opened(first, timeout) as container:
@@ -177,22 +172,8 @@ def content_digest(path: Path) -> str:
 
 
 @contextmanager
-def _readable(path: Path, kind: str = "video") -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InvalidInputError(f"{path} doesn't exist") from None
-    except IsADirectoryError:
-        raise InvalidInputError(f"{path} is a folder") from None
-    except av.FFmpegError as error:
-        raise InvalidInputError(f"{path} can't be read as a {kind}: {error.strerror}") from error
-
-
-@contextmanager
 def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
-    with open_input(path, timeout) as container:
-        if not container.streams.video:
-            raise InvalidInputError(f"{path} has no video stream")
+    with open_clip(path, timeout) as container:
         if path.suffix.lower() in (".heic", ".heif") and len(container.streams.video) > 1:
             raise InvalidInputError(f"{path} is a HEIC of many tiles: make a JPEG or PNG of it")
         yield container
@@ -281,7 +262,7 @@ def _pixel_aspect(container: av.container.InputContainer) -> float:
 def _read_frame(
     path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
-    with _readable(path, "picture"), _opened(path, timeout) as container:
+    with readable(path, "picture"), _opened(path, timeout) as container:
         aspect = _pixel_aspect(container)
         return _fitted(_first_frame(container, path), spec, position, aspect)
 
@@ -304,18 +285,15 @@ def _fitted(
     """A frame as it is shown, in the height and width of `spec`."""
     turns = _quarter_turns(frame)
     height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
+    sides = frame.height, frame.width * aspect
+    scales = height / sides[0], width / sides[1]
     if spec.fit == "stretch":
         rows, columns = height, width
+    elif spec.fit == "crop":
+        rows = max(ceil(sides[0] * max(scales) - 1e-6), height)
+        columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
     else:
-        nearer = max if spec.fit == "crop" else min
-        sides = frame.height, frame.width * aspect
-        scale = nearer(height / sides[0], width / sides[1])
-        rows, columns = (max(round(side * scale), 1) for side in sides)
-        if spec.fit == "crop":
-            rows, columns = (
-                max(ceil(side * scale - 1e-6), least)
-                for side, least in zip(sides, (height, width), strict=True)
-            )
+        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
     pixels = np.rot90(_scaled(frame, rows, columns), turns)
     return _placed(pixels, spec.height, spec.width, position)
 

@@ -30,12 +30,7 @@ class GifWriter(FrameWriter):
     def __init__(
         self, path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
     ) -> None:
-        """Checks the path and the frame rate; see ``FrameWriter``.
-
-        Raises:
-            InvalidInputError: fps isn't above 0 and at most 50.
-            OutputError: the output can't go there.
-        """
+        """As for ``FrameWriter``, and `fps` is at most 50."""
         super().__init__(path, fps, overwrite=overwrite)
         if self.fps > MAX_FPS:
             raise InvalidInputError(
@@ -59,8 +54,7 @@ class GifWriter(FrameWriter):
     def _finish(self) -> None:
         self._graph.vpush(None)
         self._encode_ready()
-        self._container.mux(self._stream.encode())
-        self._close()
+        super()._finish()
 
     def _store(self, part: Path, comment: str) -> None:
         add_gif_comment(part, comment.encode())

@@ -57,11 +57,10 @@ class VideoWriter(FrameWriter):
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        self._container.mux(self._stream.encode(_as_yuv(frame)))
-
-    def _finish(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._close()
+        picture = as_video_frame(frame).reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        self._container.mux(self._stream.encode(picture))
 
     def _store(self, part: Path, comment: str) -> None:
         """Copies the finished stream into a file with the comment.
@@ -89,11 +88,3 @@ class VideoWriter(FrameWriter):
 
 def _new_container(path: Path) -> av.container.OutputContainer:
     return av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
-
-
-def _as_yuv(pixels: np.ndarray) -> av.VideoFrame:
-    return as_video_frame(pixels).reformat(
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        dst_color_range=ColorRange.MPEG,
-    )

@@ -50,18 +50,11 @@ def write_video(
     overwrite: bool = False,
     record: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a whole clip.
+    """Writes a whole clip; arguments and errors as for ``open_writer``.
 
     Args:
-        path: the output; its ending decides the format, see ``open_writer``.
         frames: uint8 [F, H, W, 3], or an iterable of such frames.
-        fps: frames per second; at most 50 for a gif.
-        overwrite: whether to replace an existing output.
         record: how the video was made, stored inside; see ``FrameWriter``.
-
-    Raises:
-        InvalidInputError: the frames or the frame rate make no video.
-        OutputError: the output can't go there; see ``check_output_path``.
     """
     with open_writer(path, fps, overwrite=overwrite) as writer:
         writer.record = record

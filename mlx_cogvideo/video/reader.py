@@ -23,14 +23,39 @@ def open_input(path: str | Path, timeout: float | None = None) -> av.container.I
     return av.open(str(path), timeout=timeout, **_OPTIONS)
 
 
+@contextmanager
+def readable(path: str | Path, kind: str = "video") -> Iterator[None]:
+    """Turns the errors of reading a file, a `kind` for the message, into InvalidInputError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InvalidInputError(f"{path} doesn't exist") from None
+    except IsADirectoryError:
+        raise InvalidInputError(f"{path} is a folder") from None
+    except av.FFmpegError as error:
+        raise InvalidInputError(f"{path} can't be read as a {kind}: {error.strerror}") from error
+
+
+@contextmanager
+def open_clip(
+    path: str | Path, timeout: float | None = None
+) -> Iterator[av.container.InputContainer]:
+    """Opens a file with a video stream; see `open_input`."""
+    with open_input(path, timeout) as container:
+        if not container.streams.video:
+            raise InvalidInputError(f"{path} has no video stream")
+        yield container
+
+
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
     """Reads all frames of a clip; see ``read_frames``.
 
     Returns:
         uint8 [F, H, W, 3] and the average frames per second.
     """
-    with _first_video(path) as (container, stream):
-        frames = np.stack(list(_decoded(path, container, stream)))
+    with readable(path), open_clip(path) as container:
+        frames = np.stack(list(_decoded(path, container)))
+        stream = container.streams.video[0]
         fps = stream.average_rate
         if container.format.name == "gif":  # delays in hundredths of a second distort the average
             fps = stream.base_rate or fps
@@ -49,28 +74,13 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
     Raises:
         InvalidInputError: the file doesn't exist or has no video.
     """
-    with _first_video(path) as (container, stream):
-        yield from _decoded(path, container, stream)
+    with readable(path), open_clip(path) as container:
+        yield from _decoded(path, container)
 
 
-@contextmanager
-def _first_video(path: str | Path) -> Iterator[tuple]:
-    try:
-        with open_input(path) as container:
-            if not container.streams.video:
-                raise InvalidInputError(f"{path} has no video stream")
-            yield container, container.streams.video[0]
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"{path} doesn't exist") from error
-    except av.FFmpegError as error:
-        raise InvalidInputError(f"{path} can't be read as a video: {error.strerror}") from error
-
-
-def _decoded(
-    path: str | Path, container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[np.ndarray]:
+def _decoded(path: str | Path, container: av.container.InputContainer) -> Iterator[np.ndarray]:
     empty = True
-    for frame in container.decode(stream):
+    for frame in container.decode(video=0):
         empty = False
         yield frame.to_ndarray(format="rgb24")
     if empty:

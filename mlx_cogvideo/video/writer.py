@@ -63,6 +63,7 @@ class FrameWriter:
         self._part: Path | None = None
         self._size: tuple[int, int] | None = None
         self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -120,7 +121,8 @@ class FrameWriter:
 
     def _finish(self) -> None:
         """Encodes the remaining frames and closes the temporary."""
-        raise NotImplementedError
+        self._container.mux(self._stream.encode())
+        self._close()
 
     def _store(self, part: Path, comment: str) -> None:
         """Stores the record's JSON in the finished temporary, or raises and leaves it unchanged."""

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from adapters import ALPHA, RANK, make_adapter
-from commands import errors, generate, run
+from commands import ctrl_c_in_step, errors, generate, run
 from support import relative_error
 
 from mlx_cogvideo import CheckpointError, CogVideoXPipeline, ModelNotFoundError
@@ -89,18 +89,13 @@ def test_a_scale_of_zero_is_no_adapter(adapter, output):
     assert (read_video(output)[0] == read_video(output.with_name("plain.mp4"))[0]).all()
 
 
-def test_a_run_with_an_adapter_isnt_resumed_without_it(adapter, output, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr("mlx_cogvideo.cli.session.Session._finish", stop)
+def test_a_run_with_an_adapter_isnt_resumed_without_it(adapter, output, capsys):
+    with ctrl_c_in_step(2):
         assert generate(output, "--lora", adapter) == 130
     assert generate(output, "--resume") == 2
     assert "lora was" in capsys.readouterr().err
     assert run("--resume", output) == 0
     assert read_record(output)["settings"]["lora"][0]["source"] == str(adapter)
-
-
-def stop(session, job):
-    raise KeyboardInterrupt
 
 
 def test_an_adapter_on_the_time_embedding_goes_with_teacache(output):

@@ -12,8 +12,7 @@ import pytest
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
-from mlx_cogvideo.checkpoints.safetensors_header import read_header
-from mlx_cogvideo.checkpoints.safetensors_writer import Entry, SafetensorsWriter
+from mlx_cogvideo.checkpoints.tensor_files import SafetensorsWriter, TensorInfo, read_header
 from mlx_cogvideo.conversion import convert, describe_folder, plan_conversion
 from mlx_cogvideo.errors import CheckpointError, InvalidInputError, OutputError
 from mlx_cogvideo.nn.quantization import Quantization
@@ -263,13 +262,13 @@ def test_shards_have_an_index_and_load_as_one(tmp_path, monkeypatch):
 def test_the_writer_writes_what_others_read(tmp_path, dtype):
     from safetensors import safe_open
 
-    from mlx_cogvideo.checkpoints.safetensors_writer import DTYPES
+    from mlx_cogvideo.checkpoints.tensor_files import DTYPES
 
     arrays = {
         "a": mx.random.uniform(0, 255, (3, 5)).astype(DTYPES[dtype]),
         "b.c": mx.random.uniform(0, 255, (2, 3, 4)).astype(DTYPES[dtype])[:, ::2],
     }
-    entries = {name: Entry(dtype, tuple(array.shape)) for name, array in arrays.items()}
+    entries = {name: TensorInfo(dtype, tuple(array.shape)) for name, array in arrays.items()}
     with SafetensorsWriter(tmp_path, "model", entries) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
@@ -283,7 +282,7 @@ def test_the_writer_writes_what_others_read(tmp_path, dtype):
 
 
 def test_the_writer_accepts_only_the_announced_tensors(tmp_path):
-    entries = {"a": Entry("F32", (2,)), "b": Entry("F32", (3,))}
+    entries = {"a": TensorInfo("F32", (2,)), "b": TensorInfo("F32", (3,))}
     with (
         pytest.raises(ValueError, match="b isn't the tensor that was to be written next"),
         SafetensorsWriter(tmp_path, "model", entries) as writer,
@@ -308,7 +307,7 @@ import mlx.core as mx
 from pathlib import Path
 from mlx_cogvideo.checkpoints.component_sources import ComponentSource
 from mlx_cogvideo.conversion import ComponentPlan, ConversionPlan, TensorPlan, convert
-from mlx_cogvideo.checkpoints.safetensors_header import read_header
+from mlx_cogvideo.checkpoints.tensor_files import read_header
 from mlx_cogvideo.nn.quantization import Quantization
 folder = Path({str(tmp_path)!r})
 source = folder / "source.safetensors"
@@ -318,7 +317,7 @@ mx.clear_cache()
 stored = read_header(source)
 how = Quantization(4, 64)
 tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
-origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)))
+origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)).pop)
 component = ComponentPlan("transformer", origin, {{}}, tensors)
 plan = ConversionPlan(folder, "model", None, how, "standard", [component], {{}})
 mx.reset_peak_memory()

@@ -111,8 +111,8 @@ def test_a_clip_from_a_file_is_encoded_in_tiles(pipe, clips):
     ("frames", "message"),
     [
         (np.zeros((9, 96, 100, 3), np.uint8), "multiples of 8; got 96 and 100"),
-        (np.zeros((5, 96, 96, 3), np.uint8), "the clip has 5 frames and 9 are wanted"),
-        (np.zeros((0, 96, 96, 3), np.uint8), "the clip has no frames and 9 are wanted"),
+        (np.zeros((5, 96, 96, 3), np.uint8), "the clip has 5 frames and 9 are needed"),
+        (np.zeros((0, 96, 96, 3), np.uint8), "the clip has no frames and 9 are needed"),
         (np.zeros((9, 4, 96, 3), np.uint8), "multiples of 8; got 4 and 96"),
         (np.zeros((9, 96, 96, 3), np.float32), r"must be uint8 \[H, W, 3\]; got float32"),
         (np.zeros((9, 96, 96), np.uint8), r"must be uint8 \[H, W, 3\]; got uint8 \[96, 96\]"),

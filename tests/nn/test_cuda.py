@@ -7,7 +7,7 @@ from support import relative_error
 
 from mlx_cogvideo.nn import cuda
 from mlx_cogvideo.nn.eval_schedule import EvalSchedule
-from mlx_cogvideo.nn.norms import norm_heads
+from mlx_cogvideo.nn.modulation import norm_heads
 from mlx_cogvideo.nn.positions import rope_tables
 from mlx_cogvideo.nn.transformer import BlockContext, CogVideoXBlock, TransformerConfig
 

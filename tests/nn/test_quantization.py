@@ -13,11 +13,11 @@ from mlx_cogvideo.nn.low_rank import LoRALinear, LowRank, permute_rows
 from mlx_cogvideo.nn.quantization import (
     KINDS,
     MODES,
-    RECIPES,
     Quantization,
     QuantizedLinear,
     layer_kind,
     linear_layers,
+    packings,
     quantize_layers,
 )
 
@@ -163,7 +163,8 @@ def test_every_linear_layer_is_of_a_kind_or_named_here(name):
 
 
 def bits(recipe: str, path: str, asked: Quantization = Quantization(4, 64)) -> int:  # noqa: B008
-    return RECIPES[recipe](layer_kind(path), path, 42, asked).bits
+    paths = [path, *(f"transformer_blocks.{i}.attn1.to_k" for i in range(42))]
+    return packings(paths, asked, recipe)[path].bits
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,8 @@ def test_a_recipe_says_how_many_bits_a_layer_has(path, standard, uniform, mixed)
 
 def test_sensitive_layers_of_other_modes_have_eight_affine_bits():
     path, asked = "transformer_blocks.1.norm1.linear", Quantization(4, 16, "nvfp4")
-    assert RECIPES["standard"]("AdaLN", path, 42, asked) == Quantization(8, 32)
-    assert RECIPES["uniform"]("AdaLN", path, 42, asked) == asked
+    assert packings([path], asked, "standard") == {path: Quantization(8, 32)}
+    assert packings([path], asked, "uniform") == {path: asked}
 
 
 def test_a_layer_that_groups_do_not_divide_is_refused():

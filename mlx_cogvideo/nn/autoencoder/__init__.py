@@ -1,6 +1,6 @@
 """The 3-D causal VAE: pixels to latents and back, chunk by chunk."""
 
-from .coders import AutoencoderConfig
+from ..config import AutoencoderConfig
 from .footprint import CHUNK_FRAMES, footprint
 from .model import (
     ENCODE_CHUNK,

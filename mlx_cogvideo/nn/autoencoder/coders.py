@@ -1,39 +1,11 @@
 """Encoder and decoder. Each maps a chunk of frames, with a cache of the frames before it."""
 
-import math
-from dataclasses import dataclass
-
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import AutoencoderConfig
 from .layers import CausalConv3d, Downsample3D, ResnetBlock3D, Upsample3D, make_norm, repeat_frames
 from .row_strips import ConvCache, RowStrips
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(Config):
-    """Fields of ``vae/config.json``."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    latent_channels: int = 16
-    layers_per_block: int = 3
-    norm_num_groups: int = 32
-    temporal_compression_ratio: int = 4
-    sample_height: int = 480
-    sample_width: int = 720
-    scaling_factor: float = 1.15258426
-    invert_scale_latents: bool = False
-
-    @property
-    def spatial_compression_ratio(self) -> int:
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    def compresses_time(self, level: int) -> bool:
-        """Whether a level changes the number of frames, as the first ones of both coders do."""
-        return level < int(math.log2(self.temporal_compression_ratio))
 
 
 class Block3D(nn.Module):
@@ -48,15 +20,8 @@ class Block3D(nn.Module):
     ):
         super().__init__()
         in_channels, out_channels = channels
-        self.resnets = [
-            ResnetBlock3D(
-                out_channels if i else in_channels,
-                out_channels,
-                config.norm_num_groups,
-                latent_channels,
-            )
-            for i in range(layers)
-        ]
+        inputs, groups = [in_channels] + [out_channels] * (layers - 1), config.norm_num_groups
+        self.resnets = [ResnetBlock3D(n, out_channels, groups, latent_channels) for n in inputs]
         self.downsamplers: list[Downsample3D] = []
         self.upsamplers: list[Upsample3D] = []
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from .coders import AutoencoderConfig
+from ..config import AutoencoderConfig
 
 CHUNK_FRAMES = 9
 """Frames of the largest usual chunk, the first one of 8N+1 frames."""
@@ -56,8 +56,4 @@ def footprint(
     widest = max(channels[:2]) if decode else channels[0]
     maps = frames * top * max(widest, 2 * channels[0])
     count = 1 if strip_elements is None else min(ceil(top * widest / strip_elements), height)
-    return Footprint(
-        2 * remembered,
-        maps,
-        frames * top * widest * ceil(height / count) // height,
-    )
+    return Footprint(2 * remembered, maps, frames * top * widest * ceil(height / count) // height)

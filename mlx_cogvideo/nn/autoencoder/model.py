@@ -9,7 +9,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backend import disable_winograd
-from .coders import AutoencoderConfig, Decoder3D, Encoder3D
+from ..config import AutoencoderConfig
+from .coders import Decoder3D, Encoder3D
 from .row_strips import ConvCache
 from .tiles import Tiles
 
@@ -190,18 +191,14 @@ def _run(
     coder: nn.Module, chunks: Iterable[mx.array], ratio: int, tiling: str | None
 ) -> Iterator[mx.array]:
     """Yields what `coder` makes of each chunk; `ratio` is the rows of a chunk per latent row."""
+    mode = None if tiling is None else tiling_name(tiling)
+    elements = {"exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(mode)
     cache = None
     for chunk in chunks:
         if cache is None:
-            cache = _make_cache(chunk.shape[2] // ratio, tiling)
+            rows = chunk.shape[2] // ratio
+            cache = ConvCache(rows, evaluate=mode is not None, strip_elements=elements)
         yield cache.flush(coder(chunk, cache))
-
-
-def _make_cache(latent_rows: int, tiling: str | None) -> ConvCache:
-    if tiling is None:
-        return ConvCache(latent_rows)
-    elements = {"exact": STRIP_ELEMENTS, "tiled": TILE_STRIP_ELEMENTS}.get(tiling_name(tiling))
-    return ConvCache(latent_rows, evaluate=True, strip_elements=elements)
 
 
 def _one_by_one(coder: nn.Module, batch: mx.array, size: int, ratio: int, tiling: str) -> mx.array:

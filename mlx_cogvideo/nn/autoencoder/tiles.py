@@ -7,7 +7,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from .coders import AutoencoderConfig
+from ..config import AutoencoderConfig
 
 DEFAULT_OVERLAP = (1 / 6, 1 / 5)
 
@@ -45,9 +45,10 @@ class Tiles:
         ratio = config.spatial_compression_ratio
         native = config.sample_height, config.sample_width
         size = tile_size or tuple(ratio * max(side // 2 // ratio, 2) for side in native)
-        _check_pair("tile_size", size)
         shares = tile_overlap or DEFAULT_OVERLAP
-        _check_pair("tile_overlap", shares)
+        for name, pair in (("tile_size", size), ("tile_overlap", shares)):
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValueError(f"{name} is a pair, for height and width; got {pair}")
         if any(side < ratio or side % ratio for side in size):
             nearest = [ratio * max(1, round(side / ratio)) for side in size]
             raise ValueError(
@@ -105,18 +106,10 @@ class Tiles:
             yield mx.concatenate(finished, axis=3)
 
 
-def _check_pair(name: str, pair: object) -> None:
-    if not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ValueError(f"{name} is a pair, for height and width; got {pair}")
-
-
 def _overlap(ratio: int, name: str, side: int, share: float) -> int:
-    """The overlap for a share of a tile's side, in latent pixels.
+    """The overlap in latent pixels for a share of a tile's side, which is the height or width.
 
-    Args:
-        ratio: height and width of a latent pixel, in pixels.
-        name: ``"height"`` or ``"width"``.
-        side: that side of the tile, in latent pixels.
+    `side` is in latent pixels of `ratio` pixels each.
     """
     if not 0 <= share < 1:
         raise ValueError(
