@@ -91,7 +91,7 @@ def make_plan(options: Options) -> Plan:
     for name in ("image", "video"):
         path = options.given.get(name)
         if path is not None and not os.path.exists(path):
-            raise InvalidInputError(f"{path!r} doesn't exist")
+            raise InvalidInputError(f"{path or repr(path)} doesn't exist")
     with ExitStack() as locks:
         plan = _Planner(options, find_origin(options), locks).plan()
         plan.locks = locks.pop_all()

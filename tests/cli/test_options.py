@@ -63,6 +63,22 @@ def test_a_number_out_of_range_is_one_line(tmp_path, monkeypatch, capsys):
     assert errors(capsys.readouterr().err) == ["error: fps must be above 0; got 0.0"]
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1e400", "1e100000000"])
+def test_what_is_no_finite_number_is_refused_with_the_range(capsys, number):
+    assert run("--prompt", PROMPT, "--guidance", number, "--dry-run") == 2
+    assert "guidance_scale must be a finite number" in errors(capsys.readouterr().err)[0]
+
+
+def test_switches_with_an_optional_value_in_a_configuration_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.json").write_text('{"resume": true, "prompt": "a"}')
+    assert run("--config", "options.json") == 2
+    assert "nothing to resume" in errors(capsys.readouterr().err)[0]
+    (tmp_path / "options.json").write_text('{"prompt": "a", "steps": null}')
+    assert run("--config", "options.json") == 2
+    assert "--steps has no value" in errors(capsys.readouterr().err)[0]
+
+
 @pytest.mark.parametrize("script", ["generate.py", "lora.py"])
 def test_help_is_in_groups_and_ends_with_three_examples(script):
     done = subprocess.run(

@@ -46,6 +46,23 @@ def test_prompts_may_be_given_by_position_and_nothing_else(pipe):
         pipe("a circle", num_inference_step=3)
 
 
+def test_one_call_takes_its_arguments_by_position_and_returns_frames():
+    signature = inspect.signature(generate_video)
+    names = "prompt model num_frames height width num_inference_steps cfg_scale seed output_path"
+    names += " tiling image video strength"
+    assert [*signature.bind(*names.split()).arguments] == names.split()
+    assert signature.return_annotation is np.ndarray
+    with pytest.raises(TypeError):
+        generate_video("a", "demo", prompt="b")
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        generate_video("a", "demo", cfg_scale=2.0, guidance_scale=3.0)
+
+
+def test_a_wrong_argument_names_the_call(pipe):
+    with pytest.raises(TypeError, match=r"CogVideoXPipeline\.request\(\).*zoom"):
+        pipe.request("a", zoom=2)
+
+
 def test_resolved_settings_leave_nothing_open_and_resolve_to_themselves(pipe):
     settings = pipe.request("a circle", extend=1, tile_size=(48, 48), cache="teacache")
     for name in ("num_frames", "height", "overlap", "seed", "cache_threshold", "source_tiling"):
@@ -81,6 +98,7 @@ def test_a_setting_that_is_unknown_is_named():
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"strength": 0}, "strength must be above 0"),
         ({"extend": -1}, "extend must be at least 0"),
+        ({"seed": "1"}, "seed must be from 0 to"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(setting, words):
@@ -103,7 +121,11 @@ def test_a_new_value_resets_what_belonged_to_the_old_one():
     }
     assert "tile_size" not in override(recorded, {"tiling": "none"})
     assert override({}, {"tile_size": (32, 32)})["tiling"] == "tiled"
-    assert "guidance_range" not in override({"guidance_range": [0, 2]}, {"guidance_scale": 1.0})
+    for scale in (-1.0, 0.0, 1.0):
+        assert "guidance_range" not in override(
+            {"guidance_range": [0, 2]}, {"guidance_scale": scale}
+        )
+    assert "guidance_range" in override({"guidance_range": [0, 2]}, {"guidance_scale": 1.5})
 
 
 def test_settings_that_belong_to_others_name_settings_that_exist():

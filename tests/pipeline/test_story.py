@@ -8,7 +8,7 @@ import pytest
 from clips import make_clip
 from support import watch_networks
 
-from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.nn.autoencoder import AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.t5 import T5EncoderModel
@@ -80,6 +80,22 @@ def test_what_has_been_computed_is_not_computed_again(pipe):
     decoded = list(pipe.events(settings, last.run))
     assert all(event.stage != "denoise" or event.done == 3 for event in decoded)
     assert np.array_equal(video(decoded), pipe("a circle", **SMALL))
+
+
+def test_a_run_with_a_step_cache_continues_exactly_from_any_step(pipe):
+    more = {"num_inference_steps": 6, "cache": "teacache", "cache_threshold": 0.4}
+    settings = pipe.request("a circle", **{**SMALL, **more})
+    *events, last = pipe.events(settings, output_type="latent")
+    assert last.run.denoising.skipped
+    for event in events:
+        *_, again = pipe.events(settings, event.run, output_type="latent")
+        assert mx.array_equal(again.run.latents, last.run.latents)
+
+
+@pytest.mark.parametrize("output_type", ["latent", "pil"])
+def test_an_output_that_a_video_does_not_have_is_refused_at_once(pipe, output_type):
+    with pytest.raises(InvalidInputError):
+        pipe.events(pipe.request("a circle", extend=1, overlap=1, **SMALL), output_type=output_type)
 
 
 def test_latents_alone_are_never_decoded(pipe):
