@@ -99,7 +99,8 @@ def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
     """
     repo = hub_id(model)
     patterns = ["text_encoder/*.json", "tokenizer/*"]
-    patterns += ["text_encoder/*.safetensors"] * weights
+    if weights:
+        patterns.append("text_encoder/*.safetensors")
     return Path(_fetch(repo, None, patterns)) if repo else resolve_model(model)
 
 

@@ -194,7 +194,7 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
         mode, _, need = _choose(model)
         needs.append(need)
         if need <= largest_memory(model):
-            fitting.append(bits + ", tiled" * (mode == "tiled"))
+            fitting.append(f"{bits}, tiled" if mode == "tiled" else bits)
     advice = next(iter(fitting), "fewer frames or a smaller size, in 4 bits")
     return Outlook(variant.alias, step, 50 * step, *needs, advice)
 

@@ -27,10 +27,7 @@ from .windows import extended_events
 
 
 class CogVideoXPipeline(ModelFolder):
-    """A CogVideoX model folder, ready to make videos.
-
-    The networks are freed after their stage of a run.
-    """
+    """A CogVideoX model folder, ready to make videos; each stage frees its network."""
 
     def events(
         self,
@@ -139,8 +136,7 @@ class CogVideoXPipeline(ModelFolder):
         """The text stage of many videos; frees the text encoder after the last.
 
         Yields:
-            ``[1, text_length, text_embed_dim]``, or with guidance ``[2, ...]``: the
-            unconditional, then the prompt's.
+            Embeddings ``[1 or 2, text_length, text_embed_dim]``, an unconditional one first.
         """
         yield from stages.encode_texts(self, self.encode_prompt, videos)
 
@@ -212,8 +208,7 @@ class CogVideoXPipeline(ModelFolder):
 
         Args:
             latents: what ``denoise`` came to.
-            output_type: ``"np"`` for uint8, ``"float"`` for float32 in [0, 1].
-            on_progress: as in a pipeline's call.
+            output_type, on_progress: as in a pipeline's call.
 
         Yields:
             The frames in order, chunk by chunk: ``[F, H, W, 3]``.

@@ -86,8 +86,8 @@ def output_name(template: str, *, index: int, prompt: str, seed: int) -> str:
 
 def default_output(from_file: bool, seeds: int) -> str:
     """The name of the outputs when none is given, with the fields that tell them apart."""
-    varying = ["{index}"] * from_file + ["{seed}"] * (seeds > 1)
-    return "-".join(["video", *varying]) + ".mp4"
+    fields = ["video", "{index}" if from_file else "", "{seed}" if seeds > 1 else ""]
+    return "-".join(filter(None, fields)) + ".mp4"
 
 
 def check_distinct(outputs: Iterable[str]) -> None:

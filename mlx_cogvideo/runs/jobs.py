@@ -178,9 +178,9 @@ class _Planner:
                         template, index=index, prompt=prompt.text, seed=settings.seed
                     )
                     path = saved_path(output)
-                label = [prompt.label] * bool(prompt.label)
-                label += [f"seed {seed}"] * (len(self.seeds) > 1)
-                yield VideoJob(", ".join(label), settings, record, output, path)
+                labels = [prompt.label, f"seed {seed}" if len(self.seeds) > 1 else ""]
+                label = ", ".join(filter(None, labels))
+                yield VideoJob(label, settings, record, output, path)
 
     def _resolve(self, settings: Mapping[str, Any]) -> tuple[ResolvedSettings, Record]:
         pipe, model = self.result.pipe, self.result.model

@@ -140,9 +140,10 @@ def finish(
 
 def _resume_options(pipe: CogVideoXPipeline, overwrite: bool) -> str:
     """Options that the command that resumes a run repeats."""
-    limit = pipe.memory_limit
-    memory = "" if limit is None else f" --memory-limit {limit / 2**30:g}"
-    return " --overwrite" * overwrite + memory
+    options = " --overwrite" if overwrite else ""
+    if pipe.memory_limit is not None:
+        options += f" --memory-limit {pipe.memory_limit / 2**30:g}"
+    return options
 
 
 def _less_memory(settings: ResolvedSettings) -> str:

@@ -72,8 +72,10 @@ class SavedRun:
         """Stages of a run that this one doesn't need any more."""
         done = ["encode"]
         if not self.record["settings"].get("extend"):
-            done += ["source"] * (not self.run.needs_source)
-            done += ["denoise"] * (self.steps_done == self.steps_in_all)
+            if not self.run.needs_source:
+                done.append("source")
+            if self.steps_done == self.steps_in_all:
+                done.append("denoise")
         return tuple(done)
 
     @property
