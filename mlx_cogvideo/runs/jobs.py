@@ -104,11 +104,11 @@ class _Planner:
     def __init__(self, options: Options, origin: Origin, locks: ExitStack):
         self.options, self.origin, self.locks = options, origin, locks
         self.given = {n: v for n, v in options.given.items() if n not in ("prompt", "seed")}
-        recorded = dict(origin.settings)
+        recorded = dict(origin.recorded)
         if options.memory_limit is not None:
             recorded |= dict.fromkeys(BY_MEMORY)  # chosen again
         self.settings = override(recorded, self.given)
-        self.seeds = options.given.get("seed") or [origin.settings.get("seed")]
+        self.seeds = options.given.get("seed") or [origin.recorded.get("seed")]
         self.compile = self.settings.get("compile", True)
 
     def plan(self) -> Plan:
@@ -144,7 +144,7 @@ class _Planner:
             revision=None if options.model else then.get("revision"),
             download=not options.dry_run,
         )
-        recorded = self.origin.settings.get("lora", [])
+        recorded = self.origin.recorded.get("lora", [])
         adapters = [(adapter["source"], adapter["scale"]) for adapter in recorded]
         for source, scale in self.given.get("lora", adapters):
             pipe.load_lora(source, scale)

@@ -62,7 +62,7 @@ class Origin:
     output: str = ""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         return self.record.get("settings", {})
 
 
