@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
     if read is None:
         raise InvalidInputError(f"{path} must end in .toml or .json")
     try:
-        options = read(path.read_text(encoding="utf-8"))
+        options = read(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:

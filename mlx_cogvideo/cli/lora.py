@@ -103,7 +103,7 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
         prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
     if bool(args.sample_every) != bool(args.sample_prompt):
         raise InvalidInputError("--sample-every and --sample-prompt go together")
-    clips = find_clips(args.data)
+    clips = find_clips(args.data, args.adapter_path)
     if distributed.is_main:
         check_adapter_folder(args.adapter_path, args.resume)
     cache = args.cache or args.data / ".mlx_cogvideo"

@@ -71,6 +71,8 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     check_uncond(settings.uncond, call.negative_prompt_embeds is not None)
     check_output_type(call.output_type, settings)
     _check_latents(call, settings)
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        _check_embeds(name, getattr(call, name), model.configs["transformer"].text_embed_dim)
     decodes = call.output_type != "latent"
     if decodes:
         check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
@@ -97,11 +99,19 @@ def _check_latents(call: Call, settings: ResolvedSettings) -> None:
         raise InvalidInputError("a video of several windows has no latents of its own")
 
 
+def _check_embeds(name: str, embeds: mx.array | None, dim: int) -> None:
+    if embeds is not None and (len(embeds.shape) != 3 or embeds.shape[0::2] != (1, dim)):
+        raise InvalidInputError(
+            f"{name} must have shape (1, text_length, {dim}); got {tuple(embeds.shape)}"
+        )
+
+
 def given_embeds(
     model: ModelFolder, encode: Callable[[str], mx.array], call: Call, settings: ResolvedSettings
 ) -> mx.array:
     """The embeddings of a call that gives some; the rest is encoded."""
-    positive, negative = call.prompt_embeds, call.negative_prompt_embeds
+    given = call.prompt_embeds, call.negative_prompt_embeds
+    positive, negative = (None if each is None else mx.array(each) for each in given)
     try:
         if negative is None and needs_negative(settings):
             negative = encode(call.negative_prompt)

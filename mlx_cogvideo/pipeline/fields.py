@@ -5,10 +5,12 @@ Command lines, Python signatures, records and the documentation's tables are mad
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from functools import cache, wraps
+from types import NoneType
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
 
 from ..errors import InvalidInputError
 
@@ -104,13 +106,47 @@ def about(settings_class: Any, name: str) -> dict[str, Any]:
 
 
 def check_values(settings: Any) -> None:
-    """Replaces old names of values, and raises InvalidInputError for a number out of range."""
+    """Replaces old names of values, and raises InvalidInputError for a wrong type or range."""
+    kinds = _kinds(settings.__class__)
     for name, about in settings_of(settings).items():
-        value = getattr(settings, name)
+        value = _typed(name, getattr(settings, name), kinds[name])
+        object.__setattr__(settings, name, value)
         if about.aliases is not None and isinstance(value, str):
             object.__setattr__(settings, name, about.aliases.get(value, value))
         if about.within is not None and value is not None and not _holds(about.within, value):
             raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")
+
+
+@cache
+def _kinds(settings_class: Any) -> dict[str, type | None]:
+    """The type of each setting that is a number or a text and nothing else."""
+    hints = get_type_hints(settings_class)
+    plain = {int, float, str}
+    members = {n: [k for k in get_args(h) or [h] if k is not NoneType] for n, h in hints.items()}
+    return {
+        n: kinds[0] if len(kinds) == 1 and kinds[0] in plain else None
+        for n, kinds in members.items()
+    }
+
+
+def _typed(name: str, value: Any, kind: type | None) -> Any:
+    """A number of NumPy or a whole float as Python's own; other types are refused."""
+    if value is None or kind is None:
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{name} must be a text; got {type(value).__name__}")
+        return value
+    try:
+        number = operator.index(value) if kind is int else float(value)
+    except TypeError:
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        words = "a whole number" if kind is int else "a number"
+        raise InvalidInputError(f"{name} must be {words}; got {value!r}") from None
+    except (ValueError, OverflowError):
+        raise InvalidInputError(f"{name} must be a number; got {value!r}") from None
+    return number if not isinstance(value, int | float) else value
 
 
 def _holds(within: Range, value: Any) -> bool:

@@ -5,6 +5,7 @@ their latents.
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return np.shape(image)[:2]
 
 
+def check_no_address(name: str, path: str | Path) -> None:
+    """Raises InvalidInputError for the address of something that isn't on this machine."""
+    if re.match("[a-z]+:/", str(path)):
+        raise InvalidInputError(f"{name} must be a file; {path} is an address: download it first")
+
+
 def path_or_pixels(
     name: str, given: Picture | None, shape: tuple[int, ...]
 ) -> str | np.ndarray | None:
@@ -116,6 +123,7 @@ def path_or_pixels(
     if given is None:
         return None
     if isinstance(given, str | Path):
+        check_no_address(name, given)
         return os.path.abspath(given)
     try:
         pixels = np.asarray(given)[: shape[0]] if len(shape) == 4 else np.asarray(given)

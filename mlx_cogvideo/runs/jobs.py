@@ -21,6 +21,7 @@ from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
 from ..pipeline.settings import override
+from ..pipeline.sources import check_no_address
 from ..video import check_output_path, open_writer
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
@@ -91,6 +92,7 @@ def make_plan(options: Options) -> Plan:
     for name in ("image", "video"):
         path = options.given.get(name)
         if path is not None and not os.path.exists(path):
+            check_no_address(name, path)
             raise InvalidInputError(f"{path or repr(path)} doesn't exist")
     with ExitStack() as locks:
         plan = _Planner(options, find_origin(options), locks).plan()

@@ -28,7 +28,7 @@ class Clip:
     caption: str
 
 
-def find_clips(data: Path) -> list[Clip]:
+def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     """The clips of a folder, in the order of their names.
 
     The folder has one of these layouts: ``metadata.jsonl`` or ``metadata.csv`` with a file and a
@@ -36,7 +36,11 @@ def find_clips(data: Path) -> list[Clip]:
     a folder ``labels``; or ``clip.txt`` beside each ``clip.mp4``. A clip may also be a folder of
     frames that a metadata file names, or that has a ``clip.txt`` beside it.
 
-    Names that begin with a dot and folders that hold an adapter are ignored.
+    Names that begin with a dot and folders that hold an adapter are ignored. A folder to which
+    several links lead is read once.
+
+    Args:
+        leave_out: folder of the training's results, whose samples are no clips.
 
     Raises:
         InvalidInputError: there are no clips, no clip has a caption, or a file can't be read.
@@ -44,7 +48,10 @@ def find_clips(data: Path) -> list[Clip]:
     try:
         if not data.is_dir():
             raise InvalidInputError(f"{data} is not a folder")
-        clips = list(_listed(data))
+        seen = set()
+        if leave_out is not None:
+            seen = {(leave_out / name).resolve() for name in ("", "samples")} - {data.resolve()}
+        clips = list(_listed(data, seen))
     except OSError as error:
         raise InvalidInputError(f"{error.filename} can't be read: {error.strerror}") from None
     if not clips:
@@ -59,7 +66,7 @@ def find_clips(data: Path) -> list[Clip]:
     return clips
 
 
-def _listed(data: Path) -> Iterator[Clip]:
+def _listed(data: Path, seen: set[Path]) -> Iterator[Clip]:
     tables = [data / name for name in ("metadata.jsonl", "metadata.csv")]
     if table := next((path for path in tables if path.is_file()), None):
         yield from _from_rows(data, table, _rows(table))
@@ -72,13 +79,20 @@ def _listed(data: Path) -> Iterator[Clip]:
         pairs = zip(videos, prompts, strict=True)
         yield from (Clip(data / video, prompt) for video, prompt in pairs if video)
     elif (data / "videos").is_dir() and (data / "labels").is_dir():
-        yield from _with_captions(data / "videos", data / "labels")
+        yield from _with_captions(data / "videos", data / "labels", seen)
     else:
-        yield from _with_captions(data, data)
+        yield from _with_captions(data, data, seen)
 
 
-def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:
-    """The clips of a folder with the captions in `texts`, which have the same names."""
+def _with_captions(folder: Path, texts: Path, seen: set[Path]) -> Iterator[Clip]:
+    """The clips of a folder with the captions in `texts`, which have the same names.
+
+    Args:
+        seen: folders that are passed over; gets those that are read.
+    """
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
     for path in sorted(folder.iterdir()):
         # A Mac writes ._clip.mp4 beside clip.mp4 on disks of other systems.
         if path.name.startswith(".") or holds_adapter(path):
@@ -86,7 +100,7 @@ def _with_captions(folder: Path, texts: Path) -> Iterator[Clip]:
         name = path.name if path.is_dir() else path.stem
         caption = texts / f"{name}.txt"
         if path.is_dir() and not caption.is_file():
-            yield from _with_captions(path, texts / name)
+            yield from _with_captions(path, texts / name, seen)
         elif path.is_dir() or path.suffix.lower() in SUFFIXES:
             text = _text(caption) if caption.is_file() else ""
             yield Clip(path, " ".join(text.split()))
@@ -107,11 +121,7 @@ def _lines(path: Path) -> list[str]:
 def _rows(path: Path) -> list[tuple[int, Any]]:
     """The rows of a metadata file, each with the number of its last line."""
     if path.suffix == ".csv":
-        reader = csv.DictReader(StringIO(_text(path), newline=""))
-        try:
-            return [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise InvalidInputError(f"{path} can't be read: {error}") from None
+        return list(_csv_rows(path))
     rows = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
@@ -124,6 +134,25 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     return rows
 
 
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    lines = StringIO(_text(path), newline="")
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    header: list[str] = []
+    try:
+        for row in reader:
+            if row and not header:
+                header = [name.strip() for name in row]
+            elif row and len(row) != len(header):
+                raise InvalidInputError(
+                    f"line {reader.line_num} of {path} has {len(row)} fields and the header "
+                    f"{len(header)}: put a text with commas in double quotes"
+                )
+            elif row:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InvalidInputError(f"line {reader.line_num} of {path}: {error}") from None
+
+
 def _from_rows(data: Path, source: Path, rows: list[tuple[int, Any]]) -> Iterator[Clip]:
     for number, row in rows:
         row = row if isinstance(row, dict) else {}
@@ -131,7 +160,9 @@ def _from_rows(data: Path, source: Path, rows: list[tuple[int, Any]]) -> Iterato
         if file is None:
             raise InvalidInputError(f"line {number} of {source} names no file ({', '.join(FILES)})")
         caption = next((row[name] for name in TEXTS if row.get(name)), "")
-        yield Clip(data / str(file), str(caption).strip())
+        if not isinstance(file, str) or not isinstance(caption, str):
+            raise InvalidInputError(f"line {number} of {source}: a file and its text are strings")
+        yield Clip(data / file, caption.strip())
 
 
 def choose_spec(clip: ClipInfo, specs: Sequence[ClipSpec]) -> ClipSpec:

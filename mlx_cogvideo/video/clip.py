@@ -1,6 +1,7 @@
 """Reads clips and pictures with the frames, frame rate and size that a model needs."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,15 +146,23 @@ def measure(
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, in the order of their names.
+    """The pictures in a folder, in the order of their names; numbers in these count as numbers.
+
+    Hidden files are no frames: a Mac writes ._1.png beside 1.png on disks of other systems.
 
     Raises:
         InvalidInputError: there are none.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    files = sorted((p for p in pictures if not p.name.startswith(".")), key=_natural_order)
     if not files:
         raise InvalidInputError(f"{folder} holds no frames ({', '.join(sorted(IMAGES))})")
     return files
+
+
+def _natural_order(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", path.name)
+    return [int(part) if part.isdecimal() else part for part in parts], path.name
 
 
 def content_digest(path: Path) -> str:
@@ -203,7 +212,7 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
 def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
     """The times that aren't skipped, their begin, and their end an average frame after the last."""
     head, tail = skip
-    times = times[head : len(times) - tail]
+    times = times[head : max(len(times) - tail, 0)]
     if not times:
         return [], 0.0, 0.0
     each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from .comments import add_gif_comment
-from .paths import GIF
+from .paths import GIF, ffmpeg_name
 from .writer import FrameWriter, as_video_frame
 
 # Browsers slow a delay of 0.01 s down to 0.1 s, so that 0.02 s is the shortest of any use.
@@ -38,7 +38,7 @@ class GifWriter(FrameWriter):
             )
 
     def _open(self, height: int, width: int) -> None:
-        self._container = av.open(str(self._part), "w", format="gif", options={"loop": "0"})
+        self._container = av.open(ffmpeg_name(self._part), "w", format="gif", options={"loop": "0"})
         self._stream = self._container.add_stream("gif", rate=self.fps)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "pal8"
         self._graph = _palette_graph(height, width, self.fps)

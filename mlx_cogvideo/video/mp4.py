@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from ..files import remove_temporary, temporary_path
-from .paths import MP4
+from .paths import MP4, ffmpeg_name
 from .writer import FrameWriter, as_video_frame
 
 # Visually lossless for most clips; x264's own default of 23 is meant for streaming.
@@ -70,7 +70,7 @@ class VideoWriter(FrameWriter):
         """
         tagged = temporary_path(self.path)
         try:
-            with av.open(str(part)) as source, _new_container(tagged) as target:
+            with av.open(ffmpeg_name(part)) as source, _new_container(tagged) as target:
                 target.metadata["comment"] = comment
                 stream = source.streams.video[0]
                 copied = target.add_stream_from_template(stream)
@@ -87,4 +87,4 @@ class VideoWriter(FrameWriter):
 
 
 def _new_container(path: Path) -> av.container.OutputContainer:
-    return av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+    return av.open(ffmpeg_name(path), "w", format="mp4", options={"movflags": "+faststart"})

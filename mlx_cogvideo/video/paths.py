@@ -74,6 +74,11 @@ def output_form(path: str | Path) -> str:
     return form
 
 
+def ffmpeg_name(path: str | Path) -> str:
+    """A path as FFmpeg takes it for nothing else: ``12:30.mp4`` alone would be a protocol."""
+    return f"file:{Path(path).absolute()}"
+
+
 def frame_files(folder: Path) -> list[Path]:
     """The numbered PNG files of a folder by number."""
     files = [file for file in folder.iterdir() if _FRAME_NAME.fullmatch(file.name)]

@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from ..errors import InvalidInputError
+from .paths import ffmpeg_name
 
 # Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -20,7 +21,7 @@ def open_input(path: str | Path, timeout: float | None = None) -> av.container.I
     Args:
         timeout: seconds that opening it, or a single read, may take; None sets no limit.
     """
-    return av.open(str(path), timeout=timeout, **_OPTIONS)
+    return av.open(ffmpeg_name(path), timeout=timeout, **_OPTIONS)
 
 
 @contextmanager

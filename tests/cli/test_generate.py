@@ -361,3 +361,12 @@ def test_an_old_python_is_one_line():
 @pytest.mark.parametrize("file", ["generate.py", "mlx_cogvideo/__init__.py"])
 def test_an_old_python_can_parse_what_it_reads_first(file):
     ast.parse((SCRIPT.parent / file).read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "a:b/c.gif", "x:y"])
+def test_a_colon_in_a_name_is_no_protocol(output, name):
+    path = output.parent / name
+    path.parent.mkdir(exist_ok=True)
+    assert generate(path) == 0
+    assert run("--show", path) == 0
+    assert generate(output, "--video", path, "--strength", "0.5") == 0

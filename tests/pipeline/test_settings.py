@@ -98,7 +98,6 @@ def test_a_setting_that_is_unknown_is_named():
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"strength": 0}, "strength must be above 0"),
         ({"extend": -1}, "extend must be at least 0"),
-        ({"seed": "1"}, "seed must be from 0 to"),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(setting, words):
@@ -136,3 +135,45 @@ def test_settings_that_belong_to_others_name_settings_that_exist():
 def test_resolved_settings_of_another_seed_are_other_settings(pipe):
     settings = pipe.request("a", seed=1)
     assert replace(settings, seed=2) != settings
+
+
+def test_numbers_of_other_libraries_and_whole_floats_are_taken(pipe):
+    settings = pipe.request("a", num_frames=9.0, seed=np.int64(3), guidance_scale=np.float32(2))
+    assert (settings.num_frames, settings.seed, settings.guidance_scale) == (9, 3, 2.0)
+    assert all(
+        type(v) in (int, float, bool, str, list, type(None)) for v in settings.to_dict().values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt must be a text; got list"),
+        ({"extend": 1.5}, "extend must be a whole number"),
+        ({"height": "480"}, "height must be a whole number"),
+        ({"guidance_scale": "six"}, "guidance_scale must be a number"),
+        ({"seed": float("inf")}, "seed must be a whole number"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name(setting, words):
+    with pytest.raises(InvalidInputError, match=words):
+        VideoSettings(**setting)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 24), (32, 24), (1, 32, 7)])
+def test_embeddings_of_a_wrong_shape_are_refused_before_any_weight_is_read(pipe, shape):
+    with pytest.raises(InvalidInputError, match="prompt_embeds must have shape"):
+        pipe(prompt_embeds=np.zeros(shape, np.float32), guidance_scale=1)
+
+
+def test_embeddings_of_numpy_are_taken(pipe):
+    size = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 1, "seed": 1}
+    embeds = pipe.encode_prompt("a circle")
+    given = pipe(prompt_embeds=np.array(embeds), guidance_scale=1, **size)
+    assert (given == pipe("a circle", guidance_scale=1, **size)).all()
+
+
+@pytest.mark.parametrize("address", ["https://example.com/a.mp4", "file:///a.mp4"])
+def test_an_address_is_refused_as_such(pipe, address):
+    with pytest.raises(InvalidInputError, match="is an address: download it first"):
+        pipe.request("a", video=address)

@@ -454,3 +454,78 @@ def test_noisy_pictures_are_encoded_one_by_one_in_the_mode_that_memory_allows(
     posterior = sample.image_posteriors()
     assert mx.allclose(posterior.mean, expected.mean, atol=1e-4)
     assert posterior.logvar.shape == expected.logvar.shape
+
+
+def grays(folder: Path, names) -> list[int]:
+    """Writes a picture of another gray for each name, and returns the grays as they are read."""
+    made = folder.with_name(f"{folder.name}-made")
+    clip = np.repeat(np.arange(9, dtype=np.uint8) * 10, 16 * 16 * 3).reshape(9, 16, 16, 3)
+    write_video(made, clip, 8)
+    folder.mkdir()
+    for file, name in zip(sorted(made.iterdir()), names, strict=True):
+        shutil.copy(file, folder / name)
+    return [round(frame.mean() / 10) for frame in read_clip(folder, ClipSpec(9, 16, 16, 8))]
+
+
+def test_numbered_pictures_are_read_by_number(tmp_path):
+    assert grays(tmp_path / "walk", [f"{i}.png" for i in range(4, 13)]) == list(range(9))
+    assert grays(tmp_path / "run", [f"f{i}.png" for i in range(95, 104)]) == list(range(9))
+    assert grays(tmp_path / "padded", [f"f{i:04}.png" for i in range(95, 104)]) == list(range(9))
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    folder = tmp_path / "walk"
+    assert grays(folder, [f"{i}.png" for i in range(9)]) == list(range(9))
+    touch(folder / "._0.png", "no picture")
+    assert len(read_clip(folder, ClipSpec(9, 16, 16, 8))) == 9
+
+
+@pytest.mark.parametrize("skip", [(0, 60), (48, 0), (30, 30)])
+def test_a_clip_of_which_all_is_skipped_is_left_out(tmp_path, skip):
+    write_video(tmp_path / "a.mp4", make_clip(48), 16)
+    assert measure(tmp_path / "a.mp4", 8, skip).frames == 0
+    with pytest.raises(InvalidInputError, match="0 frames"):
+        read_clip(tmp_path / "a.mp4", ClipSpec(1, 48, 64, 8, skip))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("file_name,text\na.mp4,a red circle, moving right\n", "line 2 .* 3 fields .* header 2"),
+        ("file_name,text\na.mp4\n", "line 2 .* 1 fields"),
+        ('file_name,text\na.mp4,"one\nb.mp4,two\n', "line 3.*unexpected end of data"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_header_is_named(tmp_path, table, message):
+    touch(tmp_path / "metadata.csv", table), touch(tmp_path / "a.mp4"), touch(tmp_path / "b.mp4")
+    with pytest.raises(InvalidInputError, match=message):
+        find_clips(tmp_path)
+
+
+def test_blanks_around_fields_of_a_table_count_for_nothing(tmp_path):
+    touch(tmp_path / "metadata.csv", 'file_name, text\n\na.mp4, "a circle, moving"\n')
+    assert find_clips(tmp_path.parent / touch(tmp_path / "a.mp4").parent.name) == [
+        Clip(tmp_path / "a.mp4", "a circle, moving")
+    ]
+
+
+@pytest.mark.parametrize("caption", [["one", "two"], {"en": "x"}, 5])
+def test_a_caption_that_is_no_text_is_named_by_its_line(tmp_path, caption):
+    rows = [{"file": "a.mp4", "text": "first"}, {"file": "b.mp4", "text": caption}]
+    touch(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(InvalidInputError, match=r"line 2 .* strings"):
+        find_clips(tmp_path)
+
+
+def test_a_circle_of_links_lists_each_clip_once(tmp_path):
+    touch(tmp_path / "sub/a.mp4"), touch(tmp_path / "sub/a.txt", "first")
+    (tmp_path / "sub/up").symlink_to("..")
+    (tmp_path / "again").symlink_to("sub")
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["first"]
+
+
+@pytest.mark.parametrize("adapter", [".", "adapters"])
+def test_samples_of_the_training_itself_are_no_clips(tmp_path, adapter):
+    touch(tmp_path / "a.mp4"), touch(tmp_path / "a.txt", "first")
+    touch(tmp_path / adapter / "samples/0000002-0.mp4")
+    assert len(find_clips(tmp_path, tmp_path / adapter)) == 1
