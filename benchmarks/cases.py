@@ -32,6 +32,26 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="in pixels (default: the variant's own)")
 
 
+def add_cases(parser: argparse.ArgumentParser, cases: list[str], steps: int) -> None:
+    """Adds the options of a benchmark that times steps, each case in a process of its own.
+
+    Args:
+        steps: steps to time by default.
+    """
+    add = parser.add_argument
+    add(
+        "--cases",
+        nargs="+",
+        default=cases,
+        metavar="CASE",
+        help=f"cases to run, of: {', '.join(cases)}",
+    )
+    add("--steps", type=int, default=steps, help=f"steps to time (default: {steps})")
+    add("--timeout", type=float, help="seconds after which a case is stopped (default: none)")
+    add("--folder", type=Path, help="folder to keep the checkpoint in (default: a temporary one)")
+    add("--case", help=argparse.SUPPRESS)
+
+
 def model_and_size(args: argparse.Namespace):
     """Returns the configuration of a variant's transformer, and the requested geometry."""
     from official import TRANSFORMERS

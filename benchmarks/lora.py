@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cases import run_apart
+from cases import add_cases, run_apart
 from step import our_network, prepare, rotation_tables, their_network
 from support import OFFICIAL_SCHEDULER_CONFIG
 
@@ -39,17 +39,7 @@ def main() -> None:
         "--sizes", nargs="+", default=SIZES, metavar="FRAMESxHEIGHTxWIDTH", help="sizes to train at"
     )
     add("--text-length", type=int, default=226, help="tokens of text (default: 226)")
-    add(
-        "--cases",
-        nargs="+",
-        default=CASES,
-        metavar="CASE",
-        help=f"cases to run, of: {', '.join(CASES)}",
-    )
-    add("--steps", type=int, default=2, help="steps to time (default: 2)")
-    add("--timeout", type=float, help="seconds after which a case is stopped (default: none)")
-    add("--folder", type=Path, help="folder to keep the checkpoint in (default: a temporary one)")
-    add("--case", help=argparse.SUPPRESS)
+    add_cases(parser, CASES, steps=2)
     args = parser.parse_args()
     if args.case:
         run_case(args)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from cases import add_size, model_and_size, run_apart
+from cases import add_cases, add_size, model_and_size, run_apart
 
 CASES = [
     "ours bfloat16",
@@ -39,18 +39,7 @@ CASES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_size(parser)
-    add = parser.add_argument
-    add(
-        "--cases",
-        nargs="+",
-        default=CASES,
-        metavar="CASE",
-        help=f"cases to run, of: {', '.join(CASES)}",
-    )
-    add("--steps", type=int, default=3, help="steps to time (default: 3)")
-    add("--timeout", type=float, help="seconds after which a case is stopped (default: none)")
-    add("--folder", type=Path, help="folder to keep the checkpoint in (default: a temporary one)")
-    add("--case", help=argparse.SUPPRESS)
+    add_cases(parser, CASES, steps=3)
     args = parser.parse_args()
     if args.case:
         print(json.dumps(run_case(args)))

@@ -8,6 +8,7 @@ to a harmless object of ours, and every other name is refused.
 
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,23 @@ MAX_REPEATED = 2**24
 """Most elements of a tensor whose strides of 0 repeat fewer stored ones."""
 MAX_WRAPPERS = 8
 """Most dictionaries around the one that holds the tensors."""
+
+# Exceptions of Python's archive and pickle readers for damaged and crafted files.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # NotImplementedError and RecursionError, too
+    SystemError,
+    TypeError,
+    ValueError,  # UnicodeDecodeError, too
+)
 
 
 class _Stateless:
@@ -176,7 +194,7 @@ class TorchFile:
             raise CheckpointError(
                 f"{path} is no PyTorch file that can be read ({error}): fetch it again"
             ) from None
-        except Exception as error:  # a damaged or crafted pickle makes Python's reader raise any
+        except _DAMAGE as error:
             raise CheckpointError(f"{path} holds a damaged pickle: {first_line(error)}") from None
 
     def size_of(self, key: str) -> int:
@@ -200,7 +218,7 @@ class TorchFile:
             with self._archive.open(f"{self._root}data/{key}") as stream:
                 stream.seek(start)
                 data = stream.read(size)
-        except Exception as error:  # and so does a damaged archive
+        except _DAMAGE as error:
             reason = first_line(error)
             raise CheckpointError(f"{self.path} can't be read to the end: {reason}") from None
         if len(data) < size:

@@ -108,7 +108,7 @@ def denoising_steps(
         done, skipped = 0, ()
     else:
         latents, x0, done, skipped = state.latents, state.x0, state.step, state.skipped
-    cache = _step_cache(transformer, sampling, timesteps) if done < len(timesteps) else None
+    cache = _step_cache(transformer, sampling, timesteps)
     restart = None
     for i in range(done, len(timesteps)):
         t, next_t = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else None

@@ -166,6 +166,15 @@ class _Scheduler:
             case _:
                 return model_output
 
+    def _begin_step(
+        self, model_output: mx.array, timestep: int | mx.array, sample: mx.array
+    ) -> tuple[tuple[int | None, int, int], mx.array, mx.array]:
+        """The neighbours of a timestep, and in float32 the sample and the predicted clean one."""
+        neighbours = self._neighbours(timestep)
+        sample = sample.astype(mx.float32)
+        x0 = self._predict_x0(model_output.astype(mx.float32), sample, neighbours[1])
+        return neighbours, sample, x0
+
 
 class CogVideoXDDIMScheduler(_Scheduler):
     """Deterministic sampling: DDIM with eta = 0 (arXiv:2010.02502, eq. 12)."""
@@ -194,10 +203,7 @@ class CogVideoXDDIMScheduler(_Scheduler):
         Raises:
             InvalidInputError: set_timesteps wasn't called or timestep isn't in its list.
         """
-        _, s, t = self._neighbours(timestep)
-        sample = sample.astype(mx.float32)
-        x0 = self._predict_x0(model_output.astype(mx.float32), sample, s)
-
+        (_, s, t), sample, x0 = self._begin_step(model_output, timestep, sample)
         (alpha_s, sigma_s), (alpha_t, sigma_t) = self._level(s), self._level(t)
         a = sigma_t / sigma_s
         b = alpha_t - alpha_s * a
@@ -233,10 +239,7 @@ class CogVideoXDPMScheduler(_Scheduler):
         Raises:
             InvalidInputError: set_timesteps wasn't called or timestep isn't in its list.
         """
-        r, s, t = self._neighbours(timestep)
-        sample = sample.astype(mx.float32)
-        x0 = self._predict_x0(model_output.astype(mx.float32), sample, s)
-
+        (r, s, t), sample, x0 = self._begin_step(model_output, timestep, sample)
         d = x0
         if r is not None and previous_x0 is not None and t != FINAL:
             w = self._extrapolation(r, s, t)

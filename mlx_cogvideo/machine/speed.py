@@ -21,7 +21,7 @@ from ..pipeline.estimates import (
     text_memory,
     vae_memory,
 )
-from ..pipeline.geometry import Geometry
+from ..pipeline.resolver import model_geometry
 from ..pipeline.vae_stage import Tiling
 
 SECONDS = 0.25
@@ -117,7 +117,7 @@ def _choose(model: ModelConfigurations) -> tuple[str, bool, int]:
         The VAE's mode, whether the passes of guidance are split, and the estimated bytes of the
         stage that needs most memory.
     """
-    geometry = _own_size(model)
+    geometry = model_geometry(model)
     _, frames, height, width, _ = geometry.latent_shape
     mode, split = choose_tiling(model, height, width), split_cfg(model, geometry)
     needs = (
@@ -126,17 +126,6 @@ def _choose(model: ModelConfigurations) -> tuple[str, bool, int]:
         vae_memory(model, Tiling(mode), height, width, frames=frames),
     )
     return mode, split, max(needs)
-
-
-def _own_size(model: ModelConfigurations) -> Geometry:
-    return Geometry.choose(
-        model.variant,
-        model.configs["transformer"],
-        model.configs["vae"],
-        num_frames=None,
-        height=None,
-        width=None,
-    )
 
 
 def measure_ceilings(dtype: mx.Dtype) -> Ceilings:
@@ -182,7 +171,7 @@ def _seconds(compute: Callable[[mx.array], mx.array], x: mx.array) -> float:
 def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
     """An estimate of a model's time and memory here, at its own size and with guidance."""
     model = official_model(variant)
-    config, shape = model.configs["transformer"], _own_size(model).latent_shape
+    config, shape = model.configs["transformer"], model_geometry(model).latent_shape
     tokens, dim, layers = config.token_count(shape), config.dim, config.num_layers
     products = 24 * dim**2 * tokens / ceilings.matmul
     scores = 4 * tokens**2 * dim / ceilings.attention

@@ -1,6 +1,6 @@
 """The events of a run, and what it has computed so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -79,3 +79,13 @@ class Event:
     @property
     def ends_denoising(self) -> bool:
         return self.stage == "denoise" and self.done == self.total
+
+
+def join_frames(events: Iterable[Event], on_progress: Progress = no_progress) -> np.ndarray:
+    """Goes through a run's events and returns all of its frames, ``[F, H, W, 3]``."""
+    frames = []
+    for event in events:
+        on_progress(event.stage, event.done, event.total)
+        if event.frames is not None:
+            frames.append(event.frames)
+    return np.concatenate(frames)

@@ -110,9 +110,9 @@ def check_values(settings: Any) -> None:
     kinds = _kinds(settings.__class__)
     for name, about in settings_of(settings).items():
         value = _typed(name, getattr(settings, name), kinds[name])
-        object.__setattr__(settings, name, value)
         if about.aliases is not None and isinstance(value, str):
-            object.__setattr__(settings, name, about.aliases.get(value, value))
+            value = about.aliases.get(value, value)
+        object.__setattr__(settings, name, value)
         if about.within is not None and value is not None and not _holds(about.within, value):
             raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")
 

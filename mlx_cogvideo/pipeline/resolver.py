@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.model_folder import ModelConfigurations, ModelFolder
 from ..diffusion.denoising import Sampling
 from ..diffusion.guidance import check_uncond, schedule_name
 from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name
@@ -126,7 +126,10 @@ def recommended(model: ModelFolder, field: str, given: Any) -> Any:
 
 
 def model_geometry(
-    model: ModelFolder, num_frames: int | None, height: int | None, width: int | None
+    model: ModelConfigurations,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Geometry:
     """The size of a run; None is the model's own."""
     return Geometry.choose(

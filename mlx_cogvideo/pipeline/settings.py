@@ -9,13 +9,11 @@ from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..diffusion.schedulers import SCHEDULERS, Scheduler
 from ..diffusion.step_cache import CACHES
 from ..errors import InvalidInputError
-from ..nn.autoencoder import TILINGS
+from ..nn.autoencoder import OLD_TILINGS, TILINGS
 from ..version import __version__
 from ..video import FITS
 from .fields import FINITE, NOTHING, SEED, Range, at_least, check_values, setting, settings_of
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
-
-OLD_TILINGS = {"seamless": "exact"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from ..checkpoints import default_model, model_identity
 from ..errors import InvalidInputError, mlx_errors
 from ..files import locked
 from ..pipeline.call import Call, prepare
+from ..pipeline.events import join_frames
 from ..pipeline.fields import about, from_arguments
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.settings import VideoSettings
@@ -80,13 +81,8 @@ def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     settings = prepare(pipe, arguments.call())
     identity = {} if path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, settings, identity, fps=pipe.fps)
-    meter, frames = Meter(record), []
     with mlx_errors():
-        for event in pipe.events(settings):
-            meter(event.stage, event.done, event.total)
-            if event.frames is not None:
-                frames.append(event.frames)
-    video = np.concatenate(frames)
+        video = join_frames(pipe.events(settings), Meter(record))
     if path is not None:
         write_video(path, video, pipe.fps, record=record)
     return video

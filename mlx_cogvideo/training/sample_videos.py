@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import CogVideoXError
-from ..pipeline.events import RunState
+from ..pipeline.events import RunState, join_frames
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..video import write_video
@@ -38,9 +37,7 @@ def write_sample_videos(
         prompts = ["", settings.prompt] if settings.guided else [settings.prompt]
         run = RunState(embeds=mx.concatenate([load_text(texts[prompt]) for prompt in prompts]))
         try:
-            events = pipe.events(settings, run)
-            frames = [event.frames for event in events if event.frames is not None]
-            write_video(output, np.concatenate(frames), fps, overwrite=True)
+            write_video(output, join_frames(pipe.events(settings, run)), fps, overwrite=True)
             logger.info("%-8s %s", "sample", output)
         except CogVideoXError as error:
             logger.warning("no sample of %r: %s", settings.prompt, error)

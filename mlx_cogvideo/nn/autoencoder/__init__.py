@@ -4,6 +4,7 @@ from ..config import AutoencoderConfig
 from .footprint import CHUNK_FRAMES, footprint
 from .model import (
     ENCODE_CHUNK,
+    OLD_TILINGS,
     STRIP_ELEMENTS,
     TILE_STRIP_ELEMENTS,
     TILINGS,
@@ -21,6 +22,7 @@ __all__ = [
     "CHUNK_FRAMES",
     "ENCODE_CHUNK",
     "MAX_ELEMENTS",
+    "OLD_TILINGS",
     "STRIP_ELEMENTS",
     "TILE_STRIP_ELEMENTS",
     "TILINGS",

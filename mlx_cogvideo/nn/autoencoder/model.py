@@ -20,6 +20,9 @@ DECODE_CHUNK = 2
 TILINGS = ("none", "exact", "tiled")
 """The modes in which a frame is computed; see `AutoencoderKLCogVideoX`."""
 
+OLD_TILINGS = {"seamless": "exact"}
+"""Old names of modes."""
+
 STRIP_ELEMENTS = 4_000_000
 """Elements of a strip in one frame: enough to keep a GPU busy, few beside a large video's frame."""
 
@@ -28,13 +31,12 @@ TILE_STRIP_ELEMENTS = 3 * STRIP_ELEMENTS
 
 
 def tiling_name(name: str) -> str:
-    """The mode among `TILINGS` that `name` stands for; "seamless" is the old name of "exact".
+    """The mode among `TILINGS` that `name` stands for, which may be an old name.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if name == "seamless":
-        return "exact"
+    name = OLD_TILINGS.get(name, name)
     if name not in TILINGS:
         raise ValueError(f"tiling must be {', '.join(TILINGS)}; got {name!r}")
     return name
