@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,38 +14,12 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..files import file_digest
+from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
 from .reader import open_clip, readable
-
-FITS = ("crop", "pad", "stretch")
-"""How a picture is fitted to another aspect ratio: cropped, padded with black, or stretched."""
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 TIMEOUT = 20.0
 """Seconds that opening a file, or a single read, may take."""
-
-WHITE = 255
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """The frames to read from a clip.
-
-    Attributes:
-        frames: number of frames; the models need 8N+1.
-        height, width: size in pixels.
-        fps: frames per second; the clip's frames nearest to these times are taken.
-        skip: frames of the clip to leave out at its beginning and at its end.
-        fit: one of `FITS`.
-        repeat_last: whether a clip that is too short is extended by repeating its last frame.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    skip: tuple[int, int] = (0, 0)
-    fit: str = "crop"
-    repeat_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,12 +93,14 @@ def measure(
     skip: tuple[int, int] = (0, 0),
     timeout: float = TIMEOUT,
     kind: str = "video",
+    start: float = 0.0,
+    end: float | None = None,
 ) -> ClipInfo:
     """The size and number of frames that `read_clip` could take from a clip.
 
     Args:
         path, timeout: as for `read_clip`.
-        fps, skip: as in `ClipSpec`.
+        fps, skip, start, end: as in `ClipSpec`.
         kind: the word for the file in errors.
 
     Raises:
@@ -135,14 +112,14 @@ def measure(
         with _opened(first, timeout) as container:
             times, _ = _timestamps(container)
         with _opened(first, timeout) as container:
-            frame, aspect = _first_frame(container, first), _pixel_aspect(container)
+            frame, aspect = _first_frame(container, first), pixel_aspect(container)
     if files:
         times = [i / fps for i in range(len(files))]
-    times, start, end = _usable(times, skip)
+    times, _ = _usable(times, skip, start, end)
     height, width = frame.height, round(frame.width * aspect)
-    if _quarter_turns(frame) % 2:
+    if quarter_turns(frame) % 2:
         height, width = width, height
-    return ClipInfo(height, width, max(min(len(times), 1), ceil((end - start) * fps - 1e-6)))
+    return ClipInfo(height, width, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -209,29 +186,40 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
     return [float(pts * stream.time_base) for pts in shown]
 
 
-def _usable(times: list[float], skip: tuple[int, int]) -> tuple[list[float], float, float]:
-    """The times that aren't skipped, their begin, and their end an average frame after the last."""
-    head, tail = skip
-    times = times[head : max(len(times) - tail, 0)]
-    if not times:
-        return [], 0.0, 0.0
-    each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
-    return times, times[0], times[-1] + each
+def _usable(
+    times: list[float], skip: tuple[int, int], start: float, end: float | None
+) -> tuple[list[float], int]:
+    """The times in the wanted part of a clip, and the number of the frame that is their first."""
+    first, last = skip[0], len(times) - skip[1]
+    if times:
+        first = max(first, bisect_left(times, times[0] + start - 1e-6))
+    if times and end is not None:
+        last = min(last, bisect_left(times, times[0] + end - 1e-6))
+    return times[first : max(last, 0)], first
+
+
+def _seconds(times: list[float]) -> float:
+    """How long the frames of these times are shown, the last for an average frame's time."""
+    if len(times) < 2:
+        return 0.0
+    return (times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 
 def _pick(times: list[float], spec: ClipSpec, path: Path) -> list[int]:
     """The numbers of the clip's frames that are nearest to the wanted times."""
-    times, start, end = _usable(times, spec.skip)
+    times, first = _usable(times, spec.skip, spec.start, spec.end)
     picked, i = [], 0
     for count in range(spec.frames):
-        time = start + count / spec.fps
+        time = times[0] + count / spec.fps if times else 0.0
         while i + 1 < len(times) and times[i + 1] - time < time - times[i] - 1e-6:
             i += 1
-        if not times or (time >= end - 1e-6 and count > 0 and not spec.repeat_last):
+        if not times or (
+            time >= times[0] + _seconds(times) - 1e-6 and count > 0 and not spec.repeat_last
+        ):
             raise InvalidInputError(
                 f"{path} has {count} frames at {spec.fps:g} a second, and {spec.frames} are wanted"
             )
-        picked.append(spec.skip[0] + i)
+        picked.append(first + i)
     return picked
 
 
@@ -248,7 +236,7 @@ def _read(
     Returns no frame if timestamps go back, because then they don't belong to the frames.
     """
     frames: dict[int, np.ndarray] = {}
-    aspect, before = _pixel_aspect(container), -inf
+    aspect, before = pixel_aspect(container), -inf
     for number, frame in enumerate(container.decode(video=0)):
         pts = number if by_order else frame.pts
         if pts is None:  # as in a picture
@@ -257,23 +245,18 @@ def _read(
             return {}
         before = pts
         if pts in wanted and pts not in frames:
-            frames[pts] = _fitted(frame, spec, position, aspect)
+            frames[pts] = fitted(frame, spec, position, aspect)
         if pts >= wanted[-1] and (by_order or pts > wanted[-1]):
             break
     return frames
-
-
-def _pixel_aspect(container: av.container.InputContainer) -> float:
-    """Width of a pixel over its height."""
-    return float(container.streams.video[0].sample_aspect_ratio or 1)
 
 
 def _read_frame(
     path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
     with readable(path, "picture"), _opened(path, timeout) as container:
-        aspect = _pixel_aspect(container)
-        return _fitted(_first_frame(container, path), spec, position, aspect)
+        aspect = pixel_aspect(container)
+        return fitted(_first_frame(container, path), spec, position, aspect)
 
 
 def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
@@ -281,54 +264,3 @@ def _first_frame(container: av.container.InputContainer, path: Path) -> av.Video
     if frame is None:
         raise InvalidInputError(f"{path} has no frames")
     return frame
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns from the stored frame to the shown one."""
-    return round(frame.rotation / 90) % 4
-
-
-def _fitted(
-    frame: av.VideoFrame, spec: ClipSpec, position: tuple[float, float], aspect: float
-) -> np.ndarray:
-    """A frame as it is shown, in the height and width of `spec`."""
-    turns = _quarter_turns(frame)
-    height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
-    sides = frame.height, frame.width * aspect
-    scales = height / sides[0], width / sides[1]
-    if spec.fit == "stretch":
-        rows, columns = height, width
-    elif spec.fit == "crop":
-        rows = max(ceil(sides[0] * max(scales) - 1e-6), height)
-        columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
-    else:
-        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
-    pixels = np.rot90(_scaled(frame, rows, columns), turns)
-    return _placed(pixels, spec.height, spec.width, position)
-
-
-def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    transparent = any(component.is_alpha for component in frame.format.components)
-    if transparent or frame.format.has_palette:
-        # Before interpolation, because invisible pixels have a colour, too.
-        pixels = frame.to_ndarray(format="rgba")
-        share = pixels[..., 3:] / 255
-        pixels = np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    return scaled.to_ndarray()
-
-
-def _placed(
-    pixels: np.ndarray, height: int, width: int, position: tuple[float, float]
-) -> np.ndarray:
-    """The pixels cropped, or padded with black, to the size."""
-    top, left = (
-        round((side - wanted) * share)
-        for side, wanted, share in zip(pixels.shape, (height, width), position, strict=False)
-    )
-    if top >= 0 and left >= 0:
-        return pixels[top : top + height, left : left + width]
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[-top : pixels.shape[0] - top, -left : pixels.shape[1] - left] = pixels
-    return canvas

@@ -1,0 +1,94 @@
+"""Makes the pixels that a model needs of a decoded frame: as it is shown, in its size."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import av
+import numpy as np
+
+FITS = ("crop", "pad", "stretch")
+"""How a picture is fitted to another aspect ratio: cropped, padded with black, or stretched."""
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The frames to read from a clip.
+
+    Attributes:
+        frames: number of frames; the models need 8N+1.
+        height, width: size in pixels.
+        fps: frames per second; the clip's frames nearest to these times are taken.
+        skip: frames of the clip to leave out at its beginning and at its end.
+        start, end: the part of the clip to take the frames from, in seconds from its first frame;
+            None is the clip's end.
+        fit: one of `FITS`.
+        repeat_last: whether a clip that is too short is extended by repeating its last frame.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    skip: tuple[int, int] = (0, 0)
+    fit: str = "crop"
+    repeat_last: bool = False
+    start: float = 0.0
+    end: float | None = None
+
+
+def pixel_aspect(container: av.container.InputContainer) -> float:
+    """Width of a pixel over its height."""
+    return float(container.streams.video[0].sample_aspect_ratio or 1)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counterclockwise quarter turns from the stored frame to the shown one."""
+    return round(frame.rotation / 90) % 4
+
+
+def fitted(
+    frame: av.VideoFrame, spec: ClipSpec, position: tuple[float, float], aspect: float
+) -> np.ndarray:
+    """A frame as it is shown, in the height and width of `spec`."""
+    turns = quarter_turns(frame)
+    height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
+    sides = frame.height, frame.width * aspect
+    scales = height / sides[0], width / sides[1]
+    if spec.fit == "stretch":
+        rows, columns = height, width
+    elif spec.fit == "crop":
+        rows = max(ceil(sides[0] * max(scales) - 1e-6), height)
+        columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
+    else:
+        rows, columns = (max(round(side * min(scales)), 1) for side in sides)
+    pixels = np.rot90(_scaled(frame, rows, columns), turns)
+    return _placed(pixels, spec.height, spec.width, position)
+
+
+def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    transparent = any(component.is_alpha for component in frame.format.components)
+    if transparent or frame.format.has_palette:
+        # Before interpolation, because invisible pixels have a colour, too.
+        pixels = frame.to_ndarray(format="rgba")
+        share = pixels[..., 3:] / 255
+        pixels = np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    return scaled.to_ndarray()
+
+
+def _placed(
+    pixels: np.ndarray, height: int, width: int, position: tuple[float, float]
+) -> np.ndarray:
+    """The pixels cropped, or padded with black, to the size."""
+    top, left = (
+        round((side - wanted) * share)
+        for side, wanted, share in zip(pixels.shape, (height, width), position, strict=False)
+    )
+    if top >= 0 and left >= 0:
+        return pixels[top : top + height, left : left + width]
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[-top : pixels.shape[0] - top, -left : pixels.shape[1] - left] = pixels
+    return canvas
