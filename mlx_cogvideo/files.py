@@ -1,4 +1,4 @@
-"""Files on disk: locks for one writer at a time, temporary names, and digests."""
+"""Files on disk: locks for one writer at a time, temporary names, texts and digests."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import InvalidInputError, OutputError
 
 LONGEST_NAME = 255
 """Bytes in a file name that nearly all file systems allow."""
@@ -308,6 +308,32 @@ def _read(stream: int) -> str:
         return os.pread(stream, 2**20, 0).decode(errors="surrogateescape")
     except OSError:
         return ""
+
+
+def check_is_file(path: str | Path) -> None:
+    """Checks that opening a path can't wait forever, as it does for a pipe.
+
+    Raises:
+        InvalidInputError: it doesn't exist, or is something else than a regular file.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InvalidInputError(f"{path} can't be read: it is not a file but a folder or pipe")
+    except FileNotFoundError:
+        raise InvalidInputError(f"{path} doesn't exist") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, or InvalidInputError if it isn't one in UTF-8; a BOM is left out."""
+    check_is_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
 
 
 def file_digest(file: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..files import read_text
 from .common import Parser
 
 
@@ -47,10 +48,9 @@ def _read(path: Path) -> dict[str, Any]:
     read = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
     if read is None:
         raise InvalidInputError(f"{path} must end in .toml or .json")
+    text = read_text(path)
     try:
-        options = read(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
+        options = read(text)
     except ValueError as error:
         raise InvalidInputError(f"{path} can't be read: {error}") from None
     if not isinstance(options, dict):

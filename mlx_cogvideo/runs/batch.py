@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from ..files import absolute
+from ..files import absolute, read_text
 
 IMAGE_MARK = "@@"
 FIELDS = ("index", "prompt", "seed")
@@ -38,16 +38,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         InvalidInputError: the file is missing, isn't UTF-8 or has no prompts.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InvalidInputError(f"{path} doesn't exist") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
-    except OSError as error:
-        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
     prompts = []
-    for number, line in enumerate(map(str.strip, lines), start=1):
+    for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
         if line and not line.startswith("#"):
             text, mark, image = (part.strip() for part in line.partition(IMAGE_MARK))
             if mark and not image:

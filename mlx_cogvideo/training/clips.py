@@ -11,10 +11,11 @@ from typing import Any
 
 from ..checkpoints import holds_adapter
 from ..errors import InvalidInputError
+from ..files import read_text
 from ..video import ClipInfo, ClipSpec
-from ..video.clip import IMAGES
+from ..video.clip import CLIPS, IMAGES
 
-SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", *IMAGES}
+SUFFIXES = CLIPS | IMAGES
 """Suffixes of clips, and of still images, which are clips of one frame."""
 
 TEXTS = ("text", "caption", "prompt")
@@ -102,20 +103,13 @@ def _with_captions(folder: Path, texts: Path, seen: set[Path]) -> Iterator[Clip]
         if path.is_dir() and not caption.is_file():
             yield from _with_captions(path, texts / name, seen)
         elif path.is_dir() or path.suffix.lower() in SUFFIXES:
-            text = _text(caption) if caption.is_file() else ""
+            text = read_text(caption) if caption.is_file() else ""
             yield Clip(path, " ".join(text.split()))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file without empty lines at its end."""
-    return [line.strip() for line in _text(path).rstrip().split("\n")]
+    return [line.strip() for line in read_text(path).rstrip().split("\n")]
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
@@ -123,7 +117,7 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     if path.suffix == ".csv":
         return list(_csv_rows(path))
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 rows.append((number, json.loads(line)))
@@ -135,7 +129,7 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    lines = StringIO(_text(path), newline="")
+    lines = StringIO(read_text(path), newline="")
     reader = csv.reader(lines, skipinitialspace=True, strict=True)
     header: list[str] = []
     try:

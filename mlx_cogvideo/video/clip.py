@@ -15,9 +15,23 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..files import file_digest
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
-from .reader import open_clip, readable
+from .reader import decoded, open_clip, readable, video_stream
+from .stalls import answered, within
+from .stills import check_no_animated_webp, check_whole, converted
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".jp2", ".tga", ".ppm"),
+}
+"""Suffixes of pictures: frames of a clip in a folder, or clips of one frame."""
+
+CLIPS = {
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".gif", ".apng"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v"),
+    *(".ogv", ".ogg", ".mxf", ".dv", ".mjpeg", ".y4m"),
+}
+"""Suffixes of clips."""
+
 TIMEOUT = 20.0
 """Seconds that opening a file, or a single read, may take."""
 
@@ -48,28 +62,7 @@ def read_clip(
     Raises:
         InvalidInputError: the clip can't be read, or is too short.
     """
-    if path.is_dir():
-        files = picture_files(path)
-        wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
-        frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
-        return np.stack([frames[i] for i in wanted])
-    with readable(path):
-        with _opened(path, timeout) as container:
-            times, shown = _timestamps(container)
-        wanted = [shown[i] for i in _pick(times, spec, path)]
-        with _opened(path, timeout) as container:
-            frames = _read(container, wanted, spec, position)
-        if len(frames) < len(set(wanted)):
-            with _opened(path, timeout) as container:
-                times = _times_in_order(container)
-            wanted = _pick(times, spec, path)
-            with _opened(path, timeout) as container:
-                frames = _read(container, wanted, spec, position, by_order=True)
-        if missing := set(wanted) - frames.keys():
-            raise InvalidInputError(
-                f"{path} is damaged: {len(missing)} of its frames can't be decoded"
-            )
-        return np.stack([frames[pts] for pts in wanted])
+    return within(timeout, path, lambda: _read_frames(path, spec, position, timeout))
 
 
 def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> np.ndarray:
@@ -84,7 +77,8 @@ def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> 
     """
     if fit not in FITS:
         raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
-    return _read_frame(Path(path), ClipSpec(1, height, width, 1, fit=fit), (0.5, 0.5), TIMEOUT)
+    path, spec = Path(path), ClipSpec(1, height, width, 1, fit=fit)
+    return within(TIMEOUT, path, lambda: _read_frame(path, spec, (0.5, 0.5), TIMEOUT))
 
 
 def measure(
@@ -106,20 +100,7 @@ def measure(
     Raises:
         InvalidInputError: the clip can't be read.
     """
-    files = picture_files(path) if path.is_dir() else []
-    first = files[0] if files else path
-    with readable(first, kind):
-        with _opened(first, timeout) as container:
-            times, _ = _timestamps(container)
-        with _opened(first, timeout) as container:
-            frame, aspect = _first_frame(container, first), pixel_aspect(container)
-    if files:
-        times = [i / fps for i in range(len(files))]
-    times, _ = _usable(times, skip, start, end)
-    height, width = frame.height, round(frame.width * aspect)
-    if quarter_turns(frame) % 2:
-        height, width = width, height
-    return ClipInfo(height, width, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
+    return within(timeout, path, lambda: _measure(path, fps, skip, timeout, kind, start, end))
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -157,21 +138,91 @@ def content_digest(path: Path) -> str:
     return whole.hexdigest()
 
 
+def _measure(
+    path: Path,
+    fps: float,
+    skip: tuple[int, int],
+    timeout: float,
+    kind: str,
+    start: float,
+    end: float | None,
+) -> ClipInfo:
+    files = picture_files(path) if path.is_dir() else []
+    first = files[0] if files else path
+    with readable(first, kind):
+        with _opened(first, timeout) as container:
+            times, _ = _timestamps(container)
+        with _opened(first, timeout) as container:
+            frame, aspect = _first_frame(container, first), pixel_aspect(container)
+    if files:
+        times = [i / fps for i in range(len(files))]
+    times, _ = _usable(times, skip, start, end)
+    height, width = frame.height, round(frame.width * aspect)
+    if quarter_turns(frame) % 2:
+        height, width = width, height
+    return ClipInfo(height, width, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
+
+
+def _read_frames(
+    path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
+) -> np.ndarray:
+    if path.is_dir():
+        files = picture_files(path)
+        wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
+        frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
+        return np.stack([frames[i] for i in wanted])
+    with readable(path):
+        with _opened(path, timeout) as container:
+            times, shown = _timestamps(container)
+        wanted = [shown[i] for i in _pick(times, spec, path)]
+        with _opened(path, timeout) as container:
+            frames = _read(container, wanted, spec, position)
+        if len(frames) < len(set(wanted)):
+            with _opened(path, timeout) as container:
+                times = _times_in_order(container)
+            wanted = _pick(times, spec, path)
+            with _opened(path, timeout) as container:
+                frames = _read(container, wanted, spec, position, by_order=True)
+        if missing := set(wanted) - frames.keys():
+            raise InvalidInputError(
+                f"{path} is damaged: {len(missing)} of its frames can't be decoded"
+            )
+        return np.stack([frames[pts] for pts in wanted])
+
+
 @contextmanager
 def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
-    with open_clip(path, timeout) as container:
-        if path.suffix.lower() in (".heic", ".heif") and len(container.streams.video) > 1:
-            raise InvalidInputError(f"{path} is a HEIC of many tiles: make a JPEG or PNG of it")
+    check_no_animated_webp(path)
+    with converted(path, timeout) as file, open_clip(file, timeout) as container:
+        check_whole(path, container)
+        answered()
         yield container
 
 
 def _timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
     """The time of each frame, in seconds and in the file's time base."""
-    stream = container.streams.video[0]
-    packets = container.demux(stream)
-    # Packets to discard lie outside of the part that an edit list shows.
-    shown = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
-    return [float(pts * stream.time_base) for pts in shown], shown
+    stream = video_stream(container)
+    shown = []
+    for packet in container.demux(stream):
+        answered()
+        # Packets to discard lie outside of the part that an edit list shows.
+        if packet.pts is not None and not packet.is_discard:
+            shown.append(packet.pts)
+    times = [float(pts * stream.time_base) for pts in sorted(shown)]
+    return _at_steady_rate(times, stream), sorted(shown)
+
+
+def _at_steady_rate(times: list[float], stream: av.VideoStream) -> list[float]:
+    """The times without the rounding of files that count milliseconds or hundredths.
+
+    Unchanged if they aren't, within a tick, multiples of a frame's time.
+    """
+    rate, tick = float(stream.guessed_rate or 0), float(stream.time_base)
+    if not times or not 0 < rate < 0.5 / tick:
+        return times
+    steady = [times[0] + round((time - times[0]) * rate) / rate for time in times]
+    near = (abs(a - b) <= 1.01 * tick for a, b in zip(times, steady, strict=True))
+    return steady if all(near) else times
 
 
 def _times_in_order(container: av.container.InputContainer) -> list[float]:
@@ -179,11 +230,11 @@ def _times_in_order(container: av.container.InputContainer) -> list[float]:
 
     For files whose packets have no times of their own: AVI numbers frames in stored order.
     """
-    stream = container.streams.video[0]
-    shown = [frame.pts for frame in container.decode(video=0)]
+    stream = video_stream(container)
+    shown = [frame.pts for frame in decoded(container)]
     if None in shown or shown != sorted(shown):
         return [i / float(stream.average_rate) for i in range(len(shown))]
-    return [float(pts * stream.time_base) for pts in shown]
+    return _at_steady_rate([float(pts * stream.time_base) for pts in shown], stream)
 
 
 def _usable(
@@ -237,7 +288,7 @@ def _read(
     """
     frames: dict[int, np.ndarray] = {}
     aspect, before = pixel_aspect(container), -inf
-    for number, frame in enumerate(container.decode(video=0)):
+    for number, frame in enumerate(decoded(container)):
         pts = number if by_order else frame.pts
         if pts is None:  # as in a picture
             pts = wanted[0] if number == 0 else before
@@ -260,7 +311,7 @@ def _read_frame(
 
 
 def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
-    frame = next(container.decode(video=0), None)
+    frame = next(decoded(container), None)
     if frame is None:
         raise InvalidInputError(f"{path} has no frames")
     return frame

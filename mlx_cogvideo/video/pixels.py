@@ -6,6 +6,8 @@ from math import ceil
 import av
 import numpy as np
 
+from .reader import video_stream
+
 FITS = ("crop", "pad", "stretch")
 """How a picture is fitted to another aspect ratio: cropped, padded with black, or stretched."""
 
@@ -40,7 +42,7 @@ class ClipSpec:
 
 def pixel_aspect(container: av.container.InputContainer) -> float:
     """Width of a pixel over its height."""
-    return float(container.streams.video[0].sample_aspect_ratio or 1)
+    return float(video_stream(container).sample_aspect_ratio or 1)
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from ..errors import InvalidInputError
+from ..files import check_is_file
 from .paths import ffmpeg_name
+from .stalls import answered
 
 # Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# So that a%03d.png is the name of a picture and not of many.
+_DEMUXER_OPTIONS = {"pattern_type": "none"}
 
 
 def open_input(path: str | Path, timeout: float | None = None) -> av.container.InputContainer:
@@ -20,8 +25,12 @@ def open_input(path: str | Path, timeout: float | None = None) -> av.container.I
 
     Args:
         timeout: seconds that opening it, or a single read, may take; None sets no limit.
+
+    Raises:
+        InvalidInputError: it isn't a file.
     """
-    return av.open(ffmpeg_name(path), timeout=timeout, **_OPTIONS)
+    check_is_file(path)
+    return av.open(ffmpeg_name(path), timeout=timeout, options=_DEMUXER_OPTIONS, **_OPTIONS)
 
 
 @contextmanager
@@ -29,10 +38,6 @@ def readable(path: str | Path, kind: str = "video") -> Iterator[None]:
     """Turns the errors of reading a file, a `kind` for the message, into InvalidInputError."""
     try:
         yield
-    except FileNotFoundError:
-        raise InvalidInputError(f"{path} doesn't exist") from None
-    except IsADirectoryError:
-        raise InvalidInputError(f"{path} is a folder") from None
     except av.FFmpegError as error:
         raise InvalidInputError(f"{path} can't be read as a {kind}: {error.strerror}") from error
 
@@ -48,6 +53,20 @@ def open_clip(
         yield container
 
 
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The stream to read: the one that FFmpeg would play, but no cover if there is another."""
+    best = container.streams.best("video")
+    clips = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    return best if best in clips or not clips else max(clips, key=lambda s: s.height * s.width)
+
+
+def decoded(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames of a clip."""
+    for frame in container.decode(video_stream(container)):
+        answered()
+        yield frame
+
+
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
     """Reads all frames of a clip; see ``read_frames``.
 
@@ -55,8 +74,8 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
         uint8 [F, H, W, 3] and the average frames per second.
     """
     with readable(path), open_clip(path) as container:
-        frames = np.stack(list(_decoded(path, container)))
-        stream = container.streams.video[0]
+        frames = np.stack(list(_pixels(path, container)))
+        stream = video_stream(container)
         fps = stream.average_rate
         if container.format.name == "gif":  # delays in hundredths of a second distort the average
             fps = stream.base_rate or fps
@@ -64,7 +83,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Reads the frames of a clip's first video stream one by one.
+    """Reads the frames of a clip one by one.
 
     Args:
         path: an mp4, a gif, or any other file that FFmpeg knows.
@@ -76,12 +95,12 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         InvalidInputError: the file doesn't exist or has no video.
     """
     with readable(path), open_clip(path) as container:
-        yield from _decoded(path, container)
+        yield from _pixels(path, container)
 
 
-def _decoded(path: str | Path, container: av.container.InputContainer) -> Iterator[np.ndarray]:
+def _pixels(path: str | Path, container: av.container.InputContainer) -> Iterator[np.ndarray]:
     empty = True
-    for frame in container.decode(video=0):
+    for frame in decoded(container):
         empty = False
         yield frame.to_ndarray(format="rgb24")
     if empty:
