@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError, ModelNotFoundError
-from ..files import file_digest
+from ..files import check_is_file, file_digest
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .components import FLOATING, listed, read_config, write_config
@@ -239,7 +239,8 @@ def save_adapter(
 
 def _find(source: str | Path) -> Path:
     path = Path(source).expanduser()
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        check_is_file(path)
         return path
     if path.is_dir():
         for name in (DIFFUSERS_FILE, PEFT_FILE):

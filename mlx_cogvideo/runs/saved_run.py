@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
+from ..files import check_is_file
 from ..pipeline.events import RunState
 from ..pipeline.resolved import steps_taken
 from ..video.metadata import KEY, record_text
@@ -123,6 +124,8 @@ class SavedRun:
         Raises:
             InvalidInputError: there is no such file, or it isn't a whole saved run.
         """
+        if path.exists():
+            check_is_file(path)
         try:
             with safe_open(path, framework="numpy") as stored:
                 metadata = stored.metadata() or {}

@@ -178,10 +178,7 @@ def _latents(
     cache: Cache,
 ) -> list[Path]:
     """The files of a clip's latents and, for image-to-video models, of its noisy images."""
-    try:
-        digest = content_digest(clip.path)
-    except OSError as error:
-        raise InvalidInputError(f"{clip.path} can't be read: {error.strerror}") from None
+    digest = content_digest(clip.path, options.timeout)
     position = options.position(digest)
     about = {
         "clip": digest,

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import av
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..files import file_digest
+from ..files import check_is_file, file_digest
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
 from .reader import decoded, open_clip, readable, video_stream
 from .stalls import answered, within
@@ -123,19 +124,34 @@ def _natural_order(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in parts], path.name
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path, timeout: float = TIMEOUT) -> str:
     """The SHA-256 in hexadecimal of a file, or of the pictures in a folder of frames.
+
+    Args:
+        timeout: seconds that a file may take, and one more for each megabyte.
 
     Raises:
         InvalidInputError: a file can't be read.
     """
-    files, whole = picture_files(path) if path.is_dir() else [path], hashlib.sha256()
-    try:
-        for file in files:
-            whole.update(bytes.fromhex(file_digest(file)))
-    except OSError as error:
-        raise InvalidInputError(f"{path} can't be read: {error.strerror}") from error
+    whole = hashlib.sha256()
+    for file, size in within(timeout, path, partial(_sizes, path)).items():
+        whole.update(within(timeout + size / 1e6, file, partial(_digest, file)))
     return whole.hexdigest()
+
+
+def _sizes(path: Path) -> dict[Path, int]:
+    """The bytes of a file, or of each of the pictures in a folder of frames."""
+    files = picture_files(path) if path.is_dir() else [path]
+    for file in files:
+        check_is_file(file)
+    return {file: file.stat().st_size for file in files}
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        return bytes.fromhex(file_digest(file))
+    except OSError as error:
+        raise InvalidInputError(f"{file} can't be read: {error.strerror}") from error
 
 
 def _measure(
@@ -192,6 +208,7 @@ def _read_frames(
 
 @contextmanager
 def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
+    check_is_file(path)
     check_no_animated_webp(path)
     with converted(path, timeout) as file, open_clip(file, timeout) as container:
         check_whole(path, container)

@@ -10,6 +10,7 @@ import av
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InvalidInputError
+from ..files import check_is_file
 from .comments import GIF_SIGNATURES, PNG_SIGNATURE, gif_comments, png_comments
 from .paths import frame_files
 from .reader import open_input
@@ -51,8 +52,8 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
             raise EOFError("it is a folder without numbered PNG frames")
         records = (_as_record(comment) for comment in _comments(file))
         return next((record for record in records if record is not None), None)
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"{path} doesn't exist") from error
+    except InvalidInputError:
+        raise
     except (OSError, av.FFmpegError, SafetensorError, EOFError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(f"{path} can't be read: {reason}") from error
@@ -60,6 +61,7 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
 
 def _comments(file: Path) -> Iterator[str | bytes]:
     """The comments of a file whose type follows from its first bytes."""
+    check_is_file(file)
     with file.open("rb") as stream:
         start = stream.read(9)
         stream.seek(0)

@@ -56,5 +56,6 @@ def check_no_animated_webp(path: Path) -> None:
     """Raises InvalidInputError for an animated WEBP."""
     with path.open("rb") as stream:
         start = stream.read(21)
-    if start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and start[20] & 2:
+    is_extended = start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X"
+    if is_extended and start[20:] and start[20] & 2:
         raise InvalidInputError(f"{path} is an animated WEBP: make a GIF or mp4 of it")
