@@ -9,6 +9,7 @@ from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.resolved import ResolvedSettings
+from ..pipeline.sources import Source
 from ..pipeline.vae_stage import Tiling
 from ..runs.jobs import Plan
 from ..runs.record import model_title
@@ -96,7 +97,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("sampling", _sampling(settings) + ("" if others else f", seed {settings.seed}")),
     ]
     if source := settings.source.image or settings.source.video:
-        lines.append(("from", str(source)))
+        lines.append(("from", str(source) + _part(settings.source)))
     if plan.pipe.adapters:
         adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
         lines.append(("lora", ", ".join(adapters)))
@@ -107,6 +108,13 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     elif plan.resumed:
         lines.append(("resumed", f"{len(plan.resumed)} of these videos"))
     return lines
+
+
+def _part(source: Source) -> str:
+    if not source.start and source.end is None:
+        return ""
+    end = "its end" if source.end is None else f"{source.end:g} s"
+    return f", from {source.start:g} s to {end}"
 
 
 def _sampling(settings: ResolvedSettings) -> str:

@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
+from ..pipeline.sources import is_address
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -44,6 +46,12 @@ class WithScale(argparse.Action):
         except ValueError:
             parser.error(f"{option_string} takes an adapter and at most one number, its scale")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), pair])
+
+
+def local_path(text: str) -> Path:
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address: download it first")
+    return Path(text)
 
 
 def at_least_one(text: str) -> int:

@@ -23,6 +23,7 @@ from .common import (
     add_machine_options,
     at_least_one,
     be_quiet,
+    local_path,
     positive,
     run,
     wired_bytes,
@@ -106,20 +107,20 @@ def make_parser() -> Parser:
     add_setting(what, RunSettings, "prompt")
     what(
         "--prompt-file",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="Text file of prompts, one a line. PROMPT@@IMAGE starts from an image; lines that "
         "begin with # are comments.",
     )
     what(
         "--replay",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="Make the video of FILE, an output of this program, again.",
     )
     what(
         "--show",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="Print how FILE, an output of this program, was made, and stop.",
     )
@@ -187,7 +188,7 @@ def _add_run_options(add) -> None:
     add_machine_options(add)
     add(
         "--config",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="Read options from a TOML or JSON file; command-line options override it.",
     )

@@ -6,7 +6,16 @@ from pathlib import Path
 from ..checkpoints.components import DTYPES
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
-from .common import Parser, add_machine_options, at_least_one, not_negative, positive, with_help
+from ..video.writer import FASTEST, SLOWEST
+from .common import (
+    Parser,
+    add_machine_options,
+    at_least_one,
+    local_path,
+    not_negative,
+    positive,
+    with_help,
+)
 from .options import add_settings, given_settings
 
 GROUPS = {
@@ -71,14 +80,14 @@ def make_parser() -> Parser:
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)
-    add("--data", type=Path, required=True, metavar="DIR")
-    add("--prior-prompts", type=Path, metavar="FILE")
+    add("--data", type=local_path, required=True, metavar="DIR")
+    add("--prior-prompts", type=local_path, metavar="FILE")
     add("--model")
     add("--frames", type=int, metavar="N")
     add("--height", type=int, metavar="PIXELS")
     add("--width", type=int, metavar="PIXELS")
     add("--bucket", type=_bucket, nargs="+", metavar="FxHxW")
-    add("--fps", type=positive, metavar="FPS")
+    add("--fps", type=_frame_rate, metavar="FPS")
     add("--skip-frames", type=int, nargs="+", default=(0,), metavar="N")
     add("--crop", choices=("center", "random"), default="center")
     add("--short", choices=("drop", "repeat"), default="drop")
@@ -98,7 +107,7 @@ def make_parser() -> Parser:
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
     add_machine_options(groups["machine"].add_argument)
-    add("--config", type=Path, metavar="FILE")
+    add("--config", type=local_path, metavar="FILE")
     add("--dry-run", action="store_true")
     add("--quiet", "-q", action="store_true")
     return parser
@@ -113,6 +122,13 @@ def read_settings(args: argparse.Namespace) -> TrainingSettings:
     given = given_settings(args, TrainingSettings)
     prior_batch_size = given.get("prior_batch_size", 1) if args.prior_prompts else 0
     return TrainingSettings(**given | {"prior_batch_size": prior_batch_size})
+
+
+def _frame_rate(text: str) -> float:
+    value = positive(text)
+    if not SLOWEST <= value <= FASTEST:
+        raise argparse.ArgumentTypeError(f"must be from {SLOWEST:g} to {FASTEST:g}, got {text}")
+    return value
 
 
 def _bucket(text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -59,6 +60,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "overlap": overlap,
         "image": source.image,
         "video": source.video,
+        "video_start": source.start or None,
         "strength": None if source.video is None else source.strength,
         "image_fit": None if source.is_noise else source.fit,
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
@@ -162,6 +164,8 @@ def _source(model: ModelFolder, settings: VideoSettings, geometry: Geometry, til
     return Source(
         image=path_or_pixels("image", settings.image, size),
         video=path_or_pixels("video", settings.video, (geometry.num_frames, *size)),
+        start=settings.video_start or 0.0,
+        end=settings.video_end,
         strength=DEFAULT_STRENGTH if settings.strength is None else settings.strength,
         fit=settings.image_fit or "crop",
         image_latent_scale=settings.image_latent_scale or "official",
@@ -181,7 +185,10 @@ def _check_source(model: ModelFolder, settings: VideoSettings) -> None:
             "such as 5b-i2v"
         )
     either = has_image or has_video
+    is_file = isinstance(settings.video, str | Path)
     for name, applies, what in (
+        ("video_start", is_file, "a video that is a file"),
+        ("video_end", is_file, "a video that is a file"),
         ("strength", has_video, "a video"),
         ("image_latent_scale", has_image, "an image"),
         ("image_fit", either, "an image or a video"),

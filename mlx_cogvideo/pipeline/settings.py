@@ -12,7 +12,17 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import OLD_TILINGS, TILINGS
 from ..version import __version__
 from ..video import FITS
-from .fields import FINITE, NOTHING, SEED, Range, at_least, check_values, setting, settings_of
+from .fields import (
+    FINITE,
+    NOTHING,
+    SEED,
+    Range,
+    above,
+    at_least,
+    check_values,
+    setting,
+    settings_of,
+)
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
 
 
@@ -76,6 +86,24 @@ class VideoSettings:
         group="source",
         metavar="FILE",
         compare=False,
+    )
+    video_start: float | None = setting(
+        None,
+        "Time in --video at which its part to use begins, in seconds.",
+        group="source",
+        metavar="SECONDS",
+        if_none="0",
+        within=at_least(0),
+        belongs_to="video",
+    )
+    video_end: float | None = setting(
+        None,
+        "Time in --video at which its part to use ends, in seconds.",
+        group="source",
+        metavar="SECONDS",
+        if_none="its end",
+        within=above(0),
+        belongs_to="video",
     )
     strength: float | None = setting(
         None,

@@ -25,6 +25,9 @@ Picture = Any
 DEFAULT_STRENGTH = 0.8
 AN_ARRAY = "an array"
 
+# A Path has one slash where an address has two.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[a-z]+/", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -33,6 +36,7 @@ class Source:
     Attributes:
         image: file of a picture, or uint8 ``[H, W, 3]``; for image-to-video models.
         video: file of a clip, a folder of frames, or uint8 ``[F, H, W, 3]``.
+        start, end: the part of a clip that is used, in seconds; None is the clip's end.
         strength: share of the steps that are taken on the clip; 1 keeps nothing of it.
         fit: how a file comes to the size of the video, one of ``video.FITS``.
         image_latent_scale: see ``image_latent_scale``.
@@ -42,6 +46,8 @@ class Source:
 
     image: str | np.ndarray | None = field(default=None, compare=False)
     video: str | np.ndarray | None = field(default=None, compare=False)
+    start: float = 0.0
+    end: float | None = None
     strength: float = DEFAULT_STRENGTH
     fit: str = "crop"
     image_latent_scale: str = "official"
@@ -54,6 +60,10 @@ class Source:
         check_image_latent_scale(self.image_latent_scale)
         if self.tiling not in ("exact", "tiled"):
             raise InvalidInputError(f"source_tiling must be exact or tiled; got {self.tiling!r}")
+        if self.end is not None and self.end <= self.start:
+            raise InvalidInputError(
+                f"video_end must be after video_start; got {self.end:g} and {self.start:g}"
+            )
 
     @property
     def is_noise(self) -> bool:
@@ -65,14 +75,25 @@ class Source:
         if isinstance(self.image, str):
             self.read_image(geometry)
         if isinstance(self.video, str):
-            has = measure(Path(self.video), fps).frames
-            if has < geometry.num_frames:
-                fewer = (has - 1) // 8 * 8 + 1
-                advice = f": ask for {fewer} frames" if fewer >= 9 else ""
-                raise InvalidInputError(
-                    f"{self.video} has {has} frames at {fps:g} a second, and "
-                    f"{geometry.num_frames} are wanted{advice}"
-                )
+            self._check_length(Path(self.video), geometry.num_frames, fps)
+
+    def _check_length(self, path: Path, wanted: int, fps: float) -> None:
+        found = measure(path, fps)
+        if max(self.start, self.end or 0.0) > found.seconds + 0.005:  # it may have been rounded
+            raise InvalidInputError(
+                f"video_start and video_end must lie in {path}, which lasts {found.seconds:.2f} s"
+            )
+        part = ""
+        if self.start or self.end is not None:
+            found, part = measure(path, fps, start=self.start, end=self.end), " in that part"
+        has = found.frames
+        if has < wanted:
+            fewer = (has - 1) // 8 * 8 + 1
+            advice = f": ask for {fewer} frames" if fewer >= 9 else ""
+            raise InvalidInputError(
+                f"{path} has {has} frames at {fps:g} a second{part}, and {wanted} are "
+                f"wanted{advice}"
+            )
 
     def read_image(self, geometry: Geometry) -> np.ndarray:
         """The picture, uint8 ``[H, W, 3]``, in the size of the video."""
@@ -84,7 +105,8 @@ class Source:
         """The clip, uint8 ``[F, H, W, 3]``, in the size and length of the video."""
         if isinstance(self.video, str):
             size = geometry.num_frames, geometry.height, geometry.width
-            return read_clip(Path(self.video), ClipSpec(*size, fps, fit=self.fit))
+            part = ClipSpec(*size, fps, fit=self.fit, start=self.start, end=self.end)
+            return read_clip(Path(self.video), part)
         return self.video
 
     def digests(self) -> dict[str, str]:
@@ -106,9 +128,14 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return np.shape(image)[:2]
 
 
+def is_address(path: str | Path) -> bool:
+    """Whether this is an address, as of the web, and no file of that name exists."""
+    return _ADDRESS.match(str(path)) is not None and not os.path.exists(path)
+
+
 def check_no_address(name: str, path: str | Path) -> None:
-    """Raises InvalidInputError for the address of something that isn't on this machine."""
-    if re.match("[a-z]+:/", str(path)):
+    """Raises InvalidInputError for an address."""
+    if is_address(path):
         raise InvalidInputError(f"{name} must be a file; {path} is an address: download it first")
 
 

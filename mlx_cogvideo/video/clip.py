@@ -5,10 +5,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
+from statistics import median
 
 import av
 import numpy as np
@@ -39,11 +41,18 @@ TIMEOUT = 20.0
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """The size of a clip as players show it, in pixels, and its frames at the requested rate."""
+    """What is known of a clip before its frames are read.
+
+    Attributes:
+        height, width: size as players show it, in pixels.
+        frames: number of frames at the requested rate.
+        seconds: how long it lasts.
+    """
 
     height: int
     width: int
     frames: int
+    seconds: float = field(default=0.0, compare=False, repr=False)
 
 
 def read_clip(
@@ -176,7 +185,9 @@ def _measure(
     height, width = frame.height, round(frame.width * aspect)
     if quarter_turns(frame) % 2:
         height, width = width, height
-    return ClipInfo(height, width, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
+    seconds = _seconds(times)
+    frames = max(min(len(times), 1), ceil(seconds * fps - 1e-6))
+    return ClipInfo(height, width, frames, seconds)
 
 
 def _read_frames(
@@ -267,10 +278,10 @@ def _usable(
 
 
 def _seconds(times: list[float]) -> float:
-    """How long the frames of these times are shown, the last for an average frame's time."""
+    """How long the frames of these times are shown, the last for as long as most of them."""
     if len(times) < 2:
         return 0.0
-    return (times[-1] - times[0]) * len(times) / (len(times) - 1)
+    return times[-1] - times[0] + median(b - a for a, b in pairwise(times))
 
 
 def _pick(times: list[float], spec: ClipSpec, path: Path) -> list[int]:

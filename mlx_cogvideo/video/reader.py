@@ -62,9 +62,15 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def decoded(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
     """The frames of a clip."""
-    for frame in container.decode(video_stream(container)):
+    frame = None
+    for packet in container.demux(video_stream(container)):
         answered()
-        yield frame
+        if frame is not None and packet.pts is not None and not packet.size:
+            frame.pts = packet.pts  # Theora repeats a frame by an empty packet, which is no error
+            yield frame
+        else:
+            for frame in packet.decode():
+                yield frame
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:

@@ -13,6 +13,8 @@ from ..files import locked, remove_temporary, temporary_path
 from .metadata import record_text
 from .paths import check_output_path, output_errors, output_form, publish
 
+SLOWEST, FASTEST = 0.02, 1000.0
+"""Frames per second that mp4 and gif files can carry, and players show."""
 # The denominator of NTSC rates such as 24000/1001.
 MAX_DENOMINATOR = 1001
 
@@ -51,7 +53,7 @@ class FrameWriter:
             overwrite: whether to replace an existing output.
 
         Raises:
-            InvalidInputError: fps isn't a positive number.
+            InvalidInputError: fps isn't a number from 0.02 to 1000.
             OutputError: the output can't go there; see ``check_output_path``.
         """
         self.path = check_output_path(path, overwrite)
@@ -165,6 +167,6 @@ def _exact_rate(fps: int | float | Fraction) -> Fraction:
         rate = Fraction(fps).limit_denominator(MAX_DENOMINATOR)
     except (TypeError, ValueError, OverflowError):
         rate = Fraction(0)
-    if rate <= 0:
-        raise InvalidInputError(f"fps must be a positive number; got {fps}")
+    if not SLOWEST <= rate <= FASTEST:
+        raise InvalidInputError(f"fps must be from {SLOWEST:g} to {FASTEST:g}; got {fps}")
     return rate
