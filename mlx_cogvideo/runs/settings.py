@@ -37,7 +37,9 @@ class RunSettings(VideoSettings):
         "Frames per second of the file, from 0.02 to 1000; a gif takes 50 at most.",
         group="output",
         if_none="the model's own",
-        within=Range(lambda value: SLOWEST <= value <= FASTEST, f"from {SLOWEST:g} to {FASTEST:g}"),
+        within=Range(
+            lambda value: SLOWEST <= value <= FASTEST, f"above 0, from {SLOWEST:g} to {FASTEST:g}"
+        ),
         may_change=True,
     )
 

@@ -167,6 +167,8 @@ def _exact_rate(fps: int | float | Fraction) -> Fraction:
         rate = Fraction(fps).limit_denominator(MAX_DENOMINATOR)
     except (TypeError, ValueError, OverflowError):
         rate = Fraction(0)
-    if not SLOWEST <= rate <= FASTEST:
-        raise InvalidInputError(f"fps must be from {SLOWEST:g} to {FASTEST:g}; got {fps}")
+    if not SLOWEST <= float(rate) <= FASTEST:
+        raise InvalidInputError(
+            f"fps must be a positive number, from {SLOWEST:g} to {FASTEST:g}; got {fps}"
+        )
     return rate

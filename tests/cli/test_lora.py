@@ -223,6 +223,7 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
         (["--skip-frames", 1, 2, 1], "--skip-frames takes one or two numbers"),
         (["--skip-frames", -2], "--skip-frames takes one or two numbers"),
         (["--fps", "nan"], "above 0, got nan"),
+        (["--fps", "1e9"], "must be from 0.02 to 1000, got 1e9"),
         (["--save-every", 0], "at least 1, got 0"),
         (["--target", "to_x"], "no layers to_x"),
         (["--frames", 8], "8N+1"),

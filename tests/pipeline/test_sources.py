@@ -1,5 +1,6 @@
 """Videos that start from a picture or a video: how files are read, and what is refused."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from mlx_cogvideo.pipeline import estimates as memory
 from mlx_cogvideo.pipeline.sources import picture_size
 from mlx_cogvideo.pipeline.windows import Joiner, window_settings
 from mlx_cogvideo.runs.saved_run import SavedRun
-from mlx_cogvideo.video import read_image, read_record, read_video, write_video
+from mlx_cogvideo.video import (
+    read_image,
+    read_record,
+    read_video,
+    write_video,
+)
 
 PROMPT = "a red circle moves right on a white background"
 TINY = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 4, "seed": 1}
@@ -220,6 +226,17 @@ def test_a_video_to_video_run_resumes_bit_for_bit(output, clip, monkeypatch):
         (["--video", "clip.mp4", "--strength", "0.1"], "2 steps"),
         (["--guidance-range", "1", "5"], "guidance_range"),
         (["--strength", "0.3"], "strength needs"),
+        (["--video-start", "1"], "video_start needs a video that is a file"),
+        (["--video", "clip.mp4", "--video-start", "-1"], "video_start must be at least 0"),
+        (["--video", "clip.mp4", "--video-start", "nan"], "video_start must be at least 0"),
+        (["--video", "clip.mp4", "--video-end", "0"], "video_end must be a number above 0"),
+        (["--video", "clip.mp4", "--video-start", "1", "--video-end", "1"], "after video_start"),
+        (["--video", "clip.mp4", "--video-start", "1.2"], "clip.mp4, which lasts 1.12 s"),
+        (["--video", "clip.mp4", "--video-end", "2"], "clip.mp4, which lasts 1.12 s"),
+        (["--video", "clip.mp4", "--video-start", "0.5"], "5 frames at 8 a second in that part"),
+        (["--video", "pipe.mp4"], "pipe.mp4 can't be read: it is not a file"),
+        (["--video", "https://a.b/c.mp4"], "https://a.b/c.mp4 is an address: download it first"),
+        (["--video", "file:///c.mp4"], "file:///c.mp4 is an address: download it first"),
         (["--image-fit", "pad"], "image_fit needs"),
         (["--overlap", "1"], "overlap needs extend"),
         (["--guidance", "1", "--guidance-range", "0", "1"], "needs a guidance_scale above 1"),
@@ -232,10 +249,49 @@ def test_a_wrong_source_is_one_line(output, clip, capsys, options, message):
     Path("text.mp4").write_text("no video at all\n" * 50)
     write_video("short.mp4", make_clip(5, 32, 48), 8)
     shutil.copy(clip, "picture.png")
+    os.mkfifo("pipe.mp4")
     assert generate(output, *options) == 2
     (error,) = errors(capsys.readouterr().err)
     assert message in error
     assert not output.exists()
+
+
+@pytest.fixture
+def long(tmp_path) -> Path:
+    write_video(tmp_path / "long.mp4", make_clip(33, 32, 48), 8)
+    return tmp_path / "long.mp4"
+
+
+def test_a_part_of_a_video_is_taken_by_its_times(output, long):
+    frames = read_video(long)[0][8:17]
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    arguments = {"strength": 0.5, **TINY}
+    part = pipe(PROMPT, video=long, video_start=1, video_end=2.5, **arguments)
+    assert (part == pipe(PROMPT, video=frames, **arguments)).all()
+    assert not (part == pipe(PROMPT, video=long, **arguments)).all()
+    with pytest.raises(InvalidInputError, match="video_start needs a video that is a file"):
+        pipe(PROMPT, video=frames, video_start=1, **arguments)
+
+
+def test_a_part_of_a_video_is_replayed_and_announced(output, long, capsys):
+    part = ["--video-start", 1, "--video-end", 2.5]
+    assert generate(output, "--video", long, *part) == 0
+    assert "long.mp4, from 1 s to 2.5 s" in capsys.readouterr().err
+    assert run("--replay", output, "--output", "again.mp4") == 0
+    assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
+    assert run("--replay", output, "--output", "other.mp4", "--video-end", 3) == 0
+    assert read_record("other.mp4")["settings"]["video_start"] == 1
+    assert run("--replay", output, "--output", "whole.mp4", "--video", long) == 0
+    assert "video_start" not in read_record("whole.mp4")["settings"]
+
+
+def test_a_run_resumes_with_the_same_part_of_its_video_only(output, long, capsys):
+    whole = ["--video", long, "--steps", 4]
+    with ctrl_c_in_step(2):
+        assert generate(output, *whole, "--video-start", 1) == 130
+    assert generate(output, *whole, "--resume") == 2
+    assert "video_start was 1.0 and is now None" in capsys.readouterr().err
+    assert generate(output, *whole, "--video-start", 1, "--resume") == 0
 
 
 def test_arrays_must_have_the_size_of_the_video():
