@@ -16,7 +16,8 @@ from .stalls import answered
 
 # Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# So that a%03d.png is the name of a picture and not of many.
+# So that a%03d.png is the name of one picture. PyAV would give `options` to the streams as well, and
+# version 17 then ends the process where they are found late, as in flv.
 _DEMUXER_OPTIONS = {"pattern_type": "none"}
 
 
@@ -30,7 +31,8 @@ def open_input(path: str | Path, timeout: float | None = None) -> av.container.I
         InvalidInputError: it isn't a file.
     """
     check_is_file(path)
-    return av.open(ffmpeg_name(path), timeout=timeout, options=_DEMUXER_OPTIONS, **_OPTIONS)
+    name = ffmpeg_name(path)
+    return av.open(name, timeout=timeout, container_options=_DEMUXER_OPTIONS, **_OPTIONS)
 
 
 @contextmanager

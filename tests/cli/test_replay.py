@@ -34,7 +34,8 @@ def test_show_prints_the_record_of_a_video(folder, capsys):
     given = {"prompt": PROMPT, "negative_prompt": "blue", "num_frames": 9, "scheduler": "dpm"}
     assert shown["settings"].items() >= (given | {"dynamic_cfg": "wave", "seed": 1}).items()
     off = {n for n in RunSettings.__dataclass_fields__ if n not in shown["settings"]}
-    assert off == {"extend", "overlap", "image", "video", "strength", "image_fit", *OF_OTHERS}
+    of_sources = {"image", "video", "video_start", "video_end", "strength", "image_fit"}
+    assert off == {"extend", "overlap", *of_sources, *OF_OTHERS}
     assert set(shown["timings"]) == set(shown["peak_memory"]) == {"encode", "denoise", "decode"}
     assert shown["model"]["name"] == "demo"
     assert {"mlx", "python", "system", "device"} == set(shown["versions"])
