@@ -16,8 +16,8 @@ from .stalls import answered
 
 # Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# So that a%03d.png is the name of one picture. PyAV would give `options` to the streams as well, and
-# version 17 then ends the process where they are found late, as in flv.
+# So that a%03d.png is the name of one picture. PyAV would give `options` to the streams as well,
+# and its version 17 then ends the process where these are found late, as in flv.
 _DEMUXER_OPTIONS = {"pattern_type": "none"}
 
 
