@@ -2,15 +2,12 @@
 
 import hashlib
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
-from statistics import median
 
 import av
 import numpy as np
@@ -18,9 +15,10 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..files import check_is_file, file_digest
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
-from .reader import decoded, open_clip, readable, video_stream
+from .reader import decoded, open_clip, readable
 from .stalls import answered, within
 from .stills import check_no_animated_webp, check_whole, converted
+from .timing import pick, seconds_shown, times_in_order, timestamps, usable
 
 IMAGES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
@@ -176,16 +174,16 @@ def _measure(
     first = files[0] if files else path
     with readable(first, kind):
         with _opened(first, timeout) as container:
-            times, _ = _timestamps(container)
+            times, _ = timestamps(container)
         with _opened(first, timeout) as container:
             frame, aspect = _first_frame(container, first), pixel_aspect(container)
     if files:
         times = [i / fps for i in range(len(files))]
-    times, _ = _usable(times, skip, start, end)
+    times, _ = usable(times, skip, start, end)
     height, width = frame.height, round(frame.width * aspect)
     if quarter_turns(frame) % 2:
         height, width = width, height
-    seconds = _seconds(times)
+    seconds = seconds_shown(times)
     frames = max(min(len(times), 1), ceil(seconds * fps - 1e-6))
     return ClipInfo(height, width, frames, seconds)
 
@@ -195,19 +193,19 @@ def _read_frames(
 ) -> np.ndarray:
     if path.is_dir():
         files = picture_files(path)
-        wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
+        wanted = pick([i / spec.fps for i in range(len(files))], spec, path)
         frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
         return np.stack([frames[i] for i in wanted])
     with readable(path):
         with _opened(path, timeout) as container:
-            times, shown = _timestamps(container)
-        wanted = [shown[i] for i in _pick(times, spec, path)]
+            times, shown = timestamps(container)
+        wanted = [shown[i] for i in pick(times, spec, path)]
         with _opened(path, timeout) as container:
             frames = _read(container, wanted, spec, position)
         if len(frames) < len(set(wanted)):
             with _opened(path, timeout) as container:
-                times = _times_in_order(container)
-            wanted = _pick(times, spec, path)
+                times = times_in_order(container)
+            wanted = pick(times, spec, path)
             with _opened(path, timeout) as container:
                 frames = _read(container, wanted, spec, position, by_order=True)
         if missing := set(wanted) - frames.keys():
@@ -225,81 +223,6 @@ def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]
         check_whole(path, container)
         answered()
         yield container
-
-
-def _timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
-    """The time of each frame, in seconds and in the file's time base."""
-    stream = video_stream(container)
-    shown = []
-    for packet in container.demux(stream):
-        answered()
-        # Packets to discard lie outside of the part that an edit list shows.
-        if packet.pts is not None and not packet.is_discard:
-            shown.append(packet.pts)
-    times = [float(pts * stream.time_base) for pts in sorted(shown)]
-    return _at_steady_rate(times, stream), sorted(shown)
-
-
-def _at_steady_rate(times: list[float], stream: av.VideoStream) -> list[float]:
-    """The times without the rounding of files that count milliseconds or hundredths.
-
-    Unchanged if they aren't, within a tick, multiples of a frame's time.
-    """
-    rate, tick = float(stream.guessed_rate or 0), float(stream.time_base)
-    if not times or not 0 < rate < 0.5 / tick:
-        return times
-    steady = [times[0] + round((time - times[0]) * rate) / rate for time in times]
-    near = (abs(a - b) <= 1.01 * tick for a, b in zip(times, steady, strict=True))
-    return steady if all(near) else times
-
-
-def _times_in_order(container: av.container.InputContainer) -> list[float]:
-    """The time of each decoded frame in seconds.
-
-    For files whose packets have no times of their own: AVI numbers frames in stored order.
-    """
-    stream = video_stream(container)
-    shown = [frame.pts for frame in decoded(container)]
-    if None in shown or shown != sorted(shown):
-        return [i / float(stream.average_rate) for i in range(len(shown))]
-    return _at_steady_rate([float(pts * stream.time_base) for pts in shown], stream)
-
-
-def _usable(
-    times: list[float], skip: tuple[int, int], start: float, end: float | None
-) -> tuple[list[float], int]:
-    """The times in the wanted part of a clip, and the number of the frame that is their first."""
-    first, last = skip[0], len(times) - skip[1]
-    if times:
-        first = max(first, bisect_left(times, times[0] + start - 1e-6))
-    if times and end is not None:
-        last = min(last, bisect_left(times, times[0] + end - 1e-6))
-    return times[first : max(last, 0)], first
-
-
-def _seconds(times: list[float]) -> float:
-    """How long the frames of these times are shown, the last for as long as most of them."""
-    if len(times) < 2:
-        return 0.0
-    return times[-1] - times[0] + median(b - a for a, b in pairwise(times))
-
-
-def _pick(times: list[float], spec: ClipSpec, path: Path) -> list[int]:
-    """The numbers of the clip's frames that are nearest to the wanted times."""
-    times, first = _usable(times, spec.skip, spec.start, spec.end)
-    picked, i = [], 0
-    for count in range(spec.frames):
-        time = times[0] + count / spec.fps if times else 0.0
-        while i + 1 < len(times) and times[i + 1] - time < time - times[i] - 1e-6:
-            i += 1
-        if not times or (
-            time >= times[0] + _seconds(times) - 1e-6 and count > 0 and not spec.repeat_last
-        ):
-            raise InvalidInputError(
-                f"{path} has {count} frames at {spec.fps:g} a second, and {spec.frames} are wanted"
-            )
-        picked.append(first + i)
-    return picked
 
 
 def _read(

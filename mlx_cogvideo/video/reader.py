@@ -84,7 +84,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
     with readable(path), open_clip(path) as container:
         frames = np.stack(list(_pixels(path, container)))
         stream = video_stream(container)
-        fps = stream.average_rate
+        fps = stream.average_rate or stream.guessed_rate
         if container.format.name == "gif":  # delays in hundredths of a second distort the average
             fps = stream.base_rate or fps
     return frames, fps
