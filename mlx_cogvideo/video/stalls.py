@@ -7,7 +7,7 @@ such a file doesn't return. So the work on a file is done in a thread that can b
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,15 +49,10 @@ def within(seconds: float, path: Path, work: Callable[[], Result]) -> Result:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        while True:
-            left = watch.last + seconds - time.monotonic()
-            try:
-                return future.result(max(left, 0.0))
-            except TimeoutError:
-                if future.done():  # it is the work's own
-                    raise
+        while not wait([future], max(watch.last + seconds - time.monotonic(), 0.0)).done:
             if time.monotonic() > watch.last + seconds:
                 raise InvalidInputError(f"{path} doesn't answer: nothing came for {seconds:g} s")
+        return future.result()
     finally:
         watch.is_over = True
 
