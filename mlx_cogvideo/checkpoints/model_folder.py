@@ -76,10 +76,17 @@ class ModelConfigurations:
 
     def weight_bytes(self, name: str) -> int:
         """Memory that a network's weights take when it is loaded."""
-        return sum(
-            tensor.size * self.dtype.size if tensor.dtype in FLOATING else tensor.bytes
-            for tensor in self.stored[name].values()
-        )
+        return self._weight_bytes[name]
+
+    @cached_property
+    def _weight_bytes(self) -> Mapping[str, int]:  # a batch asks for each of its videos
+        return {
+            name: sum(
+                tensor.size * self.dtype.size if tensor.dtype in FLOATING else tensor.bytes
+                for tensor in tensors.values()
+            )
+            for name, tensors in self.stored.items()
+        }
 
     def is_packed(self, name: str) -> bool:
         """Whether weights of a network are quantized."""

@@ -6,12 +6,10 @@ function of any package and have it called. Here only a handful of names is know
 to a harmless object of ours, and every other name is refused.
 """
 
-import pickle
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, first_line
+from .pickles import Ignoring, IgnoringDict, PickleError, Placeholder, read_pickle
 
 _DTYPES = {
     "FloatStorage": ("F32", np.float32),
@@ -39,12 +38,12 @@ MAX_DIMENSIONS = 8
 MAX_STRIDE = 2**40
 MAX_REPEATED = 2**24
 """Most elements of a tensor whose strides of 0 repeat fewer stored ones."""
+MAX_PICKLE_BYTES = 2**26
 MAX_WRAPPERS = 8
 """Most dictionaries around the one that holds the tensors."""
 
 # Exceptions of Python's archive and pickle readers for damaged and crafted files.
 _DAMAGE = (
-    pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
     ArithmeticError,
@@ -60,37 +59,14 @@ _DAMAGE = (
 )
 
 
-class _Stateless:
-    """An object that a pickle can't change: its BUILD instruction sets attributes unchecked.
-
-    ``slots=True`` would be no protection: a frozen dataclass with slots is given a
-    ``__setstate__`` that sets any field.
-    """
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a {type(self).__name__} is given another state")
-
-
-class _Function(_Stateless):
-    """A function that a pickle may call. It could change the defaults of a plain function."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]):
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-
 @dataclass(frozen=True)
-class _Storage(_Stateless):
+class _Storage:
     key: str
     kind: str
 
 
 @dataclass(frozen=True)
-class TorchTensor(_Stateless):
+class TorchTensor:
     """A tensor in a file: how it is stored, and `read` to load it.
 
     Attributes:
@@ -182,12 +158,14 @@ class TorchFile:
             (pickled,) = pickles
             self._root = pickled.removesuffix("data.pkl")
             order = f"{self._root}byteorder"
-            if order in names and self._archive.read(order) != b"little":
+            if order in names and self._member(order) != b"little":
                 raise CheckpointError(f"{path} was written on a big-endian machine")
-            with self._archive.open(pickled) as stream:
-                self.contents = _Unpickler(stream, self).load()
+            known = _Names(self)
+            self.contents = read_pickle(BytesIO(self._member(pickled)), known.named, known.referred)
         except CheckpointError:
             raise
+        except PickleError as error:
+            raise CheckpointError(f"{path} holds a damaged pickle: {error}") from None
         except FileNotFoundError:
             raise CheckpointError(f"{path} doesn't exist") from None
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
@@ -196,6 +174,12 @@ class TorchFile:
             ) from None
         except _DAMAGE as error:
             raise CheckpointError(f"{path} holds a damaged pickle: {first_line(error)}") from None
+
+    def _member(self, name: str) -> bytes:
+        """A file of the archive that isn't a tensor."""
+        if self._archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{self.path} holds too much that is no tensor")
+        return self._archive.read(name)
 
     def size_of(self, key: str) -> int:
         """Bytes of a storage.
@@ -239,26 +223,8 @@ def tensors_in(contents: Any) -> dict[str, TorchTensor]:
     return {}
 
 
-class _StateDict(OrderedDict):
-    """The state dict of a module. Its own state, the versions of the module's parts, is ignored."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Ignored:
-    """Replaces what trainers save beside the weights; accepts any call and state, does nothing."""
-
-    __slots__ = ()
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __call__(self, *_: Any, **__: Any) -> "_Ignored":
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+class _Ignored(Ignoring):
+    """Stands for what trainers save beside the weights."""
 
 
 IGNORED = {
@@ -276,37 +242,33 @@ IGNORED = {
 """Names of what trainers save beside the weights: random states, counters and arguments."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers, and refuses everything else."""
+class _Names:
+    """Tells `read_pickle` what the names and references in a file are."""
 
-    def __init__(self, stream, file: TorchFile):
-        super().__init__(stream)
+    def __init__(self, file: TorchFile):
         self._file = file
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return name
-        known = {
-            ("collections", "OrderedDict"): _StateDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
-            ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
-            ("torch", "Size"): tuple,
-            **dict.fromkeys(IGNORED, _Ignored),
+        self._known = {
+            ("collections", "OrderedDict"): Placeholder(IgnoringDict),
+            ("torch._utils", "_rebuild_tensor_v2"): Placeholder(self._tensor),
+            ("torch._utils", "_rebuild_parameter"): Placeholder(lambda tensor, *_: tensor),
+            ("torch", "Size"): Placeholder(lambda sizes=(): sizes),
+            **{("torch", kind): _Kind(kind) for kind in _DTYPES},
+            **dict.fromkeys(IGNORED, Placeholder(lambda *_: _Ignored())),
         }
-        if (module, name) not in known:
+
+    def named(self, module: str, name: str) -> Placeholder:
+        if (module, name) not in self._known:
             raise CheckpointError(
                 f"{self._file.path} asks for {repr(f'{module}.{name}')[1:-1]}, which is no tensor: "
                 "it isn't opened, because such a file can run programs"
             )
-        return known[module, name]
+        return self._known[module, name]
 
-    def persistent_load(self, reference: Any) -> _Storage:
-        kind, storage_type, key, *_ = reference
-        if kind != "storage" or storage_type not in _DTYPES:
-            raise CheckpointError(f"{self._file.path} refers to something that is no tensor's")
-        if not isinstance(key, str):
-            raise CheckpointError(f"{self._file.path} has a storage without a name")
-        return _Storage(key, storage_type)
+    def referred(self, reference: Any) -> _Storage:
+        match reference:
+            case ("storage", _Kind(kind=kind), str(key), *_):
+                return _Storage(key, kind)
+        raise CheckpointError(f"{self._file.path} refers to something that is no tensor's")
 
     def _tensor(self, storage: _Storage, offset: int, shape, strides, *_: Any) -> TorchTensor:
         if not isinstance(storage, _Storage):
@@ -314,3 +276,11 @@ class _Unpickler(pickle.Unpickler):
         tensor = TorchTensor(self._file, storage, offset, tuple(shape), tuple(strides))
         tensor.extent()
         return tensor
+
+
+class _Kind(Placeholder):
+    """The class of a storage, which is only named."""
+
+    def __init__(self, kind: str):
+        super().__init__(lambda: None)
+        self.kind = kind

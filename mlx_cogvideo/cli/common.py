@@ -2,22 +2,19 @@
 
 import argparse
 import logging
-import os
 import platform
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
 from ..pipeline.sources import is_address
+from .signals import ended_gently
+from .streams import prepare, unheard
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -79,6 +76,7 @@ def run(
     command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
 ) -> int:
     """Runs a command and turns how it ends into an exit code and at most one line on stderr."""
+    prepare()
     show_log_messages()
     try:
         with ended_gently():
@@ -99,47 +97,10 @@ def run(
         return FAILED
 
 
-@contextmanager
-def ended_gently() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half done stays."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            # Whoever started this with nohup wants SIGHUP to be ignored.
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def say(message: str) -> None:
     """A line on stderr, above any progress bar."""
     with unheard():
         tqdm.write(message, file=sys.stderr)
-
-
-@contextmanager
-def unheard() -> Iterator[None]:
-    """For what is said on stderr: that nobody reads it any more is no reason to stop."""
-    try:
-        yield
-    except OSError:
-        mute(2)
-
-
-def mute(*streams: int) -> None:
-    """Has what is written to these go nowhere from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)
 
 
 def with_help(

@@ -38,6 +38,7 @@ from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
 from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
+from .streams import tell
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def convert_command(arguments: Sequence[str] | None) -> None:
     if args.quiet:
         be_quiet()
     if args.info is not None:
-        print(_table(describe_folder(args.info)))
+        tell(_table(describe_folder(args.info)))
         return
     quantization = requested_quantization(args)
     check_free(args.mlx_path)
@@ -92,7 +93,7 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
         card = model_card(report, args.upload_repo)
         (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
-    print(args.mlx_path)
+    tell(str(args.mlx_path))
 
 
 def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:

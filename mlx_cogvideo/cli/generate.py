@@ -31,6 +31,7 @@ from .common import (
 from .config_file import with_config_file
 from .options import add_setting, add_settings, given_settings
 from .session import Session
+from .streams import tell
 
 GROUPS = {
     "what": "what to make",
@@ -94,7 +95,7 @@ def show(file: Path) -> None:
     record = read_record(file)
     if record is None:
         raise InvalidInputError(f"{file} holds no record of how it was made")
-    print(json.dumps(record, indent=2, ensure_ascii=False))
+    tell(json.dumps(record, indent=2, ensure_ascii=False))
 
 
 def make_parser() -> Parser:

@@ -38,6 +38,7 @@ from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser, read_settings
 from .signals import Interrupts
+from .streams import tell
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
-        print(f"{clip.path}: {use}: {clip.caption}")
+        tell(f"{clip.path}: {use}: {clip.caption}")
     return None if usable else FAILED
 
 
@@ -246,7 +247,7 @@ def _run(
             say(f"interrupted: {_saved_steps(args.adapter_path, job.settings.iters)}")
         return INTERRUPTED
     if distributed.is_main:
-        print(args.adapter_path)
+        tell(str(args.adapter_path))
     return None
 
 

@@ -17,6 +17,7 @@ from ..runs.resumable import VideoJob, encode_all, finish
 from ..runs.saved_run import SavedRun
 from .common import FAILED, StageBars, say
 from .signals import Interrupts
+from .streams import tell
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Session:
         finally:
             self._bars.close()
             if self.args.json:
-                print(json.dumps(self._results(), ensure_ascii=False), flush=True)
+                tell(json.dumps(self._results(), ensure_ascii=False))
         if plan.is_batch:
             counts = len(self.made), len(plan.finished), len(plan.failed)
             logger.info("%d made, %d made before, %d failed", *counts)
@@ -100,7 +101,7 @@ class Session:
             remove_preview(output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
-            print(job.output, flush=True)
+            tell(str(job.output))
 
     def _previewed(self, output: str) -> Callable[[Event], None]:
         """Draws a preview every few steps; one that can't be written is no reason to stop."""

@@ -1,31 +1,39 @@
-"""Handles Ctrl-C and similar signals, so that they cost no step."""
+"""Handles Ctrl-C and similar signals, so that they cost no step and always end a command."""
 
 import os
+import select
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
-from .common import mute
+from .streams import mute
 
 # A closed terminal sends SIGHUP, a system that shuts down SIGTERM.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+_SENT_TWICE = 1.0
+"""Seconds within which a second SIGTERM or SIGHUP is the same one: programs often send both."""
+_LONGEST_END = 5.0
+"""Seconds that the end of a command may take once it is insisted on."""
 
 
 class Interrupts:
     """Inside its block, the first signal may wait until the current step is done.
 
     Attributes:
-        patient: whether the first signal waits. If it doesn't, and at the second Ctrl-C,
-            KeyboardInterrupt is raised at once. A second SIGTERM or SIGHUP changes nothing, because
-            other programs often send two of them.
+        patient: whether the first signal waits. If it doesn't, and at the second Ctrl-C or at a
+            later SIGTERM or SIGHUP, KeyboardInterrupt is raised at once.
         wanted: whether a signal has come and waits.
     """
 
     def __init__(self):
         self.patient = self.wanted = False
+        self._asked = _Asked()
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -41,8 +49,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.patient or (self.wanted and number == signal.SIGINT):
+        if self._asked.again(number) or not self.patient:
             raise KeyboardInterrupt
+        if self.wanted:
+            return
         self.wanted = True
         # print isn't safe here: the signal may have interrupted one.
         try:
@@ -50,3 +60,67 @@ class Interrupts:
         except OSError:
             # The terminal is gone: later messages must not fail.
             mute(1, 2)
+
+
+class _Asked:
+    """Whether an end has been asked for before."""
+
+    def __init__(self):
+        self._first: float | None = None
+
+    def again(self, number: int) -> bool:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            return False
+        return number == signal.SIGINT or now > self._first + _SENT_TWICE
+
+
+@contextmanager
+def ended_gently() -> Iterator[None]:
+    """Has SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half done stays.
+
+    Where MLX or the GPU hangs, Python never gets to handle a signal. A thread then ends the process
+    some seconds after the second one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+    for number in _SIGNALS:
+        # Whoever started this with nohup wants SIGHUP to be ignored.
+        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, _interrupt)
+    seen, sent = os.pipe()
+    os.set_blocking(sent, False)
+    outer = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_leave_if_stuck, args=(seen,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(outer)
+        os.close(sent)  # the end of what the thread reads, and so its own
+        watcher.join()
+        os.close(seen)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave_if_stuck(seen: int) -> None:
+    """Ends the process if its pipe of signals is open for long after the second one."""
+    asked, end = _Asked(), None
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if not select.select([seen], [], [], left)[0]:
+            os.write(2, b"stopped inside a step that doesn't end; what was saved before is kept\n")
+            os._exit(130)
+        number = int.from_bytes(os.read(seen, 1), "big")
+        if not number:
+            return
+        if number in _SIGNALS and asked.again(number) and end is None:
+            end = time.monotonic() + _LONGEST_END

@@ -346,6 +346,13 @@ DAMAGED = {
     "an empty stack": b"\x80\x02\x85.",
     "no end": b"\x80\x02}",
     "escape codes in a name": b"\x80\x02cos\x1b[31m\nsystem\n.",
+    "a key of 2**60 tuples": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
+    "an id of 2**60 tuples": b"\x80\x02(X\x07\x00\x00\x00storage)q\x00"
+    + b"h\x00h\x00\x86q\x00" * 60
+    + b"tQ.",
+    "more values than a checkpoint has": b"\x80\x02](" + b"N" * 2**21 + b"e.",
+    "the last place of a memo": b"\x80\x02Nr\xff\xff\xff\xff0.",
+    "an end without an object": b"\x80\x02(.",
 }
 
 

@@ -1,0 +1,58 @@
+"""Standard streams that are closed, full or without a reader: no reason to lose a video."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+logger = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """Makes the standard streams usable, however a command was started.
+
+    Where one is closed, the next file that is opened would take its place and get what MLX and
+    FFmpeg print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+        with suppress(AttributeError):  # in a notebook or a test
+            # Names of files in a terminal of another encoding.
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def tell(line: str) -> None:
+    """Prints a line of results on stdout.
+
+    That it can't be printed, often because its reader has ended, doesn't undo the results.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        mute(1)
+        if not isinstance(error, BrokenPipeError):
+            logger.warning("what was made is in place, but stdout fails: %s", error.strerror)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """For what is said on stderr: that nobody reads it any more is no reason to stop."""
+    try:
+        yield
+    except OSError:
+        mute(2)
+
+
+def mute(*streams: int) -> None:
+    """Has what is written to these go nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
