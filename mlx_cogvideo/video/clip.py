@@ -14,7 +14,10 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..files import file_digest
-from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
+from .comments import check_gif
+from .decoding import decoded
+from .orientation import upright_png_size
+from .pixels import FITS, ClipSpec, fitted, pixel_aspect, shown_size
 from .reader import open_clip, readable
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -51,20 +54,23 @@ def read_clip(
     if path.is_dir():
         files = picture_files(path)
         wanted = _pick([i / spec.fps for i in range(len(files))], spec, path)
-        frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
+        _check_sizes([files[i] for i in sorted({*wanted})], path, timeout)
+        frames = {
+            i: _read_frame(files[i], path, spec, position, timeout) for i in sorted({*wanted})
+        }
         return np.stack([frames[i] for i in wanted])
     with readable(path):
         with _opened(path, timeout) as container:
             times, shown = _timestamps(container)
         wanted = [shown[i] for i in _pick(times, spec, path)]
         with _opened(path, timeout) as container:
-            frames = _read(container, wanted, spec, position)
+            frames = _read(container, path, wanted, spec, position)
         if len(frames) < len(set(wanted)):
             with _opened(path, timeout) as container:
-                times = _times_in_order(container)
+                times = _times_in_order(container, path)
             wanted = _pick(times, spec, path)
             with _opened(path, timeout) as container:
-                frames = _read(container, wanted, spec, position, by_order=True)
+                frames = _read(container, path, wanted, spec, position, by_order=True)
         if missing := set(wanted) - frames.keys():
             raise InvalidInputError(
                 f"{path} is damaged: {len(missing)} of its frames can't be decoded"
@@ -84,7 +90,8 @@ def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> 
     """
     if fit not in FITS:
         raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
-    return _read_frame(Path(path), ClipSpec(1, height, width, 1, fit=fit), (0.5, 0.5), TIMEOUT)
+    spec = ClipSpec(1, height, width, 1, fit=fit)
+    return _read_frame(Path(path), Path(path), spec, (0.5, 0.5), TIMEOUT)
 
 
 def measure(
@@ -111,15 +118,12 @@ def measure(
     with readable(first, kind):
         with _opened(first, timeout) as container:
             times, _ = _timestamps(container)
-        with _opened(first, timeout) as container:
-            frame, aspect = _first_frame(container, first), pixel_aspect(container)
+        size = _shown_size(first, path, timeout)
     if files:
+        _check_sizes(files, path, timeout)
         times = [i / fps for i in range(len(files))]
     times, _ = _usable(times, skip, start, end)
-    height, width = frame.height, round(frame.width * aspect)
-    if quarter_turns(frame) % 2:
-        height, width = width, height
-    return ClipInfo(height, width, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
+    return ClipInfo(*size, max(min(len(times), 1), ceil(_seconds(times) * fps - 1e-6)))
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -160,6 +164,8 @@ def content_digest(path: Path) -> str:
 @contextmanager
 def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
     with open_clip(path, timeout) as container:
+        if container.format.name == "gif":  # what is missing would be black
+            check_gif(path)
         if path.suffix.lower() in (".heic", ".heif") and len(container.streams.video) > 1:
             raise InvalidInputError(f"{path} is a HEIC of many tiles: make a JPEG or PNG of it")
         yield container
@@ -174,13 +180,13 @@ def _timestamps(container: av.container.InputContainer) -> tuple[list[float], li
     return [float(pts * stream.time_base) for pts in shown], shown
 
 
-def _times_in_order(container: av.container.InputContainer) -> list[float]:
+def _times_in_order(container: av.container.InputContainer, path: Path) -> list[float]:
     """The time of each decoded frame in seconds.
 
     For files whose packets have no times of their own: AVI numbers frames in stored order.
     """
     stream = container.streams.video[0]
-    shown = [frame.pts for frame in container.decode(video=0)]
+    shown = [frame.pts for frame, _ in decoded(container, stream, path)]
     if None in shown or shown != sorted(shown):
         return [i / float(stream.average_rate) for i in range(len(shown))]
     return [float(pts * stream.time_base) for pts in shown]
@@ -225,6 +231,7 @@ def _pick(times: list[float], spec: ClipSpec, path: Path) -> list[int]:
 
 def _read(
     container: av.container.InputContainer,
+    path: Path,
     wanted: list[int],
     spec: ClipSpec,
     position: tuple[float, float],
@@ -237,14 +244,15 @@ def _read(
     """
     frames: dict[int, np.ndarray] = {}
     aspect, before = pixel_aspect(container), -inf
-    for number, frame in enumerate(container.decode(video=0)):
+    stream = container.streams.video[0]
+    for number, (frame, is_whole) in enumerate(decoded(container, stream, path)):
         pts = number if by_order else frame.pts
         if pts is None:  # as in a picture
             pts = wanted[0] if number == 0 else before
         if pts < before:
             return {}
         before = pts
-        if pts in wanted and pts not in frames:
+        if is_whole and pts in wanted and pts not in frames:
             frames[pts] = fitted(frame, spec, position, aspect)
         if pts >= wanted[-1] and (by_order or pts > wanted[-1]):
             break
@@ -252,15 +260,38 @@ def _read(
 
 
 def _read_frame(
-    path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
+    path: Path, clip: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
+    """A picture; `clip` is the folder that it is a frame of, or the picture itself."""
     with readable(path, "picture"), _opened(path, timeout) as container:
         aspect = pixel_aspect(container)
-        return fitted(_first_frame(container, path), spec, position, aspect)
+        return fitted(_first_frame(container, path, clip), spec, position, aspect)
 
 
-def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
-    frame = next(container.decode(video=0), None)
+def _shown_size(path: Path, clip: Path, timeout: float) -> tuple[int, int]:
+    """Height and width of a clip, or of a picture; see `_read_frame`."""
+    with _opened(path, timeout) as container:
+        return shown_size(_first_frame(container, path, clip), pixel_aspect(container))
+
+
+def _first_frame(container: av.container.InputContainer, path: Path, clip: Path) -> av.VideoFrame:
+    frame, is_whole = next(decoded(container, container.streams.video[0], clip), (None, False))
     if frame is None:
         raise InvalidInputError(f"{path} has no frames")
+    if not is_whole:
+        raise InvalidInputError(f"{path} is damaged: only a part of it can be decoded")
     return frame
+
+
+def _check_sizes(files: list[Path], clip: Path, timeout: float) -> None:
+    """Raises InvalidInputError if the pictures of a clip differ in their size as shown."""
+    first: tuple[int, int] | None = None
+    for file in files:
+        with readable(file, "picture"):
+            size = upright_png_size(file) or _shown_size(file, clip, timeout)
+        if size != (first := first or size):
+            (height, width), (other_height, other_width) = first, size
+            raise InvalidInputError(
+                f"the frames of {clip} must have one size: {files[0].name} is {width}x{height} and "
+                f"{file.name} is {other_width}x{other_height}"
+            )

@@ -1,0 +1,63 @@
+"""Turns and mirrors stored pictures as display matrices of tracks, and EXIF data, say."""
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+
+from .comments import PNG_SIGNATURE
+
+# FFmpeg's types of side data that PyAV 18 has no names for, EXIF among them.
+_UNNAMED_TYPES = range(28, 48)
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """The linear part ``a, b, c, d`` of the display matrix; FFmpeg makes one of EXIF data, too.
+
+    A stored point goes to ``(a x + c y, b x + d y)``, with x to the right and y down.
+    """
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV lists no side data if it doesn't know one of the types
+        data = _without_unnamed_types(frame).side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    return a, b, c, d
+
+
+def is_sideways(matrix: tuple[int, int, int, int]) -> bool:
+    """Whether stored rows are shown as columns."""
+    a, b, _, _ = matrix
+    return abs(b) > abs(a)
+
+
+def as_shown(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Stored pixels ``[H, W, C]`` as they are shown, mirrored and turned by quarter turns."""
+    a, b, c, d = matrix
+    if is_sideways(matrix):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def upright_png_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a PNG without EXIF data, known without decoding it; None for others."""
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    if not start.startswith(PNG_SIGNATURE) or len(start) < 24 or b"eXIf" in start:
+        return None
+    width, height = struct.unpack(">II", start[16:24])
+    return height, width
+
+
+def _without_unnamed_types(frame: av.VideoFrame) -> av.VideoFrame:
+    graph = av.filter.Graph()
+    nodes = [
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=1),
+        *(graph.add("sidedata", f"mode=delete:type={number}") for number in _UNNAMED_TYPES),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*nodes).configure()
+    graph.vpush(frame)
+    return graph.vpull()
