@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..files import file_digest
-from .comments import check_gif
+from .damage import CHECKS
 from .decoding import decoded
 from .orientation import upright_png_size
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, shown_size
@@ -164,8 +164,8 @@ def content_digest(path: Path) -> str:
 @contextmanager
 def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]:
     with open_clip(path, timeout) as container:
-        if container.format.name == "gif":  # what is missing would be black
-            check_gif(path)
+        if check := CHECKS.get(container.streams.video[0].codec_context.name):
+            check(path)
         if path.suffix.lower() in (".heic", ".heif") and len(container.streams.video) > 1:
             raise InvalidInputError(f"{path} is a HEIC of many tiles: make a JPEG or PNG of it")
         yield container

@@ -3,11 +3,8 @@
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
-
-from ..errors import InvalidInputError
 
 GIF_SIGNATURES = b"GIF87a", b"GIF89a"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -58,16 +55,6 @@ def gif_comments(stream: BinaryIO) -> Iterator[bytes]:
                 pass
         else:
             raise ValueError(f"it has an unknown block, {kind:#04x}")
-
-
-def check_gif(path: Path) -> None:
-    """Raises InvalidInputError for a GIF that is cut off: FFmpeg decodes it as far as it goes."""
-    try:
-        with path.open("rb") as stream, suppress(ValueError):
-            for _ in gif_comments(stream):
-                pass
-    except EOFError as error:
-        raise InvalidInputError(f"{path} is damaged: {error}") from None
 
 
 def png_comments(stream: BinaryIO) -> Iterator[bytes]:

@@ -52,7 +52,8 @@ def _frames(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
     decoder = _ALPHA_DECODERS.get(stream.codec_context.name)
-    if decoder is None or stream.metadata.get("alpha_mode") != "1":
+    tags = {tag.lower(): text for tag, text in stream.metadata.items()}
+    if tags.get("alpha_mode") != "1" or decoder not in av.codecs_available:
         yield from container.decode(stream)
         return
     context = av.CodecContext.create(decoder, "r")
