@@ -1,9 +1,11 @@
 """Brings the colours of HDR and wide-gamut frames to BT.709 SDR, as those of other clips are.
 
-The numbers of primaries and transfer functions are those of ITU-T H.273. Frames whose numbers
-aren't listed here are taken as they are, as players on a computer do.
+The numbers of primaries and transfer functions are those of ITU-T H.273. Numbers that aren't listed
+here differ little from BT.709, and frames that have them are taken as they are. So is the curve of
+a colour profile.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import av
 import numpy as np
 
 from ..errors import InvalidInputError
+from .icc import profile_matrix
+from .side_data import ICC_PROFILE, side_data
 
 _PQ, _HLG, _LINEAR = 16, 18, 8
+_HDR = _PQ, _HLG
 _TRANSFERS = {_PQ: "HDR (PQ)", _HLG: "HDR (HLG)", _LINEAR: "linear light"}
 
 _BT709, _BT2020 = 1, 9
@@ -26,6 +31,12 @@ _PRIMARIES = {
 }
 _WIDE = {_BT2020: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 _D65 = 0.3127, 0.3290
+_UNKNOWN = 0, 2
+
+# The columns are the colorants of sRGB's profile, which has the primaries of BT.709.
+_BT709_UNDER_D50 = np.array(
+    [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+)
 
 _UNREADABLE = {8: "YCgCo", 10: "BT.2020 constant luminance", 14: "ICtCp", 15: "IPT (Dolby Vision)"}
 
@@ -52,13 +63,47 @@ def check_readable(frame: av.VideoFrame, name: Path) -> None:
         raise InvalidInputError(f"{name} stores its colours as {form}: make an SDR copy of it")
 
 
-def foreign_colors(frame: av.VideoFrame) -> str | None:
-    """The name of a frame's colours, if `to_sdr` has to convert them."""
-    return _TRANSFERS.get(frame.color_trc) or _WIDE.get(frame.color_primaries)
+@dataclass(frozen=True, eq=False)
+class ForeignColors:
+    """Colours other than those of BT.709 SDR.
+
+    Attributes:
+        name: for messages.
+        transfer: number of the transfer function.
+        matrix: from linear RGB to that of BT.709, float32 ``[3, 3]``.
+    """
+
+    name: str
+    transfer: int
+    matrix: np.ndarray
 
 
-def to_sdr(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Converts pixels with the colours of `frame` to BT.709 SDR.
+def foreign_colors(frame: av.VideoFrame) -> ForeignColors | None:
+    """The colours of a frame, if `to_sdr` has to convert them."""
+    transfer, primaries = frame.color_trc, frame.color_primaries
+    if primaries in _UNKNOWN and transfer in _HDR:
+        primaries = _BT2020
+    if name := _TRANSFERS.get(transfer) or _WIDE.get(primaries):
+        source = _xyz_matrix(primaries if primaries in _PRIMARIES else _BT709)
+        return ForeignColors(name, transfer, _to_bt709(source, _xyz_matrix(_BT709)))
+    return _profile_colors(frame) if primaries in _UNKNOWN else None
+
+
+def _profile_colors(frame: av.VideoFrame) -> ForeignColors | None:
+    """The colours of a JPEG, WebP or AVIF whose profile isn't one of the many of sRGB."""
+    if frame.format.is_rgb or len(frame.format.components) < 3:  # as all of PNG: see `side_data`
+        return None
+    source = profile_matrix(side_data(frame, ICC_PROFILE) or b"")
+    if source is None:
+        return None
+    matrix = _to_bt709(source, _BT709_UNDER_D50)
+    if np.allclose(matrix, np.eye(3), atol=0.02):
+        return None
+    return ForeignColors("the colours of its ICC profile", _UNKNOWN[0], matrix)
+
+
+def to_sdr(pixels: np.ndarray, colors: ForeignColors) -> np.ndarray:
+    """Converts pixels to BT.709 SDR.
 
     Light up to SDR white keeps its value. What is brighter, in HDR, is compressed: see `_signal`.
 
@@ -68,25 +113,19 @@ def to_sdr(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     Returns:
         uint8 ``[H, W, 3]``.
     """
-    transfer, primaries = frame.color_trc, frame.color_primaries
-    if primaries not in _PRIMARIES:
-        primaries = _BT2020 if transfer in (_PQ, _HLG) else _BT709
-    matrix = _rgb_matrix(primaries)
     converted = np.empty(pixels.shape, np.uint8)
     for top in range(0, len(pixels), _ROWS):
         rows = slice(top, top + _ROWS)
-        light = _light(pixels[rows], transfer) @ matrix.T
-        converted[rows] = np.rint(_signal(light, transfer) * 255)
+        light = _light(pixels[rows], colors.transfer) @ colors.matrix.T
+        converted[rows] = np.rint(_signal(light, colors.transfer) * 255)
     return converted
 
 
+def _to_bt709(source: np.ndarray, bt709: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(bt709, source).astype(np.float32)
+
+
 @cache
-def _rgb_matrix(primaries: int) -> np.ndarray:
-    """The matrix from linear RGB of these primaries to that of BT.709, float32 ``[3, 3]``."""
-    matrix = np.linalg.solve(_xyz_matrix(_BT709), _xyz_matrix(primaries))
-    return matrix.astype(np.float32)
-
-
 def _xyz_matrix(primaries: int) -> np.ndarray:
     """The matrix from linear RGB to CIE XYZ, in which RGB (1, 1, 1) is D65 (SMPTE RP 177)."""
     x, y = np.transpose([*_PRIMARIES[primaries], _D65])
@@ -128,7 +167,7 @@ def _signal(light: np.ndarray, transfer: int) -> np.ndarray:
     SDR white becomes 0.985.
     """
     signal = np.maximum(light, 0) ** (1 / _GAMMA)
-    if transfer in (_PQ, _HLG):
+    if transfer in _HDR:
         above = np.maximum(signal - _KNEE, 0) / (1 - _KNEE)
         signal = np.minimum(signal, _KNEE) + (1 - _KNEE) * above / (1 + above)
     return np.minimum(signal, 1)

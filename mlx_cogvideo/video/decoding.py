@@ -20,7 +20,7 @@ def decoded(
 ) -> Iterator[tuple[av.VideoFrame, bool]]:
     """The frames of a stream in the order in which they are shown.
 
-    Says once which of them are converted, here or later.
+    Says once of a clip that it is deinterlaced here, or that its colours will be converted.
 
     Args:
         name: the clip or picture, for messages.
@@ -29,15 +29,17 @@ def decoded(
         A frame, and whether it is whole: neither it nor one that it may depend on is damaged.
 
     Raises:
-        InvalidInputError: the colours of a frame can't be read.
+        InvalidInputError: the colours of the first frame can't be read.
     """
     if stream.codec_context.name == "mjpeg":  # else what is missing is gray
         stream.codec_context.options = {"err_detect": "explode"}
-    is_whole = True
+    is_whole = is_first = True
     for frame in _deinterlaced(_frames(container, stream), name):
-        check_readable(frame, name)
-        if colors := foreign_colors(frame):
-            _say(f"{name} is {colors}: its colours are converted to SDR (BT.709)")
+        if is_first:
+            check_readable(frame, name)
+            if colors := foreign_colors(frame):
+                _say(f"{name} is in {colors.name}: it is converted to SDR (BT.709)")
+        is_first = False
         is_whole = not frame.is_corrupt and (is_whole or frame.key_frame)
         yield frame, is_whole
 

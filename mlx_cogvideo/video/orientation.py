@@ -7,9 +7,7 @@ import av
 import numpy as np
 
 from .comments import PNG_SIGNATURE
-
-# FFmpeg's types of side data that PyAV 18 has no names for, EXIF among them.
-_UNNAMED_TYPES = range(28, 48)
+from .side_data import DISPLAY_MATRIX, side_data
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -17,10 +15,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
     A stored point goes to ``(a x + c y, b x + d y)``, with x to the right and y down.
     """
-    try:
-        data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV lists no side data if it doesn't know one of the types
-        data = _without_unnamed_types(frame).side_data.get("DISPLAYMATRIX")
+    data = side_data(frame, DISPLAY_MATRIX)
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
@@ -49,15 +44,3 @@ def upright_png_size(path: Path) -> tuple[int, int] | None:
         return None
     width, height = struct.unpack(">II", start[16:24])
     return height, width
-
-
-def _without_unnamed_types(frame: av.VideoFrame) -> av.VideoFrame:
-    graph = av.filter.Graph()
-    nodes = [
-        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=1),
-        *(graph.add("sidedata", f"mode=delete:type={number}") for number in _UNNAMED_TYPES),
-        graph.add("buffersink"),
-    ]
-    graph.link_nodes(*nodes).configure()
-    graph.vpush(frame)
-    return graph.vpull()

@@ -85,15 +85,15 @@ def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
         format="rgb48le" if foreign else "rgb24",
         interpolation="BICUBIC",
     ).to_ndarray()
-    return to_sdr(scaled, frame) if foreign else scaled
+    return to_sdr(scaled, foreign) if foreign else scaled
 
 
 def _on_white(frame: av.VideoFrame) -> np.ndarray:
     """A frame on white where it is transparent, uint8 ``[H, W, 3]``."""
     pixels = frame.to_ndarray(format="rgba")
     share = pixels[..., 3:] / 255
-    if foreign_colors(frame):
-        colors = to_sdr(frame.to_ndarray(format="rgba64le")[..., :3], frame)
+    if foreign := foreign_colors(frame):
+        colors = to_sdr(frame.to_ndarray(format="rgba64le")[..., :3], foreign)
     else:
         colors = pixels[..., :3]
     return np.round(colors * share + WHITE * (1 - share)).astype(np.uint8)

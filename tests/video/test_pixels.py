@@ -1,5 +1,6 @@
 """How a stored frame becomes pixels: its colours, orientation, fields, transparency and damage."""
 
+import gc
 import io
 import struct
 from fractions import Fraction
@@ -192,6 +193,54 @@ def test_colours_of_a_matrix_that_ffmpeg_takes_for_another_are_refused(tmp_path)
     path.write_bytes(content.replace(b"\x55\xb1\x81\x09", b"\x55\xb1\x81\x0e"))
     with pytest.raises(InvalidInputError, match=r"a\.mkv stores its colours as ICtCp"):
         read_image(path, 32, 32)
+
+
+def profile(columns: np.ndarray) -> bytes:
+    """An ICC profile whose red, green and blue are these columns of CIE XYZ under D50."""
+    colorants = [struct.pack(">4s4x3i", b"XYZ ", *column) for column in columns]
+    curve = struct.pack(">4s4xIH2x", b"curv", 1, round(2.2 * 256))
+    names, tags = [b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC"], [*colorants, *[curve] * 3]
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, tag in zip(names, tags, strict=True):
+        table += struct.pack(">4sII", name, start + len(body), len(tag))
+        body += tag
+    header = struct.pack(
+        ">I4xI12s12x4s28x3i48x",
+        start + len(body),
+        2 << 24,
+        b"mntrRGB XYZ ",
+        b"acsp",
+        63190,
+        65536,
+        54061,
+    )
+    return header + table + body
+
+
+# Colorants of the profiles that Apple and the ICC publish, in 65536ths.
+P3_PROFILE = profile([(33760, 15804, -69), (19148, 45379, 2745), (10282, 4353, 51385)])
+SRGB_PROFILE = profile([(28578, 14581, 912), (25241, 46981, 6362), (9376, 3973, 46799)])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "avif"])
+def test_pictures_are_in_the_primaries_of_their_profile(tmp_path, suffix):
+    stored = (((PATCHES / 255) ** 2.4 @ np.transpose(P3)) ** (1 / 2.4) * 255).round()
+    pixels = np.repeat(np.repeat(stored[None], 32, 0), 32, 1).astype(np.uint8)
+    options = {"quality": 98, "subsampling": "4:4:4"}
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, icc_profile=P3_PROFILE, **options)
+    assert_near(centers(read_image(path, *pixels.shape[:2])), PATCHES)
+    for other in (SRGB_PROFILE, P3_PROFILE[:140], bytes(200)):
+        Image.fromarray(pixels).save(path, icc_profile=other, **options)
+        assert close(read_image(path, *pixels.shape[:2]), pixels)
+
+
+def test_a_png_with_a_profile_is_read_again_and_again(tmp_path):
+    pixels = corners()
+    Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=P3_PROFILE)
+    for _ in range(15):
+        assert (read_image(tmp_path / "a.png", 32, 48) == pixels).all()
+        gc.collect()
 
 
 def corners(height: int = 32, width: int = 48) -> np.ndarray:
@@ -459,10 +508,10 @@ def test_what_is_converted_is_said_once_also_in_a_dry_run(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     hdr = patches(tmp_path / "hdr.mkv", "HLG")
     assert generate("x.mp4", "--video", hdr, "--dry-run") == 0
-    assert capsys.readouterr().err.count("hdr.mkv is HDR (HLG)") == 1
+    assert capsys.readouterr().err.count("hdr.mkv is in HDR (HLG)") == 1
     patches(tmp_path / "hdr.png", "PQ")
     assert generate("x.mp4", "--model", "demo-i2v", "--image", "hdr.png", "--dry-run") == 0
-    assert capsys.readouterr().err.count("hdr.png is HDR (PQ)") == 1
+    assert capsys.readouterr().err.count("hdr.png is in HDR (PQ)") == 1
     data = tmp_path / "clips"
     data.mkdir()
     patches(data / "a.mkv", "Display P3")
@@ -472,4 +521,4 @@ def test_what_is_converted_is_said_once_also_in_a_dry_run(tmp_path, monkeypatch,
     small = ["--frames", "9", "--height", "32", "--width", "48"]
     assert lora(["--data", str(data), "--model", "demo", *small, "--dry-run"]) == 0
     err = capsys.readouterr().err
-    assert err.count("a.mkv is Display P3") == 1 and err.count("b.mkv is interlaced") == 1
+    assert err.count("a.mkv is in Display P3") == 1 and err.count("b.mkv is interlaced") == 1
