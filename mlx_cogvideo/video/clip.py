@@ -39,7 +39,7 @@ def read_clip(
 ) -> np.ndarray:
     """The frames of a clip, uint8 ``[F, H, W, 3]``.
 
-    Memory: the frames that are taken, and one more.
+    Memory: the frames that are taken, and a few more.
 
     Args:
         path: any file that FFmpeg reads, or a folder of pictures, which are frames in the order of
@@ -79,7 +79,7 @@ def read_clip(
 
 
 def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> np.ndarray:
-    """A picture, uint8 ``[H, W, 3]``: rotated by its EXIF data, on white where transparent.
+    """A picture as it is shown, uint8 ``[H, W, 3]``: upright, in SDR, on white where transparent.
 
     Args:
         height, width: size in pixels.

@@ -1,6 +1,7 @@
 """Turns and mirrors stored pictures as display matrices of tracks, and EXIF data, say."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -38,7 +39,8 @@ def as_shown(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
 
 def upright_png_size(path: Path) -> tuple[int, int] | None:
     """Height and width of a PNG without EXIF data, known without decoding it; None for others."""
-    with path.open("rb") as stream:
+    start = b""
+    with suppress(OSError), path.open("rb") as stream:
         start = stream.read(4096)
     if not start.startswith(PNG_SIGNATURE) or len(start) < 24 or b"eXIf" in start:
         return None
