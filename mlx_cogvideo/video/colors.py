@@ -38,7 +38,9 @@ _BT709_UNDER_D50 = np.array(
     [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
 )
 
+# Matrices for which FFmpeg takes that of BT.601.
 _UNREADABLE = {8: "YCgCo", 10: "BT.2020 constant luminance", 14: "ICtCp", 15: "IPT (Dolby Vision)"}
+_UNREADABLE |= {16: "YCgCo-Re", 17: "YCgCo-Ro"}
 
 _SDR_WHITE = 203.0
 """Luminance of SDR white in HDR video, in cd/m2 (ITU-R BT.2408)."""

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 # FFmpeg's own decoders of these codecs leave out the transparency.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
+# What a codec that says nothing about colours has for these attributes of its frames.
+_UNSPECIFIED = {"color_primaries": 2, "color_trc": 2, "colorspace": 2, "color_range": 0}
+
 
 def decoded(
     container: av.container.InputContainer, stream: av.VideoStream, name: Path
@@ -51,6 +54,18 @@ def _say(message: str) -> None:
 
 
 def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """The decoded frames, with the container's tags of colours where the codec has none."""
+    tags = {name: getattr(stream.codec_context, name) for name in _UNSPECIFIED}
+    for frame in _decoded(container, stream):
+        for name, unspecified in _UNSPECIFIED.items():
+            if getattr(frame, name) == unspecified:
+                setattr(frame, name, tags[name])
+        yield frame
+
+
+def _decoded(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
     decoder = _ALPHA_DECODERS.get(stream.codec_context.name)

@@ -115,8 +115,13 @@ def patches(path: Path, colors: str, sdr: np.ndarray = PATCHES) -> Path:
     """Writes SDR colours as light of the same look in other colours, each 32 pixels wide."""
     primaries, transfer, matrix, curve = COLORS[colors]
     light = (sdr / 255) ** 2.4 @ np.transpose(matrix)
-    signal = np.repeat(np.repeat(curve(light)[None], 32, 0), 32, 1)
+    signal = columns(curve(light))
     return tagged(path, signal, primaries, transfer, 1 if primaries in (1, 11, 12) else 9)
+
+
+def columns(row: np.ndarray) -> np.ndarray:
+    """Colours ``[W, C]`` as pixels ``[32, 32 W, C]``."""
+    return np.repeat(np.repeat(row[None], 32, 0), 32, 1)
 
 
 def centers(pixels: np.ndarray) -> np.ndarray:
@@ -148,11 +153,33 @@ def test_hdr_is_read_from_the_codecs_of_phones(tmp_path, suffix, colors):
         assert_near(centers(clip[8]), PATCHES)
 
 
+@pytest.mark.parametrize("codec", ["libx265", "prores_ks"])
+def test_colours_that_only_the_container_names_are_known(tmp_path, codec):
+    signal = columns(pq((PATCHES / 255) ** 2.4 @ np.transpose(BT2020)))
+    pixels = np.rint(ycbcr(signal, 9)).astype(np.uint16)
+    frame = av.VideoFrame.from_ndarray(pixels, format="yuv444p16le").reformat(format="yuv422p10le")
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.height, encoder.width, encoder.pix_fmt = *signal.shape[:2], "yuv422p10le"
+    encoder.time_base, frame.pts = Fraction(1, 8), 0
+    encoder.options = {"x265-params": "log-level=none", "crf": "4"} if codec == "libx265" else {}
+    with av.open(tmp_path / "a.mov", "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = *signal.shape[:2], "yuv422p10le"
+        tags = stream.codec_context
+        tags.color_primaries, tags.color_trc, tags.colorspace, tags.color_range = 9, 16, 9, 1
+        for packet in [*encoder.encode(frame), *encoder.encode()]:
+            packet.stream = stream
+            container.mux(packet)
+    with av.open(tmp_path / "a.mov") as container:
+        assert next(container.decode(video=0)).color_trc != 16
+    assert_near(centers(read_image(tmp_path / "a.mov", *signal.shape[:2])), PATCHES)
+
+
 @pytest.mark.parametrize("curve", ["PQ", "HLG"])
 def test_highlights_are_compressed_and_not_cut_off(tmp_path, curve):
     nits = np.array([100, 180, 203, 250, 350, 600, 1000])
     signal = COLORS[curve][3](np.repeat(nits[:, None] / 203, 3, 1))
-    wide = np.repeat(np.repeat(signal[None], 32, 0), 32, 1)
+    wide = columns(signal)
     path = tagged(tmp_path / "a.mkv", wide, *COLORS[curve][:2], 9)
     seen = centers(read_image(path, 32, wide.shape[1]))[:, 0]
     assert (np.diff(seen) >= 0).all()
@@ -162,16 +189,14 @@ def test_highlights_are_compressed_and_not_cut_off(tmp_path, curve):
 
 @pytest.mark.parametrize("tags", [(1, 1, 1), (2, 2, 2), (6, 6, 6), (5, 6, 5), (1, 13, 1)], ids=str)
 def test_sdr_is_taken_as_it_is(tmp_path, tags):
-    sdr = np.repeat(np.repeat(PATCHES[None] / 255, 32, 0), 32, 1)
+    sdr = columns(PATCHES / 255)
     path = tagged(tmp_path / "a.mkv", sdr, *tags)
     (plain, *_), _ = read_video(path)
     assert (read_image(path, *plain.shape[:2]) == plain).all()
 
 
 def test_transparent_hdr_is_on_white(tmp_path):
-    signal = np.repeat(
-        np.repeat(pq((PATCHES / 255) ** 2.4 @ np.transpose(BT2020))[None], 32, 0), 32, 1
-    )
+    signal = columns(pq((PATCHES / 255) ** 2.4 @ np.transpose(BT2020)))
     pixels = np.full((*signal.shape[:2], 4), 65535, np.uint16)
     pixels[..., :3], pixels[:16, :, 3] = np.rint(signal * 65535), 0
     frame = av.VideoFrame.from_ndarray(pixels, format="rgba64le").reformat(format="rgba64be")
@@ -195,11 +220,11 @@ def test_colours_of_a_matrix_that_ffmpeg_takes_for_another_are_refused(tmp_path)
         read_image(path, 32, 32)
 
 
-def profile(columns: np.ndarray) -> bytes:
-    """An ICC profile whose red, green and blue are these columns of CIE XYZ under D50."""
-    colorants = [struct.pack(">4s4x3i", b"XYZ ", *column) for column in columns]
+def profile(colorants: list[tuple[int, int, int]]) -> bytes:
+    """An ICC profile with this CIE XYZ under D50 of red, green and blue, in 65536ths."""
+    primaries = [struct.pack(">4s4x3i", b"XYZ ", *each) for each in colorants]
     curve = struct.pack(">4s4xIH2x", b"curv", 1, round(2.2 * 256))
-    names, tags = [b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC"], [*colorants, *[curve] * 3]
+    names, tags = [b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC"], [*primaries, *[curve] * 3]
     table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, tag in zip(names, tags, strict=True):
         table += struct.pack(">4sII", name, start + len(body), len(tag))
@@ -217,7 +242,7 @@ def profile(columns: np.ndarray) -> bytes:
     return header + table + body
 
 
-# Colorants of the profiles that Apple and the ICC publish, in 65536ths.
+# The colorants of the profiles that Apple and the ICC publish.
 P3_PROFILE = profile([(33760, 15804, -69), (19148, 45379, 2745), (10282, 4353, 51385)])
 SRGB_PROFILE = profile([(28578, 14581, 912), (25241, 46981, 6362), (9376, 3973, 46799)])
 
@@ -225,7 +250,7 @@ SRGB_PROFILE = profile([(28578, 14581, 912), (25241, 46981, 6362), (9376, 3973, 
 @pytest.mark.parametrize("suffix", ["jpg", "avif"])
 def test_pictures_are_in_the_primaries_of_their_profile(tmp_path, suffix):
     stored = (((PATCHES / 255) ** 2.4 @ np.transpose(P3)) ** (1 / 2.4) * 255).round()
-    pixels = np.repeat(np.repeat(stored[None], 32, 0), 32, 1).astype(np.uint8)
+    pixels = columns(stored).astype(np.uint8)
     options = {"quality": 98, "subsampling": "4:4:4"}
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(pixels).save(path, icc_profile=P3_PROFILE, **options)
