@@ -10,8 +10,8 @@ _TYPES = range(48)
 def side_data(frame: av.VideoFrame, kind: int) -> bytes | None:
     """The side data of a frame of one kind, `DISPLAY_MATRIX` or `ICC_PROFILE`; None without any.
 
-    All other kinds are taken off before PyAV lists them. It can't list EXIF data, and frees the
-    names of colour profiles, which PNG files have, twice: their `ICC_PROFILE` must not be read.
+    All other kinds are removed before PyAV lists them. It can't list EXIF data, and it frees the
+    name of a PNG's colour profile twice, so that `ICC_PROFILE` of a PNG must not be read.
     """
     graph = av.filter.Graph()
     size = {"width": frame.width, "height": frame.height}
