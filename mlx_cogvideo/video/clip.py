@@ -14,8 +14,11 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..files import check_is_file, file_digest
-from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
-from .reader import decoded, open_clip, readable
+from .damage import CHECKS
+from .decoding import decoded
+from .orientation import upright_png_size
+from .pixels import FITS, ClipSpec, fitted, pixel_aspect, shown_size
+from .reader import open_clip, readable, video_stream
 from .stalls import answered, within
 from .stills import check_no_animated_webp, check_whole, converted
 from .timing import pick, seconds_shown, times_in_order, timestamps, usable
@@ -86,7 +89,7 @@ def read_image(path: str | Path, height: int, width: int, fit: str = "crop") -> 
     if fit not in FITS:
         raise InvalidInputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
     path, spec = Path(path), ClipSpec(1, height, width, 1, fit=fit)
-    return within(TIMEOUT, path, lambda: _read_frame(path, spec, (0.5, 0.5), TIMEOUT))
+    return within(TIMEOUT, path, lambda: _read_frame(path, path, spec, (0.5, 0.5), TIMEOUT))
 
 
 def measure(
@@ -175,17 +178,14 @@ def _measure(
     with readable(first, kind):
         with _opened(first, timeout) as container:
             times, _ = timestamps(container)
-        with _opened(first, timeout) as container:
-            frame, aspect = _first_frame(container, first), pixel_aspect(container)
+        size = _shown_size(first, path, timeout)
     if files:
+        _check_sizes(files, path, timeout)
         times = [i / fps for i in range(len(files))]
     times, _ = usable(times, skip, start, end)
-    height, width = frame.height, round(frame.width * aspect)
-    if quarter_turns(frame) % 2:
-        height, width = width, height
     seconds = seconds_shown(times)
     frames = max(min(len(times), 1), ceil(seconds * fps - 1e-6))
-    return ClipInfo(height, width, frames, seconds)
+    return ClipInfo(*size, frames, seconds)
 
 
 def _read_frames(
@@ -194,20 +194,22 @@ def _read_frames(
     if path.is_dir():
         files = picture_files(path)
         wanted = pick([i / spec.fps for i in range(len(files))], spec, path)
-        frames = {i: _read_frame(files[i], spec, position, timeout) for i in sorted({*wanted})}
+        numbers = sorted({*wanted})
+        _check_sizes([files[i] for i in numbers], path, timeout)
+        frames = {i: _read_frame(files[i], path, spec, position, timeout) for i in numbers}
         return np.stack([frames[i] for i in wanted])
     with readable(path):
         with _opened(path, timeout) as container:
             times, shown = timestamps(container)
         wanted = [shown[i] for i in pick(times, spec, path)]
         with _opened(path, timeout) as container:
-            frames = _read(container, wanted, spec, position)
+            frames = _read(container, path, wanted, spec, position)
         if len(frames) < len(set(wanted)):
             with _opened(path, timeout) as container:
-                times = times_in_order(container)
+                times = times_in_order(container, path)
             wanted = pick(times, spec, path)
             with _opened(path, timeout) as container:
-                frames = _read(container, wanted, spec, position, by_order=True)
+                frames = _read(container, path, wanted, spec, position, by_order=True)
         if missing := set(wanted) - frames.keys():
             raise InvalidInputError(
                 f"{path} is damaged: {len(missing)} of its frames can't be decoded"
@@ -221,12 +223,15 @@ def _opened(path: Path, timeout: float) -> Iterator[av.container.InputContainer]
     check_no_animated_webp(path)
     with converted(path, timeout) as file, open_clip(file, timeout) as container:
         check_whole(path, container)
+        if check := CHECKS.get(video_stream(container).codec_context.name):
+            check(path)
         answered()
         yield container
 
 
 def _read(
     container: av.container.InputContainer,
+    path: Path,
     wanted: list[int],
     spec: ClipSpec,
     position: tuple[float, float],
@@ -239,14 +244,14 @@ def _read(
     """
     frames: dict[int, np.ndarray] = {}
     aspect, before = pixel_aspect(container), -inf
-    for number, frame in enumerate(decoded(container)):
+    for number, (frame, is_whole) in enumerate(decoded(container, path)):
         pts = number if by_order else frame.pts
         if pts is None:  # as in a picture
             pts = wanted[0] if number == 0 else before
         if pts < before:
             return {}
         before = pts
-        if pts in wanted and pts not in frames:
+        if is_whole and pts in wanted and pts not in frames:
             frames[pts] = fitted(frame, spec, position, aspect)
         if pts >= wanted[-1] and (by_order or pts > wanted[-1]):
             break
@@ -254,15 +259,38 @@ def _read(
 
 
 def _read_frame(
-    path: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
+    path: Path, clip: Path, spec: ClipSpec, position: tuple[float, float], timeout: float
 ) -> np.ndarray:
+    """A picture; `clip` is the folder that it is a frame of, or the picture itself."""
     with readable(path, "picture"), _opened(path, timeout) as container:
         aspect = pixel_aspect(container)
-        return fitted(_first_frame(container, path), spec, position, aspect)
+        return fitted(_first_frame(container, path, clip), spec, position, aspect)
 
 
-def _first_frame(container: av.container.InputContainer, path: Path) -> av.VideoFrame:
-    frame = next(decoded(container), None)
+def _shown_size(path: Path, clip: Path, timeout: float) -> tuple[int, int]:
+    """Height and width of a clip, or of a picture; see `_read_frame`."""
+    with _opened(path, timeout) as container:
+        return shown_size(_first_frame(container, path, clip), pixel_aspect(container))
+
+
+def _first_frame(container: av.container.InputContainer, path: Path, clip: Path) -> av.VideoFrame:
+    frame, is_whole = next(decoded(container, clip), (None, False))
     if frame is None:
         raise InvalidInputError(f"{path} has no frames")
+    if not is_whole:
+        raise InvalidInputError(f"{path} is damaged: only a part of it can be decoded")
     return frame
+
+
+def _check_sizes(files: list[Path], clip: Path, timeout: float) -> None:
+    """Raises InvalidInputError if the pictures of a clip differ in their size as shown."""
+    first: tuple[int, int] | None = None
+    for file in files:
+        with readable(file, "picture"):
+            size = upright_png_size(file) or _shown_size(file, clip, timeout)
+        if size != (first := first or size):
+            (height, width), (other_height, other_width) = first, size
+            raise InvalidInputError(
+                f"the frames of {clip} must have one size: {files[0].name} is {width}x{height} and "
+                f"{file.name} is {other_width}x{other_height}"
+            )

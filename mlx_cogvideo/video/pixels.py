@@ -6,6 +6,8 @@ from math import ceil
 import av
 import numpy as np
 
+from .colors import foreign_colors, to_sdr
+from .orientation import as_shown, display_matrix, is_sideways
 from .reader import video_stream
 
 FITS = ("crop", "pad", "stretch")
@@ -45,17 +47,20 @@ def pixel_aspect(container: av.container.InputContainer) -> float:
     return float(video_stream(container).sample_aspect_ratio or 1)
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns from the stored frame to the shown one."""
-    return round(frame.rotation / 90) % 4
+def shown_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+    """Height and width of a frame as it is shown, in square pixels."""
+    height, width = frame.height, round(frame.width * aspect)
+    return (width, height) if is_sideways(display_matrix(frame)) else (height, width)
 
 
 def fitted(
     frame: av.VideoFrame, spec: ClipSpec, position: tuple[float, float], aspect: float
 ) -> np.ndarray:
     """A frame as it is shown, in the height and width of `spec`."""
-    turns = quarter_turns(frame)
-    height, width = (spec.width, spec.height) if turns % 2 else (spec.height, spec.width)
+    matrix = display_matrix(frame)
+    height, width = spec.height, spec.width
+    if is_sideways(matrix):
+        height, width = width, height
     sides = frame.height, frame.width * aspect
     scales = height / sides[0], width / sides[1]
     if spec.fit == "stretch":
@@ -65,7 +70,7 @@ def fitted(
         columns = max(ceil(sides[1] * max(scales) - 1e-6), width)
     else:
         rows, columns = (max(round(side * min(scales)), 1) for side in sides)
-    pixels = np.rot90(_scaled(frame, rows, columns), turns)
+    pixels = as_shown(_scaled(frame, rows, columns), matrix)
     return _placed(pixels, spec.height, spec.width, position)
 
 
@@ -73,12 +78,26 @@ def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     transparent = any(component.is_alpha for component in frame.format.components)
     if transparent or frame.format.has_palette:
         # Before interpolation, because invisible pixels have a colour, too.
-        pixels = frame.to_ndarray(format="rgba")
-        share = pixels[..., 3:] / 255
-        pixels = np.round(pixels[..., :3] * share + WHITE * (1 - share)).astype(np.uint8)
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    return scaled.to_ndarray()
+        frame = av.VideoFrame.from_ndarray(_on_white(frame), format="rgb24")
+    foreign = foreign_colors(frame)
+    scaled = frame.reformat(
+        width=width,
+        height=height,
+        format="rgb48le" if foreign else "rgb24",
+        interpolation="BICUBIC",
+    ).to_ndarray()
+    return to_sdr(scaled, foreign) if foreign else scaled
+
+
+def _on_white(frame: av.VideoFrame) -> np.ndarray:
+    """A frame on white where it is transparent, uint8 ``[H, W, 3]``."""
+    pixels = frame.to_ndarray(format="rgba")
+    share = pixels[..., 3:] / 255
+    if foreign := foreign_colors(frame):
+        colors = to_sdr(frame.to_ndarray(format="rgba64le")[..., :3], foreign)
+    else:
+        colors = pixels[..., :3]
+    return np.round(colors * share + WHITE * (1 - share)).astype(np.uint8)
 
 
 def _placed(

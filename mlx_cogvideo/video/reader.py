@@ -62,8 +62,8 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     return best if best in clips or not clips else max(clips, key=lambda s: s.height * s.width)
 
 
-def decoded(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """The frames of a clip."""
+def stored_frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames of a clip as its decoder makes them."""
     frame = None
     for packet in container.demux(video_stream(container)):
         answered()
@@ -108,7 +108,7 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
 
 def _pixels(path: str | Path, container: av.container.InputContainer) -> Iterator[np.ndarray]:
     empty = True
-    for frame in decoded(container):
+    for frame in stored_frames(container):
         empty = False
         yield frame.to_ndarray(format="rgb24")
     if empty:

@@ -9,8 +9,9 @@ from statistics import median
 import av
 
 from ..errors import InvalidInputError
+from .decoding import decoded
 from .pixels import ClipSpec
-from .reader import decoded, video_stream
+from .reader import video_stream
 from .stalls import answered
 
 
@@ -40,13 +41,13 @@ def _at_steady_rate(times: list[float], stream: av.VideoStream) -> list[float]:
     return steady if all(near) else times
 
 
-def times_in_order(container: av.container.InputContainer) -> list[float]:
+def times_in_order(container: av.container.InputContainer, path: Path) -> list[float]:
     """The time of each decoded frame in seconds.
 
     For files whose packets have no times of their own: AVI numbers frames in stored order.
     """
     stream = video_stream(container)
-    shown = [frame.pts for frame in decoded(container)]
+    shown = [frame.pts for frame, _ in decoded(container, path)]
     if None in shown or shown != sorted(shown):
         rate = float(stream.average_rate or stream.guessed_rate)
         return [i / rate for i in range(len(shown))]

@@ -69,16 +69,6 @@ def test_pictures_of_other_colour_models_are_read(tmp_path, mode):
     assert close(read_image(path, 40, 60), gray if mode in ("L", "I;16") else picture())
 
 
-@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
-def test_a_picture_is_turned_by_its_exif_orientation(tmp_path, orientation, turns):
-    image = Image.fromarray(picture())
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "a.jpg", exif=exif, quality=98)
-    expected = np.rot90(picture(), turns)
-    assert close(read_image(tmp_path / "a.jpg", *expected.shape[:2]), expected)
-
-
 def test_transparent_pixels_become_white(tmp_path):
     alpha = np.full((40, 60, 1), 255, np.uint8)
     alpha[:, 30:] = 0

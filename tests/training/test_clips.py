@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -167,20 +166,6 @@ def halves(path, height=64, width=96) -> Path:
     clip[:, : height // 2, :, 0] = clip[:, height // 2 :, :, 2] = 255
     write_video(path, clip, 8)
     return path
-
-
-@pytest.mark.parametrize(("sign", "red_at"), [(1, -8), (-1, 8)], ids=["right", "left"])
-def test_a_clip_is_turned_by_its_display_matrix(tmp_path, sign, red_at):
-    path = halves(tmp_path / "a.mp4")
-    content = bytearray(path.read_bytes())
-    # The matrix in the track header: a quarter turn to the right or to the left.
-    start = content.index(b"tkhd") + 44
-    matrix = [0, sign << 16, 0, -sign << 16, 0, 0, 0, 0, 1 << 30]
-    content[start : start + 36] = struct.pack(">9i", *matrix)
-    path.write_bytes(content)
-    clip = read_clip(path, ClipSpec(9, 96, 64, 8))
-    assert (clip[0, 48, red_at] > 150).tolist() == [True, False, False]
-    assert (clip[0, 48, -red_at] > 150).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 64), (96, 48), (128, 192)], ids=str)
