@@ -22,7 +22,7 @@ from ..training.checkpoint import (
     check_adapter_folder,
     check_writable,
     locked_adapter_folder,
-    saved_checkpoints,
+    ways_on,
 )
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
@@ -87,13 +87,15 @@ def train(arguments: Sequence[str] | None) -> int | None:
         try:
             return _run(job, args, interrupts, distributed)
         except KeyboardInterrupt as error:
-            if distributed.is_main:
-                error.add_note(_saved_steps(args.adapter_path, job.settings.iters))
+            if distributed.is_main and not hasattr(error, "__notes__"):
+                error.add_note(ways_on(args.adapter_path, job.settings.iters))
             raise
         except CogVideoXError:
             raise
         except OSError as error:
-            raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
+            problem = f"{error.filename or args.adapter_path}: {error.strerror}"
+            notes = getattr(error, "__notes__", [])
+            raise OutputError("; ".join([problem, *notes])) from error
 
 
 def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob:
@@ -243,7 +245,7 @@ def _run(
         bars.close()
     if not done:
         if distributed.is_main:
-            say(f"interrupted: {_saved_steps(args.adapter_path, job.settings.iters)}")
+            say(f"interrupted: {ways_on(args.adapter_path, job.settings.iters)}")
         return INTERRUPTED
     if distributed.is_main:
         print(args.adapter_path)
@@ -271,7 +273,10 @@ def _train(
         if "validation" in row:
             say(f"step {step}: validation loss {row['validation']:.4f}")
         if args.sample_every and step % args.sample_every == 0:
-            write_sample_videos(job.pipe, job.sample_videos, texts, folder, step, fps)
+            trainer.save()  # a sample may take long, and fail
+            write_sample_videos(
+                job.pipe, job.sample_videos, texts, folder, step, fps, lambda: interrupts.wanted
+            )
 
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
@@ -280,15 +285,4 @@ def _train(
         validate_every=args.val_every,
         on_step=on_step,
         should_stop=lambda: interrupts.wanted,
-    )
-
-
-def _saved_steps(adapter_path: Path, iters: int) -> str:
-    """Says what was saved and how to continue."""
-    found = saved_checkpoints(adapter_path)
-    if not found:
-        return "no step is saved yet; clips and captions that were prepared are kept"
-    return (
-        f"{int(found[-1].name)} of {iters} steps are kept in {adapter_path}; the same command with "
-        "--resume continues the training"
     )

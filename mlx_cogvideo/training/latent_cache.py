@@ -37,6 +37,8 @@ def read_cached(path: Path) -> dict[str, mx.array]:
     Raises:
         CheckpointError: the file is damaged or missing.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is gone: the next run makes it again")
     try:
         return mx.load(str(path))
     except RuntimeError as error:
