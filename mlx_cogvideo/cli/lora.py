@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import default_model, model_identity
+from ..checkpoints import Adapter, default_model, model_identity
 from ..checkpoints.components import DTYPES
 from ..device import manage_memory, size
 from ..distributed import Distributed
@@ -22,10 +22,12 @@ from ..training.checkpoint import (
     check_adapter_folder,
     check_writable,
     locked_adapter_folder,
+    saved_checkpoints,
     ways_on,
 )
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
+from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions, prepare
 from ..training.sample_videos import write_sample_videos
@@ -37,6 +39,7 @@ from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser, read_settings
+from .options import given_settings
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class TrainingJob:
         model: the model's folder, hub id or short name, as it was given.
         prior: prompts whose videos should not change.
         sample_videos: videos to make during the training.
+        existing: adapter to start from.
     """
 
     pipe: CogVideoXPipeline
@@ -64,6 +68,7 @@ class TrainingJob:
     prior: Sequence[str]
     sample_videos: Sequence[ResolvedSettings]
     cache: Cache
+    existing: Adapter | None
 
 
 def train(arguments: Sequence[str] | None) -> int | None:
@@ -113,12 +118,28 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
     pipe = CogVideoXPipeline.from_pretrained(model, dtype, download=not args.dry_run)
+    settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
     videos = [
         _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
         for text in args.sample_prompt
     ]
-    return TrainingJob(pipe, model, clips, options, settings, prior, videos, Cache(cache))
+    cache = Cache(cache)
+    return TrainingJob(pipe, model, clips, options, settings, prior, videos, cache, existing)
+
+
+def _starting_point(
+    pipe: CogVideoXPipeline, args: argparse.Namespace, settings: TrainingSettings
+) -> tuple[TrainingSettings, Adapter | None]:
+    """The settings with what an existing adapter decides, and that adapter if it is needed."""
+    given = given_settings(args, TrainingSettings)
+    if args.resume:
+        settings = resumed_settings(settings, given, args.adapter_path)
+    if settings.resume_adapter_file is None or (
+        args.resume and saved_checkpoints(args.adapter_path)
+    ):
+        return settings, None
+    return open_existing(settings, given, pipe.configs["transformer"])
 
 
 def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:
@@ -170,11 +191,13 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
     if settings.accumulate > 1:
         updates = f"updates of {settings.accumulate} times {settings.batch_size}"
     by_each = f" by each of {processes} processes" if processes > 1 else ""
+    source = settings.resume_adapter_file
+    start = f", started from {source}" if source else ""
     lines = [
         ("model", f"{job.model}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
-        ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
+        ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     batch_size = settings.batch_size + settings.prior_batch_size
@@ -239,6 +262,7 @@ def _run(
                 prior=[texts[prompt] for prompt in job.prior],
                 model=identity.get("sha256", identity),
                 distributed=distributed,
+                existing=job.existing,
             )
             done = _train(trainer, job, args, texts, bars, interrupts)
     finally:

@@ -45,6 +45,16 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings by name in the last checkpoint of a training; none if there is no checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    found = saved_checkpoints(folder)
+    return _read_training(found[-1])[1] if found else {}
+
+
 def ways_on(folder: Path, iters: int, resume: str = "--resume") -> str:
     """Says how many of a training's steps are saved, and how to go on from them.
 

@@ -1,32 +1,19 @@
-"""What must be the same for encoded clips to be found again, and for a training to be resumed."""
+"""What must be the same, besides the settings, when a training is resumed."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..video import ClipSpec
-
-if TYPE_CHECKING:
-    from .prepare import Sample
-
-
-def spec_identity(spec: ClipSpec) -> dict[str, Any]:
-    """What identifies a spec, as JSON.
-
-    The part of a clip counts only where it isn't the whole clip, so that clips are found again that
-    were encoded before there were parts.
-    """
-    whole = {"start": 0.0, "end": None}
-    return {name: value for name, value in asdict(spec).items() if whole.get(name, ...) != value}
+from .latent_cache import spec_identity
+from .prepare import Sample
 
 
 def content_digests(
-    model: dict[str, Any] | None, dtype: str, samples: Sequence["Sample"], prior: Sequence[Path]
+    model: dict[str, Any] | None, dtype: str, samples: Sequence[Sample], prior: Sequence[Path]
 ) -> dict[str, str]:
-    """Digests of what must be the same, besides the settings, when a training is resumed.
+    """Digests of the model, the clips and the prior prompts, by names for messages.
 
     Files of the cache are named by what they were made of.
     """

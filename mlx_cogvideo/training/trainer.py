@@ -17,7 +17,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..checkpoints import save_adapter
+from ..checkpoints import Adapter, save_adapter
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
 from ..errors import CogVideoXError, DeviceError, GenerationError, PeerLostError, mlx_errors
@@ -25,6 +25,7 @@ from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .existing_adapter import existing_layers
 from .identity import content_digests
 from .log import LOG, append_row, cut_log, write_plot
 from .loss import AdapterLoss
@@ -57,6 +58,7 @@ class Trainer:
         prior: Sequence[Path] = (),
         model: dict[str, Any] | None = None,
         distributed: Distributed = ALONE,
+        existing: Adapter | None = None,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -69,6 +71,7 @@ class Trainer:
                 `settings.prior_batch_size` of them, on the noisy clips of the batch.
             model: a ``checkpoints.model_identity``. A training of another model isn't resumed.
             distributed: the processes that train together, each on `settings.batch_size` clips.
+            existing: the adapter to start from, which fits `settings`; None starts a new one.
 
         Raises:
             InvalidInputError: the processes have different settings, clips or models.
@@ -80,13 +83,19 @@ class Trainer:
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.transformer = pipe.transformer
         self.transformer.freeze()
-        self.layers = new_adapter(self.transformer, settings)
+        if existing is None:
+            self.layers = new_adapter(self.transformer, settings)
+        else:
+            self.layers = existing_layers(existing, settings)
         add_adapter(self.transformer, self.layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self._loss = AdapterLoss(self.transformer, scheduler, pipe.dtype)
         self.optimizer = make_optimizer(settings)
         self.optimizer.init(tree_unflatten(self._parameters()))
-        distributed.check_same({"settings": settings, **self.data})
+        source = existing and existing.identity(1.0)["sha256"]
+        distributed.check_same(
+            {"settings": settings, **self.data, "adapters to start from": source}
+        )
 
     @property
     def is_done(self) -> bool:
@@ -265,7 +274,10 @@ class Trainer:
         """Writes the adapter as diffusers and PEFT read it."""
         rank, alpha = self.settings.rank, self.settings.effective_alpha
         name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
-        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name)
+        # Names of whole paths adapt some of the blocks only.
+        targets = self.settings.targets
+        targets = targets if set(targets) == self.layers.keys() else None
+        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in the main process's folder.
