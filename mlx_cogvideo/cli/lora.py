@@ -32,7 +32,9 @@ from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions, prepare
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
+from ..training.show_clips import show_clips
 from ..training.trainer import MEMORY_ADVICE, Trainer
+from ..training.windows import window_count
 from ..video import ClipSpec
 from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
@@ -90,6 +92,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
     interrupts = Interrupts()
     with mlx_errors(), interrupts, lock, awake(args.caffeinate):
         try:
+            if args.show_clips:
+                return _show_clips(job, args) if distributed.is_main else None
             return _run(job, args, interrupts, distributed)
         except KeyboardInterrupt as error:
             if distributed.is_main and not hasattr(error, "__notes__"):
@@ -156,7 +160,9 @@ def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) 
         ClipSpec(each.num_frames, each.height, each.width, fps, skip, repeat_last=repeat)
         for each in geometries
     ]
-    return ClipOptions(tuple(specs), args.crop, seed, args.timeout)
+    return ClipOptions(
+        tuple(specs), args.crop, seed, args.timeout, args.windows, args.window_places
+    )
 
 
 def _sample_video(
@@ -228,12 +234,26 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
             if info.frames < (1 if spec.repeat_last else spec.frames):
                 use = f"left out, {info.frames} frames at {spec.fps:g} a second"
             else:
-                use = f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
+                count = window_count(info.frames, spec, options.windows)
+                use = f"{count} windows of " if count > 1 else ""
+                use += f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
         print(f"{clip.path}: {use}: {clip.caption}")
     return None if usable else FAILED
+
+
+def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
+    """Writes what is learned of the first clips and prints where; returns the exit code."""
+    identity = model_identity(job.model, job.pipe.folder)
+    clips, folder = job.clips[: args.show_clips], args.adapter_path / "samples" / "clips"
+    written = show_clips(job.pipe, identity, clips, job.clip_options, job.cache, folder)
+    shown = False
+    for path in written:
+        print(path)
+        shown = True
+    return None if shown else FAILED
 
 
 def _run(
