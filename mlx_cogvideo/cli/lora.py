@@ -25,6 +25,7 @@ from ..training.checkpoint import (
     saved_checkpoints,
     ways_on,
 )
+from ..training.clip_windows import window_count
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
 from ..training.existing_adapter import open_existing, resumed_settings
@@ -34,7 +35,6 @@ from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import MEMORY_ADVICE, Trainer
-from ..training.windows import window_count
 from ..video import ClipSpec
 from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints.components import DTYPES
+from ..training.clip_windows import PLACES
 from ..training.settings import TrainingSettings
-from ..training.windows import PLACES
 from ..video.clip import TIMEOUT
 from .common import Parser, add_machine_options, at_least_one, not_negative, positive, with_help
 from .options import add_settings, given_settings

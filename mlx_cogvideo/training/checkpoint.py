@@ -30,6 +30,12 @@ class Checkpoint(NamedTuple):
     adapter: dict[str, mx.array]
     optimizer: dict[str, mx.array]
 
+    def is_finite(self) -> bool:
+        """Whether no array has NaN or infinity in it."""
+        arrays = [*self.adapter.values(), *self.optimizer.values()]
+        with mx.stream(mx.cpu):  # a GPU that has failed computes nothing any more
+            return mx.stack([mx.isfinite(array).all() for array in arrays]).all().item()
+
 
 def saved_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a training, oldest first."""

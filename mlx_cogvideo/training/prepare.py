@@ -18,9 +18,9 @@ from ..pipeline.estimates import choose_tiling
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..video import ClipInfo, ClipSpec, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
+from .clip_windows import choose_windows
 from .clips import Clip, choose_spec
 from .latent_cache import Cache, read_cached, spec_identity
-from .windows import choose_windows
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class ClipOptions:
         seed: seed of the random places.
         timeout: seconds that opening a file or reading from it may take.
         windows: number of windows to learn of a clip that is long enough; see `choose_windows`.
-        places: one of `windows.PLACES`.
+        places: one of `clip_windows.PLACES`.
     """
 
     specs: tuple[ClipSpec, ...]

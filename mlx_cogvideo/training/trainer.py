@@ -20,13 +20,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..checkpoints import Adapter, save_adapter
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
-from ..errors import CogVideoXError, DeviceError, GenerationError, PeerLostError, mlx_errors
+from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .digests import content_digests
 from .existing_adapter import existing_layers
-from .identity import content_digests
 from .log import LOG, append_row, cut_log, write_plot
 from .loss import AdapterLoss
 from .optimizer import make_optimizer
@@ -260,11 +260,11 @@ class Trainer:
         if self._saved == (self.folder, self.step):
             return
         checkpoint = self._checkpoint()
-        arrays = [*checkpoint.adapter.values(), *checkpoint.optimizer.values()]
-        if not mx.stack([mx.isfinite(array).all() for array in arrays]).all().item():
+        if not checkpoint.is_finite():
             raise GenerationError(
                 f"the adapter is NaN or infinite after step {self.step}: try a lower learning rate"
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.save_adapter(self.folder)
         save_checkpoint(self.folder, checkpoint, self._settings_together(), self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
@@ -335,9 +335,8 @@ class Trainer:
             resume += f" --adapter-path {self.folder}"
         try:
             if self.step > 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 self._save(keep=None)
-        except (CogVideoXError, OSError) as problem:
+        except Exception as problem:
             if str(problem) != str(error):
                 error.add_note(f"step {self.step} can't be saved: {problem}")
         note = ways_on(self.folder, self.settings.iters, resume)

@@ -21,7 +21,9 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import save_adapter
-from mlx_cogvideo.nn.low_rank import LowRank
+from mlx_cogvideo.nn.low_rank import LowRank, add_adapter
+from mlx_cogvideo.training.existing_adapter import existing_layers, open_existing
+from mlx_cogvideo.training.settings import TrainingSettings
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "norm1.linear"]
 RANK, ALPHA = 4, 10
@@ -103,6 +105,14 @@ def test_an_adapter_that_peft_saved_has_the_same_effect(folder, tmp_path):
     pipe.load_lora(tmp_path)
     expected, result = outputs(model.base_model.model.eval(), pipe)
     assert relative_error(result, expected) < TOLERANCE
+
+    # So has the adapter that a training starts with.
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    settings = TrainingSettings(resume_adapter_file=str(tmp_path))
+    settings, existing = open_existing(settings, {}, pipe.configs["transformer"])
+    assert (settings.rank, settings.alpha) == (RANK, ALPHA)
+    add_adapter(pipe.transformer, existing_layers(existing, settings))
+    assert relative_error(outputs(model.base_model.model, pipe)[1], expected) < TOLERANCE
 
 
 def test_two_adapters_with_scales_add_up_as_in_diffusers(folder, tmp_path):
