@@ -143,7 +143,9 @@ def _starting_point(
         args.resume and saved_checkpoints(args.adapter_path)
     ):
         return settings, None
-    return open_existing(settings, given, pipe.configs["transformer"])
+    settings, existing = open_existing(settings, given, pipe.configs["transformer"])
+    # Another process has the checkpoint to resume from.
+    return settings, None if args.resume else existing
 
 
 def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:

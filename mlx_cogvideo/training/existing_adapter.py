@@ -59,7 +59,9 @@ def open_existing(
         ModelNotFoundError: there is no such adapter.
         CheckpointError: it is damaged, or for another model.
     """
-    source = settings.resume_adapter_file
+    source = settings.resume_adapter_file or ""
+    if not source.strip():  # which would be the current folder
+        raise InvalidInputError("--resume-adapter-file is empty: name a file, a folder or a hub id")
     adapter = open_adapter(source, linear_layers(CogVideoXTransformer3DModel(config)))
     layers = adapter.load()
     ranks = {len(low.lora_A) for low in layers.values()}

@@ -158,10 +158,12 @@ def prepare(
         on_progress("clips", 0, len(clips))
         for number, clip in enumerate(clips, start=1):
             try:
-                windows = encode_windows(pipe, model, clip, options, cache)
-                for window, (spec, files) in enumerate(windows):
-                    sample = Sample(clip, spec, files[0], texts[clip.caption], *files[1:])
-                    samples.append((window, sample))
+                windows = [*encode_windows(pipe, model, clip, options, cache)]
+                text = texts[clip.caption]
+                samples += [
+                    (window, Sample(clip, spec, files[0], text, *files[1:]))
+                    for window, (spec, files) in enumerate(windows)
+                ]
             except InvalidInputError as error:
                 problems.append(str(error))
                 logger.warning("left out: %s", error)

@@ -114,6 +114,9 @@ class Trainer:
     ) -> bool:
         """Trains to the last step, or until a process should stop; then the training is saved.
 
+        If an error ends it, the steps done are saved, too, and no checkpoint is removed. The note
+        of the error says how to go on.
+
         Args:
             save_every: steps between two checkpoints.
             validate_every: steps between two validations; 0 never validates.
@@ -122,9 +125,6 @@ class Trainer:
 
         Returns:
             Whether the training is done.
-
-        Whatever ends the training before, the steps done are saved and all checkpoints kept; the
-        error's note says how to go on.
 
         Raises:
             GenerationError: the loss or the adapter became NaN or infinite.

@@ -107,6 +107,7 @@ def test_it_is_resumed_without_the_file(clips, source, tmp_path, again):
             "has target attn1.to_out.0 attn1.to_q ff.net.2, and --target is to_q",
         ),
         (["--resume-adapter-file", "nothing"], "no adapter 'nothing'"),
+        (["--resume-adapter-file", ""], "is empty: name a file"),
         (["--resume"], "no checkpoint to resume from"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
