@@ -9,7 +9,7 @@ as in diffusers.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -35,10 +35,12 @@ ADAPTER_FILES = (DIFFUSERS_FILE, PEFT_FILE, CONFIG_FILE)
 METADATA_KEY = "lora_adapter_metadata"
 FINETRAINERS_KEY = "lora_config"
 PREFIX = "transformer."
+PEFT_PREFIX = "base_model.model."
 
 SAT_ALPHA = 1
 """Alpha of every adapter that the SAT code trains."""
 
+_BLOCK = re.compile(r"transformer_blocks\.\d+\.")
 _HUB_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)/(?P<file>[\w./ -]+\.safetensors)")
 
 
@@ -213,28 +215,42 @@ def save_adapter(
     rank: int,
     alpha: float,
     base_model: str | None = None,
+    targets: Sequence[str] | None = None,
 ) -> None:
-    """Writes an adapter that diffusers' ``load_lora_weights`` and PEFT open with the same effect.
+    """Writes an adapter that diffusers' ``load_lora_weights`` and PEFT's ``from_pretrained`` open.
+
+    Both have the same effect. Each looks for a file of its own, with its own names in it.
 
     Args:
         folder: an existing folder.
         alpha: all layers are scaled by alpha / rank.
         base_model: name of the model that it was trained on.
+        targets: ends of the names of the layers; None takes their names within a block.
     """
-    tensors = {}
-    for layer, addition in layers.items():
-        tensors[f"{PREFIX}{layer}.lora_A.weight"] = addition.lora_A
-        tensors[f"{PREFIX}{layer}.lora_B.weight"] = addition.lora_B
-    blocks = re.compile(r"transformer_blocks\.\d+\.")
-    targets = sorted({blocks.sub("", layer) for layer in layers})
-    config = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
+    if targets is None:
+        targets = sorted({layer_in_block(layer) for layer in layers})
+    config = {"r": rank, "lora_alpha": alpha, "target_modules": [*targets], "bias": "none"}
     metadata = {f"{PREFIX}{name}": value for name, value in config.items()}
     about = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
-    save_arrays(folder / DIFFUSERS_FILE, tensors, about)
+    save_arrays(folder / DIFFUSERS_FILE, _named(layers, PREFIX), about)
+    save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), {"format": "pt"})
     write_config(
         folder / CONFIG_FILE,
         {"peft_type": "LORA", "base_model_name_or_path": base_model, **config},
     )
+
+
+def _named(layers: Mapping[str, LowRank], prefix: str) -> dict[str, mx.array]:
+    tensors = {}
+    for layer, addition in layers.items():
+        tensors[f"{prefix}{layer}.lora_A.weight"] = addition.lora_A
+        tensors[f"{prefix}{layer}.lora_B.weight"] = addition.lora_B
+    return tensors
+
+
+def layer_in_block(layer: str) -> str:
+    """The name of a layer within its block, such as ``attn1.to_q``."""
+    return _BLOCK.sub("", layer)
 
 
 def _find(source: str | Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import default_model, model_identity
+from ..checkpoints import Adapter, default_model, model_identity
 from ..checkpoints.components import DTYPES
 from ..device import manage_memory, size
 from ..distributed import Distributed
@@ -23,13 +23,17 @@ from ..training.checkpoint import (
     check_writable,
     locked_adapter_folder,
     saved_checkpoints,
+    ways_on,
 )
+from ..training.clip_windows import window_count
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
+from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions, prepare
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
+from ..training.show_clips import show_clips
 from ..training.trainer import MEMORY_ADVICE, Trainer
 from ..video import ClipSpec
 from .announce import most_by_stage, show_plan, warn_of_the_moment
@@ -37,6 +41,7 @@ from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser, read_settings
+from .options import given_settings
 from .signals import Interrupts
 from .streams import tell
 
@@ -55,6 +60,7 @@ class TrainingJob:
         model: the model's folder, hub id or short name, as it was given.
         prior: prompts whose videos should not change.
         sample_videos: videos to make during the training.
+        existing: adapter to start from.
     """
 
     pipe: CogVideoXPipeline
@@ -65,6 +71,7 @@ class TrainingJob:
     prior: Sequence[str]
     sample_videos: Sequence[ResolvedSettings]
     cache: Cache
+    existing: Adapter | None
 
 
 def train(arguments: Sequence[str] | None) -> int | None:
@@ -86,15 +93,19 @@ def train(arguments: Sequence[str] | None) -> int | None:
     interrupts = Interrupts()
     with mlx_errors(), interrupts, lock, awake(args.caffeinate):
         try:
+            if args.show_clips:
+                return _show_clips(job, args) if distributed.is_main else None
             return _run(job, args, interrupts, distributed)
         except KeyboardInterrupt as error:
-            if distributed.is_main:
-                error.add_note(_saved_steps(args.adapter_path, job.settings.iters))
+            if distributed.is_main and not hasattr(error, "__notes__"):
+                error.add_note(ways_on(args.adapter_path, job.settings.iters))
             raise
         except CogVideoXError:
             raise
         except OSError as error:
-            raise OutputError(f"{error.filename or args.adapter_path}: {error.strerror}") from error
+            problem = f"{error.filename or args.adapter_path}: {error.strerror}"
+            notes = getattr(error, "__notes__", [])
+            raise OutputError("; ".join([problem, *notes])) from error
 
 
 def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob:
@@ -112,12 +123,30 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
     pipe = CogVideoXPipeline.from_pretrained(model, dtype, download=not args.dry_run)
+    settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
     videos = [
         _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
         for text in args.sample_prompt
     ]
-    return TrainingJob(pipe, model, clips, options, settings, prior, videos, Cache(cache))
+    cache = Cache(cache)
+    return TrainingJob(pipe, model, clips, options, settings, prior, videos, cache, existing)
+
+
+def _starting_point(
+    pipe: CogVideoXPipeline, args: argparse.Namespace, settings: TrainingSettings
+) -> tuple[TrainingSettings, Adapter | None]:
+    """The settings with what an existing adapter decides, and that adapter if it is needed."""
+    given = given_settings(args, TrainingSettings)
+    if args.resume:
+        settings = resumed_settings(settings, given, args.adapter_path)
+    if settings.resume_adapter_file is None or (
+        args.resume and saved_checkpoints(args.adapter_path)
+    ):
+        return settings, None
+    settings, existing = open_existing(settings, given, pipe.configs["transformer"])
+    # Another process has the checkpoint to resume from.
+    return settings, None if args.resume else existing
 
 
 def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:
@@ -134,7 +163,9 @@ def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) 
         ClipSpec(each.num_frames, each.height, each.width, fps, skip, repeat_last=repeat)
         for each in geometries
     ]
-    return ClipOptions(tuple(specs), args.crop, seed, args.timeout)
+    return ClipOptions(
+        tuple(specs), args.crop, seed, args.timeout, args.windows, args.window_places
+    )
 
 
 def _sample_video(
@@ -169,11 +200,13 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
     if settings.accumulate > 1:
         updates = f"updates of {settings.accumulate} times {settings.batch_size}"
     by_each = f" by each of {processes} processes" if processes > 1 else ""
+    source = settings.resume_adapter_file
+    start = f", started from {source}" if source else ""
     lines = [
         ("model", f"{job.model}, {pipe.dtype_name}"),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
-        ("adapter", f"{args.adapter_path}, rank {settings.rank}"),
+        ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     batch_size = settings.batch_size + settings.prior_batch_size
@@ -204,12 +237,26 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
             if info.frames < (1 if spec.repeat_last else spec.frames):
                 use = f"left out, {info.frames} frames at {spec.fps:g} a second"
             else:
-                use = f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
+                count = window_count(info.frames, spec, options.windows)
+                use = f"{count} windows of " if count > 1 else ""
+                use += f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
         tell(f"{clip.path}: {use}: {clip.caption}")
     return None if usable else FAILED
+
+
+def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
+    """Writes what is learned of the first clips and prints where; returns the exit code."""
+    identity = model_identity(job.model, job.pipe.folder)
+    clips, folder = job.clips[: args.show_clips], args.adapter_path / "samples" / "clips"
+    written = show_clips(job.pipe, identity, clips, job.clip_options, job.cache, folder)
+    shown = False
+    for path in written:
+        print(path)
+        shown = True
+    return None if shown else FAILED
 
 
 def _run(
@@ -238,13 +285,14 @@ def _run(
                 prior=[texts[prompt] for prompt in job.prior],
                 model=identity.get("sha256", identity),
                 distributed=distributed,
+                existing=job.existing,
             )
             done = _train(trainer, job, args, texts, bars, interrupts)
     finally:
         bars.close()
     if not done:
         if distributed.is_main:
-            say(f"interrupted: {_saved_steps(args.adapter_path, job.settings.iters)}")
+            say(f"interrupted: {ways_on(args.adapter_path, job.settings.iters)}")
         return INTERRUPTED
     if distributed.is_main:
         tell(str(args.adapter_path))
@@ -272,7 +320,10 @@ def _train(
         if "validation" in row:
             say(f"step {step}: validation loss {row['validation']:.4f}")
         if args.sample_every and step % args.sample_every == 0:
-            write_sample_videos(job.pipe, job.sample_videos, texts, folder, step, fps)
+            trainer.save()  # a sample may take long, and fail
+            write_sample_videos(
+                job.pipe, job.sample_videos, texts, folder, step, fps, lambda: interrupts.wanted
+            )
 
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
@@ -281,15 +332,4 @@ def _train(
         validate_every=args.val_every,
         on_step=on_step,
         should_stop=lambda: interrupts.wanted,
-    )
-
-
-def _saved_steps(adapter_path: Path, iters: int) -> str:
-    """Says what was saved and how to continue."""
-    found = saved_checkpoints(adapter_path)
-    if not found:
-        return "no step is saved yet; clips and captions that were prepared are kept"
-    return (
-        f"{int(found[-1].name)} of {iters} steps are kept in {adapter_path}; the same command with "
-        "--resume continues the training"
     )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints.components import DTYPES
+from ..training.clip_windows import PLACES
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
 from ..video.writer import FASTEST, SLOWEST
@@ -45,6 +46,10 @@ HELP = {
     "same in every run. Default: center.",
     "--short": "What to do with a clip that is too short: drop leaves it out, repeat repeats its "
     "last frame. Default: drop.",
+    "--windows": "Windows to learn of a clip that is longer than --frames, and no more than are "
+    "needed to cover it. Default: 1, its beginning.",
+    "--window-places": "Where the windows of a clip begin: spread evenly from its beginning to its "
+    "end, or at random places, which stay the same in every run. Default: spread.",
     "--timeout": "Seconds that opening a clip or reading from it may take; a slower clip is left "
     f"out. Default: {TIMEOUT:g}.",
     "--cache": "Folder that keeps the encoded clips and captions. Default: .mlx_cogvideo in "
@@ -64,6 +69,9 @@ HELP = {
     "--config": "Read options from a TOML or JSON file; command-line options override it.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",
+    "--show-clips": "Write the first N clips as they are learned to samples/clips in "
+    "--adapter-path, and stop: on the left as they are read, on the right as the VAE gives them "
+    "back.",
     "--quiet": "Print only warnings and errors.",
 }
 
@@ -91,6 +99,8 @@ def make_parser() -> Parser:
     add("--skip-frames", type=int, nargs="+", default=(0,), metavar="N")
     add("--crop", choices=("center", "random"), default="center")
     add("--short", choices=("drop", "repeat"), default="drop")
+    add("--windows", type=at_least_one, default=1, metavar="N")
+    add("--window-places", choices=PLACES, default="spread")
     add("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS")
     add("--cache", type=Path, metavar="DIR")
 
@@ -109,6 +119,7 @@ def make_parser() -> Parser:
     add_machine_options(groups["machine"].add_argument)
     add("--config", type=local_path, metavar="FILE")
     add("--dry-run", action="store_true")
+    add("--show-clips", type=at_least_one, metavar="N")
     add("--quiet", "-q", action="store_true")
     return parser
 

@@ -17,7 +17,6 @@ from ..diffusion.conditioning import place_image, with_leading
 from ..distributed import ALONE, Distributed
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.sources import image_latent_scale
-from ..video import ClipSpec
 from .loss import Batch
 from .prepare import Sample, load_text
 from .settings import TrainingSettings
@@ -96,14 +95,15 @@ class Batches:
         with clips from its beginning.
         """
         size = self._settings.batch_size * self._distributed.size
-        by_spec: dict[ClipSpec, list[Sample]] = {}
+        by_shape: dict[tuple[int, int, int], list[Sample]] = {}
         for sample in self._samples:
-            by_spec.setdefault(sample.spec, []).append(sample)
-        count = sum(ceil(len(samples) / size) for samples in by_spec.values())
+            shape = sample.spec.frames, sample.spec.height, sample.spec.width
+            by_shape.setdefault(shape, []).append(sample)
+        count = sum(ceil(len(samples) / size) for samples in by_shape.values())
         epoch, place = divmod(number, count)
         random = np.random.default_rng([self._settings.seed, 0, epoch])
         batches = []
-        for samples in by_spec.values():
+        for samples in by_shape.values():
             order = [samples[index] for index in random.permutation(len(samples))]
             batches += [
                 [order[index % len(order)] for index in range(first, first + size)]

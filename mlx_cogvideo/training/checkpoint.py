@@ -30,6 +30,12 @@ class Checkpoint(NamedTuple):
     adapter: dict[str, mx.array]
     optimizer: dict[str, mx.array]
 
+    def is_finite(self) -> bool:
+        """Whether no array has NaN or infinity in it."""
+        arrays = [*self.adapter.values(), *self.optimizer.values()]
+        with mx.stream(mx.cpu):  # a GPU that has failed computes nothing any more
+            return mx.stack([mx.isfinite(array).all() for array in arrays]).all().item()
+
 
 def saved_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a training, oldest first."""
@@ -45,14 +51,44 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings by name in the last checkpoint of a training; none if there is no checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    found = saved_checkpoints(folder)
+    return _read_training(found[-1])[1] if found else {}
+
+
+def ways_on(folder: Path, iters: int, resume: str = "--resume") -> str:
+    """Says how many of a training's steps are saved, and how to go on from them.
+
+    Args:
+        iters: number of steps of the whole training.
+        resume: options that continue it.
+    """
+    found = saved_checkpoints(folder)
+    if not found:
+        return "no step is saved yet; clips and captions that were prepared are kept"
+    return (
+        f"{int(found[-1].name)} of {iters} steps are kept in {folder}; the same command with "
+        f"{resume} continues the training, and --resume-adapter-file {folder} with another "
+        "--adapter-path starts a new one from them, with a lower --learning-rate or other clips"
+    )
+
+
 def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, settings: dict[str, Any], data: dict[str, str], keep: int
+    folder: Path,
+    checkpoint: Checkpoint,
+    settings: dict[str, Any],
+    data: dict[str, str],
+    keep: int | None,
 ) -> None:
     """Writes a checkpoint into the folder of a training, to which nobody else writes.
 
-    This checkpoint and the last ones before it are kept, `keep` in all.
-
     Args:
+        keep: number of checkpoints to keep: this one and the last ones before it. None keeps all.
         settings: settings of the training by name.
         data: digests of the clips, the model and the prior prompts. A training that resumes from
             the checkpoint must have the same.
@@ -64,13 +100,18 @@ def save_checkpoint(
     final, partial = checkpoints / f"{checkpoint.step:07}", checkpoints / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_arrays(partial / ADAPTER, checkpoint.adapter)
-    save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
-    write_config(partial / TRAINING, {"step": checkpoint.step, "settings": settings, "data": data})
+    about = {"step": checkpoint.step, "settings": settings, "data": data}
+    try:
+        save_arrays(partial / ADAPTER, checkpoint.adapter)
+        save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
+        write_config(partial / TRAINING, about)
+    except BaseException:  # a disk that is full gets its room back
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
-    for old in before[::-1][keep - 1 :]:
+    for old in [] if keep is None else before[::-1][keep - 1 :]:
         shutil.rmtree(old)
 
 

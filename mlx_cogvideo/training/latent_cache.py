@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import mlx.core as mx
 
 from ..checkpoints import save_arrays
 from ..errors import CheckpointError, first_line
+from ..video import ClipSpec
 
 
 class Cache:
@@ -37,6 +39,8 @@ def read_cached(path: Path) -> dict[str, mx.array]:
     Raises:
         CheckpointError: the file is damaged or missing.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is gone: the next run makes it again")
     try:
         return mx.load(str(path))
     except RuntimeError as error:
@@ -44,3 +48,13 @@ def read_cached(path: Path) -> dict[str, mx.array]:
         raise CheckpointError(
             f"{path} can't be read ({reason}): remove it, and the next run makes it again"
         ) from None
+
+
+def spec_identity(spec: ClipSpec) -> dict[str, Any]:
+    """What identifies a spec, as JSON.
+
+    The part of a clip counts only where it isn't the whole clip, so that clips are found again that
+    were encoded before there were parts.
+    """
+    whole = {"start": 0.0, "end": None}
+    return {name: value for name, value in asdict(spec).items() if whole.get(name, ...) != value}

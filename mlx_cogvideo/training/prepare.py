@@ -4,8 +4,8 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from ..pipeline.estimates import choose_tiling
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..video import ClipInfo, ClipSpec, content_digest, measure, read_clip
 from ..video.clip import TIMEOUT
+from .clip_windows import choose_windows
 from .clips import Clip, choose_spec
-from .latent_cache import Cache, read_cached
+from .latent_cache import Cache, read_cached, spec_identity
 
 logger = logging.getLogger(__name__)
+
+READING = 2
+"""Changes with the pixels that a clip is read as, so that older latents are made anew."""
 
 IMAGE_NOISE = -3.0, 0.5
 """Mean and standard deviation of log(sigma) of an image's noise, for pixels in [-1, 1]."""
@@ -43,12 +47,16 @@ class ClipOptions:
             every run.
         seed: seed of the random places.
         timeout: seconds that opening a file or reading from it may take.
+        windows: number of windows to learn of a clip that is long enough; see `choose_windows`.
+        places: one of `clip_windows.PLACES`.
     """
 
     specs: tuple[ClipSpec, ...]
     crop: str = "center"
     seed: int = 0
     timeout: float = TIMEOUT
+    windows: int = 1
+    places: str = "spread"
 
     def spec(self, clip: Clip) -> ClipSpec:
         """The spec in which a clip is learned."""
@@ -59,6 +67,30 @@ class ClipOptions:
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
         return measure(clip.path, self.specs[0].fps, self.specs[0].skip, self.timeout)
+
+    def specs_of(self, clip: Clip) -> list[ClipSpec]:
+        """The specs in which a clip is learned, one for each window, in order."""
+        spec = self.spec(clip)
+        if self.windows == 1:  # which needs no measuring
+            return [spec]
+        random = None
+        if self.places == "random":
+            random = np.random.default_rng([self.seed, 1, int(self.digest(clip)[:15], 16)])
+
+        def frames_of(part: ClipSpec) -> int:
+            return measure(
+                clip.path, part.fps, part.skip, self.timeout, start=part.start, end=part.end
+            ).frames
+
+        return choose_windows(spec, self.windows, frames_of, random)
+
+    def read(self, clip: Clip, spec: ClipSpec) -> np.ndarray:
+        """The frames that are learned of a clip, uint8 ``[F, H, W, 3]``."""
+        return read_clip(clip.path, spec, self.position(self.digest(clip)), self.timeout)
+
+    def digest(self, clip: Clip) -> str:
+        """The digest of a clip's file or frames."""
+        return content_digest(clip.path, self.timeout)
 
     def position(self, digest: str) -> tuple[float, float]:
         """The place at which a clip is cropped, vertical and horizontal, from 0 to 1.
@@ -133,9 +165,12 @@ def prepare(
         on_progress("clips", 0, len(clips))
         for number, clip in enumerate(clips, start=1):
             try:
-                spec = options.spec(clip)
-                files = _latents(pipe, digests, clip, spec, options, cache)
-                samples.append(Sample(clip, spec, files[0], texts[clip.caption], *files[1:]))
+                windows = [*encode_windows(pipe, model, clip, options, cache)]
+                text = texts[clip.caption]
+                samples += [
+                    (window, Sample(clip, spec, files[0], text, *files[1:]))
+                    for window, (spec, files) in enumerate(windows)
+                ]
             except InvalidInputError as error:
                 problems.append(str(error))
                 logger.warning("left out: %s", error)
@@ -143,7 +178,30 @@ def prepare(
     if not samples:
         more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
         raise InvalidInputError(f"no clip can be used: {problems[0]}{more}")
-    return samples, texts
+    # The first windows come first: validation takes the first samples.
+    samples.sort(key=lambda each: each[0])
+    return [sample for _, sample in samples], texts
+
+
+def encode_windows(
+    pipe: CogVideoXPipeline,
+    model: dict[str, Any],
+    clip: Clip,
+    options: ClipOptions,
+    cache: Cache,
+) -> Iterator[tuple[ClipSpec, list[Path]]]:
+    """Encodes the windows of a clip that aren't in the cache yet; see `prepare`.
+
+    Yields:
+        The spec of each window, and the files of its latents and, for image-to-video models, of
+        its noisy images.
+
+    Raises:
+        InvalidInputError: the clip can't be read.
+    """
+    digests = model.get("sha256", model)
+    for spec in options.specs_of(clip):
+        yield spec, _latents(pipe, digests, clip, spec, options, cache)
 
 
 def _texts(
@@ -177,14 +235,13 @@ def _latents(
     options: ClipOptions,
     cache: Cache,
 ) -> list[Path]:
-    """The files of a clip's latents and, for image-to-video models, of its noisy images."""
-    digest = content_digest(clip.path, options.timeout)
-    position = options.position(digest)
+    digest = options.digest(clip)
     about = {
         "clip": digest,
+        "reading": READING,
         "vae": digests.get("vae", digests),
-        "shape": asdict(spec),
-        "position": position,
+        "shape": spec_identity(spec),
+        "position": options.position(digest),
         "dtype": pipe.dtype_name,
     }
     paths = [cache.path(about)]
@@ -192,7 +249,7 @@ def _latents(
         paths.append(cache.path({**about, "image noise": [*IMAGE_NOISE, IMAGE_DRAWS]}))
     if all(path.is_file() for path in paths):
         return paths
-    frames = read_clip(clip.path, spec, position, options.timeout)
+    frames = options.read(clip, spec)
     cache.write(paths[0], vars(pipe.encode_video(frames, spec.frames)))
     if pipe.takes_image:
         noisy = noisy_images(frames[0], mx.random.key(int(digest[:15], 16)))

@@ -1,13 +1,15 @@
 """Videos that show on the way what an adapter has learned so far."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
-from ..errors import CogVideoXError
-from ..pipeline.events import RunState, join_frames
+from ..errors import CogVideoXError, mlx_errors
+from ..pipeline.events import Event, RunState
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..video import write_video
@@ -23,6 +25,7 @@ def write_sample_videos(
     folder: Path,
     step: int,
     fps: float,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Makes the videos with the adapter of a step and writes ``STEP-NUMBER.mp4`` for each.
 
@@ -30,14 +33,31 @@ def write_sample_videos(
 
     Args:
         texts: files of the embeddings of the prompts and of "".
+        should_stop: asked after each denoising step and each decoded part; True makes no more.
     """
-    folder.mkdir(exist_ok=True)
     for number, settings in enumerate(videos):
         output = folder / f"{step:07}-{number}.mp4"
         prompts = ["", settings.prompt] if settings.guided else [settings.prompt]
-        run = RunState(embeds=mx.concatenate([load_text(texts[prompt]) for prompt in prompts]))
         try:
-            write_video(output, join_frames(pipe.events(settings, run)), fps, overwrite=True)
+            with mlx_errors():
+                folder.mkdir(exist_ok=True)
+                embeds = mx.concatenate([load_text(texts[prompt]) for prompt in prompts])
+                with closing(pipe.events(settings, RunState(embeds=embeds))) as events:
+                    frames = _frames(events, should_stop)
+                if frames is None:
+                    return
+                write_video(output, frames, fps, overwrite=True)
             logger.info("%-8s %s", "sample", output)
-        except CogVideoXError as error:
+        except (CogVideoXError, OSError) as error:
             logger.warning("no sample of %r: %s", settings.prompt, error)
+
+
+def _frames(events: Iterable[Event], should_stop: Callable[[], bool]) -> np.ndarray | None:
+    """All frames of a run, ``[F, H, W, 3]``; None if it should stop before."""
+    frames = []
+    for event in events:
+        if should_stop():
+            return None
+        if event.frames is not None:
+            frames.append(event.frames)
+    return np.concatenate(frames)

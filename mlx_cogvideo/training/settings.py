@@ -1,5 +1,6 @@
 """The settings of a training as one dataclass, and the adapter that a training starts with."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,6 +43,13 @@ class TrainingSettings:
         "learns more, and forgets more.",
         "--target",
         metavar="LAYER",
+    )
+    resume_adapter_file: str | None = adapter_setting(
+        None,
+        "Existing adapter to start from, a file, a folder or a hub id. Its rank, alpha and layers "
+        "are kept; the steps, the learning rate and the clips are new.",
+        metavar="ADAPTER",
+        if_none="a new adapter",
     )
     iters: int = training_setting(
         1000, "Updates of the adapter.", within=at_least(1), may_change=True
@@ -120,6 +128,11 @@ class TrainingSettings:
     def effective_alpha(self) -> float:
         return self.rank if self.alpha is None else self.alpha
 
+    @property
+    def scale(self) -> float:
+        """What the adapter's layers are scaled by."""
+        return self.effective_alpha / self.rank
+
 
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describes the settings with which a recorded training can't be continued.
@@ -150,28 +163,33 @@ def new_adapter(
     Raises:
         InvalidInputError: no layer of the blocks has a name in `settings.targets`.
     """
-    shapes = _adapted(transformer.config, settings)
-    scale = settings.effective_alpha / settings.rank
+    shapes = adapted_layers(transformer.config, settings.targets)
     keys = mx.random.split(mx.random.key(settings.seed), len(shapes))
     layers = {}
     for key, (path, (outputs, inputs)) in zip(keys, shapes.items(), strict=True):
         limit = inputs**-0.5
         a = mx.random.uniform(-limit, limit, (settings.rank, inputs), key=key)
-        layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), scale)
+        layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), settings.scale)
     return layers
 
 
 def adapter_parameters(config: TransformerConfig, settings: TrainingSettings) -> int:
     """The number of parameters of a training's adapter."""
-    shapes = _adapted(config, settings).values()
+    shapes = adapted_layers(config, settings.targets).values()
     return sum(settings.rank * (outputs + inputs) for outputs, inputs in shapes)
 
 
-def _adapted(config: TransformerConfig, settings: TrainingSettings) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of the adapted layers, by path."""
-    shapes, unknown = {}, set(settings.targets)
+def adapted_layers(
+    config: TransformerConfig, targets: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the blocks' layers whose paths end in one of `targets`, by path.
+
+    Raises:
+        InvalidInputError: no layer of the blocks has one of these names.
+    """
+    shapes, unknown = {}, set(targets)
     for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items():
-        named = {target for target in settings.targets if path.endswith(f".{target}")}
+        named = {target for target in targets if f".{path}".endswith(f".{target}")}
         if named and path.startswith("transformer_blocks."):
             shapes[path] = shape
             unknown -= named

@@ -5,8 +5,6 @@ the adapter, the optimizer's state and the number of steps, and a resumed traini
 adapter bit for bit.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +17,16 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..checkpoints import save_adapter
+from ..checkpoints import Adapter, save_adapter
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .digests import content_digests
+from .existing_adapter import existing_layers
 from .log import LOG, append_row, cut_log, write_plot
 from .loss import AdapterLoss
 from .optimizer import make_optimizer
@@ -47,9 +47,6 @@ class Trainer:
         batches: draws the clips of each step.
     """
 
-    # True while the adapter and the optimizer's state may belong to different steps.
-    _is_updating = False
-
     def __init__(
         self,
         pipe: CogVideoXPipeline,
@@ -61,6 +58,7 @@ class Trainer:
         prior: Sequence[Path] = (),
         model: dict[str, Any] | None = None,
         distributed: Distributed = ALONE,
+        existing: Adapter | None = None,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -73,23 +71,31 @@ class Trainer:
                 `settings.prior_batch_size` of them, on the noisy clips of the batch.
             model: a ``checkpoints.model_identity``. A training of another model isn't resumed.
             distributed: the processes that train together, each on `settings.batch_size` clips.
+            existing: the adapter to start from, which fits `settings`; None starts a new one.
 
         Raises:
             InvalidInputError: the processes have different settings, clips or models.
         """
         self.pipe, self.settings, self.distributed = pipe, settings, distributed
         self.folder, self.keep, self.step = folder, keep, 0
-        self.data = _digests(model, pipe.dtype_name, samples, prior)
+        self._saved: tuple[Path, int] | None = None
+        self.data = content_digests(model, pipe.dtype_name, samples, prior)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.transformer = pipe.transformer
         self.transformer.freeze()
-        self.layers = new_adapter(self.transformer, settings)
+        if existing is None:
+            self.layers = new_adapter(self.transformer, settings)
+        else:
+            self.layers = existing_layers(existing, settings)
         add_adapter(self.transformer, self.layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self._loss = AdapterLoss(self.transformer, scheduler, pipe.dtype)
         self.optimizer = make_optimizer(settings)
         self.optimizer.init(tree_unflatten(self._parameters()))
-        distributed.check_same({"settings": settings, **self.data})
+        source = existing and existing.identity(1.0)["sha256"]
+        distributed.check_same(
+            {"settings": settings, **self.data, "adapters to start from": source}
+        )
 
     @property
     def is_done(self) -> bool:
@@ -108,6 +114,9 @@ class Trainer:
     ) -> bool:
         """Trains to the last step, or until a process should stop; then the training is saved.
 
+        If an error ends it, the steps done are saved, too, and no checkpoint is removed. The note
+        of the error says how to go on.
+
         Args:
             save_every: steps between two checkpoints.
             validate_every: steps between two validations; 0 never validates.
@@ -118,9 +127,11 @@ class Trainer:
             Whether the training is done.
 
         Raises:
-            GenerationError: the loss became NaN or infinite.
-            DeviceError: MLX or the GPU failed. The steps done are saved.
-            PeerLostError: another process is gone. The steps done are saved.
+            GenerationError: the loss or the adapter became NaN or infinite.
+            DeviceError: MLX or the GPU failed.
+            PeerLostError: another process is gone.
+            CheckpointError: a file of the cache is gone.
+            OSError: a file can't be written.
         """
         is_main, stop = self.distributed.is_main, False
         with self._rescued(), mlx_errors(out_of_memory=MEMORY_ADVICE):
@@ -139,9 +150,11 @@ class Trainer:
 
     def _log(self, row: Row, validate_every: int) -> None:
         """Appends a row to the log, with the validation loss where that is due."""
-        if validate_every and (self.step % validate_every == 0 or self.is_done):
-            row["validation"] = self.validate()
-        append_row(self.folder / LOG, row)
+        try:
+            if validate_every and (self.step % validate_every == 0 or self.is_done):
+                row["validation"] = self.validate()
+        finally:
+            append_row(self.folder / LOG, row)
 
     def _stops_alone(self, should_stop: Callable[[], bool]) -> bool:
         """Whether a single process should stop, before another step; then the training is saved.
@@ -205,36 +218,66 @@ class Trainer:
         return means, gradients
 
     def _apply(self, gradients: Any) -> None:
-        self._is_updating = True
-        parameters = self.optimizer.apply_gradients(gradients, tree_unflatten(self._parameters()))
-        self.transformer.update(parameters)
-        mx.eval(parameters, self.optimizer.state)
-        self.step += 1
-        self._is_updating = False
+        """Updates the adapter and the optimizer's state, or neither if that fails."""
+        before = self._checkpoint()
+        try:
+            parameters = self.optimizer.apply_gradients(gradients, tree_unflatten(before.adapter))
+            self.transformer.update(parameters)
+            mx.eval(parameters, self.optimizer.state)
+            self.step += 1
+        except BaseException:
+            self._restore(before)
+            raise
 
     def validate(self) -> float:
         """The loss at fixed timesteps and noise, which falls when the adapter learns.
 
         The loss of a step, at a random timestep, doesn't show that.
+
+        Raises:
+            GenerationError: it is NaN or infinite.
         """
         losses = [self._loss.loss(batch).item() for batch in self.batches.validation()]
+        if not np.isfinite(losses).all():
+            raise GenerationError(
+                f"the validation loss after step {self.step} is {np.mean(losses)}: try a lower "
+                "learning rate, or another dtype"
+            )
         return float(np.mean(losses))
 
     def save(self) -> None:
-        """Writes the adapter, a checkpoint and the plot of the loss.
+        """Writes the adapter, a checkpoint and the plot of the loss, once for each step.
 
         The last `keep` checkpoints are kept.
+
+        Raises:
+            GenerationError: the adapter is NaN or infinite, and nothing was written.
+            OutputError: a file can't be written.
         """
+        self._save(self.keep)
+
+    def _save(self, keep: int | None) -> None:
+        if self._saved == (self.folder, self.step):
+            return
+        checkpoint = self._checkpoint()
+        if not checkpoint.is_finite():
+            raise GenerationError(
+                f"the adapter is NaN or infinite after step {self.step}: try a lower learning rate"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.save_adapter(self.folder)
-        settings = self._settings_together()
-        save_checkpoint(self.folder, self._checkpoint(), settings, self.data, self.keep)
+        save_checkpoint(self.folder, checkpoint, self._settings_together(), self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
+        self._saved = self.folder, self.step
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
         rank, alpha = self.settings.rank, self.settings.effective_alpha
         name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
-        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name)
+        # Names of whole paths adapt some of the blocks only.
+        targets = self.settings.targets
+        targets = targets if set(targets) == self.layers.keys() else None
+        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in the main process's folder.
@@ -244,20 +287,22 @@ class Trainer:
             InvalidInputError: it was saved with other settings, clips or models.
         """
         if self.distributed.is_main:
-            self.step, adapter, state = load_checkpoint(
-                self.folder, self._checkpoint(), self._settings_together(), self.data
-            )
-            self.transformer.update(tree_unflatten(adapter))
-            self.optimizer.state = tree_unflatten(state)
+            like = self._checkpoint()
+            self._restore(load_checkpoint(self.folder, like, self._settings_together(), self.data))
+            self._saved = self.folder, self.step
         self.step = self.distributed.broadcast({"step": mx.array(self.step)})["step"].item()
-        adapter = self.distributed.broadcast(self._parameters())
-        self.transformer.update(tree_unflatten(adapter))
-        state = self.distributed.broadcast(dict(tree_flatten(self.optimizer.state)))
-        self.optimizer.state = tree_unflatten(state)
+        own = self._checkpoint()
+        arrays = [self.distributed.broadcast(each) for each in (own.adapter, own.optimizer)]
+        self._restore(Checkpoint(self.step, *arrays))
 
     def _checkpoint(self) -> Checkpoint:
         state = dict(tree_flatten(self.optimizer.state))
         return Checkpoint(self.step, self._parameters(), state)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        self.transformer.update(tree_unflatten(checkpoint.adapter))
+        self.optimizer.state = tree_unflatten(checkpoint.optimizer)
 
     def _settings_together(self) -> dict[str, Any]:
         """The settings with which one process would do the same as all processes together."""
@@ -269,48 +314,32 @@ class Trainer:
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Saves the steps done when the block fails, and notes in the error how to continue."""
+        """Saves the steps done when the block fails, and notes in the error how to go on."""
         try:
             yield
         except (DeviceError, PeerLostError) as error:
-            if self.step > 0 and not self._is_updating:
+            self._rescue(error)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # The other processes have the same error, or lose this one and save what it would.
+            if self.distributed.is_main:
                 self._rescue(error)
             raise
 
-    def _rescue(self, error: DeviceError | PeerLostError) -> None:
+    def _rescue(self, error: BaseException) -> None:
         resume = "--resume"
         if not self.distributed.is_main:
             # Its own folder may hold another adapter, or belong to the main process.
             whole, rank = self.folder.absolute(), self.distributed.rank
             self.folder = whole.with_name(f"{whole.name}-rescued-{rank}-{self.step:07}")
-            resume = f"--resume --adapter-path {self.folder}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.save()
-        note = (
-            f"{self.step} steps are kept in {self.folder}: the same command with {resume} "
-            "continues the training"
-        )
+            resume += f" --adapter-path {self.folder}"
+        try:
+            if self.step > 0:
+                self._save(keep=None)
+        except Exception as problem:
+            if str(problem) != str(error):
+                error.add_note(f"step {self.step} can't be saved: {problem}")
+        note = ways_on(self.folder, self.settings.iters, resume)
         if isinstance(error, PeerLostError):
             note += "; with another number of processes, if their batches together are as large"
         error.add_note(note)
-
-
-def _digests(
-    model: dict[str, Any] | None, dtype: str, samples: Sequence[Sample], prior: Sequence[Path]
-) -> dict[str, str]:
-    """Digests of what must be the same, besides the settings, when a training is resumed.
-
-    Files of the cache are named by what they were made of.
-    """
-    contents = {
-        "model's weights": [model, dtype],
-        "clips": [
-            [asdict(each.spec), each.latents.name, each.text.name, each.image and each.image.name]
-            for each in samples
-        ],
-        "prior prompts": [path.name for path in prior],
-    }
-    return {
-        name: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        for name, content in contents.items()
-    }

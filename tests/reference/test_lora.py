@@ -1,12 +1,13 @@
 """Adapters of diffusers, of PEFT and of this package have the same effect here as there."""
 
+import warnings
+
 import diffusers
 import mlx.core as mx
 import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 from support import relative_error
 from torch_reference import (
     TEXT_LENGTH,
@@ -20,7 +21,9 @@ from torch_reference import (
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import save_adapter
-from mlx_cogvideo.nn.low_rank import LowRank
+from mlx_cogvideo.nn.low_rank import LowRank, add_adapter
+from mlx_cogvideo.training.existing_adapter import existing_layers, open_existing
+from mlx_cogvideo.training.settings import TrainingSettings
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "norm1.linear"]
 RANK, ALPHA = 4, 10
@@ -103,6 +106,14 @@ def test_an_adapter_that_peft_saved_has_the_same_effect(folder, tmp_path):
     expected, result = outputs(model.base_model.model.eval(), pipe)
     assert relative_error(result, expected) < TOLERANCE
 
+    # So has the adapter that a training starts with.
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    settings = TrainingSettings(resume_adapter_file=str(tmp_path))
+    settings, existing = open_existing(settings, {}, pipe.configs["transformer"])
+    assert (settings.rank, settings.alpha) == (RANK, ALPHA)
+    add_adapter(pipe.transformer, existing_layers(existing, settings))
+    assert relative_error(outputs(model.base_model.model, pipe)[1], expected) < TOLERANCE
+
 
 def test_two_adapters_with_scales_add_up_as_in_diffusers(folder, tmp_path):
     reference = adapted(folder)
@@ -140,21 +151,25 @@ def test_our_adapter_has_the_same_effect_in_diffusers_and_in_peft(folder, tmp_pa
     pipe = CogVideoXPipeline.from_pretrained(folder)
     pipe.load_lora(tmp_path)
 
-    theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
-    theirs.load_lora_adapter(tmp_path, weight_name=FILE)
-    expected, result = outputs(theirs.eval(), pipe)
+    base = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    parts = dict.fromkeys(("tokenizer", "text_encoder", "vae", "scheduler"))
+    theirs = diffusers.CogVideoXPipeline(transformer=base, **parts)
+    theirs.load_lora_weights(tmp_path)
+    expected, result = outputs(base.eval(), pipe)
     assert relative_error(result, expected) < TOLERANCE
 
-    config = peft.LoraConfig.from_pretrained(tmp_path)
-    assert (config.r, config.lora_alpha) == (RANK, ALPHA)
     base = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
-    model = peft.get_peft_model(base, config)
-    state = load_file(tmp_path / FILE)
-    state = {f"base_model.model.{k.removeprefix('transformer.')}": v for k, v in state.items()}
-    missing = peft.set_peft_model_state_dict(model, state)
-    assert not missing.unexpected_keys
+    with warnings.catch_warnings():  # it warns of keys that are missing
+        warnings.simplefilter("error")
+        model = peft.PeftModel.from_pretrained(base, tmp_path)
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (RANK, ALPHA)
     expected, result = outputs(model.base_model.model.eval(), pipe)
     assert relative_error(result, expected) < TOLERANCE
+    plain = outputs(
+        diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer"), pipe
+    )
+    assert relative_error(result, plain[0]) > 0.1
 
 
 def test_an_adapter_changes_the_video_and_can_be_unloaded(folder, tmp_path):

@@ -155,4 +155,4 @@ def test_a_process_rescues_its_steps_when_another_one_is_lost(tmp_path, monkeypa
         assert not (tmp_path / "here" / "checkpoints").exists() and not list(tmp_path.glob("*-*"))
     else:
         assert names(rescued) == ["0000003"]
-        assert "3 steps are kept" in error.value.__notes__[0]
+        assert "3 of 9 steps are kept" in error.value.__notes__[0]
