@@ -14,7 +14,7 @@ from mlx_cogvideo.checkpoints import DEMO_PATH, model_identity
 from mlx_cogvideo.training.batches import Batches
 from mlx_cogvideo.training.clips import Clip
 from mlx_cogvideo.training.latent_cache import Cache
-from mlx_cogvideo.training.prepare import ClipOptions
+from mlx_cogvideo.training.prepare import READING, ClipOptions
 from mlx_cogvideo.training.settings import TrainingSettings
 from mlx_cogvideo.video import ClipSpec, content_digest, read_record, read_video, write_video
 
@@ -120,7 +120,7 @@ def test_a_clip_that_cant_be_shown_is_left_out(clips, tmp_path, capsys):
     assert lora(data, tmp_path / "other", "--show-clips", 1) == 1
 
 
-def test_each_window_is_a_sample_and_a_clip_without_windows_is_found_in_an_older_cache(
+def test_each_window_is_a_sample_and_the_first_one_is_that_of_a_training_without_windows(
     clips, tmp_path, capsys
 ):
     assert lora(clips, tmp_path / "new", "--windows", 3, "--dry-run") == 0
@@ -135,6 +135,7 @@ def test_each_window_is_a_sample_and_a_clip_without_windows_is_found_in_an_older
     shape = {"frames": 9, "height": 32, "width": 48, "fps": 8, "skip": (0, 0), "fit": "crop"}
     about = {
         "clip": content_digest(clips / "long.mp4"),
+        "reading": READING,
         "vae": identity["vae"],
         "shape": {**shape, "repeat_last": False},
         "position": (0.5, 0.5),
