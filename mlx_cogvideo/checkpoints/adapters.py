@@ -21,10 +21,11 @@ from ..errors import CheckpointError, ModelNotFoundError
 from ..files import file_digest
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
-from .components import FLOATING, listed, read_config, write_config
+from .components import FLOATING, listed
+from .json_files import read_config, write_config
 from .resolve import fetch_file, hub_id
 from .sat import sat_file
-from .tensor_files import read_header, read_metadata, save_arrays
+from .tensor_files import open_arrays, read_header, read_metadata, save_arrays
 from .torch_file import TorchFile, tensors_in
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -192,8 +193,7 @@ def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx
             f"{file} has {strange[0]} as {header[strange[0]].dtype}: only {', '.join(FLOATING)} "
             "can be used"
         )
-    arrays = mx.load(str(file), format="safetensors")
-    return {name: info.shape for name, info in header.items()}, arrays.__getitem__
+    return {name: info.shape for name, info in header.items()}, open_arrays(file)
 
 
 def _is_pickle(file: Path) -> bool:

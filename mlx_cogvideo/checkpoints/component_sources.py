@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from ..nn.quantization import Quantization
 from .components import (
     check_component,
     check_tensors,
-    read_config,
+    open_tensors,
     stored_quantization,
     upstream_shape,
 )
+from .json_files import read_config
 from .networks import make_network
 from .resolve import component_folder
 from .sat import SatTensor, open_sat
@@ -61,12 +63,8 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
         }
         return ComponentSource(config, stored, None)
     stored = check_component(network, source)
-    files = {info.file for info in stored.values()}
-
-    def open_files() -> Callable[[str], mx.array]:
-        return {name: array for file in files for name, array in mx.load(str(file)).items()}.pop
-
-    return ComponentSource(config, stored, open_files, stored_quantization(source, stored))
+    quantized = stored_quantization(source, stored)
+    return ComponentSource(config, stored, partial(open_tensors, stored), quantized)
 
 
 def sat_sources(path: Path) -> dict[str, ComponentSource]:

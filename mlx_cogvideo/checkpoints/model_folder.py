@@ -21,7 +21,8 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import FLOATING, check_component, load_component, read_config, upstream_shape
+from .components import FLOATING, check_component, load_component, upstream_shape
+from .json_files import read_config
 from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo

@@ -11,7 +11,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from ..errors import ModelNotFoundError, first_line
-from .components import read_config
+from .json_files import read_config
 from .variants import ALIASES
 
 DEMO_PATH = Path(__file__).parents[1] / "demo"

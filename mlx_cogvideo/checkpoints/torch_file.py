@@ -21,11 +21,12 @@ import numpy as np
 
 from ..errors import CheckpointError, first_line
 
+# Dtypes of the tensors that are read, and of the storages: GPUs lack float64.
 _DTYPES = {
     "FloatStorage": ("F32", np.float32),
     "HalfStorage": ("F16", np.float16),
     "BFloat16Storage": ("BF16", np.uint16),
-    "DoubleStorage": ("F64", np.float64),
+    "DoubleStorage": ("F32", np.float64),
     "LongStorage": ("I64", np.int64),
     "IntStorage": ("I32", np.int32),
     "ShortStorage": ("I16", np.int16),
@@ -130,6 +131,8 @@ class TorchTensor(_Stateless):
             array = np.lib.stride_tricks.as_strided(
                 np.frombuffer(data, dtype), self.shape, strides, writeable=False
             )
+        if dtype == np.float64:
+            array = array.astype(np.float32)
         array = mx.array(np.array(array, order="C"))
         return array.view(mx.bfloat16) if self.dtype == "BF16" else array
 

@@ -200,6 +200,11 @@ class _Planner:
                         f"{variant.name} was trained on {variant.sizes}: "
                         f"{geometry.width}x{geometry.height} comes out worse"
                     )
+                if not variant.was_trained_on_frames(geometry.num_frames):
+                    yield (
+                        f"{variant.name} was trained on {variant.frames}: "
+                        f"{geometry.num_frames} come out worse"
+                    )
         if self.options.replay is not None and jobs:
             then, now = self.origin.record, jobs[0].record
             for differences in (

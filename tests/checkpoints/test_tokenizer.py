@@ -63,7 +63,9 @@ def test_prompts_of_the_same_words_have_the_same_ids_whatever_the_spaces(tokeniz
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no spiece\.model"):
+    with pytest.raises(
+        CheckpointError, match=r"has neither spiece\.model nor tokenizer\.json: copy"
+    ):
         T5Tokenizer.from_pretrained(tmp_path)
 
 
