@@ -20,7 +20,7 @@ from .components import (
 )
 from .json_files import read_config
 from .networks import make_network
-from .resolve import component_folder
+from .resolve import Base, component_folder
 from .sat import SatTensor, open_sat
 from .sat_configs import text_encoder_config, transformer_config, vae_config
 from .tensor_files import TensorInfo
@@ -44,16 +44,19 @@ class ComponentSource:
     quantized: dict[str, Quantization] = field(default_factory=dict)
 
 
-def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> ComponentSource:
+def folder_source(
+    folder: Path, name: str, assumed_dtype: str | None = None, base: Base | None = None
+) -> ComponentSource:
     """The source of a component in a model folder.
 
     Args:
         assumed_dtype: the tensors' type if only the configuration is there; None reads their files.
+        base: the model that gives the components which the folder lacks.
 
     Raises:
         CheckpointError: the component is missing, damaged or not what its configuration says.
     """
-    source = component_folder(folder, name)
+    source = component_folder(folder, name, base)
     config = read_config(source / "config.json")
     network = make_network(name, config)
     if assumed_dtype is not None:

@@ -49,13 +49,18 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
         header = read_header(file)
         _refuse(folder, "tensors that two of its files hold", stored.keys() & header.keys())
         stored |= header
-    for name, other in TIED.items():
-        if other in stored:
-            stored.setdefault(name, stored[other])
-            del stored[other]
+    untie(stored)
     _quantize_as_stored(module, folder, stored)
     check_tensors(module, folder, stored)
     return stored
+
+
+def untie(stored: dict[str, Any]) -> None:
+    """Gives tensors that have two names the official one alone."""
+    for name, other in TIED.items():
+        if other in stored:
+            tensor = stored.pop(other)
+            stored.setdefault(name, tensor)
 
 
 def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import CheckpointError, OutputError, first_line
 from ..files import keep, temporary_path
+from .foreign_files import foreign_kind
 
 SHARD_BYTES = 5_000_000_000
 """Largest size of a shard with more than one tensor: the hub's default."""
@@ -50,14 +51,6 @@ _NUMPY = {
 """NumPy's dtypes by their names in the format."""
 
 _AGAIN = "fetch it again"
-_PYTORCH = "a PyTorch file, and only safetensors can be read: save it again with safetensors.torch"
-_OTHERS = {
-    b"PK\x03\x04": _PYTORCH,
-    b"\x80\x02\x8a\n": _PYTORCH,
-    b"GGUF": "a GGUF file, and only safetensors can be read",
-    b"version https://git-lfs": "only a pointer of Git LFS: run git lfs pull in its folder",
-}
-"""What files in place of safetensors are, by how they begin."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +165,8 @@ def _read_json(file: Path) -> tuple[dict, int]:
 
 
 def _not_safetensors(file: Path) -> CheckpointError:
-    with file.open("rb") as stream:
-        beginning = stream.read(64)
-    what = next((what for start, what in _OTHERS.items() if beginning.startswith(start)), None)
-    return CheckpointError(f"{file} is {what or f'not a safetensors file: {_AGAIN}'}")
+    what = foreign_kind(file) or f"not a safetensors file: {_AGAIN}"
+    return CheckpointError(f"{file} is {what}")
 
 
 def save_arrays(

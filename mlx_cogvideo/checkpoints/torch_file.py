@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, first_line
+from .foreign_files import foreign_kind
 
 # Dtypes of the tensors that are read, and of the storages: GPUs lack float64.
 _DTYPES = {
@@ -164,6 +165,12 @@ class TorchTensor(_Stateless):
         return extent
 
 
+def _damage(path: Path, error: Exception) -> str:
+    """What a file that isn't read is, and what to do."""
+    kind = None if zipfile.is_zipfile(path) or not path.is_file() else foreign_kind(path)
+    return kind or f"no PyTorch file that can be read ({error}): fetch it again"
+
+
 class TorchFile:
     """A ``.pt`` file that holds tensors in plain containers.
 
@@ -194,9 +201,7 @@ class TorchFile:
         except FileNotFoundError:
             raise CheckpointError(f"{path} doesn't exist") from None
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-            raise CheckpointError(
-                f"{path} is no PyTorch file that can be read ({error}): fetch it again"
-            ) from None
+            raise CheckpointError(f"{path} is {_damage(path, error)}") from None
         except _DAMAGE as error:
             raise CheckpointError(f"{path} holds a damaged pickle: {first_line(error)}") from None
 

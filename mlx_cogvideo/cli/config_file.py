@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from .common import Parser
+from .options import path as path_type
 
 
 def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
@@ -68,7 +69,7 @@ def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iter
     values = value if isinstance(value, list) else [value]
     if any(isinstance(word, bool | dict | list) for word in values):
         raise InvalidInputError(f"{path}: {option} can't be {value!r}")
-    if action.type is Path:  # as a shell does
+    if action.type is path_type:  # as a shell does
         values = [Path(str(word)).expanduser() for word in values]
     if isinstance(action, argparse._AppendAction):
         for word in values:

@@ -17,6 +17,7 @@ from ..video import read_record
 from .announce import announce
 from .awake import awake
 from .common import (
+    BASE,
     FAILED,
     Parser,
     WithScale,
@@ -28,7 +29,7 @@ from .common import (
     wired_bytes,
 )
 from .config_file import with_config_file
-from .options import add_setting, add_settings, given_settings
+from .options import add_setting, add_settings, given_settings, named, path
 from .session import Session
 
 GROUPS = {
@@ -80,6 +81,7 @@ def read_options(args: argparse.Namespace) -> Options:
         replay=args.replay,
         resume=args.resume,
         model=args.model,
+        base=args.base,
         output=args.output,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
@@ -106,20 +108,20 @@ def make_parser() -> Parser:
     add_setting(what, RunSettings, "prompt")
     what(
         "--prompt-file",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="Text file of prompts, one a line. PROMPT@@IMAGE starts from an image; lines that "
         "begin with # are comments.",
     )
     what(
         "--replay",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="Make the video of FILE, an output of this program, again.",
     )
     what(
         "--show",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="Print how FILE, an output of this program, was made, and stop.",
     )
@@ -134,11 +136,14 @@ def make_parser() -> Parser:
         "Default: random.",
     )
     add_setting(add, RunSettings, "lora", nargs="+", action=WithScale, type=str)
-    groups["what"].add_argument(
+    add = groups["what"].add_argument
+    add(
         "--model",
+        type=named,
         help=f"Folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}. Default: the folder "
         "mlx_model if it exists, else the bundled demo.",
     )
+    add("--base", type=named, metavar="MODEL", help=f"{BASE} Default: none.")
     groups["memory"].add_argument(
         "--memory-limit",
         type=positive,
@@ -151,6 +156,7 @@ def make_parser() -> Parser:
     add(
         "--output",
         "-o",
+        type=named,
         help="File that is written: .mp4, .gif, .safetensors (latents), or a folder of PNG frames. "
         "It may contain {index}, {prompt} and {seed}. Default: video.mp4, or "
         "video-{index}-{seed}.mp4 for several.",
@@ -167,6 +173,7 @@ def _add_run_options(add) -> None:
         nargs="?",
         const=True,
         default=False,
+        type=named,
         metavar="FILE",
         help="Continue an unfinished run. FILE is its output or its .resume file; without FILE, "
         "give the same command or --output.",
@@ -187,7 +194,7 @@ def _add_run_options(add) -> None:
     add_machine_options(add)
     add(
         "--config",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="Read options from a TOML or JSON file; command-line options override it.",
     )

@@ -110,7 +110,9 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
-    pipe = CogVideoXPipeline.from_pretrained(model, dtype, download=not args.dry_run)
+    pipe = CogVideoXPipeline.from_pretrained(
+        model, dtype, download=not args.dry_run, base=args.base
+    )
     options = _clip_options(pipe, args, settings.seed)
     videos = [
         _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
@@ -216,7 +218,7 @@ def _run(
 ) -> int | None:
     """Prepares the clips and trains; returns the exit code."""
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
-    identity = model_identity(job.model, job.pipe.folder)
+    identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
     also = [*(video.prompt for video in job.sample_videos), *job.prior]
     distributed.check_same({"--resume": args.resume})
     try:

@@ -6,8 +6,16 @@ from pathlib import Path
 from ..checkpoints.components import DTYPES
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
-from .common import Parser, add_machine_options, at_least_one, not_negative, positive, with_help
-from .options import add_settings, given_settings
+from .common import (
+    BASE,
+    Parser,
+    add_machine_options,
+    at_least_one,
+    not_negative,
+    positive,
+    with_help,
+)
+from .options import add_settings, given_settings, named, path
 
 GROUPS = {
     "data": "what to learn from",
@@ -24,6 +32,7 @@ HELP = {
     "preservation). Default: none.",
     "--model": "Folder, hub id or short name of the model, as in generate.py. Default: the folder "
     "mlx_model if it exists, else the bundled demo.",
+    "--base": f"{BASE} Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
     "--height": "Height of a clip in pixels. Default: the model's own.",
     "--width": "Width of a clip in pixels. Default: the model's own.",
@@ -71,9 +80,10 @@ def make_parser() -> Parser:
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)
-    add("--data", type=Path, required=True, metavar="DIR")
-    add("--prior-prompts", type=Path, metavar="FILE")
-    add("--model")
+    add("--data", type=path, required=True, metavar="DIR")
+    add("--prior-prompts", type=path, metavar="FILE")
+    add("--model", type=named)
+    add("--base", type=named, metavar="MODEL")
     add("--frames", type=int, metavar="N")
     add("--height", type=int, metavar="PIXELS")
     add("--width", type=int, metavar="PIXELS")
@@ -83,10 +93,10 @@ def make_parser() -> Parser:
     add("--crop", choices=("center", "random"), default="center")
     add("--short", choices=("drop", "repeat"), default="drop")
     add("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS")
-    add("--cache", type=Path, metavar="DIR")
+    add("--cache", type=path, metavar="DIR")
 
     add = with_help(groups["output"], HELP)
-    add("--adapter-path", type=Path, default=Path("adapters"), metavar="DIR")
+    add("--adapter-path", type=path, default=Path("adapters"), metavar="DIR")
     add("--save-every", type=at_least_one, default=250, metavar="UPDATES")
     add("--keep-checkpoints", type=at_least_one, default=3, metavar="N")
     add("--val-every", type=not_negative, default=0, metavar="UPDATES")
@@ -98,7 +108,7 @@ def make_parser() -> Parser:
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
     add_machine_options(groups["machine"].add_argument)
-    add("--config", type=Path, metavar="FILE")
+    add("--config", type=path, metavar="FILE")
     add("--dry-run", action="store_true")
     add("--quiet", "-q", action="store_true")
     return parser
