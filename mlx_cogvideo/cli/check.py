@@ -11,8 +11,9 @@ from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # so that float32 is exact on CUDA and an M5, too
 
-from ..checkpoints import DEMO_PATH, Base, resolve_base
+from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
+from ..checkpoints.resolve import Base, resolve_base
 from ..device import size
 from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked

@@ -26,7 +26,7 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     finder = Parser(add_help=False)
-    finder.add_argument("--config", type=Path)
+    finder.add_argument("--config", type=path_type)
     path = finder.parse_known_args(arguments)[0].config
     if path is None:
         return arguments

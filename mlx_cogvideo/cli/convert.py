@@ -14,7 +14,6 @@ from ..checkpoints import (
     download_bytes,
     hub_cache,
     hub_id,
-    resolve_base,
     resolve_configuration,
     resolve_model,
     resolve_text_encoder,
@@ -22,7 +21,7 @@ from ..checkpoints import (
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.resolve import base_patterns
+from ..checkpoints.resolve import base_patterns, resolve_base
 from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES

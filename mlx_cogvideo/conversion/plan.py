@@ -8,11 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import SHARED_KEY, Adapter, Base, component_folder, open_adapter, read_config
+from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.layout import check_layout
 from ..checkpoints.networks import NETWORKS
+from ..checkpoints.resolve import Base
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
 from ..checkpoints.tensor_files import NAMES, TensorInfo

@@ -11,8 +11,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import DEMO_PATH, Base
+from ..checkpoints import DEMO_PATH
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.resolve import Base
 from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import make_scheduler
 from ..nn.attention import attention
