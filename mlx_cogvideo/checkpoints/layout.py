@@ -14,7 +14,7 @@ def check_layout(folder: Path, base: Base | None = None) -> None:
     """Raises CheckpointError unless a folder has the parts of a model, or a base has the rest."""
     missing = [name for name in COMPONENTS if not component_folder(folder, name, base).is_dir()]
     if "transformer" in missing:
-        raise CheckpointError(f"{folder} holds no model: {_instead(folder)}")
+        raise CheckpointError(f"{folder} is no model folder: {_instead(folder)}")
     if missing and base is not None:
         raise CheckpointError(f"neither {folder} nor {base.folder} has {', '.join(missing)}")
     if missing:

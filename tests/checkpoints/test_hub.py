@@ -190,7 +190,7 @@ def put(*names: str) -> None:
             "part of the hub's cache: give me/tiny",
         ),
         (["x/1/mp_rank_00_model_states.pt"], "x", "convert it first"),
-        (["demo/readme.txt"], "./demo", "demo holds no model"),
+        (["demo/readme.txt"], "./demo", "demo is no model folder"),
     ],
     ids=["a part", "no transformer", "root", "above", "other", "cache", "sat", "alias"],
 )
