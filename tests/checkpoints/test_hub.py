@@ -153,9 +153,9 @@ def test_a_name_that_the_hub_cant_have_is_one_line(tmp_path, monkeypatch, capsys
     assert generate("a.mp4", "--model", name) == 1
     assert convert(["--model", name]) == 1
     assert generate("a.mp4", "--model", "demo", "--lora", name) == 1
-    told = errors(capsys.readouterr().err)
-    assert len(told) == 3
-    assert all(f"'{name}' is no folder here, and can't be" in line for line in told)
+    lines = errors(capsys.readouterr().err)
+    assert len(lines) == 3
+    assert all(f"'{name}' is no folder here, and can't be" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["ckpt/model.safetensors", "model.gguf", "a.pt", "a/b/c.bin"])
@@ -194,9 +194,7 @@ def put(*names: str) -> None:
     ],
     ids=["a part", "no transformer", "root", "above", "other", "cache", "sat", "alias"],
 )
-def test_a_folder_that_is_no_model_is_told_what_it_is(
-    tmp_path, monkeypatch, capsys, files, name, message
-):
+def test_a_folder_that_is_no_model_gets_advice(tmp_path, monkeypatch, capsys, files, name, message):
     monkeypatch.chdir(tmp_path)
     put(*files)
     assert generate("a.mp4", "--model", name) == 1

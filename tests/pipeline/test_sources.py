@@ -537,9 +537,9 @@ def test_a_text_model_of_one_size_warns_of_portrait_and_of_frames(output, monkey
     )
     portrait = ["--height", 1360, "--width", 768, "--frames", 73]
     assert generate(output, "--dry-run", *portrait) == 0
-    told = [line for line in warnings(capsys.readouterr().err) if "trained on" in line]
-    assert "was trained on 1360x768: 768x1360 comes out worse" in told[0]
-    assert "was trained on 16N+1 frames, up to 161: 73 come out worse" in told[1]
+    lines = [line for line in warnings(capsys.readouterr().err) if "trained on" in line]
+    assert "was trained on 1360x768: 768x1360 comes out worse" in lines[0]
+    assert "was trained on 16N+1 frames, up to 161: 73 come out worse" in lines[1]
     own = ["--height", 768, "--width", 1360, "--frames", 81]
     assert generate(output, "--dry-run", *own) == 0
     assert not any("trained on" in line for line in warnings(capsys.readouterr().err))

@@ -23,7 +23,7 @@ from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 TESTS = Path(__file__).parents[2] / "tests"
 sys.path += [str(TESTS), str(TESTS / "reference")]
 
-from test_tokenizer import PROMPTS, random_text
+from test_tokenizer import PROMPTS, random_text  # noqa: E402
 
 
 def main() -> None:
