@@ -552,10 +552,10 @@ def test_a_size_that_a_model_was_not_trained_on_is_warned_of(output, monkeypatch
     monkeypatch.setattr(
         "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
     )
-    assert generate(output, "--dry-run") == 0
+    assert generate(output, "--dry-run", "--frames", 17) == 0
     (warning,) = warnings(capsys.readouterr().err)
     assert "768" in warning and "1360" in warning and "48x32" in warning
-    assert generate(output, "--dry-run", "--height", 1360, "--width", 768) == 0
+    assert generate(output, "--dry-run", "--frames", 17, "--height", 1360, "--width", 768) == 0
     assert not any("trained on" in line for line in warnings(capsys.readouterr().err))
 
 
