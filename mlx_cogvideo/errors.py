@@ -106,6 +106,18 @@ OTHER = Failure(
 _BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
 
 
+def not_finite(what: str, dtype: str, in_float32: str) -> GenerationError:
+    """The error for NaN or infinity, which advises a wider dtype while there is one.
+
+    Args:
+        what: what is wrong: the beginning of a sentence.
+        dtype: name of the dtype in use.
+        in_float32: what else may be the reason, and what to do.
+    """
+    wider = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
+    return GenerationError(f"{what} NaN or infinity in {dtype}: {wider.get(dtype, in_float32)}")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, for one of ours."""
     return str(error).partition("\n")[0] or type(error).__name__

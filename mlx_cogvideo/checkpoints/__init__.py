@@ -1,15 +1,10 @@
 """Models on disk and on the hub: folders in the official layout, adapters, SAT files."""
 
 from .adapters import Adapter, holds_adapter, layer_in_block, open_adapter, save_adapter
-from .components import (
-    COMPONENT_STEMS,
-    check_component,
-    load_component,
-    read_config,
-    save_component,
-    write_config,
-)
+from .component_files import COMPONENT_STEMS
+from .components import check_component, load_component, save_component
 from .identity import model_identity
+from .json_files import read_config, write_config
 from .resolve import (
     BUNDLED,
     DEMO_PATH,

@@ -1,10 +1,10 @@
 """LoRA adapters on disk: reads the formats of many tools, writes that of diffusers and PEFT.
 
 An adapter is a safetensors file with two matrices for each layer (see ``adapter_names``), or a
-checkpoint of the SAT code that contains such matrices. Its scale is alpha / rank. diffusers and
-finetrainers keep alpha in the file's metadata, PEFT in ``adapter_config.json`` beside it, kohya and
-VideoX-Fun in a tensor for each layer; in SAT it is 1. Where no alpha is given, it equals the rank,
-as in diffusers.
+checkpoint of the SAT code that contains such matrices. Its scale is alpha / rank. kohya and
+VideoX-Fun keep alpha in a tensor for each layer, diffusers and finetrainers in the file's metadata,
+PEFT in ``adapter_config.json`` beside it, and the first of these counts; in SAT it is 1. Where no
+alpha is given, it equals the rank, as in diffusers.
 """
 
 import json
@@ -21,16 +21,18 @@ from ..errors import CheckpointError, ModelNotFoundError
 from ..files import check_is_file, file_digest
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
-from .components import FLOATING, listed, read_config, write_config
+from .components import FLOATING, listed
+from .json_files import read_config, write_config
 from .resolve import fetch_file, hub_id
 from .sat import sat_file
-from .tensor_files import read_header, read_metadata, save_arrays
+from .tensor_files import open_arrays, read_header, read_metadata, save_arrays
 from .torch_file import TorchFile, tensors_in
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-ADAPTER_FILES = (DIFFUSERS_FILE, PEFT_FILE, CONFIG_FILE)
+OWN_FILES = (DIFFUSERS_FILE, PEFT_FILE)
+ADAPTER_FILES = (*OWN_FILES, CONFIG_FILE)
 
 METADATA_KEY = "lora_adapter_metadata"
 FINETRAINERS_KEY = "lora_config"
@@ -107,9 +109,10 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
         rank = _rank(file, layer, shapes[names["A"]], shapes[names["B"]], layers[layer])
         if "alpha" in names:
             alpha = _number(file, names["alpha"], read(names["alpha"]))
+            scales[layer] = _scale({}, layer, rank, alpha)
         else:
             alpha = SAT_ALPHA if _is_pickle(file) else rank
-        scales[layer] = _scale(config, layer, rank, alpha)
+            scales[layer] = _scale(config, layer, rank, alpha)
     matrices = {layer: (names["A"], names["B"]) for layer, names in pairs.items()}
     return Adapter(str(source), file, matrices, scales)
 
@@ -194,8 +197,7 @@ def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx
             f"{file} has {strange[0]} as {header[strange[0]].dtype}: only {', '.join(FLOATING)} "
             "can be used"
         )
-    arrays = mx.load(str(file), format="safetensors")
-    return {name: info.shape for name, info in header.items()}, arrays.__getitem__
+    return {name: info.shape for name, info in header.items()}, open_arrays(file)
 
 
 def _is_pickle(file: Path) -> bool:
@@ -255,33 +257,48 @@ def layer_in_block(layer: str) -> str:
 
 def _find(source: str | Path) -> Path:
     path = Path(source).expanduser()
+    if not str(source).strip():
+        raise ModelNotFoundError("an adapter's name is empty: give a file, a folder or a hub id")
     if path.exists() and not path.is_dir():
         check_is_file(path)
         return path
-    if path.is_dir():
-        for name in (DIFFUSERS_FILE, PEFT_FILE):
-            if (path / name).is_file():
-                return path / name
-        if (checkpoint := sat_file(path)) is not None:
-            return checkpoint
-        others = sorted(path.glob("*.safetensors"))
-        if len(others) == 1:
-            return others[0]
-        but = f" but {listed([file.name for file in others])}: name one" if others else ""
-        raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{but}")
+    return _in_folder(path) if path.is_dir() else _on_hub(source)
+
+
+def _in_folder(path: Path) -> Path:
+    for name in OWN_FILES:
+        if (path / name).is_file():
+            return path / name
+    if (checkpoint := sat_file(path)) is not None:
+        return checkpoint
+    others = sorted(path.glob("*.safetensors"))
+    if len(others) == 1:
+        return others[0]
+    but = f" but {listed([file.name for file in others])}: name one" if others else ""
+    raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{but}")
+
+
+def _on_hub(source: str | Path) -> Path:
     if (inside := _HUB_FILE.fullmatch(str(source))) is not None:
-        return fetch_file(inside["repo"], (inside["file"],), also=(CONFIG_FILE,))
+        try:
+            return fetch_file(inside["repo"], (inside["file"],), also=(CONFIG_FILE,))
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(f"there is no file {source} here, and {error}") from None
     try:
         repo = hub_id(source)
     except ModelNotFoundError:
         repo = None
     if repo is None:
         raise ModelNotFoundError(f"no adapter {str(source)!r}: give a file, a folder or a hub id")
-    return fetch_file(repo, (DIFFUSERS_FILE, PEFT_FILE), also=(CONFIG_FILE,))
+    return fetch_file(repo, OWN_FILES, also=(CONFIG_FILE,))
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """The PEFT configuration of an adapter, from its metadata or from the file beside it."""
+    """The PEFT configuration of an adapter, from its metadata or from the file beside it.
+
+    The file beside it counts only under the names that diffusers and PEFT give: others may lie in
+    the folder of another adapter.
+    """
     metadata = {} if _is_pickle(file) else read_metadata(file)
     key = METADATA_KEY if METADATA_KEY in metadata else FINETRAINERS_KEY
     if key in metadata:
@@ -290,7 +307,7 @@ def _config(file: Path) -> dict[str, Any]:
             config = {name.removeprefix(PREFIX): value for name, value in stored.items()}
         except (ValueError, AttributeError):
             raise CheckpointError(f"the metadata of {file}, {key}, isn't JSON") from None
-    elif (beside := file.with_name(CONFIG_FILE)).is_file():
+    elif file.name in OWN_FILES and (beside := file.with_name(CONFIG_FILE)).is_file():
         config = read_config(beside)
     else:
         config = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from ..nn.quantization import Quantization
 from .components import (
     check_component,
     check_tensors,
-    read_config,
+    open_tensors,
     stored_quantization,
     upstream_shape,
 )
+from .json_files import read_config
 from .networks import make_network
-from .resolve import component_folder
+from .resolve import Base, component_folder
 from .sat import SatTensor, open_sat
 from .sat_configs import text_encoder_config, transformer_config, vae_config
 from .tensor_files import TensorInfo
@@ -42,16 +44,19 @@ class ComponentSource:
     quantized: dict[str, Quantization] = field(default_factory=dict)
 
 
-def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> ComponentSource:
+def folder_source(
+    folder: Path, name: str, assumed_dtype: str | None = None, base: Base | None = None
+) -> ComponentSource:
     """The source of a component in a model folder.
 
     Args:
         assumed_dtype: the tensors' type if only the configuration is there; None reads their files.
+        base: the model that gives the components which the folder lacks.
 
     Raises:
         CheckpointError: the component is missing, damaged or not what its configuration says.
     """
-    source = component_folder(folder, name)
+    source = component_folder(folder, name, base)
     config = read_config(source / "config.json")
     network = make_network(name, config)
     if assumed_dtype is not None:
@@ -61,12 +66,8 @@ def folder_source(folder: Path, name: str, assumed_dtype: str | None = None) -> 
         }
         return ComponentSource(config, stored, None)
     stored = check_component(network, source)
-    files = {info.file for info in stored.values()}
-
-    def open_files() -> Callable[[str], mx.array]:
-        return {name: array for file in files for name, array in mx.load(str(file)).items()}.pop
-
-    return ComponentSource(config, stored, open_files, stored_quantization(source, stored))
+    quantized = stored_quantization(source, stored)
+    return ComponentSource(config, stored, partial(open_tensors, stored), quantized)
 
 
 def sat_sources(path: Path) -> dict[str, ComponentSource]:

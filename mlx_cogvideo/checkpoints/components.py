@@ -4,12 +4,7 @@ Parameters have their official names, so that loading only moves channels last. 
 checked in the files' headers before any weight is read.
 """
 
-import json
-import logging
-import os
-from collections.abc import Collection, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +14,9 @@ from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..nn.quantization import Quantization, linear_layers, quantize_layers
-from .tensor_files import TensorInfo, read_header, save_arrays
-
-COMPONENT_STEMS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-"""File stem of each component that has weights."""
+from .component_files import COMPONENT_STEMS, component_files
+from .json_files import read_config, write_config
+from .tensor_files import TensorInfo, open_arrays, read_header, save_arrays
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
 """The dtypes that a model can have, by name."""
@@ -37,32 +27,8 @@ FLOATING = ("F32", "F16", "BF16")
 PACKED = (*FLOATING, "U32", "U8")
 """Types of the parts of quantized weights."""
 
-REDUNDANT = {"encoder.embed_tokens.weight"}
-"""Copies of other tensors in some checkpoints: T5's tied token embedding."""
-
-logger = logging.getLogger(__name__)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of a model folder.
-
-    Raises:
-        CheckpointError: the file is missing or isn't a JSON object.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the model folder is incomplete") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} should hold a JSON object")
-    return config
-
-
-def write_config(path: Path, config: dict[str, Any]) -> None:
-    """Writes a JSON file of a model folder."""
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+TIED = {"shared.weight": "encoder.embed_tokens.weight"}
+"""T5's token embedding, and the name under which some checkpoints store it, too or alone."""
 
 
 def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
@@ -75,17 +41,26 @@ def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:
         The file, type and shape of each parameter.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of
-            another shape; the message names the first few.
+        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected, stored
+            twice or of another shape; the message names the first few.
     """
     stored: dict[str, TensorInfo] = {}
     for file in component_files(folder):
-        stored.update(read_header(file))
-    for name in REDUNDANT & stored.keys():
-        del stored[name]
+        header = read_header(file)
+        _refuse(folder, "tensors that two of its files hold", stored.keys() & header.keys())
+        stored |= header
+    untie(stored)
     _quantize_as_stored(module, folder, stored)
     check_tensors(module, folder, stored)
     return stored
+
+
+def untie(stored: dict[str, Any]) -> None:
+    """Gives tensors that have two names the official one alone."""
+    for name, other in TIED.items():
+        if other in stored:
+            tensor = stored.pop(other)
+            stored.setdefault(name, tensor)
 
 
 def check_tensors(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
@@ -131,23 +106,37 @@ def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = Non
         CheckpointError: as `check_component`.
     """
     stored = check_component(module, folder)
-    tensors: dict[str, mx.array] = {}
-    for file in {info.file for info in stored.values()}:
-        tensors.update(mx.load(str(file)))
+    take = open_tensors(stored)
     weights = []
     for name in stored:
-        weight = tensors.pop(name)
+        weight = take(name)
         if weight.ndim >= 4:
             weight = mx.contiguous(mx.moveaxis(weight, 1, -1))
         if dtype is not None and mx.issubdtype(weight.dtype, mx.floating):
             weight = weight.astype(dtype)
-        weights.append((name, weight))
-    tensors.clear()
-    module.load_weights(weights)
-    for _, weight in weights:
         mx.eval(weight)
+        weights.append((name, weight))
+    module.load_weights(weights)
     module.eval()
     return module
+
+
+def open_tensors(stored: Mapping[str, TensorInfo]) -> Callable[[str], mx.array]:
+    """Opens the files of a component that `check_component` has checked.
+
+    Returns:
+        A function that takes a tensor out by its name, once: see ``open_arrays``.
+    """
+    files = {info.file: open_arrays(info.file) for info in stored.values()}
+
+    def take(name: str) -> mx.array:
+        take_out = files[stored[name].file]
+        try:
+            return take_out(name)
+        except KeyError:
+            return take_out(TIED[name])
+
+    return take
 
 
 def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
@@ -210,60 +199,6 @@ def save_component(
     name = f"{COMPONENT_STEMS[folder.name]}.safetensors"
     save_arrays(folder / name, tensors, {"format": "pt"})
     write_config(folder / "config.json", config)
-
-
-def component_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component: the shards that its index names, else the single one.
-
-    As in diffusers, an index has priority if all of its shards are there. A single file beside them
-    is ignored with a warning.
-
-    Raises:
-        CheckpointError: a file is missing.
-    """
-    stem = COMPONENT_STEMS[folder.name]
-    single = folder / f"{stem}.safetensors"
-    index = folder / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        shards = []
-        with suppress(CheckpointError):
-            shards = _shards(index) if index.is_file() else []
-        if shards and shards != [single]:
-            _warn_of_a_single_file(single, index)
-        return shards or [single]
-    if not index.is_file():
-        raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}")
-    return _shards(index)
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names.
-
-    Raises:
-        CheckpointError: it names none, or one that isn't there.
-    """
-    named = read_config(index).get("weight_map")
-    if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
-        raise CheckpointError(f"{index} should hold a weight_map of tensors' names to files'")
-    shards = sorted(set(named.values()))
-    missing = [name for name in shards if not (index.parent / name).is_file()]
-    if missing or not shards:
-        raise CheckpointError(f"{index.parent} lacks {', '.join(missing) or 'its shards'}")
-    return [index.parent / name for name in shards]
-
-
-def _is_file_name(name: Any) -> bool:
-    """Whether it can be the name of a file beside an index."""
-    return isinstance(name, str) and Path(name).name == name and len(os.fsencode(name)) < 256
-
-
-@cache
-def _warn_of_a_single_file(single: Path, index: Path) -> None:
-    logger.warning(
-        "%s isn't used: %s names other files, which are all there; remove one of the two",
-        single,
-        index.name,
-    )
 
 
 def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -26,12 +26,13 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
     revision = f" at revision `{source['revision']}`" if source.get("revision") else ""
     bits = f"{quantization['bits']}-bit" if quantization else "unquantized"
     image = "--image start.jpg " if report["takes_image"] else ""
+    rest = f", and the rest of `{source['base']['name']}`," if "base" in source else ""
     lines = [
         *_header(variant, report["takes_image"]),
         "",
         f"# {variant.name if variant else source['name']}, {bits}, for MLX",
         "",
-        f"Made from `{source['name']}`{revision} with mlx_cogvideo {report['mlx_cogvideo']}.",
+        f"Made from `{source['name']}`{revision}{rest} with mlx_cogvideo {report['mlx_cogvideo']}.",
         "",
         "```",
         f'python generate.py --model {repo} {image}--prompt "..."',

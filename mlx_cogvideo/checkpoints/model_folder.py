@@ -21,9 +21,11 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import FLOATING, check_component, load_component, read_config, upstream_shape
+from .components import FLOATING, check_component, load_component, upstream_shape
+from .json_files import read_config
+from .layout import check_layout
 from .networks import NETWORKS, make_network
-from .resolve import component_folder, resolve_model
+from .resolve import Base, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
 from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
@@ -116,14 +118,15 @@ class ModelFolder(ModelConfigurations):
 
     Attributes:
         folder: the model folder.
+        base: where the components are that the folder lacks, or None.
         tokenizer: turns text into token ids.
         scheduler_config: contents of ``scheduler_config.json``.
         adapters: the adapters that ``load_lora`` has added, with their scales.
     """
 
-    def __init__(self, folder: Path, dtype: mx.Dtype | None = None):
-        self.folder = Path(folder)
-        contents = read_configurations(self.folder)
+    def __init__(self, folder: Path, dtype: mx.Dtype | None = None, base: Base | None = None):
+        self.folder, self.base = Path(folder), base
+        contents = read_configurations(self.folder, base)
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
         self._adapter_bytes = 0
@@ -140,6 +143,8 @@ class ModelFolder(ModelConfigurations):
         *,
         revision: str | None = None,
         download: bool = True,
+        base: str | Path | None = None,
+        base_revision: str | None = None,
     ) -> Self:
         """Opens a model: its configurations and file headers; weights are read when needed.
 
@@ -149,16 +154,23 @@ class ModelFolder(ModelConfigurations):
             dtype: None follows the checkpoint, or is float32 on the CPU, where 16-bit is slow.
             revision: commit, branch or tag of a hub repository.
             download: False takes a hub repository only from the local cache.
+            base: the model that gives the components which `model` lacks, such as a finetune that
+                has a ``transformer`` alone.
+            base_revision: as `revision`, for the base.
 
         Raises:
+            InvalidInputError: there is a base, and the model lacks nothing.
             ModelNotFoundError: there is no such model.
             CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
         """
-        return cls(resolve_model(model, revision, download=download), dtype)
+        folder, rest = resolve_model(model, revision, download=download), None
+        if base is not None:
+            rest = resolve_base(base, folder, base_revision, download=download)
+        return cls(folder, dtype, rest)
 
     def component(self, name: str) -> Path:
         """The folder of a component: a network, ``tokenizer`` or ``scheduler``."""
-        return component_folder(self.folder, name)
+        return component_folder(self.folder, name, self.base)
 
     @cached_property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
@@ -247,13 +259,15 @@ class ModelFolder(ModelConfigurations):
             self.free(name)
 
 
-def read_configurations(folder: Path) -> dict[str, dict[str, Any]]:
-    """The ``config.json`` of each network in a model folder, by the network's name.
+def read_configurations(folder: Path, base: Base | None = None) -> dict[str, dict[str, Any]]:
+    """The ``config.json`` of each network in a model folder or its base, by the network's name.
 
     Raises:
         CheckpointError: a file is missing or isn't a JSON object.
     """
-    return {name: read_config(component_folder(folder, name) / "config.json") for name in NETWORKS}
+    check_layout(folder, base)
+    folders = {name: component_folder(folder, name, base) for name in NETWORKS}
+    return {name: read_config(path / "config.json") for name, path in folders.items()}
 
 
 def official_model(

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
-from ..errors import ModelNotFoundError, first_line
-from .components import read_config
+from ..errors import InvalidInputError, ModelNotFoundError, first_line
+from .json_files import read_config
 from .variants import ALIASES
 
 DEMO_PATH = Path(__file__).parents[1] / "demo"
@@ -23,10 +24,27 @@ BUNDLED = {"demo": DEMO_PATH, "demo-i2v": DEMO_PATH.with_name("demo_i2v")}
 SHARED_KEY = "_components_from"
 """Key of ``model_index.json``: a relative path to the folder that holds the missing components."""
 
+COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
+
 CONFIGURATIONS = ["*.json", "*/*.json"]
 DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = (".safetensors", ".pt", ".bin", ".ckpt", ".gguf", ".pth")
+"""Endings of names that are meant for files."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model from which the components come that a folder lacks.
+
+    Attributes:
+        name: as the user gave it.
+        folder: where it is.
+    """
+
+    name: str
+    folder: Path
 
 
 def default_model() -> Path:
@@ -54,28 +72,71 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
     return folder if folder.is_dir() else BUNDLED[str(model)]
 
 
-def download_bytes(model: str | Path, revision: str | None = None) -> int:
-    """Bytes that `resolve_model` would download; 0 if the hub can't be reached.
+def resolve_base(
+    base: str | Path,
+    folder: Path,
+    revision: str | None = None,
+    *,
+    download: bool = True,
+    weights: bool = True,
+) -> Base:
+    """Finds the components that a model's folder lacks; of a hub repository only they are fetched.
+
+    Args:
+        base: a name as for `resolve_model`.
+        folder: the model's folder.
+        weights: False fetches configurations alone.
+
+    Raises:
+        InvalidInputError: the folder lacks nothing.
+        ModelNotFoundError: as `resolve_model`.
+    """
+    repo = hub_id(base)
+    patterns = base_patterns(folder) if weights else CONFIGURATIONS
+    if repo is None:
+        return Base(str(base), resolve_model(base))
+    return Base(str(base), Path(_fetch(repo, revision, patterns, download)))
+
+
+def base_patterns(folder: Path) -> list[str]:
+    """The files of a base that a model's folder needs, as patterns.
+
+    Raises:
+        InvalidInputError: it needs none.
+    """
+    missing = [name for name in COMPONENTS if not component_folder(folder, name).is_dir()]
+    if not missing:
+        raise InvalidInputError(f"{folder} holds all parts of a model: leave out the base")
+    files = ("*.json", "*.safetensors", "spiece.model")
+    return ["*.json", *(f"{name}/{file}" for name in missing for file in files)]
+
+
+def download_bytes(
+    model: str | Path, revision: str | None = None, patterns: Collection[str] = DOWNLOADED
+) -> int:
+    """Bytes of the files of `patterns` that aren't in the cache; 0 if the hub can't be reached.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.
     """
     repo = hub_id(model)
     try:
-        files = _fetch(repo, revision, dry_run=True) if repo else []
+        files = _fetch(repo, revision, list(patterns), dry_run=True) if repo else []
     except hub_errors.DryRunError:
         return 0
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
-def component_folder(folder: Path, name: str) -> Path:
-    """The folder of a component: inside the model folder, or in the one that its index names."""
+def component_folder(folder: Path, name: str, base: Base | None = None) -> Path:
+    """The folder of a component: in the model's folder, the one that its index names, or a base."""
     inside, index = folder / name, folder / "model_index.json"
-    if not inside.is_dir() and index.is_file():
+    if inside.is_dir():
+        return inside
+    if index.is_file():
         shared = read_config(index).get(SHARED_KEY)
         if isinstance(shared, str) and (folder / shared / name).is_dir():
             return folder / shared / name
-    return inside
+    return component_folder(base.folder, name) if base is not None else inside
 
 
 def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:
@@ -120,12 +181,19 @@ def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Pat
 def hub_id(model: str | Path) -> str | None:
     """The hub repository that a name refers to, or None for a folder or a demo."""
     name = str(model)
-    if name in BUNDLED or (name and Path(model).expanduser().is_dir()):
+    known = f"give a folder, a hub id or one of {', '.join([*BUNDLED, *ALIASES])}"
+    if not name.strip():
+        raise ModelNotFoundError(f"the name of the model is empty: {known}")
+    if name in BUNDLED or Path(model).expanduser().is_dir():
         return None
+    if Path(model).expanduser().is_file():
+        raise ModelNotFoundError(
+            f"{name} is a file: give the folder of a model in the official layout, or convert a "
+            "file of the SAT code (.pt) first"
+        )
     repo = ALIASES.get(name.lower(), name)
-    if not _HUB_ID.fullmatch(repo):
-        known = ", ".join([*BUNDLED, *ALIASES])
-        raise ModelNotFoundError(f"no model {name!r}: give a folder, a hub id or one of {known}")
+    if not _HUB_ID.fullmatch(repo) or repo.endswith(_FILES):
+        raise ModelNotFoundError(f"no model {name!r}: {known}")
     return repo
 
 
@@ -156,6 +224,8 @@ def _fetch(
             local_files_only=not download,
             **options,
         )
+    except hub_errors.HFValidationError:
+        problem = "is no folder here, and can't be the name of a hub repository"
     except hub_errors.GatedRepoError:
         problem = "asks you to accept its licence first, on its page, and to log in (hf auth login)"
     except hub_errors.RepositoryNotFoundError:
@@ -163,9 +233,12 @@ def _fetch(
     except hub_errors.RevisionNotFoundError:
         problem = f"has no revision {revision}"
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
-        problem = "isn't in the local cache and the hub can't be reached"
+        problem = "is no folder here, isn't in the local cache, and the hub can't be reached"
         if not download:
-            problem = "isn't in the local cache: without --dry-run it is downloaded first"
+            problem = (
+                "is no folder here and isn't in the local cache: without --dry-run it is "
+                "downloaded first"
+            )
     except hub_errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         problem = f"couldn't be fetched: the hub answered with status {status}; try again later"

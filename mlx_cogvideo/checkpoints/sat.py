@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import CheckpointError
+from .components import untie
 from .tensor_files import TensorInfo
 from .torch_file import TorchFile, TorchTensor, tensors_in
 
@@ -117,7 +118,7 @@ def open_sat(path: Path) -> SatCheckpoint:
     if vae := _tensors(vae_file) if vae_file else _under(tensors, _VAE_PREFIX):
         found["vae"] = _vae(vae)
     if text := _under(tensors, _TEXT_PREFIX):
-        text.pop("encoder.embed_tokens.weight", None)  # the same as shared.weight
+        untie(text)
         found["text_encoder"] = {name: _plain(t) for name, t in text.items()}
     # The tables of angles are stored. Without them the width decides: 2B's is 1920.
     rotary = any("freqs_" in name for name in transformer)

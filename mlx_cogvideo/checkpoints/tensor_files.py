@@ -5,19 +5,21 @@ header of that length, then the tensors' bytes.
 """
 
 import json
+import operator
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, OutputError, first_line
 from ..files import keep, temporary_path
+from .foreign_files import foreign_kind
 
 SHARD_BYTES = 5_000_000_000
 """Largest size of a shard with more than one tensor: the hub's default."""
@@ -32,6 +34,23 @@ DTYPES = {
 """MLX's dtypes by their names in the format."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+READ_AS = {"F64": "F32"}
+"""Dtypes that GPUs lack, and those in which they are read."""
+
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # NumPy has no bfloat16: its bits are taken as integers
+    "I64": "<i8",
+    "I32": "<i4",
+    "U32": "<u4",
+    "U8": "u1",
+}
+"""NumPy's dtypes by their names in the format."""
+
+_AGAIN = "fetch it again"
 
 
 @dataclass(frozen=True)
@@ -52,26 +71,66 @@ class TensorInfo:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of `file` by name.
+    """The tensors of `file` by name, with the dtypes that `open_arrays` gives them.
 
     Raises:
         CheckpointError: the file isn't a complete safetensors file.
     """
-    header, expected = _read(file)
-    header.pop("__metadata__", None)
+    header, start = _read(file)
     try:
-        expected += max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = max((_end(entry) for entry in header.values()), default=0)
         tensors = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file)
-            for name, entry in header.items()
+            name: TensorInfo(READ_AS.get(e["dtype"], e["dtype"]), tuple(e["shape"]), file)
+            for name, e in header.items()
         }
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, ValueError):
         raise _not_safetensors(file) from None
-    if (size := file.stat().st_size) != expected:
+    size, expected = file.stat().st_size, start + end
+    if size != expected:
+        what = "cut off" if size < expected else "longer than its header says"
         raise CheckpointError(
-            f"{file} is cut off: {size:,} of {expected:,} bytes are there; fetch it again"
+            f"{file} is {what}: {size:,} of {expected:,} bytes are there; {_AGAIN}"
         )
     return tensors
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where the bytes of a header's entry end.
+
+    Raises:
+        LookupError, TypeError, ValueError: the entry contradicts itself.
+    """
+    first, end = map(operator.index, entry["data_offsets"])
+    size = prod(map(operator.index, entry["shape"]))
+    itemsize = np.dtype(_NUMPY[entry["dtype"]]).itemsize if entry["dtype"] in _NUMPY else 0
+    if not 0 <= first <= end or (itemsize and end - first != size * itemsize):
+        raise ValueError("offsets")
+    return end
+
+
+def open_arrays(file: Path) -> Callable[[str], mx.array]:
+    """Opens a file that `read_header` has checked.
+
+    Returns:
+        A function that takes a tensor out by its name, once. It is read when it is evaluated, or at
+        once in a file with float64, which MLX doesn't load; that becomes float32.
+    """
+    header, start = _read(file)
+    if not any(entry["dtype"] in READ_AS for entry in header.values()):
+        return mx.load(str(file), format="safetensors").pop
+
+    def take(name: str) -> mx.array:
+        dtype, (first, end) = header[name]["dtype"], header[name]["data_offsets"]
+        with file.open("rb") as stream:
+            stream.seek(start + first)
+            numbers = np.frombuffer(stream.read(end - first), _NUMPY[dtype])
+        numbers = numbers.reshape(header[name]["shape"])
+        if dtype in READ_AS:
+            numbers = numbers.astype(np.float32)
+        array = mx.array(numbers)
+        return array.view(mx.bfloat16) if dtype == "BF16" else array
+
+    return take
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -80,18 +139,25 @@ def read_metadata(file: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file isn't a safetensors file.
     """
-    return _read(file)[0].get("__metadata__") or {}
+    metadata = _read_json(file)[0].get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _read(file: Path) -> tuple[dict, int]:
-    """The header, and the number of bytes before the tensors."""
+    """The header's tensors, and the number of bytes before their data."""
+    header, start = _read_json(file)
+    header.pop("__metadata__", None)
+    return header, start
+
+
+def _read_json(file: Path) -> tuple[dict, int]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > file.stat().st_size:
                 raise ValueError("header longer than the file")
             header = json.loads(stream.read(length))
-    except (ValueError, struct.error):
+    except (ValueError, RecursionError, struct.error):
         raise _not_safetensors(file) from None
     if not isinstance(header, dict):
         raise _not_safetensors(file)
@@ -99,7 +165,8 @@ def _read(file: Path) -> tuple[dict, int]:
 
 
 def _not_safetensors(file: Path) -> CheckpointError:
-    return CheckpointError(f"{file} is not a safetensors file: fetch it again")
+    what = foreign_kind(file) or f"not a safetensors file: {_AGAIN}"
+    return CheckpointError(f"{file} is {what}")
 
 
 def save_arrays(

@@ -1,4 +1,4 @@
-"""T5's tokenizer on sentencepiece, with the ids of transformers' T5Tokenizer for ``spiece.model``.
+"""T5's tokenizer on sentencepiece, with the ids of transformers' T5Tokenizer for the same file.
 
 transformers normalizes, splits at whitespace, puts "▁" in front of every word and segments each
 word by itself. Sentencepiece can do all of this at once, with small differences. Therefore it only
@@ -19,6 +19,10 @@ import mlx.core as mx
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 
 from ..errors import CheckpointError, InvalidInputError
+from .tokenizer_json import model_proto
+
+MODEL_FILE, JSON_FILE = "spiece.model", "tokenizer.json"
+"""Files of a tokenizer folder, either of which is enough."""
 
 SPACE = "▁"
 # Unicode's White_Space. Python's \s also includes the separators U+001C to U+001F.
@@ -66,16 +70,24 @@ class T5Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads ``spiece.model`` in a checkpoint's tokenizer folder.
+        """Reads ``spiece.model``, or else ``tokenizer.json``, in a checkpoint's tokenizer folder.
 
         Raises:
             CheckpointError: the file is missing, damaged or not T5's.
         """
-        path = Path(folder) / "spiece.model"
+        path = Path(folder) / MODEL_FILE
+        other = path.with_name(JSON_FILE)
+        if not path.is_file() and not other.is_file():
+            raise CheckpointError(
+                f"{folder} has neither {MODEL_FILE} nor {JSON_FILE}: copy {MODEL_FILE} there from "
+                "the tokenizer folder of an official model"
+            )
         if not path.is_file():
-            raise CheckpointError(f"{folder} has no spiece.model: download the tokenizer folder")
+            path, contents = other, model_proto(other)
+        else:
+            contents = path.read_bytes()
         try:
-            return cls(path.read_bytes())
+            return cls(contents)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

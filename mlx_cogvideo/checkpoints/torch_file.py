@@ -18,13 +18,15 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, first_line
+from .foreign_files import foreign_kind
 from .pickles import Ignoring, IgnoringDict, PickleError, Placeholder, read_pickle
 
+# Dtypes of the tensors that are read, and of the storages: GPUs lack float64.
 _DTYPES = {
     "FloatStorage": ("F32", np.float32),
     "HalfStorage": ("F16", np.float16),
     "BFloat16Storage": ("BF16", np.uint16),
-    "DoubleStorage": ("F64", np.float64),
+    "DoubleStorage": ("F32", np.float64),
     "LongStorage": ("I64", np.int64),
     "IntStorage": ("I32", np.int32),
     "ShortStorage": ("I16", np.int16),
@@ -106,6 +108,8 @@ class TorchTensor:
             array = np.lib.stride_tricks.as_strided(
                 np.frombuffer(data, dtype), self.shape, strides, writeable=False
             )
+        if dtype == np.float64:
+            array = array.astype(np.float32)
         array = mx.array(np.array(array, order="C"))
         return array.view(mx.bfloat16) if self.dtype == "BF16" else array
 
@@ -135,6 +139,12 @@ class TorchTensor:
                 f"{self.file.path} has a tensor that reaches past the end of its storage"
             )
         return extent
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """What a file that isn't read is, and what to do."""
+    kind = None if zipfile.is_zipfile(path) or not path.is_file() else foreign_kind(path)
+    return kind or f"no PyTorch file that can be read ({error}): fetch it again"
 
 
 class TorchFile:
@@ -169,9 +179,7 @@ class TorchFile:
         except FileNotFoundError:
             raise CheckpointError(f"{path} doesn't exist") from None
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-            raise CheckpointError(
-                f"{path} is no PyTorch file that can be read ({error}): fetch it again"
-            ) from None
+            raise CheckpointError(f"{path} is {_damage(path, error)}") from None
         except _DAMAGE as error:
             raise CheckpointError(f"{path} holds a damaged pickle: {first_line(error)}") from None
 

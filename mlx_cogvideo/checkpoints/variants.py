@@ -1,4 +1,9 @@
-"""The official models, one row each: facts that their configurations don't contain."""
+"""The official models, one row each: facts that their configurations don't contain.
+
+Sizes, numbers of frames and frames per second are those of the table of models in the README of
+github.com/zai-org/CogVideo, which the model cards repeat. The samplers are those of its
+``inference/cli_demo.py``.
+"""
 
 from dataclasses import dataclass
 
@@ -15,6 +20,7 @@ class Variant:
         architecture: the transformer's configuration fields that tell the variants apart.
         width, height, num_frames, fps: what the model was trained on, and its defaults.
         max_frames: most frames of a video; more of them fall apart.
+        frame_step: the model was trained on multiples of it plus one frame.
         scheduler, dynamic_cfg: the recommended sampler.
         longest_side: longest side in pixels of the videos that it was trained on, whose shorter
             side is `height`; None if all of them had its own size.
@@ -28,6 +34,7 @@ class Variant:
     num_frames: int
     fps: int
     max_frames: int
+    frame_step: int
     scheduler: str
     dynamic_cfg: str | bool
     longest_side: int | None
@@ -42,6 +49,15 @@ class Variant:
         if self.longest_side is None:
             return f"{self.width}x{self.height}"
         return f"a shorter side of {self.height} and a longer one up to {self.longest_side}"
+
+    @property
+    def frames(self) -> str:
+        """The numbers of frames that it was trained on, in words."""
+        return f"{self.frame_step}N+1 frames, up to {self.max_frames}"
+
+    def was_trained_on_frames(self, num_frames: int) -> bool:
+        """Whether it was trained on videos of so many frames."""
+        return num_frames % self.frame_step == 1 and num_frames <= self.max_frames
 
     def was_trained_on(self, height: int, width: int) -> bool:
         """Whether it was trained on videos of this size."""
@@ -67,10 +83,16 @@ _5B = {"num_layers": 42, "num_attention_heads": 48, "attention_head_dim": 64}
 _TEXT, _IMAGE = {"in_channels": 16}, {"in_channels": 32}
 _FLAT, _DEEP = {"patch_size_t": None}, {"patch_size_t": 2}
 
+# Only one model was trained on other shapes than its own: "Min(W, H) = 768, 768 <= Max(W, H) <=
+# 1360, Max(W, H) % 16 = 0".
 _SIZE_1_0 = {"width": 720, "height": 480, "longest_side": None}
-_SIZE_1_5 = {"width": 1360, "height": 768, "longest_side": 1360}
-_V1_0 = _SIZE_1_0 | {"num_frames": 49, "max_frames": 49, "fps": 8}
-_V1_5 = _SIZE_1_5 | {"num_frames": 81, "max_frames": 161, "fps": 16}
+_SIZE_1_5 = {"width": 1360, "height": 768, "longest_side": None}
+_ANY_SHAPE_1_5 = _SIZE_1_5 | {"longest_side": 1360}
+# "8N + 1 where N <= 6" and "16N + 1 where N <= 10".
+_TIME_1_0 = {"num_frames": 49, "max_frames": 49, "frame_step": 8, "fps": 8}
+_TIME_1_5 = {"num_frames": 81, "max_frames": 161, "frame_step": 16, "fps": 16}
+_V1_0 = _SIZE_1_0 | _TIME_1_0
+_V1_5, _V1_5_I2V = _SIZE_1_5 | _TIME_1_5, _ANY_SHAPE_1_5 | _TIME_1_5
 _DDIM = {"scheduler": "ddim", "dynamic_cfg": False}
 _DPM = {"scheduler": "dpm", "dynamic_cfg": "wave"}
 
@@ -79,7 +101,7 @@ VARIANTS = (
     Variant("5b", "THUDM/CogVideoX-5b", _5B | _TEXT | _FLAT, **_V1_0, **_DPM),
     Variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", _5B | _IMAGE | _FLAT, **_V1_0, **_DPM),
     Variant("1.5-5b", "THUDM/CogVideoX1.5-5B", _5B | _TEXT | _DEEP, **_V1_5, **_DPM),
-    Variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", _5B | _IMAGE | _DEEP, **_V1_5, **_DPM),
+    Variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", _5B | _IMAGE | _DEEP, **_V1_5_I2V, **_DPM),
 )
 
 ALIASES = {variant.alias: variant.repo for variant in VARIANTS}

@@ -13,6 +13,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # so that float32 is exact on CUD
 
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
+from ..checkpoints.resolve import Base, resolve_base
 from ..device import size
 from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked
@@ -22,7 +23,8 @@ from ..machine.stages import check_stages
 from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
-from .common import FAILED, Parser, duration, run, say, with_help
+from .common import BASE, FAILED, Parser, duration, run, say, with_help
+from .options import named, path
 
 NO_GPU = "the convolutions and the attention of official widths: there is no GPU here"
 
@@ -67,12 +69,16 @@ def _check(args: argparse.Namespace) -> int | None:
     return FAILED if wrong else None
 
 
+def _base(args: argparse.Namespace) -> Base | None:
+    return resolve_base(args.base, args.model) if args.base is not None else None
+
+
 def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Adds each comparison to `results` as it is made; returns the names of the wrong ones."""
     wrong = []
     for name in args.dtype or ("float32",):
         results["stages"][name] = []
-        for result in check_stages(args.model, DTYPES[name]):
+        for result in check_stages(args.model, DTYPES[name], _base(args)):
             results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
             _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
@@ -191,6 +197,7 @@ HELP = {
     "--dtype": "compare the stages in these dtypes (default: float32)",
     "--stages-only": "only compare; don't measure speed or estimate what models need",
     "--model": "compare a copy of the demo in FOLDER (default: the bundled demo)",
+    "--base": f"{BASE[0].lower()}{BASE[1:-1]} (default: none)",
     "--json": "print the results as one line of JSON",
     "--report": "write the results to a new JSON file, which can be attached to an issue",
 }
@@ -201,7 +208,8 @@ def make_parser() -> Parser:
     add = with_help(parser, HELP)
     add("--dtype", choices=DTYPES, nargs="+")
     add("--stages-only", action="store_true")
-    add("--model", type=Path, default=DEMO_PATH, metavar="FOLDER")
+    add("--model", type=path, default=DEMO_PATH, metavar="FOLDER")
+    add("--base", type=named, metavar="MODEL")
     add("--json", action="store_true")
-    add("--report", type=Path, metavar="FILE")
+    add("--report", type=path, metavar="FILE")
     return parser

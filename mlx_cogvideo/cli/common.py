@@ -6,13 +6,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
-from ..pipeline.sources import is_address
+from .options import named, number
 from .signals import ended_gently
 from .streams import prepare, unheard
 
@@ -38,17 +37,11 @@ class WithScale(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
-            source, scale = values if len(values) > 1 else (*values, 1.0)
-            pair = source, float(scale)
-        except ValueError:
+            source, scale = values if len(values) > 1 else (*values, "1")
+            pair = named(source), number(scale)
+        except (ValueError, argparse.ArgumentTypeError):
             parser.error(f"{option_string} takes an adapter and at most one number, its scale")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), pair])
-
-
-def local_path(text: str) -> Path:
-    if is_address(text):
-        raise argparse.ArgumentTypeError(f"{text} is an address: download it first")
-    return Path(text)
 
 
 def at_least_one(text: str) -> int:
@@ -135,6 +128,13 @@ def add_awake_option(add: Callable[..., Any]) -> None:
         help="Let a Mac fall asleep during the run. Default: a run of more than a minute keeps it "
         "awake.",
     )
+
+
+BASE = (
+    "Model that gives the parts which --model lacks, for a finetune that has only a transformer: a "
+    "folder, hub id or short name."
+)
+"""Help of ``--base``."""
 
 
 def wired_bytes(args: argparse.Namespace) -> int | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import InvalidInputError
 from ..files import read_text
-from .common import Parser, local_path
+from .common import Parser
+from .options import path as path_type
 
 
 def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
@@ -26,7 +27,7 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     finder = Parser(add_help=False)
-    finder.add_argument("--config", type=local_path)
+    finder.add_argument("--config", type=path_type)
     path = finder.parse_known_args(arguments)[0].config
     if path is None:
         return arguments
@@ -68,7 +69,7 @@ def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iter
     values = value if isinstance(value, list) else [value]
     if any(isinstance(word, bool | dict | list) for word in values):
         raise InvalidInputError(f"{path}: {option} can't be {value!r}")
-    if action.type in (Path, local_path):  # as a shell does
+    if action.type is path_type:  # as a shell does
         values = [Path(str(word)).expanduser() for word in values]
     if isinstance(action, argparse._AppendAction):
         for word in values:

@@ -21,6 +21,7 @@ from ..checkpoints import (
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
+from ..checkpoints.resolve import base_patterns, resolve_base
 from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
@@ -37,7 +38,8 @@ from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
+from .common import BASE, Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
+from .options import named, path
 from .streams import tell
 
 logger = logging.getLogger(__name__)
@@ -65,13 +67,19 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     if args.upload_repo:
         check_repo_name(args.upload_repo)
     sat = is_sat(Path(args.model))
-    to_download = 0 if sat else download_bytes(args.model, args.revision)
-    _check_room(args, to_download)
+    if sat and args.base:
+        raise InvalidInputError("--base is for model folders: a SAT checkpoint has --text-encoder")
+    folder, to_download = (Path(args.model), 0) if sat else _folder(args)
+    base = None
+    if args.base:
+        more = download_bytes(args.base, patterns=base_patterns(folder))
+        _check_room(args, more)
+        to_download += more
+        base = resolve_base(args.base, folder, weights=not (args.dry_run and more))
     only_configuration = args.dry_run and to_download > 0
-    resolve = resolve_configuration if only_configuration else resolve_model
     plan = plan_conversion(
         args.model,
-        Path(args.model) if sat else resolve(args.model, args.revision),
+        folder,
         quantization=quantization,
         recipe=args.quant_predicate,
         dtype=DTYPES.get(args.dtype),
@@ -80,6 +88,7 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
         text_encoder=_text_encoder(args) if sat else None,
         assumed_dtype="BF16" if only_configuration else None,
         lora=args.lora or (),
+        base=base,
     )
     announce(plan, args.mlx_path, to_download)
     if args.dry_run:
@@ -94,6 +103,18 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
         (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
     tell(str(args.mlx_path))
+
+
+def _folder(args: argparse.Namespace) -> tuple[Path, int]:
+    """The folder of the model, in a dry run with its configurations alone; the bytes to download.
+
+    Raises:
+        OutputError: there is no room for the download.
+    """
+    to_download = download_bytes(args.model, args.revision)
+    _check_room(args, to_download)
+    resolve = resolve_configuration if args.dry_run and to_download else resolve_model
+    return resolve(args.model, args.revision), to_download
 
 
 def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
@@ -211,6 +232,7 @@ HELP = {
     "--hf-path": "convert this model: a folder, a hub id, an alias "
     f"({', '.join([*BUNDLED, *ALIASES])}), or a .pt file or folder of the original SAT code "
     "(default: 5b)",
+    "--base": f"{BASE[0].lower()}{BASE[1:-1]} (default: none)",
     "--text-encoder": "take T5 and its tokenizer from this model if the source is a SAT checkpoint "
     "(default: 2b)",
     "--revision": "download this commit, branch or tag of a hub repository (default: main)",
@@ -249,11 +271,12 @@ def make_parser() -> Parser:
     description = "Make a small model folder from an official CogVideoX checkpoint."
     parser = Parser(prog="mlx_cogvideo.convert", description=description, epilog=EXAMPLES)
     add = with_help(parser, HELP)
-    add("--hf-path", "--model", dest="model", default="5b")
-    add("--text-encoder", metavar="MODEL", default="2b")
-    add("--revision")
+    add("--hf-path", "--model", dest="model", type=named, default="5b")
+    add("--base", type=named, metavar="MODEL")
+    add("--text-encoder", type=named, metavar="MODEL", default="2b")
+    add("--revision", type=named)
     add("--lora", nargs="+", action=WithScale, metavar=("ADAPTER", "SCALE"))
-    add("--info", type=Path, metavar="FOLDER")
+    add("--info", type=path, metavar="FOLDER")
     add("-q", "--quantize", type=int, nargs="?", const=4, metavar="BITS")
     add("--q-bits", type=int, metavar="BITS")
     add("--q-group-size", type=int, metavar="N")
@@ -262,8 +285,8 @@ def make_parser() -> Parser:
     add("-d", "--dequantize", action="store_true")
     add("--dtype", choices=DTYPES)
     add("--components", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
-    add("--mlx-path", type=Path, default=Path("mlx_model"), metavar="FOLDER")
-    add("--upload-repo", metavar="REPO")
+    add("--mlx-path", type=path, default=Path("mlx_model"), metavar="FOLDER")
+    add("--upload-repo", type=named, metavar="REPO")
     add("--dry-run", action="store_true")
     add_awake_option(parser.add_argument)
     add("--quiet", action="store_true")

@@ -17,19 +17,19 @@ from ..video import read_record
 from .announce import announce
 from .awake import awake
 from .common import (
+    BASE,
     FAILED,
     Parser,
     WithScale,
     add_machine_options,
     at_least_one,
     be_quiet,
-    local_path,
     positive,
     run,
     wired_bytes,
 )
 from .config_file import with_config_file
-from .options import add_setting, add_settings, given_settings
+from .options import add_setting, add_settings, given_settings, named, path
 from .session import Session
 from .streams import tell
 
@@ -82,6 +82,7 @@ def read_options(args: argparse.Namespace) -> Options:
         replay=args.replay,
         resume=args.resume,
         model=args.model,
+        base=args.base,
         output=args.output,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
@@ -108,20 +109,20 @@ def make_parser() -> Parser:
     add_setting(what, RunSettings, "prompt")
     what(
         "--prompt-file",
-        type=local_path,
+        type=path,
         metavar="FILE",
         help="Text file of prompts, one a line. PROMPT@@IMAGE starts from an image; lines that "
         "begin with # are comments.",
     )
     what(
         "--replay",
-        type=local_path,
+        type=path,
         metavar="FILE",
         help="Make the video of FILE, an output of this program, again.",
     )
     what(
         "--show",
-        type=local_path,
+        type=path,
         metavar="FILE",
         help="Print how FILE, an output of this program, was made, and stop.",
     )
@@ -136,11 +137,14 @@ def make_parser() -> Parser:
         "Default: random.",
     )
     add_setting(add, RunSettings, "lora", nargs="+", action=WithScale, type=str)
-    groups["what"].add_argument(
+    add = groups["what"].add_argument
+    add(
         "--model",
+        type=named,
         help=f"Folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}. Default: the folder "
         "mlx_model if it exists, else the bundled demo.",
     )
+    add("--base", type=named, metavar="MODEL", help=f"{BASE} Default: none.")
     groups["memory"].add_argument(
         "--memory-limit",
         type=positive,
@@ -153,6 +157,7 @@ def make_parser() -> Parser:
     add(
         "--output",
         "-o",
+        type=named,
         help="File that is written: .mp4, .gif, .safetensors (latents), or a folder of PNG frames. "
         "It may contain {index}, {prompt} and {seed}. Default: video.mp4, or "
         "video-{index}-{seed}.mp4 for several.",
@@ -169,6 +174,7 @@ def _add_run_options(add) -> None:
         nargs="?",
         const=True,
         default=False,
+        type=named,
         metavar="FILE",
         help="Continue an unfinished run. FILE is its output or its .resume file; without FILE, "
         "give the same command or --output.",
@@ -189,7 +195,7 @@ def _add_run_options(add) -> None:
     add_machine_options(add)
     add(
         "--config",
-        type=local_path,
+        type=path,
         metavar="FILE",
         help="Read options from a TOML or JSON file; command-line options override it.",
     )

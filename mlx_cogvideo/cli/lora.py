@@ -122,7 +122,9 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
-    pipe = CogVideoXPipeline.from_pretrained(model, dtype, download=not args.dry_run)
+    pipe = CogVideoXPipeline.from_pretrained(
+        model, dtype, download=not args.dry_run, base=args.base
+    )
     settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
     videos = [
@@ -249,7 +251,7 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
 
 def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
     """Writes what is learned of the first clips and prints where; returns the exit code."""
-    identity = model_identity(job.model, job.pipe.folder)
+    identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
     clips, folder = job.clips[: args.show_clips], args.adapter_path / "samples" / "clips"
     written = show_clips(job.pipe, identity, clips, job.clip_options, job.cache, folder)
     shown = False
@@ -264,7 +266,7 @@ def _run(
 ) -> int | None:
     """Prepares the clips and trains; returns the exit code."""
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
-    identity = model_identity(job.model, job.pipe.folder)
+    identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
     also = [*(video.prompt for video in job.sample_videos), *job.prior]
     distributed.check_same({"--resume": args.resume})
     try:

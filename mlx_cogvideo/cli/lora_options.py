@@ -9,15 +9,15 @@ from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
 from ..video.writer import FASTEST, SLOWEST
 from .common import (
+    BASE,
     Parser,
     add_machine_options,
     at_least_one,
-    local_path,
     not_negative,
     positive,
     with_help,
 )
-from .options import add_settings, given_settings
+from .options import add_settings, given_settings, named, path
 
 GROUPS = {
     "data": "what to learn from",
@@ -34,6 +34,7 @@ HELP = {
     "preservation). Default: none.",
     "--model": "Folder, hub id or short name of the model, as in generate.py. Default: the folder "
     "mlx_model if it exists, else the bundled demo.",
+    "--base": f"{BASE} Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
     "--height": "Height of a clip in pixels. Default: the model's own.",
     "--width": "Width of a clip in pixels. Default: the model's own.",
@@ -88,9 +89,10 @@ def make_parser() -> Parser:
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)
-    add("--data", type=local_path, required=True, metavar="DIR")
-    add("--prior-prompts", type=local_path, metavar="FILE")
-    add("--model")
+    add("--data", type=path, required=True, metavar="DIR")
+    add("--prior-prompts", type=path, metavar="FILE")
+    add("--model", type=named)
+    add("--base", type=named, metavar="MODEL")
     add("--frames", type=int, metavar="N")
     add("--height", type=int, metavar="PIXELS")
     add("--width", type=int, metavar="PIXELS")
@@ -102,10 +104,10 @@ def make_parser() -> Parser:
     add("--windows", type=at_least_one, default=1, metavar="N")
     add("--window-places", choices=PLACES, default="spread")
     add("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS")
-    add("--cache", type=Path, metavar="DIR")
+    add("--cache", type=path, metavar="DIR")
 
     add = with_help(groups["output"], HELP)
-    add("--adapter-path", type=Path, default=Path("adapters"), metavar="DIR")
+    add("--adapter-path", type=path, default=Path("adapters"), metavar="DIR")
     add("--save-every", type=at_least_one, default=250, metavar="UPDATES")
     add("--keep-checkpoints", type=at_least_one, default=3, metavar="N")
     add("--val-every", type=not_negative, default=0, metavar="UPDATES")
@@ -117,7 +119,7 @@ def make_parser() -> Parser:
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
     add_machine_options(groups["machine"].add_argument)
-    add("--config", type=local_path, metavar="FILE")
+    add("--config", type=path, metavar="FILE")
     add("--dry-run", action="store_true")
     add("--show-clips", type=at_least_one, metavar="N")
     add("--quiet", "-q", action="store_true")

@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Callable, Collection
 from fractions import Fraction
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..pipeline.fields import Setting, settings_of
+from ..pipeline.sources import is_address
 
 
 def add_settings(
@@ -73,6 +75,20 @@ def default_words(settings_class: type, name: str) -> str | None:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def named(text: str) -> str:
+    """A name, which may not be empty: as a path, an empty one would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path, which may be neither empty nor an address."""
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address: download it first")
+    return Path(named(text))
+
+
 def number(text: str) -> float:
     """A number such as 0.25, or a fraction such as 1/6."""
     try:
@@ -100,7 +116,8 @@ def _values(kind: Any, about: Setting) -> dict[str, Any]:
         inner = [k for k in get_args(member) if k is not Ellipsis]
         values |= {"nargs": "+" if Ellipsis in get_args(member) else len(inner)}
         member = inner[0]
-    return values | {"type": {int: int, float: number}.get(member, str)}
+    # What is no number and no text is a file.
+    return values | {"type": {int: int, float: number, str: str}.get(member, named)}
 
 
 class _Choices(tuple):

@@ -11,7 +11,9 @@ import mlx.core as mx
 from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
+from ..checkpoints.layout import check_layout
 from ..checkpoints.networks import NETWORKS
+from ..checkpoints.resolve import Base
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
 from ..checkpoints.tensor_files import NAMES, TensorInfo
@@ -107,6 +109,7 @@ class ConversionPlan:
     Attributes:
         folder: the folder of the source.
         model: the source's name as the user gave it.
+        base: where the components are that the source lacks, or None.
         variant: the official model that it is, or None.
         asked: the requested quantization, or None.
         adapters: LoRA adapters to fuse into the transformer, with their scales.
@@ -116,6 +119,7 @@ class ConversionPlan:
 
     folder: Path
     model: str | Path
+    base: Base | None
     variant: Variant | None
     asked: Quantization | None
     recipe: str
@@ -145,6 +149,7 @@ def plan_conversion(
     text_encoder: Path | None = None,
     assumed_dtype: str | None = None,
     lora: Collection[tuple[str | Path, float]] = (),
+    base: Base | None = None,
 ) -> ConversionPlan:
     """Plans what a conversion writes; reads configurations and file headers only.
 
@@ -162,13 +167,14 @@ def plan_conversion(
         lora: adapters to fuse into the transformer, and their scales.
         assumed_dtype: type of the source's tensors if only its configurations are here; None
             reads the files.
+        base: the model that gives the components which the folder lacks.
 
     Raises:
         CheckpointError: the folder has no CogVideoX model, or a damaged one.
         InvalidInputError: the model is quantized already, is to be dequantized but isn't
             quantized, or has no layer that can be quantized as requested.
     """
-    sources, extra = _sources(folder, text_encoder, assumed_dtype)
+    sources, extra = _sources(folder, base, text_encoder, assumed_dtype)
     plans = [plan_component(name, sources[name]) for name in NETWORKS]
     _check_quantized(model, plans, components, dequantize=dequantize)
     for plan in plans:
@@ -185,7 +191,9 @@ def plan_conversion(
         layers = linear_layers(CogVideoXTransformer3DModel(config))
         adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
     variant = match_variant(config)
-    return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
+    return ConversionPlan(
+        folder, model, base, variant, quantization, recipe, plans, extra, adapters
+    )
 
 
 def _check_quantized(
@@ -212,13 +220,13 @@ def _check_quantized(
 
 
 def _sources(
-    folder: Path, text_encoder: Path | None, assumed_dtype: str | None
+    folder: Path, base: Base | None, text_encoder: Path | None, assumed_dtype: str | None
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
     """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
-        check_architecture(folder)
-        sources = {name: folder_source(folder, name, assumed_dtype) for name in NETWORKS}
-        return sources, _files(folder, COPIED)
+        check_architecture(folder, base)
+        sources = {name: folder_source(folder, name, assumed_dtype, base) for name in NETWORKS}
+        return sources, _files(folder, COPIED, base)
     sources = sat_sources(folder)
     if "vae" not in sources:
         raise CheckpointError(f"{folder} holds no VAE: put {VAE_FILES[0]} into one folder with it")
@@ -232,11 +240,16 @@ def _sources(
     return sources, extra | sat_configurations(sources["transformer"].config)
 
 
-def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str, Any]]:
+def _files(
+    folder: Path, patterns: Collection[str], base: Base | None = None
+) -> dict[str, Path | dict[str, Any]]:
     files: dict[str, Path | dict[str, Any]] = {}
     for pattern in patterns:
         name, inside, pattern = pattern.rpartition("/")
-        for file in sorted((component_folder(folder, name) if inside else folder).glob(pattern)):
+        found = component_folder(folder, name, base) if inside else folder
+        if not inside and base is not None and not any(folder.glob(pattern)):
+            found = base.folder
+        for file in sorted(found.glob(pattern)):
             files[f"{name}{inside}{file.name}"] = file
     index = files.get("model_index.json")
     if index is not None:  # components shared by another folder are copied, so drop the reference
@@ -246,12 +259,11 @@ def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str
     return files
 
 
-def check_architecture(folder: Path) -> None:
+def check_architecture(folder: Path, base: Base | None = None) -> None:
     """Raises CheckpointError unless a folder holds a CogVideoX model."""
     index = folder / "model_index.json"
-    config = component_folder(folder, "transformer") / "config.json"
-    if not index.is_file() and not config.is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no model_index.json")
+    check_layout(folder, base)
+    config = component_folder(folder, "transformer", base) / "config.json"
     found = read_config(index).get("_class_name", "") if index.is_file() else ""
     transformer = read_config(config).get("_class_name", "")
     for name, prefix in ((found, "CogVideoX"), (transformer, "CogVideoXTransformer3DModel")):

@@ -214,7 +214,7 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
         "takes_image": plan.takes_image,
         "source": {"name": str(plan.model)}
         if is_sat(plan.folder)
-        else model_identity(plan.model, plan.folder),
+        else model_identity(plan.model, plan.folder, plan.base),
         "quantization": plan.asked.arguments() if plan.asked else None,
         "recipe": plan.recipe,
         "lora": [adapter.identity(scale) for adapter, scale in plan.adapters],

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.resolve import Base
 from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import make_scheduler
 from ..nn.attention import attention
@@ -59,14 +60,17 @@ def clip() -> np.ndarray:
     return pixels[None].astype(np.float32)
 
 
-def check_stages(folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32) -> Iterator[Result]:
+def check_stages(
+    folder: Path = DEMO_PATH, dtype: mx.Dtype = mx.float32, base: Base | None = None
+) -> Iterator[Result]:
     """Runs each stage of a model on PyTorch's output of the stage before it.
 
     Args:
         folder: the demo or a copy of it.
+        base: where the components are that the folder lacks.
         dtype: of the weights and activations.
     """
-    model = ModelFolder(folder, dtype)
+    model = ModelFolder(folder, dtype, base)
     stored = mx.load(str(DEMO_PATH / VALUES))
     name = model.dtype_name
 

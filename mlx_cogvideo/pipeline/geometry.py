@@ -8,6 +8,9 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderConfig
 from ..nn.transformer import TransformerConfig
 
+FRAME_STEP = 8
+"""Frames of a chunk of the VAE's decoder: every video has a multiple of them plus one."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -47,7 +50,7 @@ class Geometry:
         height = native.height if height is None else height
         width = native.width if width is None else width
 
-        _check_frames(num_frames, native.max_frames if variant else None)
+        _check_frames(num_frames, native.frame_step, native.max_frames if variant else None)
         for name, size in (("height", height), ("width", width)):
             _check_multiple(name, size, ratio * transformer.patch_size)
         if transformer.use_learned_positional_embeddings:
@@ -70,14 +73,19 @@ class _Native:
 
     def __init__(self, config: TransformerConfig, ratio: int):
         self.num_frames = self.max_frames = config.sample_frames
+        self.frame_step = FRAME_STEP
         self.height = config.sample_height * ratio
         self.width = config.sample_width * ratio
 
 
-def _check_frames(num_frames: int, limit: int | None) -> None:
-    below = (num_frames - 1) // 8 * 8 + 1
-    if num_frames < 1 or num_frames != below:
-        usable = [n for n in (below, below + 8) if n >= 1 and (limit is None or n <= limit)]
+def _check_frames(num_frames: int, step: int, limit: int | None) -> None:
+    """Raises InvalidInputError for frames that can't be made; proposes multiples of `step` plus 1.
+
+    Every model can make 8N+1 frames.
+    """
+    if num_frames < 1 or num_frames % FRAME_STEP != 1:
+        below = (num_frames - 1) // step * step + 1
+        usable = [n for n in (below, below + step) if n >= 1 and (limit is None or n <= limit)]
         raise InvalidInputError(
             f"the number of frames must be 8N+1 (9, 17, 25, ...); got {num_frames}: "
             f"use {' or '.join(map(str, usable)) or limit}"

@@ -150,6 +150,8 @@ def path_or_pixels(
     if given is None:
         return None
     if isinstance(given, str | Path):
+        if not str(given).strip():
+            raise InvalidInputError(f"{name} must be a file; its name is empty")
         check_no_address(name, given)
         return os.path.abspath(given)
     try:

@@ -12,7 +12,7 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
-from ..errors import GenerationError, InvalidInputError
+from ..errors import GenerationError, InvalidInputError, not_finite
 from ..nn.autoencoder import (
     ENCODE_CHUNK,
     MAX_ELEMENTS,
@@ -153,7 +153,7 @@ class _Check:
     def finite(self, x: mx.array, what: str) -> None:
         if not mx.isfinite(x).all().item():
             dtype = str(x.dtype).split(".")[-1]
-            raise GenerationError(f"{what} NaN or infinity in {dtype}: try --dtype float32")
+            raise not_finite(what, dtype, "the model's weights are bad: fetch or convert it again")
 
     def varied(self) -> None:
         if (self._brightest - self._darkest).max().item() < 1 / 255:

@@ -139,12 +139,17 @@ class _Planner:
 
     def _open_model(self) -> tuple[CogVideoXPipeline, dict[str, Any]]:
         options, then = self.options, self.origin.record.get("model", {})
+        if options.model is not None:
+            then = {}
         name = options.model or then.get("name") or default_model()
+        base = {"name": options.base} if options.base is not None else then.get("base", {})
         pipe = CogVideoXPipeline.from_pretrained(
             name,
             DTYPES.get(self.settings.get("dtype")),
-            revision=None if options.model else then.get("revision"),
+            revision=then.get("revision"),
             download=not options.dry_run,
+            base=base.get("name"),
+            base_revision=base.get("revision"),
         )
         recorded = self.origin.recorded.get("lora", [])
         adapters = [(adapter["source"], adapter["scale"]) for adapter in recorded]
@@ -153,7 +158,7 @@ class _Planner:
         if not self.compile:
             mx.disable_compile()
         pipe.memory_limit = options.memory_limit
-        return pipe, model_identity(name, pipe.folder)
+        return pipe, model_identity(name, pipe.folder, pipe.base)
 
     def _requested_jobs(self, prompts: list[Prompt]) -> Iterator[VideoJob]:
         """The videos as they were requested, before anything on disk is looked at."""
@@ -199,6 +204,11 @@ class _Planner:
                     yield (
                         f"{variant.name} was trained on {variant.sizes}: "
                         f"{geometry.width}x{geometry.height} comes out worse"
+                    )
+                if not variant.was_trained_on_frames(geometry.num_frames):
+                    yield (
+                        f"{variant.name} was trained on {variant.frames}: "
+                        f"{geometry.num_frames} come out worse"
                     )
         if self.options.replay is not None and jobs:
             then, now = self.origin.record, jobs[0].record

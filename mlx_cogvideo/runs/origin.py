@@ -24,6 +24,7 @@ class Options:
         replay: output whose record is made again.
         resume: whether unfinished runs go on; a file that holds one, or its output.
         model: folder, alias or hub id.
+        base: the same, of the model that gives the components which the model lacks.
         output: template of the outputs' names.
         overwrite: whether outputs that exist are replaced.
         dry_run: whether nothing is to be made or downloaded.
@@ -36,6 +37,7 @@ class Options:
     replay: Path | None = None
     resume: bool | str = False
     model: str | None = None
+    base: str | None = None
     output: str | None = None
     overwrite: bool = False
     dry_run: bool = False

@@ -31,7 +31,9 @@ class Preview:
         Raises:
             InvalidInputError: this model has no map of colours, or one that can't be used.
         """
-        own = model.folder / FILE
+        # The colours are those of the VAE's latents.
+        brings_vae = model.base is None or (model.folder / "vae").is_dir()
+        own = (model.folder if brings_vae else model.base.folder) / FILE
         if not own.is_file() and model.variant is None:
             raise InvalidInputError(f"{model.folder} has no {FILE}, which previews are drawn with")
         channels = model.configs["transformer"].out_channels

@@ -152,4 +152,5 @@ def model_title(model: dict[str, Any]) -> str:
     """Describes a ``checkpoints.model_identity`` in a few words."""
     revision = model.get("revision")
     name = str(model.get("name"))
-    return f"{name} at revision {revision[:12]}" if revision else name
+    title = f"{name} at revision {revision[:12]}" if revision else name
+    return f"{title} on {model_title(model['base'])}" if "base" in model else title

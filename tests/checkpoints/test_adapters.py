@@ -83,6 +83,12 @@ def test_adapters_are_in_the_record_and_a_replay_has_them(adapter, output, capsy
     assert np.abs(plain - again).max() > 20
 
 
+def test_a_scale_may_be_a_fraction(adapter, output, capsys):
+    """Adapters that were exported from SAT need 1 / rank."""
+    assert generate(output, "--lora", adapter, "1/256", "--dry-run") == 0
+    assert f"{adapter} at 0.00390625" in capsys.readouterr().err
+
+
 def test_a_scale_of_zero_is_no_adapter(adapter, output):
     assert generate(output, "--lora", adapter, 0) == 0
     assert generate(output.with_name("plain.mp4")) == 0
@@ -212,6 +218,29 @@ def test_alpha_beside_the_file_counts_and_in_the_file_counts_more(adapter, tmp_p
     assert scale(adapter) == {1.0}
 
 
+def test_a_configuration_in_the_folder_doesnt_change_a_foreign_file(adapter):
+    """kohya's file has its alpha in it; a file of another name without one has alpha = rank."""
+
+    def with_alpha(tensors):
+        alphas = {n.replace("lora_A.weight", "alpha"): mx.array(2.0) for n in tensors if "_A" in n}
+        return tensors | alphas
+
+    def scale(file):
+        pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+        pipe.load_lora(file)
+        return set(pipe.adapters[0][0].scales.values())
+
+    config = {"r": RANK, "lora_alpha": 8, "use_rslora": True}
+    altered(adapter, with_alpha, config=config)
+    assert scale(adapter) == {2 / RANK}
+    (adapter / FILE).rename(adapter / "kohya.safetensors")
+    assert scale(adapter / "kohya.safetensors") == {2 / RANK}
+    altered(adapter, lambda t: {n: x for n, x in t.items() if "alpha" not in n}, config=config)
+    assert scale(adapter / "kohya.safetensors") == {1.0}
+    (adapter / "kohya.safetensors").rename(adapter / "adapter_model.safetensors")
+    assert scale(adapter) == {8 / RANK**0.5}
+
+
 def test_an_adapter_that_isnt_there_is_an_error(tmp_path):
     pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
     with pytest.raises(ModelNotFoundError, match="give a file, a folder or a hub id"):
@@ -232,6 +261,11 @@ def test_an_adapter_that_isnt_there_is_an_error(tmp_path):
         (["no-such-file"], 1, "no adapter 'no-such-file'"),
         (["a", "b"], 2, "takes an adapter and at most one number"),
         (["a", "1", "2"], 2, "takes an adapter and at most one number"),
+        (["a", "1/0"], 2, "takes an adapter and at most one number"),
+        ([""], 2, "takes an adapter"),
+        (["loras/none.safetensors"], 1, "no adapter 'loras/none.safetensors': give a file"),
+        (["my/loras/none.safetensors"], 1, "there is no file my/loras/none.safetensors here"),
+        (["my/--/none.safetensors"], 1, "can't be the name of a hub repository"),
     ],
 )
 def test_a_wrong_adapter_is_one_line(output, capsys, arguments, code, message):

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from commands import errors, generate
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects
 
-from mlx_cogvideo import CogVideoXPipeline, ModelNotFoundError
+from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, ModelNotFoundError
 from mlx_cogvideo.checkpoints import (
     BUNDLED,
     DEMO_PATH,
@@ -19,7 +21,10 @@ from mlx_cogvideo.checkpoints import (
     model_identity,
     resolve_model,
 )
+from mlx_cogvideo.cli.check import main as check
 from mlx_cogvideo.cli.convert import main as convert
+from mlx_cogvideo.cli.generate import main as generate_command
+from mlx_cogvideo.cli.lora import main as lora
 
 REPO = "someone/CogVideoX-tiny"
 COMMIT = "0" * 40
@@ -138,6 +143,100 @@ def test_an_unknown_name_lists_the_known_ones(requests, name):
     with pytest.raises(ModelNotFoundError, match="hub id or one of demo, demo-i2v, 2b"):
         resolve_model(name)
     assert requests == []
+
+
+@pytest.mark.parametrize(
+    "name", ["ckpts/5b-", "ckpts/5b.", "x/a..b", "models/a--b", "a/b.git", "a/-b", "a/" + "b" * 97]
+)
+def test_a_name_that_the_hub_cant_have_is_one_line(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    assert generate("a.mp4", "--model", name) == 1
+    assert convert(["--model", name]) == 1
+    assert generate("a.mp4", "--model", "demo", "--lora", name) == 1
+    lines = errors(capsys.readouterr().err)
+    assert len(lines) == 3
+    assert all(f"'{name}' is no folder here, and can't be" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["ckpt/model.safetensors", "model.gguf", "a.pt", "a/b/c.bin"])
+def test_a_file_in_place_of_a_model_is_named_as_one(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    assert generate("a.mp4", "--model", name) == 1
+    assert "give a folder, a hub id or one of" in capsys.readouterr().err
+    (tmp_path / name).touch()
+    assert generate("a.mp4", "--model", name) == 1
+    assert f"{name} is a file: give the folder" in capsys.readouterr().err
+
+
+def put(*names: str) -> None:
+    for name in names:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (["x/transformer/config.json"], "x/transformer", "give the folder around it, x"),
+        (["x/vae/config.json"], "x", "its folder transformer is missing"),
+        (["x/config.json"], "x", "move its files into a folder transformer, and give --base"),
+        (["x/5b/transformer/config.json"], "x", "did you mean x/5b?"),
+        (["x/readme.txt"], "x", "it has no folder transformer"),
+        (
+            ["models--me--tiny/snapshots/0/transformer/config.json"],
+            "models--me--tiny",
+            "part of the hub's cache: give me/tiny",
+        ),
+        (["x/1/mp_rank_00_model_states.pt"], "x", "convert it first"),
+        (["demo/readme.txt"], "./demo", "demo is no model folder"),
+    ],
+    ids=["a part", "no transformer", "root", "above", "other", "cache", "sat", "alias"],
+)
+def test_a_folder_that_is_no_model_gets_advice(tmp_path, monkeypatch, capsys, files, name, message):
+    monkeypatch.chdir(tmp_path)
+    put(*files)
+    assert generate("a.mp4", "--model", name) == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert message in error
+
+
+EMPTY = {
+    generate_command: "--model --base --lora --image --video -o --replay --prompt-file --resume "
+    "--show --config",
+    convert: "--model --base --lora --text-encoder --mlx-path --revision --info --upload-repo",
+    lora: "--data --model --base --adapter-path --cache --prior-prompts --config",
+    check: "--model --base --report",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(c, option) for c, options in EMPTY.items() for option in options.split()],
+)
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused(tmp_path, monkeypatch, capsys, command, option, name):
+    """As a path it would be the current folder; a script with an unset variable gives it."""
+    monkeypatch.chdir(tmp_path)
+    needed = ["--data", "clips"] if command is lora and option != "--data" else []
+    with pytest.raises(SystemExit) as stop:
+        command([*needed, option, name])
+    assert stop.value.code == 2
+    (error,) = errors(capsys.readouterr().err)
+    assert option in error and ("empty" in error or "takes an adapter" in error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_is_refused_from_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    with pytest.raises(ModelNotFoundError, match="empty"):
+        pipe.load_lora("")
+    with pytest.raises(ModelNotFoundError, match="empty"):
+        CogVideoXPipeline.from_pretrained(" ")
+    with pytest.raises(InvalidInputError, match="video must be a file; its name is empty"):
+        pipe("a", video="", num_frames=9, height=32, width=48)
 
 
 def test_the_default_is_mlx_model_or_else_the_demo(tmp_path, monkeypatch):

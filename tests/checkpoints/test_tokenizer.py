@@ -1,5 +1,7 @@
 """The tokenizer: shapes, padding, truncation and clear errors."""
 
+import json
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -63,7 +65,9 @@ def test_prompts_of_the_same_words_have_the_same_ids_whatever_the_spaces(tokeniz
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no spiece\.model"):
+    with pytest.raises(
+        CheckpointError, match=r"has neither spiece\.model nor tokenizer\.json: copy"
+    ):
         T5Tokenizer.from_pretrained(tmp_path)
 
 
@@ -106,3 +110,76 @@ def test_a_prompt_that_is_no_text_is_refused(tokenizer):
 def test_a_length_without_room_for_the_end_token_is_refused(tokenizer):
     with pytest.raises(InvalidInputError, match="at least 1"):
         tokenizer(["a"], max_length=0)
+
+
+def small_json() -> dict:
+    """Returns a ``tokenizer.json`` as transformers writes it, with a few pieces."""
+    special = ("<pad>", "</s>", "<unk>")
+    pieces = [*special, "▁", "a", "▁a", "▁red", "d", "e", "r"]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    return {
+        "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(special)],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
+        },
+        "model": {
+            "type": "Unigram",
+            "unk_id": 2,
+            "vocab": [[piece, -float(i > 2) * i] for i, piece in enumerate(pieces)],
+            "byte_fallback": False,
+        },
+    }
+
+
+def write_json(folder, contents) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(contents))
+
+
+def test_a_tokenizer_json_is_read_where_there_is_no_spiece_model(tmp_path):
+    write_json(tmp_path, small_json())
+    tokenizer = T5Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer(["a red"], max_length=5).tolist() == [[5, 6, 1, 0, 0]]
+    assert tokenizer.encode("dear ?") == [3, 7, 8, 4, 9, 3, 2]
+
+
+def test_the_steps_of_older_versions_around_the_normalizer_are_understood(tmp_path):
+    contents = small_json()
+    replace = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    strip = {"type": "Strip", "strip_left": False, "strip_right": True}
+    contents["normalizer"] = {"type": "Sequence", "normalizers": [strip, replace]}
+    contents["pre_tokenizer"] = contents["pre_tokenizer"]["pretokenizers"][1]
+    write_json(tmp_path, contents)
+    assert T5Tokenizer.from_pretrained(tmp_path).encode("a  red ") == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"type": "BPE", "vocab": {}, "unk_id": 2}}, "tokenizer.json"),
+        ({"normalizer": {"type": "Lowercase"}}, "its normalizer isn't T5's"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "doesn't split words"),
+        ({"pre_tokenizer": None}, "isn't T5's tokenizer.json"),
+        (
+            {"added_tokens": [{"id": 32100, "content": "<cat>", "special": True}]},
+            "adds tokens to T5's, such as '<cat>'",
+        ),
+        ({"added_tokens": [{"id": 5, "content": "▁a", "special": False}]}, "such as '▁a'"),
+        ({"model": None}, "isn't T5's tokenizer.json"),
+        ({"added_tokens": []}, "pad, eos and unk have ids"),
+    ],
+    ids=["bpe", "normalizer", "words", "none", "foreign", "not special", "model", "unmarked"],
+)
+def test_another_tokenizer_json_is_refused(tmp_path, change, message):
+    write_json(tmp_path, small_json() | change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        T5Tokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "{}", '{"model": 3}'])
+def test_a_damaged_tokenizer_json_is_refused(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"isn't T5's tokenizer\.json"):
+        T5Tokenizer.from_pretrained(tmp_path)

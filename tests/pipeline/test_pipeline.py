@@ -215,7 +215,7 @@ def test_wrong_arguments_are_refused_before_any_weight_is_read(
 
 def test_nan_in_a_denoising_step_is_an_error_at_once(pipe):
     pipe.transformer.proj_out.bias = mx.full(64, float("nan"))
-    with pytest.raises(GenerationError, match=r"step 1 .*NaN"):
+    with pytest.raises(GenerationError, match=r"step 1 .*NaN .*in float32: the weights .* bad"):
         pipe(PROMPT, **SMALL)
 
 
@@ -228,7 +228,7 @@ def test_nan_latents_are_an_error_before_decoding(pipe):
 @pytest.mark.parametrize("tiling", ["none", "seamless", "tiled"])
 def test_nan_pixels_are_an_error(pipe, tiling):
     pipe.vae.decoder.conv_out.conv.bias = mx.full(3, float("nan"))
-    with pytest.raises(GenerationError, match=r"decoding .*NaN"):
+    with pytest.raises(GenerationError, match=r"decoding .*NaN .*in float32: .* weights are bad"):
         pipe(PROMPT, **SMALL, tiling=tiling)
 
 
@@ -259,3 +259,18 @@ def test_generate_video_writes_the_file_and_returns_its_frames(tmp_path):
     written, fps = read_video(path)
     assert written.shape == frames.shape == (9, 32, 48, 3)
     assert fps == 8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (mx.float16, "in float16: try --dtype bfloat16 or float32"),
+        (mx.bfloat16, "in bfloat16: try --dtype float32"),
+    ],
+    ids=str,
+)
+def test_nan_in_16_bits_is_an_error_that_advises_a_wider_dtype(dtype, advice):
+    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype)
+    pipe.transformer.proj_out.bias = mx.full(64, float("nan"))
+    with pytest.raises(GenerationError, match=f"step 1 gave NaN or infinity {advice}"):
+        pipe(PROMPT, **SMALL)

@@ -411,6 +411,8 @@ def test_models_of_many_sizes_follow_the_shape_of_the_picture():
     assert one_five.size_like((1000, 1000)) == (768, 768)
     assert one_five.size_like((600, 800)) == (768, 1024)
     assert one_five.size_like((100, 900)) == (768, 1360)
+    text = next(v for v in VARIANTS if v.alias == "1.5-5b")
+    assert text.size_like((1280, 720)) == (768, 1360)
     one = next(v for v in VARIANTS if v.alias == "5b-i2v")
     assert one.size_like((1280, 720)) == (480, 720)
     assert picture_size(np.zeros((20, 30, 3))) == (20, 30)
@@ -544,15 +546,63 @@ def test_a_prompt_without_its_image_is_named_by_its_line(output, capsys):
     assert "line 1 of prompts.txt" in capsys.readouterr().err
 
 
-def test_a_size_that_a_model_was_not_trained_on_is_warned_of(output, monkeypatch, capsys):
+# From the table of models in the README of github.com/zai-org/CogVideo.
+@pytest.mark.parametrize(
+    ("alias", "sizes", "others", "frames", "other_frames"),
+    [
+        ("2b", ["720x480"], ["480x720", "720x720"], [9, 41, 49], [50, 57]),
+        ("5b", ["720x480"], ["480x720"], [9, 41, 49], [57]),
+        ("5b-i2v", ["720x480"], ["480x720"], [9, 41, 49], [57]),
+        ("1.5-5b", ["1360x768"], ["768x1360", "768x768", "1024x768"], [17, 81, 161], [73, 177]),
+        (
+            "1.5-5b-i2v",
+            ["1360x768", "768x1360", "768x768", "1024x768"],
+            ["720x480", "1376x768", "1360x752"],
+            [17, 81, 161],
+            [73, 177],
+        ),
+    ],
+)
+def test_the_sizes_and_frames_that_models_were_trained_on(
+    alias, sizes, others, frames, other_frames
+):
+    variant = next(variant for variant in VARIANTS if variant.alias == alias)
+
+    def trained(size):
+        width, height = map(int, size.split("x"))
+        return variant.was_trained_on(height, width)
+
+    assert all(map(trained, sizes)) and not any(map(trained, others))
+    assert all(map(variant.was_trained_on_frames, frames))
+    assert not any(map(variant.was_trained_on_frames, other_frames))
+
+
+def test_a_text_model_of_one_size_warns_of_portrait_and_of_frames(output, monkeypatch, capsys):
     variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b")
     monkeypatch.setattr(
         "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
     )
-    assert generate(output, "--dry-run") == 0
+    portrait = ["--height", 1360, "--width", 768, "--frames", 73]
+    assert generate(output, "--dry-run", *portrait) == 0
+    lines = [line for line in warnings(capsys.readouterr().err) if "trained on" in line]
+    assert "was trained on 1360x768: 768x1360 comes out worse" in lines[0]
+    assert "was trained on 16N+1 frames, up to 161: 73 come out worse" in lines[1]
+    own = ["--height", 768, "--width", 1360, "--frames", 81]
+    assert generate(output, "--dry-run", *own) == 0
+    assert not any("trained on" in line for line in warnings(capsys.readouterr().err))
+    assert generate(output, "--dry-run", "--frames", 75) == 2
+    assert "use 65 or 81" in capsys.readouterr().err
+
+
+def test_a_size_that_a_model_was_not_trained_on_is_warned_of(output, monkeypatch, capsys):
+    variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b-i2v")
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
+    )
+    assert generate(output, "--dry-run", "--frames", 17) == 0
     (warning,) = warnings(capsys.readouterr().err)
     assert "768" in warning and "1360" in warning and "48x32" in warning
-    assert generate(output, "--dry-run", "--height", 1360, "--width", 768) == 0
+    assert generate(output, "--dry-run", "--frames", 17, "--height", 1360, "--width", 768) == 0
     assert not any("trained on" in line for line in warnings(capsys.readouterr().err))
 
 

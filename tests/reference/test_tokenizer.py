@@ -1,4 +1,7 @@
-"""The tokenizer against transformers' T5Tokenizer, both built from one spiece.model."""
+"""The tokenizer against transformers' T5Tokenizer, both built from one file.
+
+That is a ``spiece.model``, or the ``tokenizer.json`` that transformers saves today.
+"""
 
 import unicodedata
 
@@ -41,13 +44,19 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["nmt_nfkc", "identity"])
+@pytest.fixture(scope="module", params=["nmt_nfkc", "nmt_nfkc json", "identity", "identity json"])
 def pair(request, tmp_path_factory):
     """Our tokenizer and transformers', with T5's normalization and with none."""
-    folder = tmp_path_factory.mktemp(request.param)
-    write_spiece_model(folder, request.param)
+    normalization, _, form = request.param.partition(" ")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_spiece_model(folder, normalization)
     theirs = ReferenceTokenizer.from_pretrained(folder)
-    assert (theirs.backend_tokenizer.normalizer is None) == (request.param == "identity")
+    assert (theirs.backend_tokenizer.normalizer is None) == (normalization == "identity")
+    if form:
+        theirs.save_pretrained(folder / form)
+        folder = folder / form
+        assert not (folder / "spiece.model").exists()
+        theirs = ReferenceTokenizer.from_pretrained(folder)
     return T5Tokenizer.from_pretrained(folder), theirs
 
 
@@ -96,6 +105,18 @@ def test_a_typed_special_token_is_text_here_and_special_in_transformers(pair, to
     ids = ours.encode(f"a {token} b")
     assert len(ids) > len(ours.encode("a b")) + 1
     assert ({ours.pad_token_id, ours.eos_token_id, special} - {ours.unk_token_id}).isdisjoint(ids)
+
+
+def test_a_tokenizer_json_has_the_pieces_of_its_spiece_model(tmp_path):
+    """With the 100 special tokens that transformers adds, which are text here."""
+    write_spiece_model(tmp_path)
+    ours = T5Tokenizer.from_pretrained(tmp_path)
+    theirs = ReferenceTokenizer.from_pretrained(tmp_path, extra_ids=100)
+    theirs.save_pretrained(tmp_path / "json")
+    assert len(theirs) == 100 + len(ReferenceTokenizer.from_pretrained(tmp_path, extra_ids=0))
+    read = T5Tokenizer.from_pretrained(tmp_path / "json")
+    prompts = [*PROMPTS.values(), "a <extra_id_0> b", "</s> <pad> <unk>"]
+    assert [read.encode(text) for text in prompts] == [ours.encode(text) for text in prompts]
 
 
 def random_text(rng) -> str:

@@ -1,0 +1,18 @@
+"""Recognizes files of other kinds in place of weights, to say what can be done with them."""
+
+from pathlib import Path
+
+_PYTORCH = "save it again as safetensors, with save_pretrained or safetensors.torch.save_file"
+_BEGINNINGS = {
+    b"PK\x03\x04": f"a PyTorch file: {_PYTORCH}",
+    b"\x80\x02\x8a\n": f"a PyTorch file of an old form: {_PYTORCH}",
+    b"GGUF": "a GGUF file, which can't be read: give the model in the official layout",
+    b"version https://git-lfs": "only a pointer of Git LFS: run git lfs pull in its folder",
+}
+
+
+def foreign_kind(file: Path) -> str | None:
+    """What a file is, by how it begins, and what to do; None for anything unknown."""
+    with file.open("rb") as stream:
+        beginning = stream.read(max(map(len, _BEGINNINGS)))
+    return next((what for start, what in _BEGINNINGS.items() if beginning.startswith(start)), None)
