@@ -5,7 +5,7 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class ClipOptions:
 
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
-        return measure(clip.path, self.specs[0].fps, self.specs[0].skip, self.timeout)
+        spec = self.specs[0]
+        return measure(clip.path, spec.fps, spec.skip, self.timeout, start=clip.start, end=clip.end)
 
     def position(self, digest: str) -> tuple[float, float]:
         """The place at which a clip is cropped, vertical and horizontal, from 0 to 1.
@@ -182,6 +183,7 @@ def _latents(
         digest = content_digest(clip.path)
     except OSError as error:
         raise InvalidInputError(f"{clip.path} can't be read: {error.strerror}") from None
+    spec = replace(spec, start=clip.start, end=clip.end)
     position = options.position(digest)
     about = {
         "clip": digest,

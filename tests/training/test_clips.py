@@ -419,7 +419,7 @@ def test_blank_lines_of_paired_files_are_ignored(tmp_path):
         touch(tmp_path / f"{name}.mp4")
     touch(tmp_path / "videos.txt", "a.mp4\n\nb.mp4\n\n")
     touch(tmp_path / "prompts.txt", "one\u2028and more\n\ntwo\n")
-    assert [clip.caption for clip in find_clips(tmp_path)] == ["one\u2028and more", "two"]
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["one and more", "two"]
 
 
 def test_a_listed_clip_may_have_any_extension_but_must_exist(tmp_path):
