@@ -27,7 +27,7 @@ from ..training.checkpoint import (
 from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
 from ..training.latent_cache import Cache
-from ..training.prepare import ClipOptions, prepare
+from ..training.prepare import ClipOptions, prepare, text_problems
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.trainer import MEMORY_ADVICE, Trainer
@@ -65,6 +65,11 @@ class TrainingJob:
     sample_videos: Sequence[ResolvedSettings]
     cache: Cache
 
+    @property
+    def other_texts(self) -> list[str]:
+        """Texts beside the captions."""
+        return [*(video.prompt for video in self.sample_videos), *self.prior]
+
 
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
@@ -76,6 +81,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
         args.quiet = True
     job = _read_job(args, distributed)
     _announce(job, args, distributed.size)
+    for problem in text_problems(job.pipe, job.clips, job.other_texts):
+        logger.warning(problem)
     if args.dry_run:
         return _list_clips(job.clips, job.clip_options) if distributed.is_main else None
     lock = nullcontext()
@@ -106,7 +113,8 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     clips = find_clips(args.data, args.adapter_path)
     if distributed.is_main:
         check_adapter_folder(args.adapter_path, args.resume)
-    cache = args.cache or args.data / ".mlx_cogvideo"
+    folder = args.data if args.data.is_dir() else args.data.parent
+    cache = args.cache or folder / ".mlx_cogvideo"
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
@@ -207,7 +215,7 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
-        print(f"{clip.path}: {use}: {clip.caption}")
+        print(f"{clip.path}{clip.part}: {use}: {clip.caption}")
     return None if usable else FAILED
 
 
@@ -217,7 +225,7 @@ def _run(
     """Prepares the clips and trains; returns the exit code."""
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     identity = model_identity(job.model, job.pipe.folder)
-    also = [*(video.prompt for video in job.sample_videos), *job.prior]
+    also = job.other_texts
     distributed.check_same({"--resume": args.resume})
     try:
         with distributed.main_process_first():

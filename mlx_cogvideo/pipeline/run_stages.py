@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 TILED = "memory is short: frames are computed in tiles, whose edges may show"
 
 
-def encode_prompt(model: ModelFolder, prompt: str) -> mx.array:
-    """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of what is lost."""
+def encode_prompt(model: ModelFolder, prompt: str, *, warn: bool = True) -> mx.array:
+    """Encodes a text to ``[1, text_length, text_embed_dim]``; may warn of what is lost."""
     length = model.configs["transformer"].max_text_seq_length
-    for problem in model.tokenizer.report(prompt, length).problems():
+    for problem in model.tokenizer.report(prompt, length).problems() if warn else ():
         logger.warning("the prompt %s", problem)
     ids = model.tokenizer([prompt], max_length=length)
     return model.text_encoder(ids, EvalSchedule(prefetch=0))

@@ -26,7 +26,7 @@ def joined(text: str) -> str:
 
 def is_text(path: Path) -> bool:
     """Whether a file may be a caption."""
-    return path.suffix.lower() in TEXT_SUFFIXES
+    return path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
 
 
 def folded(name: str) -> str:
@@ -34,7 +34,7 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def match(clips: Iterable[Path], texts: Iterable[Path]) -> dict[Path, Path]:
+def match(clips: Sequence[Path], texts: Iterable[Path]) -> dict[Path, Path]:
     """The caption files of clips: ``clip.txt``, ``clip.caption`` or ``clip.mp4.txt``.
 
     Names may differ in case and in how accents are encoded, unless another clip has the very name.

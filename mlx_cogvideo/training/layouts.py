@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 
 from ..checkpoints import holds_adapter
@@ -15,6 +16,7 @@ from .tables import TABLES, Row, read_table
 
 TABLE_NAMES = ("metadata", "dataset")
 VIDEO_LISTS = ("videos.txt", "video.txt")
+PICTURE_LISTS = ("images.txt", "image.txt")
 CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 
 HELD_OUT = {"test", "val", "valid", "validation", "eval", "dev"}
@@ -42,6 +44,13 @@ class Clip:
     caption: str
     start: float = 0.0
     end: float | None = None
+
+    @property
+    def part(self) -> str:
+        """The part to learn in words, with a blank in front; "" for the whole clip."""
+        if self.end is None:
+            return f" from {self.start:g} s" if self.start else ""
+        return f" from {self.start:g} to {self.end:g} s"
 
 
 class Layouts:
@@ -84,11 +93,12 @@ class Layouts:
         Args:
             labels: a folder with captions of the same names, which are their files' first lines.
         """
-        if folder.resolve() in self._seen | self._passed:
+        if folder.resolve() in self._seen or folder.resolve() in self._passed:
             return
         self._seen.add(folder.resolve())
         names = [f"{name}{suffix}" for name in TABLE_NAMES for suffix in TABLES]
-        videos, captions = _one_of(folder, VIDEO_LISTS), _one_of(folder, CAPTION_LISTS)
+        videos = _one_of(folder, VIDEO_LISTS) or _one_of(folder, PICTURE_LISTS)
+        captions = _one_of(folder, CAPTION_LISTS)
         if table := _one_of(folder, names):
             yield from self._table(table)
         elif videos and captions:
@@ -101,11 +111,10 @@ class Layouts:
     def _beside(self, folder: Path, labels: Path | None) -> Iterator[Clip]:
         """The clips of a folder that have captions beside them or in `labels`."""
         children = self._children(folder)
-        texts = [path for path in children if is_text(path)]
+        texts, others = [*filter(is_text, children)], [*filterfalse(is_text, children)]
         if labels and labels.is_dir():
             texts = [*filter(is_text, _visible(labels)), *texts]
-        others = [path for path in children if path not in texts]
-        found = match((path for path in others if not path.is_dir() or _is_frames(path)), texts)
+        found = match([path for path in others if not path.is_dir() or _is_frames(path)], texts)
         clips = self._clips_of(others, found)
         for path in others:
             if path in clips:
@@ -116,6 +125,7 @@ class Layouts:
                     path, folder / "labels" if own else labels and labels / path.name
                 )
         unused = {*texts}.difference(found[path] for path in clips if path in found)
+        unused = {path for path in unused if path.name not in (*VIDEO_LISTS, *PICTURE_LISTS)}
         self.note("texts that belong to no clip", sorted(unused))
 
     def _clips_of(self, paths: Sequence[Path], found: dict[Path, Path]) -> set[Path]:
@@ -130,15 +140,14 @@ class Layouts:
         clips = {path for path in found if _rank(path) == best[found[path]]}
         clips |= {p for p in paths if p not in found and not p.is_dir() and _rank(p) < UNKNOWN}
         left = [path for path in paths if path not in clips and not path.is_dir()]
-        alone = [path for path in left if path not in found]
-        tables = [path for path in alone if path.suffix.lower() in TABLES]
+        tables, others = [], []
+        for path in left:
+            if path not in found:
+                (tables if path.suffix.lower() in TABLES else others).append(path)
         posters = (path for path in left if path in found and _rank(path) < UNKNOWN)
         self.note("pictures passed over, since a video has their caption", posters)
         self.note("tables that aren't read (--data TABLE reads one)", tables)
-        self.note(
-            "files passed over, of no known kind and without a caption",
-            (path for path in alone if path not in tables),
-        )
+        self.note("files passed over, of no known kind and without a caption", others)
         return clips
 
     def _children(self, folder: Path) -> list[Path]:
@@ -277,7 +286,7 @@ def _rank(path: Path) -> int:
 
 def _is_training(folder: Path) -> bool:
     """Whether a folder holds the results of a training, even one that has saved nothing yet."""
-    return holds_adapter(folder) or (folder / LOG).is_file()
+    return folder.is_dir() and (holds_adapter(folder) or (folder / LOG).is_file())
 
 
 def _is_frames(folder: Path) -> bool:

@@ -4,7 +4,7 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ def prepare(
 ) -> tuple[list[Sample], dict[str, Path]]:
     """Encodes the clips and texts that aren't in the cache yet.
 
-    A clip that can't be read is skipped with a warning.
+    A clip that can't be read is skipped with a warning. `text_problems` tells what the text
+    encoder loses.
 
     Args:
         model: a ``checkpoints.model_identity``.
@@ -147,6 +148,24 @@ def prepare(
     return samples, texts
 
 
+def text_problems(
+    pipe: CogVideoXPipeline, clips: Sequence[Clip], also: Sequence[str] = ()
+) -> Iterator[str]:
+    """What the text encoder loses of captions and of other texts, in a sentence each.
+
+    Raises:
+        InvalidInputError: a text isn't Unicode.
+    """
+    length = pipe.configs["transformer"].max_text_seq_length
+    texts = [(f"the caption of {clip.path}", clip.caption) for clip in clips]
+    for subject, text in [*texts, *((f"the prompt {text!r}", text) for text in also)]:
+        try:
+            problems = pipe.tokenizer.report(text, length).problems()
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{subject}: {error}") from None
+        yield from (f"{subject} {problem}" for problem in problems)
+
+
 def _texts(
     pipe: CogVideoXPipeline,
     digests: dict[str, Any],
@@ -164,7 +183,7 @@ def _texts(
     on_progress("captions", 0, len(missing))
     with pipe.keeping("text_encoder"):
         for number, caption in enumerate(missing, start=1):
-            embeds = pipe.encode_prompt(caption).astype(pipe.dtype)
+            embeds = pipe.encode_prompt(caption, warn=False).astype(pipe.dtype)
             cache.write(paths[caption], {"embeds": embeds})
             on_progress("captions", number, len(missing))
     return paths

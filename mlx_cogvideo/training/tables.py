@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -60,7 +61,7 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
     rows = [_row(where, record) for where, record in records]
     if not set(columns) & set(TEXTS):
         raise InvalidInputError(
-            f"{path} has no captions ({', '.join(TEXTS)}); it has {', '.join(columns)}"
+            f"{path} has no captions (text, caption, prompt, ...); it has {', '.join(columns)}"
         )
     return rows, [name for name in columns if name not in (*FILES, *TEXTS, *STARTS, *ENDS)]
 
@@ -69,11 +70,11 @@ def _row(where: str, record: Record) -> Row:
     file, caption = _first(record, FILES), _first(record, TEXTS)
     if file is None:
         raise InvalidInputError(
-            f"{where} names no file ({', '.join(FILES)}); it has {', '.join(record)}"
+            f"{where} names no file (file_name, file, path, video, ...); it has {', '.join(record)}"
         )
     caption = "" if caption is None else caption
-    if not isinstance(file, str) or not isinstance(caption, str):
-        raise InvalidInputError(f"{where}: a file and its text are strings")
+    if not _is_text(file) or not _is_text(caption):
+        raise InvalidInputError(f"{where}: a file and its text are strings of Unicode")
     start = _seconds(where, _first(record, STARTS)) or 0.0
     end = _seconds(where, _first(record, ENDS))
     if end is not None and end <= start:
@@ -84,6 +85,11 @@ def _row(where: str, record: Record) -> Row:
 def _first(record: Record, names: Iterable[str]) -> Any:
     """The first value that isn't missing, or None."""
     return next((record[name] for name in names if not _is_missing(record.get(name))), None)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string without NUL or half a surrogate pair, which JSON can write."""
+    return isinstance(value, str) and not re.search("[\\0\ud800-\udfff]", value)
 
 
 def _is_missing(value: Any) -> bool:
@@ -116,8 +122,10 @@ def _named(columns: Iterable[str]) -> list[str]:
 def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
     text = read_text(path).strip()
     first = text.partition("\n")[0].strip()
-    is_whole = first.startswith("[") or not (first.endswith("}") or path.suffix == ".jsonl")
-    for where, value in _whole(path, text) if is_whole else _json_lines(path, text):
+    is_lines = first.endswith(("]", "}")) and "\n" in text
+    if path.suffix.lower() == ".jsonl" and not first.startswith("["):
+        is_lines = True
+    for where, value in _json_lines(path, text) if is_lines else _whole(path, text):
         if not isinstance(value, dict):
             raise InvalidInputError(f"{where} isn't an object with a file and a text")
         yield where, dict(zip(_named(value), value.values(), strict=True))
