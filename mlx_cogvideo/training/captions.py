@@ -1,12 +1,16 @@
 """Finds the caption that lies beside a clip, under the names that people and tools give it."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import InvalidInputError
+from ..video.clip import IMAGES, VIDEOS
 
 TEXT_SUFFIXES = (".txt", ".caption")
+
+UNKNOWN = 2
+"""The `rank` of a file of no known kind."""
 
 
 def read_text(path: Path) -> str:
@@ -55,7 +59,10 @@ def match(clips: Sequence[Path], texts: Iterable[Path]) -> dict[Path, Path]:
     return found | _by_name(others, similar, folded)
 
 
-def _by_name(clips: Iterable[Path], texts: dict[str, Path], key=str) -> dict[Path, Path]:
+def _by_name(
+    clips: Iterable[Path], texts: dict[str, Path], key: Callable[[str], str] = str
+) -> dict[Path, Path]:
+    """The texts of clips, whose names are compared by a key."""
     found = {}
     for clip in clips:
         names = (key(name) for name in _names(clip))
@@ -67,3 +74,20 @@ def _by_name(clips: Iterable[Path], texts: dict[str, Path], key=str) -> dict[Pat
 def _names(clip: Path) -> Sequence[str]:
     stems = dict.fromkeys((clip.name,) if clip.is_dir() else (clip.stem, clip.name))
     return [f"{stem}{suffix}" for stem in stems for suffix in TEXT_SUFFIXES]
+
+
+def rank(path: Path) -> int:
+    """A file's claim to a caption that several share: the lowest number has it."""
+    suffix = path.suffix.lower()
+    return 0 if path.is_dir() or suffix in VIDEOS else 1 if suffix in IMAGES else UNKNOWN
+
+
+def owning_ranks(found: dict[Path, Path]) -> dict[Path, int]:
+    """The `rank` of the files to which each caption of a `match` belongs.
+
+    A picture with the caption of a video is its poster.
+    """
+    owners: dict[Path, int] = {}
+    for path, text in found.items():
+        owners[text] = min(rank(path), owners.get(text, UNKNOWN))
+    return owners

@@ -10,9 +10,9 @@ from pathlib import Path
 from ..checkpoints import holds_adapter
 from ..errors import InvalidInputError
 from ..video.clip import IMAGES, VIDEOS
-from .captions import folded, is_text, joined, match, read_text
+from .captions import UNKNOWN, folded, is_text, joined, match, owning_ranks, rank, read_text
 from .log import LOG
-from .tables import TABLES, Row, read_table
+from .tables import TABLES, Row, read_lists, read_table
 
 TABLE_NAMES = ("metadata", "dataset")
 VIDEO_LISTS = ("videos.txt", "video.txt")
@@ -25,10 +25,6 @@ HELD_OUT = {"test", "val", "valid", "validation", "eval", "dev"}
 IGNORED = {"__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN"}
 IGNORED |= {"Thumbs.db", "desktop.ini"}
 """What systems leave in folders, beside hidden files."""
-
-
-UNKNOWN = 2
-"""The rank of a file of no known kind."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class Layouts:
         if table := _one_of(folder, names):
             yield from self._table(table)
         elif videos and captions:
-            yield from self._lists(videos, captions)
+            yield from self._listed(videos, read_lists(videos, captions))
         else:
             if videos:
                 self.note(f"lists without {CAPTION_LISTS[0]} beside them", [videos])
@@ -114,41 +110,18 @@ class Layouts:
         texts, others = [*filter(is_text, children)], [*filterfalse(is_text, children)]
         if labels and labels.is_dir():
             texts = [*filter(is_text, _visible(labels)), *texts]
-        found = match([path for path in others if not path.is_dir() or _is_frames(path)], texts)
-        clips = self._clips_of(others, found)
+        found = match([*filter(_can_be_clip, others)], texts)
+        owners, used = owning_ranks(found), set()
         for path in others:
-            if path in clips:
-                yield Clip(path, _caption(found[path], labels) if path in found else "")
-            elif path.is_dir():
-                own = path.name == "videos" and (folder / "labels").is_dir()
-                yield from self._folder(
-                    path, folder / "labels" if own else labels and labels / path.name
-                )
-        unused = {*texts}.difference(found[path] for path in clips if path in found)
-        unused = {path for path in unused if path.name not in (*VIDEO_LISTS, *PICTURE_LISTS)}
-        self.note("texts that belong to no clip", sorted(unused))
-
-    def _clips_of(self, paths: Sequence[Path], found: dict[Path, Path]) -> set[Path]:
-        """Those of a folder's files and folders that are clips; notes the files that aren't.
-
-        A file of an unknown kind is a clip if it has a caption. A caption that several share
-        belongs to the videos among them: a picture is then a poster.
-        """
-        best: dict[Path, int] = {}
-        for path, text in found.items():
-            best[text] = min(_rank(path), best.get(text, UNKNOWN))
-        clips = {path for path in found if _rank(path) == best[found[path]]}
-        clips |= {p for p in paths if p not in found and not p.is_dir() and _rank(p) < UNKNOWN}
-        left = [path for path in paths if path not in clips and not path.is_dir()]
-        tables, others = [], []
-        for path in left:
-            if path not in found:
-                (tables if path.suffix.lower() in TABLES else others).append(path)
-        posters = (path for path in left if path in found and _rank(path) < UNKNOWN)
-        self.note("pictures passed over, since a video has their caption", posters)
-        self.note("tables that aren't read (--data TABLE reads one)", tables)
-        self.note("files passed over, of no known kind and without a caption", others)
-        return clips
+            text = found.get(path)
+            if path.is_dir() and text is None:
+                yield from self._folder(path, _labels_inside(path, labels))
+            elif reason := _reason_against(path, text, owners):
+                self.note(reason, [path])
+            else:
+                used.add(text)
+                yield Clip(path, _caption(text, labels))
+        self.note("texts that belong to no clip", filterfalse(_is_list, sorted({*texts} - used)))
 
     def _children(self, folder: Path) -> list[Path]:
         """What a folder holds, without what is no part of a data set."""
@@ -164,21 +137,6 @@ class Layouts:
         if "videos" in names:
             left_out.add(folder / "labels")
         return [path for path in children if path not in left_out]
-
-    def _lists(self, videos: Path, captions: Path) -> Iterator[Clip]:
-        """The clips of two files, line by line."""
-        files, texts = _lines(videos), _lines(captions)
-        if len(files) != len(texts):
-            raise InvalidInputError(
-                f"{videos} has {len(files)} lines and {captions.name} {len(texts)}"
-            )
-        rows = []
-        for number, (file, text) in enumerate(zip(files, texts, strict=True), start=1):
-            if text and not file:
-                raise InvalidInputError(f"line {number} of {videos} is empty")
-            if file:
-                rows.append(Row(f"line {number}", file, joined(text)))
-        yield from self._listed(videos, rows)
 
     def _table(self, table: Path) -> Iterator[Clip]:
         rows, unused = read_table(table)
@@ -247,16 +205,21 @@ def _labels(folder: Path) -> Path | None:
     return None
 
 
-def _caption(path: Path, labels: Path | None) -> str:
+def _labels_inside(folder: Path, labels: Path | None) -> Path | None:
+    """The captions of a folder's clips, if `labels` are those of the folder around it."""
+    beside = folder.parent / "labels"
+    if folder.name == "videos" and beside.is_dir():
+        return beside
+    return labels and labels / folder.name
+
+
+def _caption(path: Path | None, labels: Path | None) -> str:
+    if path is None:
+        return ""
     text = read_text(path).strip()
     if path.parent == labels:
         text = text.partition("\n")[0]
     return joined(text)
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file without empty lines at its end."""
-    return [line.strip() for line in read_text(path).rstrip().split("\n")]
 
 
 def _one_of(folder: Path, names: Iterable[str]) -> Path | None:
@@ -278,10 +241,23 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(filter(_is_visible, folder.iterdir()))
 
 
-def _rank(path: Path) -> int:
-    """Which of the files that share a caption it belongs to: those of the lowest number."""
-    suffix = path.suffix.lower()
-    return 0 if path.is_dir() or suffix in VIDEOS else 1 if suffix in IMAGES else UNKNOWN
+def _is_list(path: Path) -> bool:
+    return path.name in (*VIDEO_LISTS, *PICTURE_LISTS)
+
+
+def _reason_against(path: Path, text: Path | None, owners: dict[Path, int]) -> str:
+    """Why a file, which may have a caption, is no clip; "" if it is one.
+
+    A file of an unknown kind is one if it has a caption.
+    """
+    if text:
+        shared = rank(path) > owners[text]
+        return "files passed over, since another has their caption" if shared else ""
+    if rank(path) < UNKNOWN:
+        return ""
+    if path.suffix.lower() in TABLES:
+        return "tables that aren't read (--data TABLE reads one)"
+    return "files passed over, of no known kind and without a caption"
 
 
 def _is_training(folder: Path) -> bool:
@@ -289,10 +265,14 @@ def _is_training(folder: Path) -> bool:
     return folder.is_dir() and (holds_adapter(folder) or (folder / LOG).is_file())
 
 
-def _is_frames(folder: Path) -> bool:
-    """Whether a folder holds the frames of one clip: pictures, and no clips or captions."""
-    children = _visible(folder)
-    pictures = [path for path in children if path.suffix.lower() in IMAGES]
-    texts = [path for path in children if is_text(path)]
-    clips = any(path.is_dir() or path.suffix.lower() in VIDEOS for path in children)
-    return bool(pictures) and not clips and not match(pictures, texts)
+def _can_be_clip(path: Path) -> bool:
+    """Whether something is a file, or a folder with the frames of one clip.
+
+    These are pictures, with no clips or captions among them.
+    """
+    if not path.is_dir():
+        return True
+    children = _visible(path)
+    pictures = [child for child in children if child.suffix.lower() in IMAGES]
+    clips = [child for child in children if child.is_dir() or child.suffix.lower() in VIDEOS]
+    return bool(pictures) and not clips and not match(pictures, [*filter(is_text, children)])

@@ -1,4 +1,4 @@
-"""Reads tables of clips: CSV as programs and spreadsheets write it, JSON, and JSON lines."""
+"""Reads tables of clips: CSV as programs and spreadsheets write it, JSON, JSON lines, lists."""
 
 import csv
 import json
@@ -21,9 +21,11 @@ FILES = (
     *("image", "image_path"),
 )
 TEXTS = ("text", "caption", "prompt", "captions", "prompts", "description", "cap")
+"""Names of the columns, in lower case; the first that a row fills counts."""
+
 STARTS = ("start", "start_time", "start_seconds", "start_sec")
 ENDS = ("end", "end_time", "end_seconds", "end_sec")
-"""Names of the columns, in lower case; the first that a row fills counts."""
+"""Names of columns with the part of a clip, in seconds."""
 
 MISSING = {"", "nan", "none", "null"}
 """What programs write for a field without a value."""
@@ -55,15 +57,38 @@ def read_table(path: Path) -> tuple[list[Row], list[str]]:
     """
     is_json = path.suffix.lower() in (".json", ".jsonl")
     records = list(_json_records(path) if is_json else _csv_records(path))
-    columns = list(dict.fromkeys(name for _, record in records for name in record))
     if not records:
         raise InvalidInputError(f"{path} has no rows")
     rows = [_row(where, record) for where, record in records]
+    columns = list(dict.fromkeys(name for _, record in records for name in record))
     if not set(columns) & set(TEXTS):
         raise InvalidInputError(
             f"{path} has no captions (text, caption, prompt, ...); it has {', '.join(columns)}"
         )
     return rows, [name for name in columns if name not in (*FILES, *TEXTS, *STARTS, *ENDS)]
+
+
+def read_lists(files: Path, captions: Path) -> list[Row]:
+    """The rows of two files, a clip and its caption in each of their lines.
+
+    Raises:
+        InvalidInputError: they don't fit together, or aren't text.
+    """
+    names, texts = _lines(files), _lines(captions)
+    if len(names) != len(texts):
+        raise InvalidInputError(f"{files} has {len(names)} lines and {captions.name} {len(texts)}")
+    rows = []
+    for number, (name, text) in enumerate(zip(names, texts, strict=True), start=1):
+        if text and not name:
+            raise InvalidInputError(f"line {number} of {files} is empty")
+        if name:
+            rows.append(Row(f"line {number} of {files}", name, joined(text)))
+    return rows
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file without empty lines at its end."""
+    return [line.strip() for line in read_text(path).rstrip().split("\n")]
 
 
 def _row(where: str, record: Record) -> Row:

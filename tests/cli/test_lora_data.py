@@ -170,15 +170,17 @@ def test_a_table_in_another_unicode_form_than_the_files_finds_them(lay_out, list
         ({"b.txt": "x", "d/c.caption": "x"}, "texts that belong to no clip: d/c.caption, b.txt"),
         ({"walk/b.mp4": CLIP, "walk/b.txt": "x", "walk.txt": "a note", "walk/b.jpg": PICTURE},
          "texts that belong to no clip: walk.txt"),
-        ({"a.jpg": PICTURE}, "pictures passed over, since a video has their caption: a.jpg"),
-        ({"b.xyz": CLIP, "c.parquet": "x", "a.json": "{}"},
+        ({"a.jpg": PICTURE}, "files passed over, since another has their caption: a.jpg"),
+        ({"b.xyz": CLIP, "c.parquet": "x"},
          "files passed over, of no known kind and without a caption: b.xyz, c.parquet"),
+        ({"a.json": "{}"}, "files passed over, since another has their caption: a.json"),
         ({"list.csv": "x"}, r"tables that aren't read \(--data TABLE reads one\): list.csv"),
         ({"videos.txt": "a.mp4"}, "lists without prompts.txt beside them: videos.txt"),
         ({"old/log.jsonl": "", "old/samples/1.mp4": CLIP}, "folders of trainings passed over: old"),
     ],
     ids=[
-        *("no caption", "no clip", "not frames", "poster", "unknown", "table", "list", "training"),
+        *("no caption", "no clip", "not frames", "poster", "unknown"),
+        *("sidecar", "table", "list", "training"),
     ],
 )  # fmt: skip
 def test_what_is_not_learned_is_named(lay_out, listed, files, warning):
