@@ -70,7 +70,7 @@ def listed(tmp_path, monkeypatch, capsys):
         found = {}
         for line in captured.out.splitlines():
             name, use, caption = line.removeprefix(f"{folder}/").split(": ", 2)
-            assert use.startswith("9 frames"), line
+            assert use.startswith("9 frames") and name not in found, line
             found[name] = caption
         return found, warnings(captured.err)
 
@@ -156,9 +156,9 @@ def test_a_caption_in_another_case_is_not_taken_from_its_own_clip(lay_out, liste
     assert warned == "warning: clips without a caption: a.mp4"
 
 
-def test_a_table_in_another_unicode_form_than_the_files_finds_them(lay_out, listed):
+def test_a_table_finds_files_in_another_case_and_unicode_form(lay_out, listed):
     name = unicodedata.normalize("NFD", "café.mp4")
-    table = f"file_name,text\n{unicodedata.normalize('NFC', name)},a dog\n"
+    table = f"file_name,text\n{unicodedata.normalize('NFC', name).upper()},a dog\n"
     assert list(listed(lay_out({name: CLIP, "metadata.csv": table}))[0].values()) == ["a dog"]
 
 
@@ -170,6 +170,8 @@ def test_a_table_in_another_unicode_form_than_the_files_finds_them(lay_out, list
         ({"b.txt": "x", "d/c.caption": "x"}, "texts that belong to no clip: d/c.caption, b.txt"),
         ({"walk/b.mp4": CLIP, "walk/b.txt": "x", "walk.txt": "a note", "walk/b.jpg": PICTURE},
          "texts that belong to no clip: walk.txt"),
+        ({"p/1.png": PICTURE, "p/1.txt": "x", "p.txt": "x", "b/c": "x", "b.txt": "x"},
+         "texts that belong to no clip: b.txt, p.txt"),
         ({"a.jpg": PICTURE}, "files passed over, since another has their caption: a.jpg"),
         ({"b.xyz": CLIP, "c.parquet": "x"},
          "files passed over, of no known kind and without a caption: b.xyz, c.parquet"),
@@ -179,12 +181,13 @@ def test_a_table_in_another_unicode_form_than_the_files_finds_them(lay_out, list
         ({"old/log.jsonl": "", "old/samples/1.mp4": CLIP}, "folders of trainings passed over: old"),
     ],
     ids=[
-        *("no caption", "no clip", "not frames", "poster", "unknown"),
+        *("no caption", "no clip", "not frames", "nor these", "poster", "unknown"),
         *("sidecar", "table", "list", "training"),
     ],
 )  # fmt: skip
 def test_what_is_not_learned_is_named(lay_out, listed, files, warning):
-    found, warned = listed(lay_out({"a.mp4": CLIP, "a.txt": "a dog"} | files))
+    data = lay_out({"a.mp4": CLIP, "a.txt": "a dog"} | files)
+    found, warned = listed(data, "--short", "repeat")
     assert found["a.mp4"] == "a dog"
     assert any(re.fullmatch(f"warning: {warning}", line) for line in warned), warned
     assert not any("jpg" in name or "samples" in name for name in found)
