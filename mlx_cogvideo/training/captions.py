@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from ..video.clip import IMAGES, VIDEOS
+from ..video.clip import CLIPS, IMAGES
 
 TEXT_SUFFIXES = (".txt", ".caption")
 
@@ -79,7 +79,7 @@ def _names(clip: Path) -> Sequence[str]:
 def rank(path: Path) -> int:
     """A file's claim to a caption that several share: the lowest number has it."""
     suffix = path.suffix.lower()
-    return 0 if path.is_dir() or suffix in VIDEOS else 1 if suffix in IMAGES else UNKNOWN
+    return 0 if path.is_dir() or suffix in CLIPS else 1 if suffix in IMAGES else UNKNOWN
 
 
 def owning_ranks(found: dict[Path, Path]) -> dict[Path, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InvalidInputError
 from ..video import ClipInfo, ClipSpec
-from ..video.clip import IMAGES, VIDEOS
+from ..video.clip import CLIPS, IMAGES
 from .layouts import Clip, Layouts, some
 from .tables import TABLES
 
@@ -51,7 +51,7 @@ def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     for what, names in layouts.notes.items():
         logger.warning("%s: %s", what, some(names))
     if not clips:
-        raise InvalidInputError(f"{data} holds no clips ({', '.join(sorted(VIDEOS | IMAGES))})")
+        raise InvalidInputError(f"{data} holds no clips ({', '.join(sorted(CLIPS | IMAGES))})")
     if len(without) == len(clips):
         raise InvalidInputError(
             f"none of the {len(clips)} clips in {data} has a caption: write one beside each, "

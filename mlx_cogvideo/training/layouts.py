@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoints import holds_adapter
 from ..errors import InvalidInputError
-from ..video.clip import IMAGES, VIDEOS
+from ..video.clip import CLIPS, IMAGES
 from .captions import UNKNOWN, folded, is_text, joined, match, owning_ranks, rank, read_text
 from .log import LOG
 from .tables import TABLES, Row, read_lists, read_table
@@ -185,7 +185,7 @@ class Layouts:
                 and path.resolve() not in self._passed
             ]
             for path in (Path(place, name) for name in sorted(files)):
-                if path.suffix.lower() in VIDEOS and _is_visible(path):
+                if path.suffix.lower() in CLIPS and _is_visible(path):
                     yield path
 
 
@@ -274,5 +274,5 @@ def _can_be_clip(path: Path) -> bool:
         return True
     children = _visible(path)
     pictures = [child for child in children if child.suffix.lower() in IMAGES]
-    clips = [child for child in children if child.is_dir() or child.suffix.lower() in VIDEOS]
+    clips = [child for child in children if child.is_dir() or child.suffix.lower() in CLIPS]
     return bool(pictures) and not clips and not match(pictures, [*filter(is_text, children)])

@@ -17,7 +17,7 @@ from ..files import file_digest
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, quarter_turns
 from .reader import open_clip, readable
 
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
+CLIPS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 TIMEOUT = 20.0
 """Seconds that opening a file, or a single read, may take."""
