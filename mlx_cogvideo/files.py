@@ -331,7 +331,8 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
+        problem = f"{path} isn't UTF-8 text: {error.reason}; save it as UTF-8"
+        raise InvalidInputError(problem) from None
     except OSError as error:
         raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
 

@@ -30,7 +30,7 @@ from ..training.clips import Clip, choose_spec, find_clips
 from ..training.estimates import estimate_training_memory
 from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
-from ..training.prepare import ClipOptions, prepare
+from ..training.prepare import ClipOptions, prepare, text_problems
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.show_clips import show_clips
@@ -73,6 +73,11 @@ class TrainingJob:
     cache: Cache
     existing: Adapter | None
 
+    @property
+    def other_texts(self) -> list[str]:
+        """Texts beside the captions."""
+        return [*(video.prompt for video in self.sample_videos), *self.prior]
+
 
 def train(arguments: Sequence[str] | None) -> int | None:
     parser = make_parser()
@@ -84,6 +89,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
         args.quiet = True
     job = _read_job(args, distributed)
     _announce(job, args, distributed.size)
+    for problem in text_problems(job.pipe, job.clips, job.other_texts):
+        logger.warning(problem)
     if args.dry_run:
         return _list_clips(job.clips, job.clip_options) if distributed.is_main else None
     lock = nullcontext()
@@ -118,7 +125,8 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     clips = find_clips(args.data, args.adapter_path)
     if distributed.is_main:
         check_adapter_folder(args.adapter_path, args.resume)
-    cache = args.cache or args.data / ".mlx_cogvideo"
+    folder = args.data if args.data.is_dir() else args.data.parent
+    cache = args.cache or folder / ".mlx_cogvideo"
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
@@ -245,7 +253,7 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
-        tell(f"{clip.path}: {use}: {clip.caption}")
+        tell(f"{clip.path}{clip.part}: {use}: {clip.caption}")
     return None if usable else FAILED
 
 
@@ -267,7 +275,7 @@ def _run(
     """Prepares the clips and trains; returns the exit code."""
     bars = Bars(quiet=args.quiet, dynamic_ncols=True)
     identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
-    also = [*(video.prompt for video in job.sample_videos), *job.prior]
+    also = job.other_texts
     distributed.check_same({"--resume": args.resume})
     try:
         with distributed.main_process_first():

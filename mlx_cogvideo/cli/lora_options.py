@@ -29,7 +29,7 @@ GROUPS = {
 }
 
 HELP = {
-    "--data": "Folder of clips and their captions. Required.",
+    "--data": "Folder of clips and their captions, or a table of them. Required.",
     "--prior-prompts": "Text file of prompts, one a line, whose videos should not change (prior "
     "preservation). Default: none.",
     "--model": "Folder, hub id or short name of the model, as in generate.py. Default: the folder "
@@ -54,7 +54,7 @@ HELP = {
     "--timeout": "Seconds that opening a clip or reading from it may take; a slower clip is left "
     f"out. Default: {TIMEOUT:g}.",
     "--cache": "Folder that keeps the encoded clips and captions. Default: .mlx_cogvideo in "
-    "--data.",
+    "the folder of the clips.",
     "--adapter-path": "Folder that gets the adapter, its checkpoints and the log. Default: "
     "adapters.",
     "--save-every": "Updates between two checkpoints. Default: 250.",
@@ -89,7 +89,7 @@ def make_parser() -> Parser:
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)
-    add("--data", type=path, required=True, metavar="DIR")
+    add("--data", type=path, required=True, metavar="PATH")
     add("--prior-prompts", type=path, metavar="FILE")
     add("--model", type=named)
     add("--base", type=named, metavar="MODEL")

@@ -140,9 +140,9 @@ class CogVideoXPipeline(ModelFolder):
         """
         yield from stages.encode_texts(self, self.encode_prompt, videos)
 
-    def encode_prompt(self, prompt: str) -> mx.array:
-        """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""
-        return stages.encode_prompt(self, prompt)
+    def encode_prompt(self, prompt: str, *, warn: bool = True) -> mx.array:
+        """Encodes a text to ``[1, text_length, text_embed_dim]``; may warn of what is lost."""
+        return stages.encode_prompt(self, prompt, warn=warn)
 
     def condition(self, settings: ResolvedSettings) -> Conditioning | None:
         """The stage of what a video starts from; frees the VAE. None with noise alone.

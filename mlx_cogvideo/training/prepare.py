@@ -5,7 +5,7 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,17 @@ class ClipOptions:
     places: str = "spread"
 
     def spec(self, clip: Clip) -> ClipSpec:
-        """The spec in which a clip is learned."""
+        """The spec in which a clip, or the part of it that its table names, is learned."""
         if len(self.specs) == 1:  # which needs no measuring
-            return self.specs[0]
-        return choose_spec(self.measure(clip), self.specs)
+            spec = self.specs[0]
+        else:
+            spec = choose_spec(self.measure(clip), self.specs)
+        return replace(spec, start=clip.start, end=clip.end)
 
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
-        return measure(clip.path, self.specs[0].fps, self.specs[0].skip, self.timeout)
+        spec = self.specs[0]
+        return measure(clip.path, spec.fps, spec.skip, self.timeout, start=clip.start, end=clip.end)
 
     def specs_of(self, clip: Clip) -> list[ClipSpec]:
         """The specs in which a clip is learned, one for each window, in order."""
@@ -145,7 +148,8 @@ def prepare(
 ) -> tuple[list[Sample], dict[str, Path]]:
     """Encodes the clips and texts that aren't in the cache yet.
 
-    A clip that can't be read is skipped with a warning.
+    A clip that can't be read is skipped with a warning. `text_problems` tells what the text
+    encoder loses.
 
     Args:
         model: a ``checkpoints.model_identity``.
@@ -204,6 +208,24 @@ def encode_windows(
         yield spec, _latents(pipe, digests, clip, spec, options, cache)
 
 
+def text_problems(
+    pipe: CogVideoXPipeline, clips: Sequence[Clip], also: Sequence[str] = ()
+) -> Iterator[str]:
+    """What the text encoder loses of captions and of other texts, in a sentence each.
+
+    Raises:
+        InvalidInputError: a text isn't Unicode.
+    """
+    length = pipe.configs["transformer"].max_text_seq_length
+    texts = [(f"the caption of {clip.path}", clip.caption) for clip in clips]
+    for subject, text in [*texts, *((f"the prompt {text!r}", text) for text in also)]:
+        try:
+            problems = pipe.tokenizer.report(text, length).problems()
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{subject}: {error}") from None
+        yield from (f"{subject} {problem}" for problem in problems)
+
+
 def _texts(
     pipe: CogVideoXPipeline,
     digests: dict[str, Any],
@@ -221,7 +243,7 @@ def _texts(
     on_progress("captions", 0, len(missing))
     with pipe.keeping("text_encoder"):
         for number, caption in enumerate(missing, start=1):
-            embeds = pipe.encode_prompt(caption).astype(pipe.dtype)
+            embeds = pipe.encode_prompt(caption, warn=False).astype(pipe.dtype)
             cache.write(paths[caption], {"embeds": embeds})
             on_progress("captions", number, len(missing))
     return paths

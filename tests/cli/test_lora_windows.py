@@ -83,9 +83,8 @@ def test_the_last_window_fits_at_any_frame_rate(tmp_path, rate):
 
 
 def test_windows_lie_in_the_part_of_a_clip_that_is_learned(clips):
-    spec = ClipSpec(9, 32, 48, 8, start=1, end=4)
-    options = ClipOptions((spec,), windows=3)
-    starts = [each.start for each in options.specs_of(Clip(clips / "long.mp4", ""))]
+    options = ClipOptions((ClipSpec(9, 32, 48, 8),), windows=3)
+    starts = [each.start for each in options.specs_of(Clip(clips / "long.mp4", "", 1, 4))]
     assert starts == [1, 2, 1 + 15 / 8]
 
 

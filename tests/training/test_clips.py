@@ -404,7 +404,7 @@ def test_blank_lines_of_paired_files_are_ignored(tmp_path):
         touch(tmp_path / f"{name}.mp4")
     touch(tmp_path / "videos.txt", "a.mp4\n\nb.mp4\n\n")
     touch(tmp_path / "prompts.txt", "one\u2028and more\n\ntwo\n")
-    assert [clip.caption for clip in find_clips(tmp_path)] == ["one\u2028and more", "two"]
+    assert [clip.caption for clip in find_clips(tmp_path)] == ["one and more", "two"]
 
 
 def test_a_listed_clip_may_have_any_extension_but_must_exist(tmp_path):
@@ -514,3 +514,27 @@ def test_samples_of_the_training_itself_are_no_clips(tmp_path, adapter):
     touch(tmp_path / "a.mp4"), touch(tmp_path / "a.txt", "first")
     touch(tmp_path / adapter / "samples/0000002-0.mp4")
     assert len(find_clips(tmp_path, tmp_path / adapter)) == 1
+
+
+def test_each_part_of_a_clip_is_a_sample_of_its_own(tmp_path, monkeypatch):
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    read, encode = [], pipe.encode_video
+    monkeypatch.setattr(
+        pipe, "encode_video", lambda *given: read.append(given[0]) or encode(*given)
+    )
+    frames = np.repeat(np.arange(24, dtype=np.uint8) * 10, 48 * 64 * 3).reshape(24, 48, 64, 3)
+    write_video(tmp_path / "a", frames, 8)
+    parts = [
+        Clip(tmp_path / "a", "x"),
+        Clip(tmp_path / "a", "x", 0.5),
+        Clip(tmp_path / "a", "x", 1, 3),
+    ]
+    samples, _ = prepare(pipe, {}, parts, ClipOptions((SHAPE,)), Cache(tmp_path / "cache"))
+    assert [round(clip[0].mean() / 10) for clip in read] == [0, 4, 8]
+    assert len({sample.latents for sample in samples}) == 3
+    assert [(sample.spec.start, sample.spec.end) for sample in samples] == [
+        (0, None),
+        (0.5, None),
+        (1, 3),
+    ]
+    assert ClipOptions((SHAPE,)).measure(parts[2]).frames == 16
