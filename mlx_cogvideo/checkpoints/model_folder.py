@@ -21,11 +21,11 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import FLOATING, check_component, load_component, read_config, upstream_shape
+from .compatibility import check_networks, open_tokenizer, read_configurations
+from .components import FLOATING, check_component, load_component, upstream_shape
 from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
-from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
 
 
@@ -55,11 +55,11 @@ class ModelConfigurations:
                 CPU, where 16-bit is slow.
             quantization: what the converter is asked for, with its standard recipe; None leaves
                 all layers unquantized.
+
+        Raises:
+            CheckpointError: a field is impossible, or the networks don't fit each other.
         """
-        self.configs = {
-            name: config_class.from_dict(contents[name])
-            for name, (_, config_class) in NETWORKS.items()
-        }
+        self.configs = check_networks(contents)
         self.variant = match_variant(self.configs["transformer"])
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
@@ -121,8 +121,8 @@ class ModelFolder(ModelConfigurations):
         self.adapters: list[tuple[Adapter, float]] = []
         self._adapter_bytes = 0
         self._kept: set[str] = set()
-        self.tokenizer = T5Tokenizer.from_pretrained(self.component("tokenizer"))
-        self.scheduler_config = read_config(self.component("scheduler") / "scheduler_config.json")
+        self.scheduler_config = contents["scheduler"]
+        self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"])
         super().__init__(contents, dtype)
 
     @classmethod
@@ -238,15 +238,6 @@ class ModelFolder(ModelConfigurations):
         finally:
             self._kept.discard(name)
             self.free(name)
-
-
-def read_configurations(folder: Path) -> dict[str, dict[str, Any]]:
-    """The ``config.json`` of each network in a model folder, by the network's name.
-
-    Raises:
-        CheckpointError: a file is missing or isn't a JSON object.
-    """
-    return {name: read_config(component_folder(folder, name) / "config.json") for name in NETWORKS}
 
 
 def official_model(

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_config
+from ..checkpoints.compatibility import read_configurations
 from ..checkpoints.component_sources import folder_source
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.variants import match_variant
 from ..nn.quantization import layer_kind
-from .plan import check_architecture, plan_component, transformer_config
+from .plan import plan_component, transformer_config
 from .write import REPORT
 
 
@@ -19,7 +20,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder has no CogVideoX model, or a damaged one.
     """
-    check_architecture(folder)
+    read_configurations(folder)
     report: dict[str, Any] = {"source": None, "components": {}}
     if (folder / REPORT).is_file():
         report |= read_config(folder / REPORT)

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
+from ..checkpoints.compatibility import check_networks, open_tokenizer, read_configurations
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
@@ -196,7 +197,7 @@ def _check_quantized(
     dequantize: bool,
 ) -> None:
     """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly."""
-    quantized = [plan.name for plan in plans if "quantization" in plan.config]
+    quantized = [plan.name for plan in plans if plan.source.quantized]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
     if quantized and not dequantize:
@@ -216,7 +217,9 @@ def _sources(
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
     """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
-        check_architecture(folder)
+        contents = read_configurations(folder)
+        if assumed_dtype is None:
+            open_tokenizer(folder, contents["text_encoder"])
         sources = {name: folder_source(folder, name, assumed_dtype) for name in NETWORKS}
         return sources, _files(folder, COPIED)
     sources = sat_sources(folder)
@@ -228,6 +231,8 @@ def _sources(
         )
     if "text_encoder" not in sources:
         sources["text_encoder"] = folder_source(text_encoder, "text_encoder", assumed_dtype)
+    check_networks({name: source.config for name, source in sources.items()})
+    open_tokenizer(text_encoder, sources["text_encoder"].config)
     extra: dict[str, Path | dict[str, Any]] = _files(text_encoder, ("tokenizer/*",))
     return sources, extra | sat_configurations(sources["transformer"].config)
 
@@ -244,19 +249,6 @@ def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str
         if contents.pop(SHARED_KEY, None) is not None:
             files["model_index.json"] = contents
     return files
-
-
-def check_architecture(folder: Path) -> None:
-    """Raises CheckpointError unless a folder holds a CogVideoX model."""
-    index = folder / "model_index.json"
-    config = component_folder(folder, "transformer") / "config.json"
-    if not index.is_file() and not config.is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no model_index.json")
-    found = read_config(index).get("_class_name", "") if index.is_file() else ""
-    transformer = read_config(config).get("_class_name", "")
-    for name, prefix in ((found, "CogVideoX"), (transformer, "CogVideoXTransformer3DModel")):
-        if name and not str(name).startswith(prefix):
-            raise CheckpointError(f"{folder} holds a {name}, and only CogVideoX can be converted")
 
 
 def plan_component(name: str, source: ComponentSource) -> ComponentPlan:
