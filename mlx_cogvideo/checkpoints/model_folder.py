@@ -1,7 +1,6 @@
 """A model: its configurations, which estimates need, and its networks, loaded when needed."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -13,7 +12,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..device import Machine, this_machine
-from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
 from ..nn.low_rank import add_adapter
@@ -200,8 +198,6 @@ class ModelFolder(ModelConfigurations):
             ModelNotFoundError: there is no such adapter.
             CheckpointError: the adapter is damaged, or for another model.
         """
-        if not math.isfinite(scale):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work

@@ -165,9 +165,11 @@ def plan_conversion(
             reads the files.
 
     Raises:
-        CheckpointError: the folder has no CogVideoX model, or a damaged one.
+        CheckpointError: the folder has no CogVideoX model, or one that is damaged or incomplete, or
+            whose parts don't fit each other.
         InvalidInputError: the model is quantized already, is to be dequantized but isn't
-            quantized, or has no layer that can be quantized as requested.
+            quantized, or has no layer that can be quantized as requested; or an adapter's scale
+            isn't a finite number.
     """
     sources, extra = _sources(folder, text_encoder, assumed_dtype)
     plans = [plan_component(name, sources[name]) for name in NETWORKS]
@@ -185,6 +187,8 @@ def plan_conversion(
     if lora:
         layers = linear_layers(CogVideoXTransformer3DModel(config))
         adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
+        for adapter, scale in adapters:
+            adapter.load(scale)  # so that NaN is reported before anything is written
     variant = match_variant(config)
     return ConversionPlan(folder, model, variant, quantization, recipe, plans, extra, adapters)
 
@@ -242,7 +246,8 @@ def _files(folder: Path, patterns: Collection[str]) -> dict[str, Path | dict[str
     for pattern in patterns:
         name, inside, pattern = pattern.rpartition("/")
         for file in sorted((component_folder(folder, name) if inside else folder).glob(pattern)):
-            files[f"{name}{inside}{file.name}"] = file
+            if file.is_file() and not file.name.startswith("."):
+                files[f"{name}{inside}{file.name}"] = file
     index = files.get("model_index.json")
     if index is not None:  # components shared by another folder are copied, so drop the reference
         contents = read_config(index)

@@ -1,7 +1,6 @@
 """What the fields of a configuration may be: types from their annotations, values from here."""
 
 import json
-import math
 from dataclasses import field, fields
 from functools import cache
 from types import NoneType
@@ -66,10 +65,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 def _plain(name: str, value: Any, kind: type) -> Any:
     """The value as a bool, an integer, a float or a text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and is_number and math.isfinite(value) and value == int(value):
-        return int(value)
     if kind is float and is_number:
         return value
+    if kind is int and is_number and (isinstance(value, int) or value.is_integer()):
+        return int(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
     raise wrong(name, WORDS[kind], value)
