@@ -41,7 +41,7 @@ def model_identity(model: str | Path, folder: Path) -> dict[str, Any]:
 
 def _files(component: Path) -> list[Path]:
     found = (file for pattern in _HASHED for file in component.glob(pattern))
-    return sorted(file for file in found if not file.name.startswith("."))
+    return sorted(file for file in found if file.is_file() and not file.name.startswith("."))
 
 
 def _digest(file: Path) -> str:
