@@ -27,6 +27,15 @@ CLASSES = {
 """What ``_class_name`` may be in each configuration, if it is there."""
 
 
+def check_model(folder: Path) -> None:
+    """Checks all of a model folder except the weights.
+
+    Raises:
+        CheckpointError: as `read_configurations` and `open_tokenizer`.
+    """
+    open_tokenizer(folder, read_configurations(folder)["text_encoder"])
+
+
 def read_configurations(folder: Path) -> dict[str, dict[str, Any]]:
     """Reads and checks all configurations of a model folder; no weight and no tokenizer.
 

@@ -23,8 +23,8 @@ BUNDLED = {"demo": DEMO_PATH, "demo-i2v": DEMO_PATH.with_name("demo_i2v")}
 SHARED_KEY = "_components_from"
 """Key of ``model_index.json``: a relative path to the folder that holds the missing components."""
 
-CONFIGURATIONS = ["*.json", "*/*.json"]
-DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
+CONFIGURATIONS = ["*.json", "*/*.json", "tokenizer/spiece.model"]
+DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -79,7 +79,7 @@ def component_folder(folder: Path, name: str) -> Path:
 
 
 def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model whose configurations are needed, but not its weights.
+    """The folder of a model whose configurations and tokenizer are needed, but not its weights.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.

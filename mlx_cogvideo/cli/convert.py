@@ -18,6 +18,7 @@ from ..checkpoints import (
     resolve_model,
     resolve_text_encoder,
 )
+from ..checkpoints.compatibility import check_model
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
@@ -67,6 +68,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
     only_configuration = args.dry_run and to_download > 0
+    if (
+        to_download and not args.dry_run
+    ):  # before the weights: what can't be used isn't worth their download
+        check_model(resolve_configuration(args.model, args.revision))
     resolve = resolve_configuration if only_configuration else resolve_model
     plan = plan_conversion(
         args.model,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_config
-from ..checkpoints.compatibility import read_configurations
+from ..checkpoints.compatibility import check_model
 from ..checkpoints.component_sources import folder_source
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.variants import match_variant
@@ -21,7 +21,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder has no CogVideoX model, or a damaged one.
     """
-    read_configurations(folder)
+    check_model(folder)
     report: dict[str, Any] = {"source": None}
     if (folder / REPORT).is_file():
         report |= read_config(folder / REPORT)

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
-from ..checkpoints.compatibility import check_networks, open_tokenizer, read_configurations
+from ..checkpoints.compatibility import check_model, check_networks, open_tokenizer
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
@@ -221,9 +221,7 @@ def _sources(
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
     """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
-        contents = read_configurations(folder)
-        if assumed_dtype is None:
-            open_tokenizer(folder, contents["text_encoder"])
+        check_model(folder)
         sources = {name: folder_source(folder, name, assumed_dtype) for name in NETWORKS}
         return sources, _files(folder, COPIED)
     sources = sat_sources(folder)
