@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..nn.config import AutoencoderConfig, Config, SchedulerConfig, T5Config, TransformerConfig
+from ..nn.config import AutoencoderConfig, SchedulerConfig, T5Config, TransformerConfig
 from .components import read_config
 from .networks import NETWORKS, network_config
 from .resolve import component_folder
@@ -67,7 +67,7 @@ def read_configurations(folder: Path) -> dict[str, dict[str, Any]]:
     return {**contents, "scheduler": scheduler}
 
 
-def check_networks(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Config]:
+def check_networks(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The configurations of the three networks, checked one by one and together.
 
     Args:

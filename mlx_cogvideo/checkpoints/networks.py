@@ -7,7 +7,6 @@ import mlx.nn as nn
 
 from ..errors import CheckpointError
 from ..nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
-from ..nn.config import Config
 from ..nn.t5 import T5Config, T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 
@@ -19,7 +18,7 @@ NETWORKS = {
 """The class of each network and the class of its configuration."""
 
 
-def network_config(name: str, contents: Mapping[str, Any]) -> Config:
+def network_config(name: str, contents: Mapping[str, Any]) -> Any:
     """The configuration of a network from its ``config.json``.
 
     Raises:

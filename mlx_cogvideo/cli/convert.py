@@ -68,9 +68,8 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     to_download = 0 if sat else download_bytes(args.model, args.revision)
     _check_room(args, to_download)
     only_configuration = args.dry_run and to_download > 0
-    if (
-        to_download and not args.dry_run
-    ):  # before the weights: what can't be used isn't worth their download
+    if to_download and not args.dry_run:
+        # Before the weights: a model that can't be used isn't worth their download.
         check_model(resolve_configuration(args.model, args.revision))
     resolve = resolve_configuration if only_configuration else resolve_model
     plan = plan_conversion(

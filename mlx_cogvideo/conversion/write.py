@@ -22,13 +22,7 @@ from ..checkpoints.model_card import model_card
 from ..checkpoints.model_folder import ModelFolder
 from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
-from ..errors import (
-    CheckpointError,
-    CogVideoXError,
-    InvalidInputError,
-    OutputError,
-    mlx_errors,
-)
+from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank
 from ..version import __version__
@@ -81,7 +75,7 @@ def convert(
                     write_config(copy, contents)
             write_config(part / REPORT, report)
             (part / "README.md").write_text(model_card(report), encoding="utf-8")
-            ModelFolder(part).stored  # noqa: B018 - opens all of it, or raises
+            ModelFolder(part)  # raises unless all of it can be opened
             part.rename(destination)
         except BaseException:
             with suppress(OSError):
