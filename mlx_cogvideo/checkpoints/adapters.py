@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, ModelNotFoundError
+from ..errors import CheckpointError, InvalidInputError, ModelNotFoundError
 from ..files import check_is_file, file_digest
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
@@ -70,8 +70,11 @@ class Adapter:
         """Reads the tensors; `scale` multiplies the adapter's own scale.
 
         Raises:
+            InvalidInputError: `scale` isn't a finite number.
             CheckpointError: a tensor contains NaN or infinity.
         """
+        if not isfinite(scale):
+            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         _, read = _tensors(self.file)
         layers = {
             layer: LowRank(*map(read, names), scale * self.scales[layer])

@@ -151,14 +151,17 @@ def stored_quantization(folder: Path, stored: Mapping[str, TensorInfo]) -> dict[
     layers = [name.removesuffix(".scales") for name in stored if name.endswith(".scales")]
     config = read_config(folder / "config.json").get("quantization", {}) if layers else {}
     try:
-        return {
+        found = {
             layer: Quantization(**(config[layer] if layer in config else _default(config)))
             for layer in layers
         }
     except (TypeError, KeyError):
+        found = None
+    if found is None or not all(how.is_known for how in found.values()):
         raise CheckpointError(
             f"{folder}/config.json doesn't say how its layers are quantized: convert it again"
-        ) from None
+        )
+    return found
 
 
 def _default(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _digests(folder: Path, base: Base | None = None) -> dict[str, str]:
 
 
 def _files(component: Path) -> list[Path]:
-    return sorted(file for pattern in _HASHED for file in component.glob(pattern))
+    found = (file for pattern in _HASHED for file in component.glob(pattern))
+    return sorted(file for file in found if file.is_file() and not file.name.startswith("."))
 
 
 def _digest(file: Path) -> str:

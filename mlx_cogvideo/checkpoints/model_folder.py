@@ -1,7 +1,6 @@
 """A model: its configurations, which estimates need, and its networks, loaded when needed."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -13,7 +12,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..device import Machine, this_machine
-from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
 from ..nn.low_rank import add_adapter
@@ -21,13 +19,11 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
+from .compatibility import check_networks, open_tokenizer, read_configurations
 from .components import FLOATING, check_component, load_component, upstream_shape
-from .json_files import read_config
-from .layout import check_layout
 from .networks import NETWORKS, make_network
 from .resolve import Base, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
-from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
 
 
@@ -57,11 +53,11 @@ class ModelConfigurations:
                 CPU, where 16-bit is slow.
             quantization: what the converter is asked for, with its standard recipe; None leaves
                 all layers unquantized.
+
+        Raises:
+            CheckpointError: a field is impossible, or the networks don't fit each other.
         """
-        self.configs = {
-            name: config_class.from_dict(contents[name])
-            for name, (_, config_class) in NETWORKS.items()
-        }
+        self.configs = check_networks(contents)
         self.variant = match_variant(self.configs["transformer"])
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
@@ -131,8 +127,8 @@ class ModelFolder(ModelConfigurations):
         self.adapters: list[tuple[Adapter, float]] = []
         self._adapter_bytes = 0
         self._kept: set[str] = set()
-        self.tokenizer = T5Tokenizer.from_pretrained(self.component("tokenizer"))
-        self.scheduler_config = read_config(self.component("scheduler") / "scheduler_config.json")
+        self.scheduler_config = contents["scheduler"]
+        self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"], base)
         super().__init__(contents, dtype)
 
     @classmethod
@@ -219,8 +215,6 @@ class ModelFolder(ModelConfigurations):
             ModelNotFoundError: there is no such adapter.
             CheckpointError: the adapter is damaged, or for another model.
         """
-        if not math.isfinite(scale):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work
@@ -257,17 +251,6 @@ class ModelFolder(ModelConfigurations):
         finally:
             self._kept.discard(name)
             self.free(name)
-
-
-def read_configurations(folder: Path, base: Base | None = None) -> dict[str, dict[str, Any]]:
-    """The ``config.json`` of each network in a model folder or its base, by the network's name.
-
-    Raises:
-        CheckpointError: a file is missing or isn't a JSON object.
-    """
-    check_layout(folder, base)
-    folders = {name: component_folder(folder, name, base) for name in NETWORKS}
-    return {name: read_config(path / "config.json") for name, path in folders.items()}
 
 
 def official_model(

@@ -26,8 +26,8 @@ SHARED_KEY = "_components_from"
 
 COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 
-CONFIGURATIONS = ["*.json", "*/*.json"]
-DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors", "tokenizer/spiece.model"]
+CONFIGURATIONS = ["*.json", "*/*.json", "tokenizer/spiece.model"]
+DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = (".safetensors", ".pt", ".bin", ".ckpt", ".gguf", ".pth")
@@ -140,7 +140,7 @@ def component_folder(folder: Path, name: str, base: Base | None = None) -> Path:
 
 
 def resolve_configuration(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model whose configurations are needed, but not its weights.
+    """The folder of a model whose configurations and tokenizer are needed, but not its weights.
 
     Raises:
         ModelNotFoundError: as `resolve_model`.

@@ -133,6 +133,11 @@ class T5Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         return mx.array([self._padded(self.encode(t), max_length) for t in texts], mx.int32)
 
+    @property
+    def size(self) -> int:
+        """Number of pieces; all ids are below it."""
+        return self._pieces.GetPieceSize()
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text of any length, without ``</s>`` and pads."""
         return [i for word in self._words(text) for i in self._pieces.Encode(word, out_type=int)]

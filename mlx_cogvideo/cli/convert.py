@@ -18,6 +18,7 @@ from ..checkpoints import (
     resolve_model,
     resolve_text_encoder,
 )
+from ..checkpoints.compatibility import check_model
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
@@ -113,6 +114,9 @@ def _folder(args: argparse.Namespace) -> tuple[Path, int]:
     """
     to_download = download_bytes(args.model, args.revision)
     _check_room(args, to_download)
+    if to_download and not args.dry_run and not args.base:
+        # Before the weights: a model that can't be used isn't worth their download.
+        check_model(resolve_configuration(args.model, args.revision))
     resolve = resolve_configuration if args.dry_run and to_download else resolve_model
     return resolve(args.model, args.revision), to_download
 

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
+from ..checkpoints.compatibility import check_model, check_networks, open_tokenizer
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
-from ..checkpoints.layout import check_layout
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.resolve import Base
 from ..checkpoints.sat import VAE_FILES, is_sat
@@ -170,9 +170,11 @@ def plan_conversion(
         base: the model that gives the components which the folder lacks.
 
     Raises:
-        CheckpointError: the folder has no CogVideoX model, or a damaged one.
+        CheckpointError: the folder has no CogVideoX model, or one that is damaged or incomplete, or
+            whose parts don't fit each other.
         InvalidInputError: the model is quantized already, is to be dequantized but isn't
-            quantized, or has no layer that can be quantized as requested.
+            quantized, or has no layer that can be quantized as requested; or an adapter's scale
+            isn't a finite number.
     """
     sources, extra = _sources(folder, base, text_encoder, assumed_dtype)
     plans = [plan_component(name, sources[name]) for name in NETWORKS]
@@ -190,6 +192,8 @@ def plan_conversion(
     if lora:
         layers = linear_layers(CogVideoXTransformer3DModel(config))
         adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
+        for adapter, scale in adapters:
+            adapter.load(scale)  # so that NaN is reported before anything is written
     variant = match_variant(config)
     return ConversionPlan(
         folder, model, base, variant, quantization, recipe, plans, extra, adapters
@@ -204,7 +208,7 @@ def _check_quantized(
     dequantize: bool,
 ) -> None:
     """Raises InvalidInputError unless exactly a quantized model is to be dequantized, wholly."""
-    quantized = [plan.name for plan in plans if "quantization" in plan.config]
+    quantized = [plan.name for plan in plans if plan.source.quantized]
     if dequantize and not quantized:
         raise InvalidInputError(f"{model} isn't quantized: there is nothing to dequantize")
     if quantized and not dequantize:
@@ -224,7 +228,7 @@ def _sources(
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
     """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
-        check_architecture(folder, base)
+        check_model(folder, base)
         sources = {name: folder_source(folder, name, assumed_dtype, base) for name in NETWORKS}
         return sources, _files(folder, COPIED, base)
     sources = sat_sources(folder)
@@ -236,6 +240,8 @@ def _sources(
         )
     if "text_encoder" not in sources:
         sources["text_encoder"] = folder_source(text_encoder, "text_encoder", assumed_dtype)
+    check_networks({name: source.config for name, source in sources.items()})
+    open_tokenizer(text_encoder, sources["text_encoder"].config)
     extra: dict[str, Path | dict[str, Any]] = _files(text_encoder, ("tokenizer/*",))
     return sources, extra | sat_configurations(sources["transformer"].config)
 
@@ -250,25 +256,14 @@ def _files(
         if not inside and base is not None and not any(folder.glob(pattern)):
             found = base.folder
         for file in sorted(found.glob(pattern)):
-            files[f"{name}{inside}{file.name}"] = file
+            if file.is_file() and not file.name.startswith("."):
+                files[f"{name}{inside}{file.name}"] = file
     index = files.get("model_index.json")
     if index is not None:  # components shared by another folder are copied, so drop the reference
         contents = read_config(index)
         if contents.pop(SHARED_KEY, None) is not None:
             files["model_index.json"] = contents
     return files
-
-
-def check_architecture(folder: Path, base: Base | None = None) -> None:
-    """Raises CheckpointError unless a folder holds a CogVideoX model."""
-    index = folder / "model_index.json"
-    check_layout(folder, base)
-    config = component_folder(folder, "transformer", base) / "config.json"
-    found = read_config(index).get("_class_name", "") if index.is_file() else ""
-    transformer = read_config(config).get("_class_name", "")
-    for name, prefix in ((found, "CogVideoX"), (transformer, "CogVideoXTransformer3DModel")):
-        if name and not str(name).startswith(prefix):
-            raise CheckpointError(f"{folder} holds a {name}, and only CogVideoX can be converted")
 
 
 def plan_component(name: str, source: ComponentSource) -> ComponentPlan:

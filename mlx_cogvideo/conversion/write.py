@@ -17,10 +17,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
+from ..checkpoints.components import listed
 from ..checkpoints.model_card import model_card
+from ..checkpoints.model_folder import ModelFolder
 from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
-from ..errors import OutputError, mlx_errors
+from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
 from ..nn.low_rank import LowRank
 from ..version import __version__
@@ -50,6 +52,9 @@ def convert(
     Raises:
         OutputError: the folder exists, can't be written or is being written by another process,
             or the disk is too small.
+        CheckpointError: a weight has NaN or infinity in it, as stored or with the adapters added,
+            or what was written can't be opened.
+        InvalidInputError: the requested type or quantization can't hold a weight.
     """
     with lock_destination(destination), output_errors(destination):
         check_destination(destination, plan.bytes_after)
@@ -70,6 +75,7 @@ def convert(
                     write_config(copy, contents)
             write_config(part / REPORT, report)
             (part / "README.md").write_text(model_card(report), encoding="utf-8")
+            ModelFolder(part)  # raises unless all of it can be opened
             part.rename(destination)
         except BaseException:
             with suppress(OSError):
@@ -133,19 +139,20 @@ def _convert(
     folder.mkdir()
     report = on_progress or (lambda stage, done, total: None)
     done, total = 0, plan.bytes_after
-    quality = _Quality()
+    quality, faults = _Quality(), _Faults(has_adapters=bool(additions))
     report(plan.name, done, total)
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
             if tensor.name.endswith(".weight"):
                 for addition in additions.get(tensor.layer, ()):
                     weight = weight.astype(mx.float32) + addition.product()
-            for name, array in _written(tensor, weight, quality).items():
+            for name, array in _written(tensor, weight, quality, faults).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())
             report(plan.name, done, total)
             del weight
             mx.clear_cache()
+    faults.check(plan.name)
     write_config(folder / "config.json", plan.config)
     return {
         "bytes_before": plan.bytes_before,
@@ -169,14 +176,75 @@ def _read(plan: ComponentPlan) -> Iterator[mx.array]:
             yield mx.dequantize(*packed, **tensor.stored.arguments())
 
 
-def _written(tensor: TensorPlan, weight: mx.array, quality: "_Quality") -> dict[str, mx.array]:
-    weight = weight.astype(DTYPES[tensor.dtype])
+def _written(
+    tensor: TensorPlan, weight: mx.array, quality: "_Quality", faults: "_Faults"
+) -> dict[str, mx.array]:
+    """The arrays that are stored for a weight, by name."""
+    cast = weight.astype(DTYPES[tensor.dtype])
     if tensor.wanted is None:
-        return {tensor.name: weight}
+        faults.look_at(tensor, weight, cast, cast)
+        return {tensor.name: cast}
     how = tensor.wanted.arguments()
-    packed = mx.quantize(weight, **how)
-    quality.add(tensor, weight, mx.dequantize(*packed, **how))
+    packed = mx.quantize(cast, **how)
+    approximation = mx.dequantize(*packed, **how)
+    faults.look_at(tensor, weight, cast, approximation)
+    quality.add(tensor, cast, approximation)
     return dict(zip(tensor.entries, packed, strict=True))
+
+
+class _Faults:
+    """The tensors of a component that can't be used, with what is wrong and what to do."""
+
+    def __init__(self, *, has_adapters: bool):
+        self._has_adapters = has_adapters
+        self._found: dict[tuple[type[CogVideoXError], str, str], list[str]] = defaultdict(list)
+
+    def look_at(
+        self, tensor: TensorPlan, weight: mx.array, cast: mx.array, approximation: mx.array
+    ) -> None:
+        """Notes a tensor unless its numbers, in the new type and quantized, are near the old."""
+        if not _resembles(cast, approximation):
+            self._found[self._fault(tensor, weight, cast)].append(tensor.name)
+
+    def _fault(
+        self, tensor: TensorPlan, weight: mx.array, cast: mx.array
+    ) -> tuple[type[CogVideoXError], str, str]:
+        lower = "lower the scale of --lora" if self._has_adapters else ""
+        if not _is_finite(weight):
+            whose = "with its adapters added, " if lower else ""
+            return CheckpointError, f"{whose}NaN or infinity", lower or "take another copy of it"
+        dtype = str(cast.dtype).removeprefix("mlx.core.")
+        if _is_finite(cast):
+            how = tensor.wanted
+            problem = f"weights that {how.bits} bits in the mode {how.mode} can't hold"
+            advice = "use another --q-mode or --dtype"
+        else:
+            problem = f"weights too large for {dtype}"
+            advice = f"use --dtype {'bfloat16 or ' * (dtype == 'float16')}float32"
+        return InvalidInputError, problem, " or ".join(filter(None, [lower, advice]))
+
+    def check(self, component: str) -> None:
+        """Raises an error that names the tensors, if there are any."""
+        for (error, problem, advice), names in self._found.items():
+            raise error(f"{component} has {problem}, in {listed(names)}: {advice}")
+
+
+def _is_finite(array: mx.array) -> bool:
+    return bool(mx.isfinite(array).all().item())
+
+
+def _resembles(weight: mx.array, approximation: mx.array) -> bool:
+    """Whether both are finite, and no error is larger than half of the largest weight.
+
+    Scales of some modes wrap around where the weights are tiny, or end where they are large. The
+    largest error of working ones is a third, with 2 bits. What is lost of tiny weights is no harm.
+    """
+    if approximation is weight:
+        return _is_finite(weight)
+    wide = weight.astype(mx.float32)
+    errors = mx.abs(wide - approximation.astype(mx.float32))
+    small = errors.max() <= mx.maximum(mx.abs(wide).max() / 2, 1e-3)
+    return bool((small & mx.isfinite(errors).all()).item())
 
 
 class _Quality:
@@ -200,10 +268,16 @@ class _Quality:
                 "kind": kind,
                 **how.arguments(),
                 "layers": layers,
-                "snr_db": round(10 * math.log10(signal / noise), 1) if noise else None,
+                "snr_db": _decibels(signal, noise),
             }
             for (kind, how), (layers, signal, noise) in self._sums.items()
         ]
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    """The ratio in dB; None without noise, without signal, or if a square has overflowed."""
+    ratio = signal / noise if noise else 0
+    return round(10 * math.log10(ratio), 1) if 0 < ratio < math.inf else None
 
 
 def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,52 +1,11 @@
-"""What a ``scheduler_config.json`` says: the noise table, and the timesteps that are taken.
+"""What a ``scheduler_config.json`` leads to: the noise table, and the timesteps that are taken.
 
 Zero terminal SNR and trailing timesteps: Lin et al., arXiv:2305.08891, algorithm 1 and table 2.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
-from ..errors import InvalidInputError
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """The contents of ``scheduler_config.json`` that change numbers, with diffusers' defaults.
-
-    The official checkpoints set v_prediction, trailing and rescale_betas_zero_snr, and a
-    snr_shift_scale of 3.0 (2B) or 1.0 (all others).
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.0120
-    beta_schedule: str = "scaled_linear"
-    trained_betas: tuple[float, ...] | None = None
-    set_alpha_to_one: bool = True
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    rescale_betas_zero_snr: bool = False
-    snr_shift_scale: float = 3.0
-
-    def __post_init__(self) -> None:
-        _require("beta_schedule", self.beta_schedule, ("scaled_linear",))
-        _require("trained_betas", self.trained_betas, (None,))
-        _require("prediction_type", self.prediction_type, ("v_prediction", "epsilon", "sample"))
-        _require("timestep_spacing", self.timestep_spacing, ("trailing", "leading", "linspace"))
-        if self.prediction_type == "epsilon" and self.rescale_betas_zero_snr:
-            raise InvalidInputError(
-                "prediction_type epsilon can't be undone where the SNR is zero: "
-                "use v_prediction or set rescale_betas_zero_snr to false"
-            )
-
-
-def _require(name: str, value: Any, supported: tuple) -> None:
-    if value not in supported:
-        choices = " or ".join(str(choice) for choice in supported)
-        raise InvalidInputError(f"scheduler config: {name} must be {choices}; got {value!r}")
+from ..nn.config import SchedulerConfig
 
 
 def alphas_cumprod(config: SchedulerConfig) -> np.ndarray:

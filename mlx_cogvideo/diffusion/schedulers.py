@@ -12,7 +12,7 @@ A schedule ends at level ``FINAL``, which is no timestep of the table but the cl
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from math import expm1, inf, log, sqrt
 from typing import Any, Self
 
@@ -58,8 +58,10 @@ class _Scheduler:
             InvalidInputError: the config asks for something this package doesn't compute.
         """
         if not isinstance(config, SchedulerConfig):
-            names = {field.name for field in fields(SchedulerConfig)}
-            config = SchedulerConfig(**{k: v for k, v in config.items() if k in names})
+            try:
+                config = SchedulerConfig.from_dict(config)
+            except ValueError as error:
+                raise InvalidInputError(f"scheduler config: {error}") from None
         return cls(config, key=key)
 
     def to_config(self) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class Quantization:
     group_size: int
     mode: str = "affine"
 
+    @property
+    def is_known(self) -> bool:
+        """Whether MLX has this mode with these bits and groups."""
+        all_bits, all_sizes = MODES.get(str(self.mode), ((), ()))
+        numbers = type(self.bits) is int and type(self.group_size) is int
+        return numbers and self.bits in all_bits and self.group_size in all_sizes
+
     def fits(self, inputs: int) -> bool:
         """Whether a row of this length divides into groups, and into words of 32 bits."""
         return inputs % self.group_size == 0 and inputs * self.bits % 32 == 0

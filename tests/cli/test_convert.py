@@ -113,6 +113,15 @@ def test_a_dry_run_downloads_configurations_only(folder, hub, capsys):
     assert "transformer        6 MiB ->     2 MiB" in capsys.readouterr().err
 
 
+def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_downloaded(
+    folder, hub, monkeypatch, capsys
+):
+    monkeypatch.setattr("mlx_cogvideo.checkpoints.tokenizer.T5Tokenizer.size", 1000)
+    assert run("-q") == 1
+    assert "1000 pieces, and text_encoder" in errors(capsys.readouterr().err)[0]
+    assert all(dry_run or not weights for _, dry_run, weights in hub)
+
+
 def test_a_disk_too_small_for_the_download_is_noticed_first(folder, hub, monkeypatch, capsys):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))

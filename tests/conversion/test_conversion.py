@@ -301,25 +301,24 @@ def test_the_writer_accepts_only_the_announced_tensors(tmp_path):
 
 
 def test_memory_stays_with_the_largest_tensor(tmp_path):
-    """A component of 64 tensors with 4 MB each is converted in a process of its own."""
+    """A T5 of 24 matrices with 4 MB each is converted in a process of its own."""
     code = f"""
 import mlx.core as mx
 from pathlib import Path
-from mlx_cogvideo.checkpoints.component_sources import ComponentSource
-from mlx_cogvideo.conversion import ComponentPlan, ConversionPlan, TensorPlan, convert
-from mlx_cogvideo.checkpoints.tensor_files import read_header
+from mlx_cogvideo.checkpoints import DEMO_PATH, read_config, save_component
+from mlx_cogvideo.checkpoints.networks import make_network
+from mlx_cogvideo.conversion import convert, plan_conversion
 from mlx_cogvideo.nn.quantization import Quantization
+from shutil import copytree
 folder = Path({str(tmp_path)!r})
-source = folder / "source.safetensors"
-names = [f"a{{i}}.weight" for i in range(64)]
-mx.save_safetensors(str(source), {{name: mx.random.normal((1024, 1024)) for name in names}})
+copytree(DEMO_PATH, folder / "model", ignore=lambda *_: ["text_encoder"])
+config = read_config(DEMO_PATH / "text_encoder" / "config.json")
+config |= {{"d_ff": 16384, "num_layers": 8}}
+text_encoder = make_network("text_encoder", config)
+save_component(folder / "model" / "text_encoder", text_encoder, config)
+del text_encoder
 mx.clear_cache()
-stored = read_header(source)
-how = Quantization(4, 64)
-tensors = [TensorPlan(name, (1024, 1024), "F32", None, how, "attention") for name in names]
-origin = ComponentSource({{}}, stored, lambda: mx.load(str(source)).pop)
-component = ComponentPlan("transformer", origin, {{}}, tensors)
-plan = ConversionPlan(folder, "model", None, how, "standard", [component], {{}})
+plan = plan_conversion("model", folder / "model", quantization=Quantization(4, 64))
 mx.reset_peak_memory()
 convert(plan, folder / "small")
 print(mx.get_peak_memory())

@@ -1,0 +1,85 @@
+"""What the fields of a configuration may be: types from their annotations, values from here."""
+
+import json
+from dataclasses import field, fields
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def number(default: Any, least: float, most: float) -> Any:
+    """A field that is a number from `least` to `most`, or a list of such numbers."""
+    return field(default=default, metadata={"range": (least, most)})
+
+
+def choice(default: Any, *others: Any) -> Any:
+    """A field that is its default or one of `others`."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def check_fields(config: Any) -> None:
+    """Gives the fields of a configuration their annotated types.
+
+    A whole float passes for an integer, and a list for a tuple, as JSON writes them.
+
+    Raises:
+        ValueError: a field is of another type, or not among the values that it may have.
+    """
+    hints = _hints(type(config))
+    for described in fields(config):
+        name = described.name
+        value = _typed(name, getattr(config, name), hints[name])
+        choices, limits = (described.metadata.get(key) for key in ("choices", "range"))
+        if choices is not None and value not in choices:
+            raise wrong(name, " or ".join(map(shown, choices)), value)
+        if limits is not None and value is not None:
+            for item in value if isinstance(value, tuple) else (value,):
+                _check_range(name, item, *limits)
+        object.__setattr__(config, name, value)
+
+
+def wrong(name: str, words: str, value: Any) -> ValueError:
+    """The error about a field that has another value than it must have, in the words of JSON."""
+    return ValueError(f"{name} must be {words}; got {shown(value)}")
+
+
+@cache
+def _hints(config_class: type) -> dict[str, Any]:
+    return get_type_hints(config_class)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    if value is None and NoneType in get_args(hint):
+        return None
+    if tuple in (get_origin(hint), get_origin(kinds[0])):
+        if not isinstance(value, list | tuple) or not value:
+            raise wrong(name, "a list of numbers", value)
+        item = get_args(hint if get_origin(hint) is tuple else kinds[0])[0]
+        return tuple(_plain(name, one, item) for one in value)
+    return _plain(name, value, kinds[0])
+
+
+def _plain(name: str, value: Any, kind: type) -> Any:
+    """The value as a bool, an integer, a float or a text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return value
+    if kind is int and is_number and (isinstance(value, int) or value.is_integer()):
+        return int(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    raise wrong(name, WORDS[kind], value)
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # never true of NaN
+        raise wrong(name, f"from {least:g} to {most:g}", value)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON has it, cut where it is long."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:60]}..."
