@@ -121,9 +121,10 @@ def test_an_adapter_is_off_when_it_is_unloaded_while_the_transformer_is_kept(ada
 
 def altered(folder, change, metadata=None, config=None):
     """Replaces the tensors, metadata and configuration of the adapter in `folder`."""
-    (file,) = folder.glob("*.safetensors")
+    file = folder / FILE
     tensors = change(mx.load(str(file)))
-    (folder / "adapter_config.json").unlink()
+    for other in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / other).unlink()
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     file.unlink()

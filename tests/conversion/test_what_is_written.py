@@ -64,17 +64,14 @@ def refused(capsys, *arguments, code: int = 1) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [("tokenizer", "spiece.model"), ("scheduler", "scheduler_config.json is missing")],
-)
+@pytest.mark.parametrize("missing", ["tokenizer", "scheduler"])
 @pytest.mark.parametrize("option", ["--dry-run", "-q"])
 def test_a_source_without_a_part_is_refused_before_it_begins(
-    folder, capsys, monkeypatch, missing, message, option
+    folder, capsys, monkeypatch, missing, option
 ):
     shutil.rmtree(folder / missing)
     monkeypatch.setattr("mlx_cogvideo.cli.convert.convert", None)
-    assert message in refused(capsys, "--model", folder, option)
+    assert f"is incomplete, it lacks {missing}: " in refused(capsys, "--model", folder, option)
 
 
 @pytest.mark.parametrize(
