@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from .errors import OutputError
+from .errors import InvalidInputError, OutputError
 
 LONGEST_NAME = 255
 """Bytes in a file name that nearly all file systems allow."""
@@ -177,6 +178,12 @@ def remove_temporary(part: Path) -> None:
         shutil.rmtree(part)
     else:
         part.unlink(missing_ok=True)
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises InvalidInputError unless a value is a path, or a text that may be one."""
+    if not isinstance(value, str | Path):
+        raise InvalidInputError(f"{name} must be a text or a path; got {type(value).__name__}")
 
 
 def absolute(path: Path) -> Path:

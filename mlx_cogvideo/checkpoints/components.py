@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, linear_layers, quantize_layers
 from .tensor_files import TensorInfo, read_header, save_arrays
 
@@ -31,6 +31,9 @@ COMPONENT_STEMS = {
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
 """The dtypes that a model can have, by name."""
 
+Dtype = mx.Dtype | str
+"""A dtype that a model is given: one of `DTYPES`, its name, or the same one of PyTorch or NumPy."""
+
 FLOATING = ("F32", "F16", "BF16")
 """Types of weights in the spelling of safetensors."""
 
@@ -41,6 +44,21 @@ REDUNDANT = {"encoder.embed_tokens.weight"}
 """Copies of other tensors in some checkpoints: T5's tied token embedding."""
 
 logger = logging.getLogger(__name__)
+
+
+def find_dtype(given: Any) -> mx.Dtype | None:
+    """One of `DTYPES`, given as such, by its name, or as that of PyTorch or NumPy; None stays None.
+
+    Raises:
+        InvalidInputError: a model can't have this dtype.
+    """
+    if given is None:
+        return None
+    name = getattr(given, "name", None) or getattr(given, "__name__", None) or str(given)
+    found = DTYPES.get(str(name).rpartition(".")[2])
+    if found is None:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {given!r}")
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..device import Machine, this_machine
 from ..errors import InvalidInputError
+from ..files import check_path
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
 from ..nn.low_rank import add_adapter
@@ -21,7 +23,15 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
-from .components import FLOATING, check_component, load_component, read_config, upstream_shape
+from .components import (
+    FLOATING,
+    Dtype,
+    check_component,
+    find_dtype,
+    load_component,
+    read_config,
+    upstream_shape,
+)
 from .networks import NETWORKS, make_network
 from .resolve import component_folder, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
@@ -44,7 +54,7 @@ class ModelConfigurations:
     def __init__(
         self,
         contents: Mapping[str, Mapping[str, Any]],
-        dtype: mx.Dtype | None = None,
+        dtype: Dtype | None = None,
         quantization: Quantization | None = None,
     ):
         """Makes a model of configurations, such as those that `read_configurations` returns.
@@ -64,7 +74,7 @@ class ModelConfigurations:
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
         self._contents, self._quantization = contents, quantization
-        self.dtype = dtype or _default_dtype(self.stored["transformer"])
+        self.dtype = find_dtype(dtype) or _default_dtype(self.stored["transformer"])
 
     @cached_property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
@@ -114,7 +124,7 @@ class ModelFolder(ModelConfigurations):
         adapters: the adapters that ``load_lora`` has added, with their scales.
     """
 
-    def __init__(self, folder: Path, dtype: mx.Dtype | None = None):
+    def __init__(self, folder: Path, dtype: Dtype | None = None):
         self.folder = Path(folder)
         contents = read_configurations(self.folder)
         self._networks: dict[str, nn.Module] = {}
@@ -129,7 +139,7 @@ class ModelFolder(ModelConfigurations):
     def from_pretrained(
         cls,
         model: str | Path,
-        dtype: mx.Dtype | None = None,
+        dtype: Dtype | None = None,
         *,
         revision: str | None = None,
         download: bool = True,
@@ -139,14 +149,18 @@ class ModelFolder(ModelConfigurations):
         Args:
             model: a folder in the official layout, an alias (``demo``, ``2b``, ``5b``, ...) or a
                 hub id.
-            dtype: None follows the checkpoint, or is float32 on the CPU, where 16-bit is slow.
+            dtype: float16, bfloat16 or float32, as MLX's dtype or by name. None follows the
+                checkpoint, or is float32 on the CPU, where 16-bit is slow.
             revision: commit, branch or tag of a hub repository.
             download: False takes a hub repository only from the local cache.
 
         Raises:
+            InvalidInputError: an argument is of another kind.
             ModelNotFoundError: there is no such model.
             CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
         """
+        check_path("model", model)
+        dtype = find_dtype(dtype)  # before a download
         return cls(resolve_model(model, revision, download=download), dtype)
 
     def component(self, name: str) -> Path:
@@ -196,12 +210,13 @@ class ModelFolder(ModelConfigurations):
             scale: weight of the adapter, which multiplies its own alpha / rank.
 
         Raises:
-            InvalidInputError: `scale` isn't a finite number.
+            InvalidInputError: `source` isn't a path, or `scale` isn't a finite number.
             ModelNotFoundError: there is no such adapter.
             CheckpointError: the adapter is damaged, or for another model.
         """
-        if not math.isfinite(scale):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
+        check_path("an adapter", source)
+        if not (isinstance(scale, Real) and math.isfinite(scale)):
+            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work

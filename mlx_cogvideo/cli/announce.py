@@ -113,7 +113,7 @@ def _sampling(settings: ResolvedSettings) -> str:
     steps = str(settings.num_inference_steps)
     if settings.steps < settings.num_inference_steps:
         steps = f"the last {settings.steps} of {steps}"
-    guidance = f"guidance {settings.guidance_scale:g}"
+    guidance = f"guidance {settings.guidance_scale:g}" if settings.guided else "no guidance"
     if settings.guided and settings.dynamic_cfg != "constant":
         guidance += f" ({settings.dynamic_cfg})"
     if settings.batch_parts > 1:

@@ -22,6 +22,7 @@ from .fields import with_arguments
 from .geometry import Geometry
 from .resolved import ResolvedSettings
 from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
+from .settings import VideoSettings
 from .vae_stage import check_decodable
 from .windows import extended_events
 
@@ -130,7 +131,8 @@ class CogVideoXPipeline(ModelFolder):
         Raises:
             InvalidInputError: a size that the model can't make.
         """
-        return model_geometry(self, num_frames, height, width)
+        size = VideoSettings(num_frames=num_frames, height=height, width=width)
+        return model_geometry(self, size.num_frames, size.height, size.width)
 
     def encode(self, videos: Iterable[ResolvedSettings]) -> Iterator[mx.array]:
         """The text stage of many videos; frees the text encoder after the last.
@@ -243,7 +245,12 @@ class CogVideoXPipeline(ModelFolder):
         Raises:
             InvalidInputError: there are fewer frames, or their size can't be encoded.
         """
-        return stages.encode_video(self, frames, num_frames, tiling, tile_size, tile_overlap)
+        how = VideoSettings(
+            num_frames=num_frames, tiling=tiling, tile_size=tile_size, tile_overlap=tile_overlap
+        )
+        return stages.encode_video(
+            self, frames, how.num_frames, how.tiling, how.tile_size, how.tile_overlap
+        )
 
     def check_decodable(self, settings: ResolvedSettings) -> None:
         """Raises InvalidInputError where decoding would make an array that MLX can't hold."""

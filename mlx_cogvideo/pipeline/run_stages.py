@@ -106,13 +106,13 @@ def condition(model: ModelFolder, settings: ResolvedSettings) -> Conditioning | 
 def encode_video(
     model: ModelFolder,
     frames: Iterable[np.ndarray],
-    num_frames: int,
+    num_frames: int | None,
     tiling: str,
     tile_size: tuple[int, int] | None,
     tile_overlap: tuple[float, float] | None,
 ) -> Posterior:
     """Encodes a clip; see ``CogVideoXPipeline.encode_video``."""
-    if num_frames < 1:
+    if num_frames is None or num_frames < 1:
         raise InvalidInputError(f"num_frames must be at least 1; got {num_frames}")
     frames = iter(frames)
     first = next(frames, None)
