@@ -10,7 +10,7 @@ import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
-from ..errors import ModelNotFoundError, first_line
+from ..errors import InvalidInputError, ModelNotFoundError, first_line
 from .components import read_config
 from .variants import ALIASES
 
@@ -45,9 +45,12 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
         download: False takes a hub repository only from the cache.
 
     Raises:
+        InvalidInputError: a folder or a bundled model is given a revision.
         ModelNotFoundError: it is none of these, or the hub refuses it.
     """
     repo = hub_id(model)
+    if repo is None and revision is not None:
+        raise InvalidInputError(f"{model} isn't of the hub and has no revision {revision}")
     if repo is not None:
         return Path(_fetch(repo, revision, download=download))
     folder = Path(model).expanduser()

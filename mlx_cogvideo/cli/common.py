@@ -34,6 +34,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
 
 
+def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: str) -> None:
+    """Warns of given options that have no effect beside one that does something else and stops.
+
+    Args:
+        alone: that option.
+        others: options that have an effect beside it.
+    """
+    idle = (
+        max(action.option_strings, key=len)
+        for action in parser._actions
+        if getattr(args, action.dest, action.default) != action.default
+        and not {alone, *others} & set(action.option_strings)
+    )
+    if given := list(dict.fromkeys(idle)):
+        logging.getLogger(__name__).warning("%s: no effect beside %s", ", ".join(given), alone)
+
+
 class WithScale(argparse.Action):
     """``--lora ADAPTER [SCALE]``, which collects pairs."""
 

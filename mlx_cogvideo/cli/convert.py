@@ -37,7 +37,16 @@ from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
+from .common import (
+    Bars,
+    Parser,
+    WithScale,
+    add_awake_option,
+    be_quiet,
+    run,
+    warn_of_idle,
+    with_help,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +56,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert_command(arguments: Sequence[str] | None) -> None:
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     if args.quiet:
         be_quiet()
     if args.info is not None:
+        warn_of_idle(parser, args, "--info", "--quiet")
         print(_table(describe_folder(args.info)))
         return
     quantization = requested_quantization(args)
+    _check_needs(args, quantization)
     check_free(args.mlx_path)
     lock = nullcontext() if args.dry_run else lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):
         _convert(args, quantization)
+
+
+def _check_needs(args: argparse.Namespace, quantization: Quantization | None) -> None:
+    """Raises InvalidInputError where an option has no effect, because it needs another one."""
+    changes = quantization is not None or args.dequantize or args.dtype is not None
+    is_official = not is_sat(Path(args.model))
+    for option, given, applies, needs in (
+        ("--quant-predicate", args.quant_predicate, quantization is not None, "-q"),
+        ("--components", args.components, changes, "-q, --dequantize or --dtype"),
+        ("--text-encoder", args.text_encoder, not is_official, "a checkpoint of the SAT code"),
+        ("--revision", args.revision, is_official and hub_id(args.model), "a model of the hub"),
+    ):
+        if given is not None and not applies:
+            raise InvalidInputError(f"{option} needs {needs}")
 
 
 def _convert(args: argparse.Namespace, quantization: Quantization | None) -> None:
@@ -72,10 +98,10 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
         args.model,
         Path(args.model) if sat else resolve(args.model, args.revision),
         quantization=quantization,
-        recipe=args.quant_predicate,
+        recipe=args.quant_predicate or "standard",
         dtype=DTYPES.get(args.dtype),
         dequantize=args.dequantize,
-        components=args.components,
+        components=args.components or tuple(NETWORKS),
         text_encoder=_text_encoder(args) if sat else None,
         assumed_dtype="BF16" if only_configuration else None,
         lora=args.lora or (),
@@ -110,12 +136,13 @@ def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
 
 def _text_encoder(args: argparse.Namespace) -> Path:
     """The model with the tokenizer of a SAT checkpoint, and its text encoder if that is missing."""
+    name = args.text_encoder or "2b"
     weights = "text_encoder" not in open_sat(Path(args.model)).networks
-    if weights and args.dry_run and hub_id(args.text_encoder):
+    if weights and args.dry_run and hub_id(name):
         raise InvalidInputError(
-            f"a dry run doesn't download T5 from {args.text_encoder}: give --text-encoder a folder"
+            f"a dry run doesn't download T5 from {name}: give --text-encoder a folder"
         )
-    return resolve_text_encoder(args.text_encoder, weights=weights)
+    return resolve_text_encoder(name, weights=weights)
 
 
 def requested_quantization(args: argparse.Namespace) -> Quantization | None:
@@ -249,7 +276,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="mlx_cogvideo.convert", description=description, epilog=EXAMPLES)
     add = with_help(parser, HELP)
     add("--hf-path", "--model", dest="model", default="5b")
-    add("--text-encoder", metavar="MODEL", default="2b")
+    add("--text-encoder", metavar="MODEL")
     add("--revision")
     add("--lora", nargs="+", action=WithScale, metavar=("ADAPTER", "SCALE"))
     add("--info", type=Path, metavar="FOLDER")
@@ -257,10 +284,10 @@ def make_parser() -> Parser:
     add("--q-bits", type=int, metavar="BITS")
     add("--q-group-size", type=int, metavar="N")
     add("--q-mode", choices=MODES)
-    add("--quant-predicate", choices=RECIPES, default="standard")
+    add("--quant-predicate", choices=RECIPES)
     add("-d", "--dequantize", action="store_true")
     add("--dtype", choices=DTYPES)
-    add("--components", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
+    add("--components", nargs="+", choices=NETWORKS)
     add("--mlx-path", type=Path, default=Path("mlx_model"), metavar="FOLDER")
     add("--upload-repo", metavar="REPO")
     add("--dry-run", action="store_true")

@@ -36,7 +36,7 @@ from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
-from .lora_options import make_parser, read_settings
+from .lora_options import SAMPLE_STEPS, make_parser, read_settings, without_effect
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,6 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     settings, prior = read_settings(args), []
     if args.prior_prompts:
         prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
-    if bool(args.sample_every) != bool(args.sample_prompt):
-        raise InvalidInputError("--sample-every and --sample-prompt go together")
     clips = find_clips(args.data, args.adapter_path)
     if distributed.is_main:
         check_adapter_folder(args.adapter_path, args.resume)
@@ -111,9 +109,12 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
     pipe = CogVideoXPipeline.from_pretrained(model, dtype, download=not args.dry_run)
+    for line in without_effect(args, pipe):
+        logger.warning("%s", line)
     options = _clip_options(pipe, args, settings.seed)
+    steps = SAMPLE_STEPS if args.sample_steps is None else args.sample_steps
     videos = [
-        _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
+        _sample_video(pipe, text, options.specs[0], settings, steps)
         for text in args.sample_prompt
     ]
     return TrainingJob(pipe, model, clips, options, settings, prior, videos, Cache(cache))

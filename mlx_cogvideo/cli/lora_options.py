@@ -1,13 +1,18 @@
 """The options of ``lora.py``."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.components import DTYPES
+from ..checkpoints.model_folder import ModelConfigurations
+from ..errors import InvalidInputError
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
 from .common import Parser, add_machine_options, at_least_one, not_negative, positive, with_help
 from .options import add_settings, given_settings
+
+SAMPLE_STEPS = 25
 
 GROUPS = {
     "data": "what to learn from",
@@ -49,7 +54,7 @@ HELP = {
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
     "--sample-prompt": "Prompt of a video that is made during the training; TEXT@@IMAGE for "
     "image-to-video models. May be given several times.",
-    "--sample-steps": "Denoising steps of such a video. Default: 25.",
+    "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
     "--config": "Read options from a TOML or JSON file; command-line options override it.",
@@ -92,7 +97,7 @@ def make_parser() -> Parser:
     add("--val-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
-    add("--sample-steps", type=int, default=25, metavar="STEPS")
+    add("--sample-steps", type=int, metavar="STEPS")
 
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
@@ -108,11 +113,32 @@ def read_settings(args: argparse.Namespace) -> TrainingSettings:
     """The settings of a parsed command line.
 
     Raises:
-        InvalidInputError: a number is out of its range.
+        InvalidInputError: a number is out of its range, or an option needs another one.
     """
     given = given_settings(args, TrainingSettings)
+    for name in ("prior_batch_size", "prior_weight"):
+        if name in given and not args.prior_prompts:
+            raise InvalidInputError(f"--{name.replace('_', '-')} needs --prior-prompts")
+    if bool(args.sample_every) != bool(args.sample_prompt):
+        raise InvalidInputError("--sample-every and --sample-prompt go together")
+    if args.sample_steps is not None and not args.sample_prompt:
+        raise InvalidInputError("--sample-steps needs --sample-prompt")
     prior_batch_size = given.get("prior_batch_size", 1) if args.prior_prompts else 0
     return TrainingSettings(**given | {"prior_batch_size": prior_batch_size})
+
+
+def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:
+    """Describes given options that change nothing in the training of a model."""
+    iters = TrainingSettings.iters if args.iters is None else args.iters
+    if args.sample_every > iters:
+        yield f"--sample-every {args.sample_every} has no effect: there are {iters} updates"
+    if args.prior_prompts and args.prior_batch_size == 0:
+        yield "--prior-prompts has no effect: --prior-batch-size is 0"
+    if args.image_dropout is not None and not pipe.takes_image:
+        yield "--image-dropout has no effect: the model takes no image"
+    is_1_5 = pipe.configs["vae"].invert_scale_latents
+    if args.image_latent_scale is not None and not (pipe.takes_image and is_1_5):
+        yield "--image-latent-scale has no effect: it is for image-to-video models of version 1.5"
 
 
 def _bucket(text: str) -> tuple[int, ...]:

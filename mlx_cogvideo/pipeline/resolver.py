@@ -188,4 +188,3 @@ def _check_source(model: ModelFolder, settings: VideoSettings) -> None:
     ):
         if getattr(settings, name) is not None and not applies:
             raise InvalidInputError(f"{name} needs {what}")
-

@@ -22,8 +22,9 @@ from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
 from ..pipeline.settings import override
 from ..pipeline.sources import check_no_address
+from ..pipeline.unused import without_effect
 from ..video import check_output_path, open_writer
-from ..video.paths import LATENTS, output_form
+from ..video.paths import GIF, LATENTS, MP4, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from .existing import is_finished, resumed, saved_run
 from .origin import Options, Origin, find_origin
@@ -192,6 +193,13 @@ class _Planner:
 
     def _warnings(self, jobs: list[VideoJob]) -> Iterator[str]:
         """What won't be as good, or not the same, as expected."""
+        for job in jobs:
+            form = output_form(job.output)
+            yield from without_effect(
+                self.result.pipe, self.given, job.settings, decodes=form != LATENTS
+            )
+            if "fps" in self.given and form not in (MP4, GIF):
+                yield "fps has no effect: only .mp4 and .gif files have a rate"
         variant = self.result.pipe.variant
         if variant is not None:
             for geometry in {job.settings.geometry for job in jobs}:
