@@ -41,14 +41,15 @@ def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: 
         alone: that option.
         others: options that have an effect beside it.
     """
-    idle = (
-        max(action.option_strings, key=len)
-        for action in parser._actions
-        if getattr(args, action.dest, action.default) != action.default
-        and not {alone, *others} & set(action.option_strings)
-    )
-    if given := list(dict.fromkeys(idle)):
-        logging.getLogger(__name__).warning("%s: no effect beside %s", ", ".join(given), alone)
+    idle: dict[str, str] = {}
+    for action in parser._actions:
+        given = getattr(args, action.dest, action.default) != action.default
+        if given and not {alone, *others} & set(action.option_strings):
+            name = next(name for name in action.option_strings if name.startswith("--"))
+            idle.setdefault(action.dest, name)
+    if idle:
+        names = ", ".join(idle.values())
+        logging.getLogger(__name__).warning("%s: no effect beside %s", names, alone)
 
 
 class WithScale(argparse.Action):

@@ -205,7 +205,7 @@ def _add_run_options(add) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="Read options from a TOML or JSON file; command-line options override it.",
+        help="Read options from a TOML, JSON or YAML file; command-line options override it.",
     )
     add("--dry-run", action="store_true", help="Say what would happen, and stop.")
     add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")

@@ -114,8 +114,7 @@ def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob
     options = _clip_options(pipe, args, settings.seed)
     steps = SAMPLE_STEPS if args.sample_steps is None else args.sample_steps
     videos = [
-        _sample_video(pipe, text, options.specs[0], settings, steps)
-        for text in args.sample_prompt
+        _sample_video(pipe, text, options.specs[0], settings, steps) for text in args.sample_prompt
     ]
     return TrainingJob(pipe, model, clips, options, settings, prior, videos, Cache(cache))
 

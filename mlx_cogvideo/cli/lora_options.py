@@ -57,7 +57,7 @@ HELP = {
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
-    "--config": "Read options from a TOML or JSON file; command-line options override it.",
+    "--config": "Read options from a TOML, JSON or YAML file; command-line options override it.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",
     "--quiet": "Print only warnings and errors.",
