@@ -11,6 +11,7 @@ One difference is intended: transformers turns special tokens typed in a prompt 
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -30,6 +31,30 @@ IDENTITY_NORMALIZER = bytes.fromhex("1a08 1200 1800 2000 2800")
 SHORT_CLUSTER = 6
 # Characters that join the one before them as a mark does: ZWNJ, ZWJ, half-width voicing marks.
 JOINERS = "\u200c\u200d\uff9e\uff9f"
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """What a text encoder doesn't get of a text.
+
+    Attributes:
+        max_length: ids that the encoder takes, including ``</s>``.
+        cut: the end of the text that max_length ids can't hold, normalized; "" if all of it fits.
+        unknown: characters of the rest that the vocabulary lacks, each run of them once.
+    """
+
+    max_length: int
+    cut: str
+    unknown: tuple[str, ...]
+
+    def problems(self) -> list[str]:
+        """A clause for each problem, to which the subject is missing ("the prompt ...")."""
+        problems = []
+        if self.cut:
+            problems.append(f"is cut at {self.max_length} tokens; this is lost: {self.cut}")
+        if self.unknown:
+            problems.append(f"has characters that the model doesn't know: {' '.join(self.unknown)}")
+        return problems
 
 
 class T5Tokenizer:
@@ -85,7 +110,7 @@ class T5Tokenizer:
         Args:
             texts: B prompts, or one. An empty prompt becomes ``</s>`` and pads.
             max_length: ids per prompt, including ``</s>``. A longer prompt is cut: see
-                ``truncated_text``.
+                ``report``.
 
         Returns:
             int32 [B, max_length].
@@ -100,10 +125,24 @@ class T5Tokenizer:
         """The ids of a text of any length, without ``</s>`` and pads."""
         return [i for word in self._words(text) for i in self._pieces.Encode(word, out_type=int)]
 
-    def truncated_text(self, text: str, max_length: int = 226) -> str:
-        """The end of a prompt that max_length ids can't hold, normalized; "" if all of it fits."""
+    def report(self, text: str, max_length: int = 226) -> TextReport:
+        """Tells what the ids of a text lack.
+
+        Args:
+            max_length: as in a call.
+
+        Raises:
+            InvalidInputError: the text isn't Unicode.
+        """
         pieces = [p for word in self._words(text) for p in self._pieces.Encode(word, out_type=str)]
-        return "".join(pieces[max_length - 1 :]).replace(SPACE, " ").strip()
+        ids, kept = self.encode(text), max_length - 1
+        unknown = [
+            piece
+            for piece, id in zip(pieces[:kept], ids[:kept], strict=True)
+            if id == self.unk_token_id
+        ]
+        cut = "".join(pieces[kept:]).replace(SPACE, " ").strip()
+        return TextReport(max_length, cut, tuple(dict.fromkeys(unknown)))
 
     def _padded(self, ids: list[int], max_length: int) -> list[int]:
         if max_length < 1:

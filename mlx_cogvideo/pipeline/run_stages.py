@@ -23,10 +23,10 @@ TILED = "memory is short: frames are computed in tiles, whose edges may show"
 
 
 def encode_prompt(model: ModelFolder, prompt: str) -> mx.array:
-    """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""
+    """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of what is lost."""
     length = model.configs["transformer"].max_text_seq_length
-    if lost := model.tokenizer.truncated_text(prompt, length):
-        logger.warning("the prompt is cut at %d tokens; this is lost: %s", length, lost)
+    for problem in model.tokenizer.report(prompt, length).problems():
+        logger.warning("the prompt %s", problem)
     ids = model.tokenizer([prompt], max_length=length)
     return model.text_encoder(ids, EvalSchedule(prefetch=0))
 

@@ -42,19 +42,26 @@ def test_the_end_token_follows_the_text_and_is_kept_when_text_is_cut(tokenizer):
 def test_the_end_of_a_long_prompt_is_cut(tokenizer):
     prompt = "a red circle moves right over the river"
     kept = len(tokenizer.encode("a red circle moves"))
-    assert tokenizer.truncated_text(prompt, kept + 1) == "right over the river"
-    assert tokenizer.truncated_text(prompt, 1) == prompt
-
-
-def test_unknown_characters_are_in_the_truncated_text(tokenizer):
-    assert tokenizer.truncated_text("a red ᚠᚢ cat", 3).endswith("ᚠᚢ cat")
+    report = tokenizer.report(prompt, kept + 1)
+    assert report.cut == "right over the river"
+    assert report.problems() == [f"is cut at {kept + 1} tokens; this is lost: right over the river"]
+    assert tokenizer.report(prompt, 1).cut == prompt
 
 
 def test_nothing_is_cut_from_a_prompt_that_just_fits(tokenizer):
     prompt = "a red circle moves right"
     count = len(tokenizer.encode(prompt))
-    assert tokenizer.truncated_text(prompt, count + 1) == ""
-    assert tokenizer.truncated_text(prompt, count) != ""
+    assert tokenizer.report(prompt, count + 1).problems() == []
+    assert tokenizer.report(prompt, count).cut != ""
+
+
+def test_characters_that_the_vocabulary_lacks_are_reported_once_and_unless_cut(tokenizer):
+    prompt = "a red ᚠᚢ circle 🎈 and ᚠᚢ moves 一只狗"
+    report = tokenizer.report(prompt)
+    assert (report.cut, report.unknown) == ("", ("ᚠᚢ", "🎈", "一只狗"))
+    assert report.problems() == ["has characters that the model doesn't know: ᚠᚢ 🎈 一只狗"]
+    short = tokenizer.report(prompt, len(tokenizer.encode("a red ᚠᚢ circle")) + 1)
+    assert (short.cut, short.unknown) == ("🎈 and ᚠᚢ moves 一只狗", ("ᚠᚢ",))
 
 
 def test_prompts_of_the_same_words_have_the_same_ids_whatever_the_spaces(tokenizer):

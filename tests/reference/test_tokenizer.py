@@ -92,7 +92,7 @@ def test_a_typed_special_token_is_text_here_and_special_in_transformers(pair, to
     ours, theirs = pair
     special = theirs.convert_tokens_to_ids(token)
     assert special in theirs(f"a {token} b", add_special_tokens=False)["input_ids"]
-    assert ours.truncated_text(token, 1) == token
+    assert ours.report(token, 1).cut == token
     ids = ours.encode(f"a {token} b")
     assert len(ids) > len(ours.encode("a b")) + 1
     assert ({ours.pad_token_id, ours.eos_token_id, special} - {ours.unk_token_id}).isdisjoint(ids)
