@@ -18,7 +18,7 @@ from .events import Progress
 from .fields import about
 from .resolved import ResolvedSettings
 from .resolver import resolve
-from .run_stages import TILED, join_embeds, needs_negative
+from .run_stages import TILED, encode_prompt, join_embeds, needs_negative, warn_of_lost_text
 from .settings import VideoSettings
 from .unused import without_effect
 from .vae_stage import check_decodable
@@ -89,6 +89,7 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
         check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
     check_memory_limit(model, settings, decode=decodes, done=() if encodes else ("encode",))
     settings.source.check(settings.geometry, model.fps)
+    warn_of_lost_text(model, settings)
     for line in without_effect(model, _given(call), settings, decodes=decodes):
         logger.warning("%s", line)
     return settings
@@ -178,16 +179,14 @@ def _given(call: Call) -> set[str]:
     return {f.name for f in fields(call) if getattr(call, f.name) is not f.default}
 
 
-def given_embeds(
-    model: ModelFolder, encode: Callable[[str], mx.array], call: Call, settings: ResolvedSettings
-) -> mx.array:
+def given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) -> mx.array:
     """The embeddings of a call that gives some; the rest is encoded."""
     positive, negative = call.prompt_embeds, call.negative_prompt_embeds
     try:
         if negative is None and needs_negative(settings):
-            negative = encode(call.negative_prompt)
+            negative = encode_prompt(model, call.negative_prompt, warn=False)
         if positive is None:
-            positive = encode(call.prompt or "")
+            positive = encode_prompt(model, call.prompt or "", warn=False)
     finally:
         model.free("text_encoder")
     return join_embeds(model, settings, positive, negative)

@@ -6,6 +6,7 @@ memory holds the text encoder, or the transformer, or the VAE.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -96,7 +97,7 @@ class CogVideoXPipeline(ModelFolder):
         report, stopped, frames = call.on_progress or no_progress, False, []
         if call.prompt_embeds is not None or call.negative_prompt_embeds is not None:
             report("encode", 0, 1)
-            run = RunState(embeds=given_embeds(self, self.encode_prompt, call, settings))
+            run = RunState(embeds=given_embeds(self, call, settings))
             report("encode", 1, 1)
 
         def ends_early() -> bool:
@@ -118,10 +119,14 @@ class CogVideoXPipeline(ModelFolder):
     def request(self, settings: PromptedSettings) -> ResolvedSettings:
         """Gives every setting its value for this model. No weight is read.
 
+        Warns of what the model doesn't get of the prompts.
+
         Raises:
             InvalidInputError: a setting that the model can't follow.
         """
-        return resolve(self, settings)
+        resolved = resolve(self, settings)
+        stages.warn_of_lost_text(self, resolved)
+        return resolved
 
     def geometry(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -140,11 +145,11 @@ class CogVideoXPipeline(ModelFolder):
         Yields:
             Embeddings ``[1 or 2, text_length, text_embed_dim]``, an unconditional one first.
         """
-        yield from stages.encode_texts(self, self.encode_prompt, videos)
+        yield from stages.encode_texts(self, partial(self.encode_prompt, warn=False), videos)
 
-    def encode_prompt(self, prompt: str) -> mx.array:
-        """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of words that don't fit."""
-        return stages.encode_prompt(self, prompt)
+    def encode_prompt(self, prompt: str, *, warn: bool = True) -> mx.array:
+        """Encodes a text to ``[1, text_length, text_embed_dim]``; may warn of what is lost."""
+        return stages.encode_prompt(self, prompt, warn=warn)
 
     def condition(self, settings: ResolvedSettings) -> Conditioning | None:
         """The stage of what a video starts from; frees the VAE. None with noise alone.

@@ -22,13 +22,38 @@ logger = logging.getLogger(__name__)
 TILED = "memory is short: frames are computed in tiles, whose edges may show"
 
 
-def encode_prompt(model: ModelFolder, prompt: str) -> mx.array:
-    """Encodes a text to ``[1, text_length, text_embed_dim]``; warns of what is lost."""
+def encode_prompt(model: ModelFolder, prompt: str, *, warn: bool = True) -> mx.array:
+    """Encodes a text to ``[1, text_length, text_embed_dim]``; may warn of what is lost."""
     length = model.configs["transformer"].max_text_seq_length
-    for problem in model.tokenizer.report(prompt, length).problems():
+    for problem in model.tokenizer.report(prompt, length).problems() if warn else ():
         logger.warning("the prompt %s", problem)
     ids = model.tokenizer([prompt], max_length=length)
     return model.text_encoder(ids, EvalSchedule(prefetch=0))
+
+
+def lost_text(model: ModelFolder, settings: ResolvedSettings) -> Iterator[tuple[str, str]]:
+    """Describes what the model doesn't get of a video's texts.
+
+    Yields:
+        Which text it is, ``"prompt"`` or ``"negative prompt"``, and a clause of which that is the
+        subject.
+
+    Raises:
+        InvalidInputError: a text isn't Unicode.
+    """
+    length = model.configs["transformer"].max_text_seq_length
+    texts = {"prompt": settings.prompt}
+    if needs_negative(settings):
+        texts["negative prompt"] = settings.negative_prompt
+    for name, text in texts.items():
+        problems = model.tokenizer.report(text, length).problems() if text else ()
+        yield from ((name, problem) for problem in problems)
+
+
+def warn_of_lost_text(model: ModelFolder, settings: ResolvedSettings) -> None:
+    """Logs a warning for each problem that ``lost_text`` finds."""
+    for name, problem in lost_text(model, settings):
+        logger.warning("the %s %s", name, problem)
 
 
 def encode_texts(
