@@ -1,5 +1,6 @@
 """The errors of this package. Every message is one line: what was wrong and what to do."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,8 +100,10 @@ FAILURES = {
 """The kinds of MLX's errors, in the order in which their patterns are tried."""
 
 OTHER = Failure(
-    "", "MLX failed", "see whether python -m mlx_cogvideo.check passes, and report this"
+    "", "MLX failed", "please report this, with the output of python -m mlx_cogvideo.check"
 )
+
+_RELAX = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 
 # MLX's messages begin with the name of a function or a backend, or with shapes.
 _BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
@@ -109,6 +112,14 @@ _BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, for one of ours."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def wider_dtype(dtype: str) -> str:
+    """What to do where numbers of a dtype, such as ``"float16"``, became NaN or infinite."""
+    wider = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(dtype)
+    if wider is None:
+        return "the weights of the model or of an adapter are bad"
+    return f"try --dtype {wider}"
 
 
 def with_notes(error: BaseException) -> str:
@@ -133,6 +144,8 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
     kind = next(found, "other")
     failure = FAILURES.get(kind, OTHER)
     advice = out_of_memory if kind == "memory" and out_of_memory else failure.advice
+    if _RELAX in os.environ:
+        advice = re.sub(f",( or)? set {_RELAX}=1", "", advice)
     by_gpu = re.search(r"(?i)command buffer|cuda\w*\(.*failed|illegal memory access", text)
     ends_process = by_gpu is not None or kind in ("interactivity", "timeout", "ignored")
     return DeviceError(f"{failure.problem} ({raw}): {advice}", kind, ends_process)

@@ -25,12 +25,12 @@ from ..training.checkpoint import (
     saved_checkpoints,
 )
 from ..training.clips import Clip, choose_spec, find_clips
-from ..training.estimates import estimate_training_memory
+from ..training.estimates import estimate_training_memory, memory_advice
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions, prepare
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import TrainingSettings, adapter_parameters
-from ..training.trainer import MEMORY_ADVICE, Trainer
+from ..training.trainer import Trainer
 from ..video import ClipSpec
 from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
@@ -184,7 +184,7 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
     available, need = pipe.machine.available, max(needs.values())
     show_plan(lines, needs, available)
     if need > pipe.machine.memory:
-        logger.warning("this may need more memory than this machine has: %s", MEMORY_ADVICE)
+        logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
         warn_of_the_moment("this", need, available)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..errors import GenerationError
+from ..errors import GenerationError, wider_dtype
 from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
@@ -154,9 +154,9 @@ def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> No
     healthy = mx.isfinite(latents).all()
     mx.eval(latents, x0, healthy)
     if not healthy.item():
+        name = str(dtype).split(".")[-1]
         raise GenerationError(
-            f"step {step + 1} gave NaN or infinity in {str(dtype).split('.')[-1]}: "
-            "try another dtype (5B models need bfloat16 or float32)"
+            f"step {step + 1} gave NaN or infinity in {name}: {wider_dtype(name)}"
         )
 
 

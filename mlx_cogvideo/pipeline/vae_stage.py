@@ -12,7 +12,7 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
-from ..errors import GenerationError, InvalidInputError
+from ..errors import GenerationError, InvalidInputError, wider_dtype
 from ..nn.autoencoder import (
     ENCODE_CHUNK,
     MAX_ELEMENTS,
@@ -153,7 +153,7 @@ class _Check:
     def finite(self, x: mx.array, what: str) -> None:
         if not mx.isfinite(x).all().item():
             dtype = str(x.dtype).split(".")[-1]
-            raise GenerationError(f"{what} NaN or infinity in {dtype}: try --dtype float32")
+            raise GenerationError(f"{what} NaN or infinity in {dtype}: {wider_dtype(dtype)}")
 
     def varied(self) -> None:
         if (self._brightest - self._darkest).max().item() < 1 / 255:
