@@ -36,7 +36,13 @@ from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
-from .lora_options import SAMPLE_STEPS, make_parser, read_settings, without_effect
+from .lora_options import (
+    SAMPLE_STEPS,
+    check_needs,
+    make_parser,
+    read_settings,
+    without_effect,
+)
 from .signals import Interrupts
 
 logger = logging.getLogger(__name__)
@@ -98,6 +104,7 @@ def train(arguments: Sequence[str] | None) -> int | None:
 
 def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob:
     """Checks everything that can be checked before anything is computed."""
+    check_needs(args)
     settings, prior = read_settings(args), []
     if args.prior_prompts:
         prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]

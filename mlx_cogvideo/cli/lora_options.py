@@ -113,18 +113,22 @@ def read_settings(args: argparse.Namespace) -> TrainingSettings:
     """The settings of a parsed command line.
 
     Raises:
-        InvalidInputError: a number is out of its range, or an option needs another one.
+        InvalidInputError: a number is out of its range.
     """
     given = given_settings(args, TrainingSettings)
+    prior_batch_size = given.get("prior_batch_size", 1) if args.prior_prompts else 0
+    return TrainingSettings(**given | {"prior_batch_size": prior_batch_size})
+
+
+def check_needs(args: argparse.Namespace) -> None:
+    """Raises InvalidInputError where an option has no effect, because it needs another one."""
     for name in ("prior_batch_size", "prior_weight"):
-        if name in given and not args.prior_prompts:
+        if getattr(args, name) is not None and not args.prior_prompts:
             raise InvalidInputError(f"--{name.replace('_', '-')} needs --prior-prompts")
     if bool(args.sample_every) != bool(args.sample_prompt):
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     if args.sample_steps is not None and not args.sample_prompt:
         raise InvalidInputError("--sample-steps needs --sample-prompt")
-    prior_batch_size = given.get("prior_batch_size", 1) if args.prior_prompts else 0
-    return TrainingSettings(**given | {"prior_batch_size": prior_batch_size})
 
 
 def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:
