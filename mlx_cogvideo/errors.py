@@ -1,5 +1,6 @@
 """The errors of this package. Every message is one line: what was wrong and what to do."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,8 +100,10 @@ FAILURES = {
 """The kinds of MLX's errors, in the order in which their patterns are tried."""
 
 OTHER = Failure(
-    "", "MLX failed", "see whether python -m mlx_cogvideo.check passes, and report this"
+    "", "MLX failed", "please report this, with the output of python -m mlx_cogvideo.check"
 )
+
+_RELAX = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 
 # MLX's messages begin with the name of a function or a backend, or with shapes.
 _BY_MLX = re.compile(r"\[[\w:. ]+\]|Shapes? |Cannot ")
@@ -114,13 +117,20 @@ def not_finite(what: str, dtype: str, in_float32: str) -> GenerationError:
         dtype: name of the dtype in use.
         in_float32: what else may be the reason, and what to do.
     """
-    wider = {"float16": "try --dtype bfloat16 or float32", "bfloat16": "try --dtype float32"}
-    return GenerationError(f"{what} NaN or infinity in {dtype}: {wider.get(dtype, in_float32)}")
+    return GenerationError(f"{what} NaN or infinity in {dtype}: {wider_dtype(dtype, in_float32)}")
 
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, for one of ours."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def wider_dtype(
+    dtype: str, in_float32: str = "the weights of the model or of an adapter are bad"
+) -> str:
+    """What to do where numbers of a dtype, such as ``"float16"``, became NaN or infinite."""
+    wider = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(dtype)
+    return f"try --dtype {wider}" if wider else in_float32
 
 
 def with_notes(error: BaseException) -> str:
@@ -145,6 +155,8 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
     kind = next(found, "other")
     failure = FAILURES.get(kind, OTHER)
     advice = out_of_memory if kind == "memory" and out_of_memory else failure.advice
+    if _RELAX in os.environ:
+        advice = re.sub(f",( or)? set {_RELAX}=1", "", advice)
     by_gpu = re.search(r"(?i)command buffer|cuda\w*\(.*failed|illegal memory access", text)
     ends_process = by_gpu is not None or kind in ("interactivity", "timeout", "ignored")
     return DeviceError(f"{failure.problem} ({raw}): {advice}", kind, ends_process)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ class Adapter:
             InvalidInputError: `scale` isn't a finite number.
             CheckpointError: a tensor contains NaN or infinity.
         """
-        if not isfinite(scale):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale}")
+        if not (isinstance(scale, Real) and isfinite(scale)):
+            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
         _, read = _tensors(self.file)
         layers = {
             layer: LowRank(*map(read, names), scale * self.scales[layer])

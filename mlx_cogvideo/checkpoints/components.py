@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, linear_layers, quantize_layers
 from .component_files import COMPONENT_STEMS, component_files
 from .json_files import read_config, write_config
@@ -20,6 +20,9 @@ from .tensor_files import TensorInfo, open_arrays, read_header, save_arrays
 
 DTYPES = {name: getattr(mx, name) for name in ("float16", "bfloat16", "float32")}
 """The dtypes that a model can have, by name."""
+
+Dtype = mx.Dtype | str
+"""A dtype that a model is given: one of `DTYPES`, its name, or the same one of PyTorch or NumPy."""
 
 FLOATING = ("F32", "F16", "BF16")
 """Types of weights in the spelling of safetensors."""
@@ -29,6 +32,21 @@ PACKED = (*FLOATING, "U32", "U8")
 
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}
 """T5's token embedding, and the name under which some checkpoints store it, too or alone."""
+
+
+def find_dtype(given: Any) -> mx.Dtype | None:
+    """One of `DTYPES`, given as such, by its name, or as that of PyTorch or NumPy; None stays None.
+
+    Raises:
+        InvalidInputError: a model can't have this dtype.
+    """
+    if given is None:
+        return None
+    name = getattr(given, "name", None) or getattr(given, "__name__", None) or str(given)
+    found = DTYPES.get(str(name).rpartition(".")[2])
+    if found is None:
+        raise InvalidInputError(f"dtype must be one of {', '.join(DTYPES)}; got {given!r}")
+    return found
 
 
 def check_component(module: nn.Module, folder: Path) -> dict[str, TensorInfo]:

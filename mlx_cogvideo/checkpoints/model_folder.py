@@ -20,9 +20,16 @@ from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
-from .components import FLOATING, check_component, load_component, upstream_shape
+from .components import (
+    FLOATING,
+    Dtype,
+    check_component,
+    find_dtype,
+    load_component,
+    upstream_shape,
+)
 from .networks import NETWORKS, make_network
-from .resolve import Base, component_folder, resolve_base, resolve_model
+from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
 from .variants import Variant, match_variant
 
@@ -42,7 +49,7 @@ class ModelConfigurations:
     def __init__(
         self,
         contents: Mapping[str, Mapping[str, Any]],
-        dtype: mx.Dtype | None = None,
+        dtype: Dtype | None = None,
         quantization: Quantization | None = None,
     ):
         """Makes a model of configurations, such as those that `read_configurations` returns.
@@ -62,7 +69,7 @@ class ModelConfigurations:
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
         self._contents, self._quantization = contents, quantization
-        self.dtype = dtype or _default_dtype(self.stored["transformer"])
+        self.dtype = find_dtype(dtype) or _default_dtype(self.stored["transformer"])
 
     @cached_property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
@@ -120,7 +127,7 @@ class ModelFolder(ModelConfigurations):
         adapters: the adapters that ``load_lora`` has added, with their scales.
     """
 
-    def __init__(self, folder: Path, dtype: mx.Dtype | None = None, base: Base | None = None):
+    def __init__(self, folder: Path, dtype: Dtype | None = None, base: Base | None = None):
         self.folder, self.base = Path(folder), base
         contents = read_configurations(self.folder, base)
         self._networks: dict[str, nn.Module] = {}
@@ -135,7 +142,7 @@ class ModelFolder(ModelConfigurations):
     def from_pretrained(
         cls,
         model: str | Path,
-        dtype: mx.Dtype | None = None,
+        dtype: Dtype | None = None,
         *,
         revision: str | None = None,
         download: bool = True,
@@ -147,7 +154,8 @@ class ModelFolder(ModelConfigurations):
         Args:
             model: a folder in the official layout, an alias (``demo``, ``2b``, ``5b``, ...) or a
                 hub id.
-            dtype: None follows the checkpoint, or is float32 on the CPU, where 16-bit is slow.
+            dtype: float16, bfloat16 or float32, as MLX's dtype or by name. None follows the
+                checkpoint, or is float32 on the CPU, where 16-bit is slow.
             revision: commit, branch or tag of a hub repository.
             download: False takes a hub repository only from the local cache.
             base: the model that gives the components which `model` lacks, such as a finetune that
@@ -155,12 +163,16 @@ class ModelFolder(ModelConfigurations):
             base_revision: as `revision`, for the base.
 
         Raises:
-            InvalidInputError: there is a base, and the model lacks nothing.
+            InvalidInputError: an argument is of another kind, or there is a base and the model
+                lacks nothing.
             ModelNotFoundError: there is no such model.
             CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
         """
+        check_path("model", model)
+        dtype = find_dtype(dtype)  # before a download
         folder, rest = resolve_model(model, revision, download=download), None
         if base is not None:
+            check_path("base", base)
             rest = resolve_base(base, folder, base_revision, download=download)
         return cls(folder, dtype, rest)
 
@@ -211,10 +223,11 @@ class ModelFolder(ModelConfigurations):
             scale: weight of the adapter, which multiplies its own alpha / rank.
 
         Raises:
-            InvalidInputError: `scale` isn't a finite number.
+            InvalidInputError: `source` isn't a path, or `scale` isn't a finite number.
             ModelNotFoundError: there is no such adapter.
             CheckpointError: the adapter is damaged, or for another model.
         """
+        check_path("an adapter", source)
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work

@@ -47,6 +47,12 @@ class Base:
     folder: Path
 
 
+def check_path(name: str, value: Any) -> None:
+    """Raises InvalidInputError unless a value is a path, or a text that may be one."""
+    if not isinstance(value, str | Path):
+        raise InvalidInputError(f"{name} must be a text or a path; got {type(value).__name__}")
+
+
 def default_model() -> Path:
     """The model when none is given: the folder ``mlx_model`` if there is one, else the demo."""
     converted = Path("mlx_model")
@@ -63,9 +69,12 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
         download: False takes a hub repository only from the cache.
 
     Raises:
+        InvalidInputError: a folder or a bundled model is given a revision.
         ModelNotFoundError: it is none of these, or the hub refuses it.
     """
     repo = hub_id(model)
+    if repo is None and revision is not None:
+        raise InvalidInputError(f"{model} isn't of the hub and has no revision {revision}")
     if repo is not None:
         return Path(_fetch(repo, revision, download=download))
     folder = Path(model).expanduser()

@@ -24,8 +24,8 @@ def announce(plan: Plan) -> None:
     """Says on stderr what a plan will do, what it needs, and what of it can't be done."""
     if plan.pipe.folder in BUNDLED.values():
         logger.info(
-            "using the bundled demo, which knows only moving shapes (best with --guidance 2); "
-            "--model %s",
+            "using the bundled demo, which knows only moving shapes%s; --model %s",
+            "" if all(map(_as_demo, plan.jobs)) else " (best with --guidance 2)",
             "5b-i2v downloads a real model (21 GB)"
             if plan.pipe.takes_image
             else "2b downloads the smallest real model (14 GB)",
@@ -121,7 +121,7 @@ def _sampling(settings: ResolvedSettings) -> str:
     steps = str(settings.num_inference_steps)
     if settings.steps < settings.num_inference_steps:
         steps = f"the last {settings.steps} of {steps}"
-    guidance = f"guidance {settings.guidance_scale:g}"
+    guidance = f"guidance {settings.guidance_scale:g}" if settings.guided else "no guidance"
     if settings.guided and settings.dynamic_cfg != "constant":
         guidance += f" ({settings.dynamic_cfg})"
     if settings.batch_parts > 1:
@@ -146,6 +146,11 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
         return "tiled: one tile covers the frame"
     height, width = (side * tiles.ratio for side in tiles.size)
     return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
+
+
+def _as_demo(job: VideoJob) -> bool:
+    """Whether a video is made with the guidance that suits the demo."""
+    return job.settings.guidance_scale == 2
 
 
 def _decodes(job: VideoJob) -> bool:

@@ -49,7 +49,7 @@ def _check(args: argparse.Namespace) -> int | None:
     if not args.stages_only:
         results |= describe()
     try:
-        with mlx_errors():
+        with mlx_errors(out_of_memory="close other programs"):
             wrong = _compare(results, args)
             if not args.stages_only:
                 results |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])

@@ -32,6 +32,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message} (--help lists the options)\n")
 
 
+def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: str) -> None:
+    """Warns of given options that have no effect beside one that does something else and stops.
+
+    Args:
+        alone: that option.
+        others: options that have an effect beside it.
+    """
+    idle: dict[str, str] = {}
+    for action in parser._actions:
+        given = getattr(args, action.dest, action.default) != action.default
+        if given and not {alone, *others} & set(action.option_strings):
+            name = next(name for name in action.option_strings if name.startswith("--"))
+            idle.setdefault(action.dest, name)
+    if idle:
+        names = ", ".join(idle.values())
+        logging.getLogger(__name__).warning("%s: no effect beside %s", names, alone)
+
+
 class WithScale(argparse.Action):
     """``--lora ADAPTER [SCALE]``, which collects pairs."""
 

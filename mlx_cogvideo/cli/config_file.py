@@ -1,17 +1,19 @@
-"""Options of a command from a TOML or JSON file."""
+"""Options of a command from a file."""
 
 import argparse
-import json
+import reprlib
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from ..files import read_text
 from .common import Parser
+from .config_formats import read_options
 from .options import path as path_type
+
+_SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+"""Other words for true and false, which YAML files have."""
 
 
 def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[str]:
@@ -33,51 +35,55 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
         return arguments
     given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     words: list[str] = []
+    names: dict[str, str] = {}
     actions = {option: action for action in parser._actions for option in action.option_strings}
-    for name, value in _read(path).items():
+    for name, value in read_options(path).items():
         option = "--" + name.replace("_", "-")
         if option not in actions or option == "--config":
             raise InvalidInputError(
                 f"{path} has {name!r}, which is not an option (--help lists them)"
             )
+        other = names.setdefault(actions[option].dest, name)
+        if other != name:
+            raise InvalidInputError(f"{path}: {other} and {name} are one option: give one of them")
         if option not in given:
             words += _words(path, option, actions[option], value)
     return words + arguments
-
-
-def _read(path: Path) -> dict[str, Any]:
-    read = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
-    if read is None:
-        raise InvalidInputError(f"{path} must end in .toml or .json")
-    text = read_text(path)
-    try:
-        options = read(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{path} can't be read: {error}") from None
-    if not isinstance(options, dict):
-        raise InvalidInputError(f"{path} must hold options by name")
-    return options
 
 
 def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:
     """An option in the form of a command line."""
     if value is None:
         raise InvalidInputError(f"{path}: {option} has no value: leave it out")
+    if action.nargs in (0, "?") and isinstance(value, str):
+        value = _SWITCHES.get(value.lower(), value)
     if action.nargs == 0 or (action.nargs == "?" and isinstance(value, bool)):
         yield from _switch(path, option, action, value)
         return
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(word, bool | dict | list) for word in values):
-        raise InvalidInputError(f"{path}: {option} can't be {value!r}")
-    if action.type is path_type:  # as a shell does
-        values = [Path(str(word)).expanduser() for word in values]
+    values = _values(path, option, action, value)
     if isinstance(action, argparse._AppendAction):
         for word in values:
-            yield from (option, str(word))
+            yield from (option, word)
     elif action.nargs is None:  # so that a value such as -1 isn't read as an option
-        yield from (f"{option}={word}" for word in values)
+        yield f"{option}={values[0]}"
     else:
-        yield from (option, *map(str, values))
+        yield from (option, *values)
+
+
+def _values(path: Path, option: str, action: argparse.Action, value: Any) -> list[str]:
+    """The values of an option as text."""
+    takes_one = action.nargs is None and not isinstance(action, argparse._AppendAction)
+    if takes_one and isinstance(value, list):
+        raise InvalidInputError(f"{path}: {option} takes one value, not a list")
+    values = value if isinstance(value, list) else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, str | int | float):
+            raise InvalidInputError(
+                f"{path}: {option} can't be {reprlib.repr(each)}: put a text in quotes"
+            )
+    if action.type in (Path, path_type):  # as a shell does
+        return [str(Path(str(each)).expanduser()) for each in values]
+    return [str(each) for each in values]
 
 
 def _switch(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:

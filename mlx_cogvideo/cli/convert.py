@@ -22,7 +22,7 @@ from ..checkpoints.compatibility import check_model
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.resolve import base_patterns, resolve_base
+from ..checkpoints.resolve import Base, base_patterns, resolve_base
 from ..checkpoints.sat import is_sat, open_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
@@ -39,7 +39,17 @@ from ..device import size
 from ..errors import InvalidInputError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
 from .awake import awake
-from .common import BASE, Bars, Parser, WithScale, add_awake_option, be_quiet, run, with_help
+from .common import (
+    BASE,
+    Bars,
+    Parser,
+    WithScale,
+    add_awake_option,
+    be_quiet,
+    run,
+    warn_of_idle,
+    with_help,
+)
 from .options import named, path
 from .streams import tell
 
@@ -51,51 +61,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert_command(arguments: Sequence[str] | None) -> None:
-    args = make_parser().parse_args(arguments)
+    parser = make_parser()
+    args = parser.parse_args(arguments)
     if args.quiet:
         be_quiet()
     if args.info is not None:
+        warn_of_idle(parser, args, "--info", "--quiet")
         tell(_table(describe_folder(args.info)))
         return
     quantization = requested_quantization(args)
+    _check_needs(args, quantization)
     check_free(args.mlx_path)
     lock = nullcontext() if args.dry_run else lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):
         _convert(args, quantization)
 
 
+def _check_needs(args: argparse.Namespace, quantization: Quantization | None) -> None:
+    """Raises InvalidInputError where an option has no effect, because it needs another one."""
+    changes = quantization is not None or args.dequantize or args.dtype is not None
+    is_official = not is_sat(Path(args.model))
+    for option, given, applies, needs in (
+        ("--quant-predicate", args.quant_predicate, quantization is not None, "-q"),
+        ("--components", args.components, changes, "-q, --dequantize or --dtype"),
+        ("--text-encoder", args.text_encoder, not is_official, "a checkpoint of the SAT code"),
+        ("--revision", args.revision, is_official and hub_id(args.model), "a model of the hub"),
+        ("--base", args.base, is_official, "a model folder: for the SAT code it's --text-encoder"),
+    ):
+        if given is not None and not applies:
+            raise InvalidInputError(f"{option} needs {needs}")
+
+
 def _convert(args: argparse.Namespace, quantization: Quantization | None) -> None:
     if args.upload_repo:
         check_repo_name(args.upload_repo)
-    sat = is_sat(Path(args.model))
-    if sat and args.base:
-        raise InvalidInputError("--base is for model folders: a SAT checkpoint has --text-encoder")
-    folder, to_download = (Path(args.model), 0) if sat else _folder(args)
-    base = None
-    if args.base:
-        more = download_bytes(args.base, patterns=base_patterns(folder))
-        _check_room(args, more)
-        to_download += more
-        base = resolve_base(args.base, folder, weights=not (args.dry_run and more))
-    only_configuration = args.dry_run and to_download > 0
-    plan = plan_conversion(
-        args.model,
-        folder,
-        quantization=quantization,
-        recipe=args.quant_predicate,
-        dtype=DTYPES.get(args.dtype),
-        dequantize=args.dequantize,
-        components=args.components,
-        text_encoder=_text_encoder(args) if sat else None,
-        assumed_dtype="BF16" if only_configuration else None,
-        lora=args.lora or (),
-        base=base,
-    )
+    plan, to_download = _plan(args, quantization)
     announce(plan, args.mlx_path, to_download)
     if args.dry_run:
         return
     report = _write(plan, args)
-    if not sat and (repo := hub_id(args.model)):
+    if not is_sat(plan.folder) and (repo := hub_id(args.model)):
         logger.info(
             "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
@@ -104,6 +109,40 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
         (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
     tell(str(args.mlx_path))
+
+
+def _plan(
+    args: argparse.Namespace, quantization: Quantization | None
+) -> tuple[ConversionPlan, int]:
+    """The plan, and the bytes that are to download, or in a dry run would be."""
+    sat = is_sat(Path(args.model))
+    folder, to_download = (Path(args.model), 0) if sat else _folder(args)
+    base = None
+    if args.base:
+        base, more = _base(args, folder)
+        to_download += more
+    plan = plan_conversion(
+        args.model,
+        folder,
+        quantization=quantization,
+        recipe=args.quant_predicate or "standard",
+        dtype=DTYPES.get(args.dtype),
+        dequantize=args.dequantize,
+        components=args.components or tuple(NETWORKS),
+        text_encoder=_text_encoder(args) if sat else None,
+        assumed_dtype="BF16" if args.dry_run and to_download else None,
+        lora=args.lora or (),
+        base=base,
+    )
+    return plan, to_download
+
+
+def _base(args: argparse.Namespace, folder: Path) -> tuple[Base, int]:
+    """Where the components are that a folder lacks; the bytes to download."""
+    to_download = download_bytes(args.base, patterns=base_patterns(folder))
+    _check_room(args, to_download)
+    weights = not (args.dry_run and to_download)
+    return resolve_base(args.base, folder, weights=weights), to_download
 
 
 def _folder(args: argparse.Namespace) -> tuple[Path, int]:
@@ -136,12 +175,13 @@ def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
 
 def _text_encoder(args: argparse.Namespace) -> Path:
     """The model with the tokenizer of a SAT checkpoint, and its text encoder if that is missing."""
+    name = args.text_encoder or "2b"
     weights = "text_encoder" not in open_sat(Path(args.model)).networks
-    if weights and args.dry_run and hub_id(args.text_encoder):
+    if weights and args.dry_run and hub_id(name):
         raise InvalidInputError(
-            f"a dry run doesn't download T5 from {args.text_encoder}: give --text-encoder a folder"
+            f"a dry run doesn't download T5 from {name}: give --text-encoder a folder"
         )
-    return resolve_text_encoder(args.text_encoder, weights=weights)
+    return resolve_text_encoder(name, weights=weights)
 
 
 def requested_quantization(args: argparse.Namespace) -> Quantization | None:
@@ -277,7 +317,7 @@ def make_parser() -> Parser:
     add = with_help(parser, HELP)
     add("--hf-path", "--model", dest="model", type=named, default="5b")
     add("--base", type=named, metavar="MODEL")
-    add("--text-encoder", type=named, metavar="MODEL", default="2b")
+    add("--text-encoder", type=named, metavar="MODEL")
     add("--revision", type=named)
     add("--lora", nargs="+", action=WithScale, metavar=("ADAPTER", "SCALE"))
     add("--info", type=path, metavar="FOLDER")
@@ -285,10 +325,10 @@ def make_parser() -> Parser:
     add("--q-bits", type=int, metavar="BITS")
     add("--q-group-size", type=int, metavar="N")
     add("--q-mode", choices=MODES)
-    add("--quant-predicate", choices=RECIPES, default="standard")
+    add("--quant-predicate", choices=RECIPES)
     add("-d", "--dequantize", action="store_true")
     add("--dtype", choices=DTYPES)
-    add("--components", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
+    add("--components", nargs="+", choices=NETWORKS)
     add("--mlx-path", type=path, default=Path("mlx_model"), metavar="FOLDER")
     add("--upload-repo", type=named, metavar="REPO")
     add("--dry-run", action="store_true")

@@ -3,14 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..checkpoints import BUNDLED
 from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
 from ..errors import InvalidInputError
-from ..runs.jobs import make_plan
+from ..runs.jobs import Plan, make_plan
 from ..runs.origin import Options
 from ..runs.settings import RunSettings
 from ..video import read_record
@@ -26,6 +26,7 @@ from .common import (
     be_quiet,
     positive,
     run,
+    warn_of_idle,
     wired_bytes,
 )
 from .config_file import with_config_file
@@ -58,12 +59,14 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     if args.quiet:
         be_quiet()
     if args.show is not None:
+        warn_of_idle(parser, args, "--show", "--quiet")
         show(args.show)
         return None
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
     plan = make_plan(read_options(args))
+    plan.warnings += _without_effect(args, plan)
     with plan.locks:
         announce(plan)
         if args.dry_run:
@@ -89,6 +92,19 @@ def read_options(args: argparse.Namespace) -> Options:
         memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
         previews=args.preview_every is not None,
     )
+
+
+def _without_effect(args: argparse.Namespace, plan: Plan) -> Iterator[str]:
+    """Describes the options that change nothing in a plan, beside those of settings."""
+    steps = max((job.settings.num_inference_steps for job in plan.jobs), default=sys.maxsize)
+    for option, every in (
+        ("--save-every", args.save_every),
+        ("--preview-every", args.preview_every),
+    ):
+        if every is not None and every > steps:
+            yield f"{option} {every} has no effect: there are {steps} steps"
+    if args.json and args.dry_run:
+        yield "--json has no effect: a dry run has no results"
 
 
 def show(file: Path) -> None:
@@ -197,7 +213,7 @@ def _add_run_options(add) -> None:
         "--config",
         type=path,
         metavar="FILE",
-        help="Read options from a TOML or JSON file; command-line options override it.",
+        help="Read options from a TOML, JSON or YAML file; command-line options override it.",
     )
     add("--dry-run", action="store_true", help="Say what would happen, and stop.")
     add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")

@@ -4,79 +4,44 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import Adapter, default_model, model_identity
-from ..checkpoints.components import DTYPES
+from ..checkpoints import model_identity
 from ..device import manage_memory, size
 from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
-from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.resolved import ResolvedSettings
-from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import (
-    check_adapter_folder,
-    check_writable,
     locked_adapter_folder,
-    saved_checkpoints,
     ways_on,
 )
 from ..training.clip_windows import window_count
-from ..training.clips import Clip, choose_spec, find_clips
-from ..training.estimates import estimate_training_memory
-from ..training.existing_adapter import open_existing, resumed_settings
-from ..training.latent_cache import Cache
+from ..training.clips import Clip, choose_spec
+from ..training.estimates import estimate_training_memory, memory_advice
 from ..training.prepare import ClipOptions, prepare, text_problems
 from ..training.sample_videos import write_sample_videos
-from ..training.settings import TrainingSettings, adapter_parameters
+from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
-from ..training.trainer import MEMORY_ADVICE, Trainer
+from ..training.trainer import Trainer
 from ..video import ClipSpec
 from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
-from .lora_options import make_parser, read_settings
-from .options import given_settings
+from .lora_options import (
+    make_parser,
+)
 from .signals import Interrupts
 from .streams import tell
+from .training_job import TrainingJob, read_job
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return run(train, arguments)
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A command line that is checked and has a value for everything.
-
-    Attributes:
-        model: the model's folder, hub id or short name, as it was given.
-        prior: prompts whose videos should not change.
-        sample_videos: videos to make during the training.
-        existing: adapter to start from.
-    """
-
-    pipe: CogVideoXPipeline
-    model: str | Path
-    clips: Sequence[Clip]
-    clip_options: ClipOptions
-    settings: TrainingSettings
-    prior: Sequence[str]
-    sample_videos: Sequence[ResolvedSettings]
-    cache: Cache
-    existing: Adapter | None
-
-    @property
-    def other_texts(self) -> list[str]:
-        """Texts beside the captions."""
-        return [*(video.prompt for video in self.sample_videos), *self.prior]
 
 
 def train(arguments: Sequence[str] | None) -> int | None:
@@ -87,7 +52,7 @@ def train(arguments: Sequence[str] | None) -> int | None:
     if args.quiet or not distributed.is_main:
         be_quiet()
         args.quiet = True
-    job = _read_job(args, distributed)
+    job = read_job(args, is_main=distributed.is_main)
     _announce(job, args, distributed.size)
     for problem in text_problems(job.pipe, job.clips, job.other_texts):
         logger.warning(problem)
@@ -113,92 +78,6 @@ def train(arguments: Sequence[str] | None) -> int | None:
             problem = f"{error.filename or args.adapter_path}: {error.strerror}"
             notes = getattr(error, "__notes__", [])
             raise OutputError("; ".join([problem, *notes])) from error
-
-
-def _read_job(args: argparse.Namespace, distributed: Distributed) -> TrainingJob:
-    """Checks everything that can be checked before anything is computed."""
-    settings, prior = read_settings(args), []
-    if args.prior_prompts:
-        prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
-    if bool(args.sample_every) != bool(args.sample_prompt):
-        raise InvalidInputError("--sample-every and --sample-prompt go together")
-    clips = find_clips(args.data, args.adapter_path)
-    if distributed.is_main:
-        check_adapter_folder(args.adapter_path, args.resume)
-    folder = args.data if args.data.is_dir() else args.data.parent
-    cache = args.cache or folder / ".mlx_cogvideo"
-    check_writable(cache, "--cache")
-    model = args.model or default_model()
-    dtype = DTYPES.get(args.dtype)
-    pipe = CogVideoXPipeline.from_pretrained(
-        model, dtype, download=not args.dry_run, base=args.base
-    )
-    settings, existing = _starting_point(pipe, args, settings)
-    options = _clip_options(pipe, args, settings.seed)
-    videos = [
-        _sample_video(pipe, text, options.specs[0], settings, args.sample_steps)
-        for text in args.sample_prompt
-    ]
-    cache = Cache(cache)
-    return TrainingJob(pipe, model, clips, options, settings, prior, videos, cache, existing)
-
-
-def _starting_point(
-    pipe: CogVideoXPipeline, args: argparse.Namespace, settings: TrainingSettings
-) -> tuple[TrainingSettings, Adapter | None]:
-    """The settings with what an existing adapter decides, and that adapter if it is needed."""
-    given = given_settings(args, TrainingSettings)
-    if args.resume:
-        settings = resumed_settings(settings, given, args.adapter_path)
-    if settings.resume_adapter_file is None or (
-        args.resume and saved_checkpoints(args.adapter_path)
-    ):
-        return settings, None
-    settings, existing = open_existing(settings, given, pipe.configs["transformer"])
-    # Another process has the checkpoint to resume from.
-    return settings, None if args.resume else existing
-
-
-def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:
-    """Raises InvalidInputError if the model can't make videos like the clips."""
-    skip = (args.skip_frames[0], args.skip_frames[-1])
-    if len(args.skip_frames) > 2 or min(skip) < 0:
-        raise InvalidInputError("--skip-frames takes one or two numbers, 0 or more")
-    if args.bucket and (args.frames or args.height or args.width):
-        raise InvalidInputError("--bucket includes frames, height and width: leave those out")
-    sizes = args.bucket or [(args.frames, args.height, args.width)]
-    geometries = dict.fromkeys(pipe.geometry(*wanted) for wanted in sizes)
-    fps, repeat = args.fps or pipe.fps, args.short == "repeat"
-    specs = [
-        ClipSpec(each.num_frames, each.height, each.width, fps, skip, repeat_last=repeat)
-        for each in geometries
-    ]
-    return ClipOptions(
-        tuple(specs), args.crop, seed, args.timeout, args.windows, args.window_places
-    )
-
-
-def _sample_video(
-    pipe: CogVideoXPipeline, text: str, spec: ClipSpec, settings: TrainingSettings, steps: int
-) -> ResolvedSettings:
-    """A video of ``prompt`` or ``prompt@@image``, whose noise is always the same.
-
-    Raises:
-        InvalidInputError: the model can't make it.
-    """
-    prompt, mark, image = (part.strip() for part in text.partition(IMAGE_MARK))
-    video = pipe.request(
-        prompt,
-        image=image if mark else None,
-        image_latent_scale=settings.image_latent_scale if mark else None,
-        num_frames=spec.frames,
-        height=spec.height,
-        width=spec.width,
-        num_inference_steps=steps,
-        seed=settings.seed,
-    )
-    video.source.check(video.geometry, spec.fps)
-    return video
 
 
 def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> None:
@@ -228,7 +107,7 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
     available, need = pipe.machine.available, max(needs.values())
     show_plan(lines, needs, available)
     if need > pipe.machine.memory:
-        logger.warning("this may need more memory than this machine has: %s", MEMORY_ADVICE)
+        logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
         warn_of_the_moment("this", need, available)
 
@@ -264,7 +143,7 @@ def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
     written = show_clips(job.pipe, identity, clips, job.clip_options, job.cache, folder)
     shown = False
     for path in written:
-        print(path)
+        tell(str(path))
         shown = True
     return None if shown else FAILED
 

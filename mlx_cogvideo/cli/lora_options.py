@@ -1,9 +1,12 @@
 """The options of ``lora.py``."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.components import DTYPES
+from ..checkpoints.model_folder import ModelConfigurations
+from ..errors import InvalidInputError
 from ..training.clip_windows import PLACES
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
@@ -18,6 +21,8 @@ from .common import (
     with_help,
 )
 from .options import add_settings, given_settings, named, path
+
+SAMPLE_STEPS = 25
 
 GROUPS = {
     "data": "what to learn from",
@@ -64,10 +69,10 @@ HELP = {
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
     "--sample-prompt": "Prompt of a video that is made during the training; TEXT@@IMAGE for "
     "image-to-video models. May be given several times.",
-    "--sample-steps": "Denoising steps of such a video. Default: 25.",
+    "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
-    "--config": "Read options from a TOML or JSON file; command-line options override it.",
+    "--config": "Read options from a TOML, JSON or YAML file; command-line options override it.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",
     "--show-clips": "Write the first N clips as they are learned to samples/clips in "
@@ -113,7 +118,7 @@ def make_parser() -> Parser:
     add("--val-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
-    add("--sample-steps", type=int, default=25, metavar="STEPS")
+    add("--sample-steps", type=int, metavar="STEPS")
 
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
@@ -142,6 +147,31 @@ def _frame_rate(text: str) -> float:
     if not SLOWEST <= value <= FASTEST:
         raise argparse.ArgumentTypeError(f"must be from {SLOWEST:g} to {FASTEST:g}, got {text}")
     return value
+
+
+def check_needs(args: argparse.Namespace) -> None:
+    """Raises InvalidInputError where an option has no effect, because it needs another one."""
+    for name in ("prior_batch_size", "prior_weight"):
+        if getattr(args, name) is not None and not args.prior_prompts:
+            raise InvalidInputError(f"--{name.replace('_', '-')} needs --prior-prompts")
+    if bool(args.sample_every) != bool(args.sample_prompt):
+        raise InvalidInputError("--sample-every and --sample-prompt go together")
+    if args.sample_steps is not None and not args.sample_prompt:
+        raise InvalidInputError("--sample-steps needs --sample-prompt")
+
+
+def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:
+    """Describes given options that change nothing in the training of a model."""
+    iters = TrainingSettings.iters if args.iters is None else args.iters
+    if args.sample_every > iters:
+        yield f"--sample-every {args.sample_every} has no effect: there are {iters} updates"
+    if args.prior_prompts and args.prior_batch_size == 0:
+        yield "--prior-prompts has no effect: --prior-batch-size is 0"
+    if args.image_dropout is not None and not pipe.takes_image:
+        yield "--image-dropout has no effect: the model takes no image"
+    is_1_5 = pipe.configs["vae"].invert_scale_latents
+    if args.image_latent_scale is not None and not (pipe.takes_image and is_1_5):
+        yield "--image-latent-scale has no effect: it is for image-to-video models of version 1.5"
 
 
 def _bucket(text: str) -> tuple[int, ...]:

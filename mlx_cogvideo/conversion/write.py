@@ -61,7 +61,7 @@ def convert(
         part = temporary_path(destination)
         part.mkdir()
         try:
-            with mlx_errors():
+            with mlx_errors(out_of_memory="close other programs"):
                 components = [
                     _convert(c, part, _additions(plan, c), on_progress) for c in plan.components
                 ]

@@ -1,21 +1,26 @@
 """The arguments of a pipeline's call, checked before any weight is read."""
 
+import inspect
 import logging
+import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import mlx.core as mx
 
 from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.guidance import check_uncond
 from ..errors import InvalidInputError
+from ..nn.config import TransformerConfig
 from .estimates import check_memory_limit
 from .events import Progress
 from .fields import about
 from .resolved import ResolvedSettings
 from .resolver import resolve
-from .run_stages import TILED, join_embeds, needs_negative
+from .run_stages import TILED, encode_prompt, join_embeds, needs_negative, warn_of_lost_text
 from .settings import VideoSettings
+from .unused import without_effect
 from .vae_stage import check_decodable
 
 logger = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ class Call(PromptedSettings):
         prompt_embeds: ``[1, text_length, text_embed_dim]`` in place of `prompt`.
         negative_prompt_embeds: the same in place of `negative_prompt`.
         latents: initial noise ``[1, frames, height, width, channels]`` in latents, 1.5's extra
-            leading frame included.
+            leading frame included. These three may be arrays of NumPy or PyTorch, too.
         output_type: ``"np"`` for uint8 ``[F, H, W, 3]``, ``"float"`` for float32 in [0, 1],
             ``"latent"`` for the final latents in float32, shaped like `latents`.
         callback_on_step_end: called with the step's index, timestep and latents; returning False
@@ -56,6 +61,11 @@ class Call(PromptedSettings):
     callback_on_step_end: StepCallback | None = None
     on_progress: Progress | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompt_embeds", "negative_prompt_embeds", "latents"):
+            object.__setattr__(self, name, _as_array(name, getattr(self, name)))
+
 
 def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     """Checks a call, and gives every setting its value. No weight is read.
@@ -63,23 +73,25 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     Raises:
         InvalidInputError: an argument that the model can't follow.
     """
-    if call.prompt is None and call.prompt_embeds is None:
-        raise InvalidInputError("give a prompt or prompt_embeds")
     settings = resolve(model, call if call.prompt_embeds is None else replace(call, prompt=None))
     if call.tiling == "auto" and settings.decoding.mode == "tiled":
         logger.warning(TILED)
     check_uncond(settings.uncond, call.negative_prompt_embeds is not None)
     check_output_type(call.output_type, settings)
+    for name in ("callback_on_step_end", "on_progress"):
+        _check_callback(name, getattr(call, name))
     _check_latents(call, settings)
-    for name in ("prompt_embeds", "negative_prompt_embeds"):
-        _check_embeds(name, getattr(call, name), model.configs["transformer"].text_embed_dim)
+    missing = call.negative_prompt_embeds is None and needs_negative(settings)
+    encodes = call.prompt_embeds is None or missing
+    _check_texts(call, model.configs["transformer"], encodes)
     decodes = call.output_type != "latent"
     if decodes:
         check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
-    missing = call.negative_prompt_embeds is None and needs_negative(settings)
-    encodes = call.prompt_embeds is None or missing
     check_memory_limit(model, settings, decode=decodes, done=() if encodes else ("encode",))
     settings.source.check(settings.geometry, model.fps)
+    warn_of_lost_text(model, settings)
+    for line in without_effect(model, _given(call), settings, decodes=decodes):
+        logger.warning("%s", line)
     return settings
 
 
@@ -91,32 +103,90 @@ def check_output_type(output_type: str, settings: ResolvedSettings) -> None:
         raise InvalidInputError("a video of several windows has no latents of its own")
 
 
+def _as_array(name: str, value: Any) -> mx.array | None:
+    """An array of NumPy, PyTorch or MLX, or lists of numbers, as float32 of MLX.
+
+    Raises:
+        InvalidInputError: it is none of these, or contains NaN or infinity.
+    """
+    if value is None:
+        return None
+    try:
+        array = mx.array(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = mx.array(False)
+    if not any(mx.issubdtype(array.dtype, kind) for kind in (mx.floating, mx.integer)):
+        raise InvalidInputError(f"{name} must be an array of numbers; got {type(value).__name__}")
+    array = array.astype(mx.float32)
+    if not mx.isfinite(array).all().item():
+        raise InvalidInputError(f"{name} must be finite; got NaN or infinity")
+    return array
+
+
+def _check_callback(name: str, callback: Any) -> None:
+    """Raises InvalidInputError unless something can be called with three arguments."""
+    if callback is None:
+        return
+    try:
+        inspect.signature(callback).bind(None, None, None)
+    except TypeError:
+        raise InvalidInputError(
+            f"{name} must be a function of three arguments; got {reprlib.repr(callback)}"
+        ) from None
+    except ValueError:  # one of C, which doesn't tell
+        pass
+
+
 def _check_latents(call: Call, settings: ResolvedSettings) -> None:
     shape = settings.geometry.latent_shape
-    if call.latents is not None and tuple(call.latents.shape) != shape:
-        raise InvalidInputError(f"latents must have shape {shape}; got {tuple(call.latents.shape)}")
+    if call.latents is not None and call.latents.shape != shape:
+        raise InvalidInputError(f"latents must have shape {shape}; got {call.latents.shape}")
     if settings.extend and call.latents is not None:
         raise InvalidInputError("a video of several windows has no latents of its own")
 
 
-def _check_embeds(name: str, embeds: mx.array | None, dim: int) -> None:
-    if embeds is not None and (len(embeds.shape) != 3 or embeds.shape[0::2] != (1, dim)):
+def _check_texts(call: Call, config: TransformerConfig, encodes: bool) -> None:
+    """Raises InvalidInputError unless each text is given once, as words or as embeddings that fit.
+
+    Args:
+        encodes: whether embeddings of words join the given ones.
+    """
+    if call.prompt is None and call.prompt_embeds is None:
+        raise InvalidInputError("give a prompt or prompt_embeds")
+    lengths = {config.max_text_seq_length} if encodes else set()
+    if config.use_learned_positional_embeddings:
+        lengths = {config.max_text_seq_length}
+    for text in ("prompt", "negative_prompt"):
+        embeds, dim = getattr(call, f"{text}_embeds"), config.text_embed_dim
+        if embeds is None:
+            continue
+        if getattr(call, text):
+            raise InvalidInputError(f"{text}_embeds take the place of a {text}: give one of them")
+        if len(embeds.shape) != 3 or embeds.shape[0::2] != (1, dim) or embeds.size == 0:
+            raise InvalidInputError(
+                f"{text}_embeds must have shape (1, text_length, {dim}); got {embeds.shape}"
+            )
+        lengths.add(embeds.shape[1])
+    if len(lengths) > 1:
+        few, many = sorted(lengths)[:2]
         raise InvalidInputError(
-            f"{name} must have shape (1, text_length, {dim}); got {tuple(embeds.shape)}"
+            f"all embeddings of a run must have one text_length; got {few} and {many}"
         )
 
 
-def given_embeds(
-    model: ModelFolder, encode: Callable[[str], mx.array], call: Call, settings: ResolvedSettings
-) -> mx.array:
+def _given(call: Call) -> set[str]:
+    """Names of the arguments that don't have their default."""
+    return {f.name for f in fields(call) if getattr(call, f.name) is not f.default}
+
+
+def given_embeds(model: ModelFolder, call: Call, settings: ResolvedSettings) -> mx.array:
     """The embeddings of a call that gives some; the rest is encoded."""
-    given = call.prompt_embeds, call.negative_prompt_embeds
-    positive, negative = (None if each is None else mx.array(each) for each in given)
+    positive, negative = call.prompt_embeds, call.negative_prompt_embeds
     try:
         if negative is None and needs_negative(settings):
-            negative = encode(call.negative_prompt)
+            negative = encode_prompt(model, call.negative_prompt, warn=False)
         if positive is None:
-            positive = encode(call.prompt or "")
+            positive = encode_prompt(model, call.prompt or "", warn=False)
     finally:
         model.free("text_encoder")
     return join_embeds(model, settings, positive, negative)

@@ -172,7 +172,17 @@ def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> 
         return f"a {network.replace('_', ' ')} in 4 bits needs less (mlx_cogvideo.convert)"
     if stage == "encode" or weights > available:
         return "no setting makes it less"
-    return "a smaller size or fewer frames need less"
+    return _smaller(pipe, settings)
+
+
+def _smaller(pipe: ModelFolder, settings: ResolvedSettings) -> str:
+    """Advice to make a smaller video, as far as the model can."""
+    ways = []
+    if not pipe.configs["transformer"].use_learned_positional_embeddings:
+        ways.append("a smaller size")
+    if settings.geometry.num_frames > 1:
+        ways.append("fewer frames")
+    return f"{' or '.join(ways)} need less" if ways else "no setting makes it less"
 
 
 def text_memory(pipe: ModelFolder) -> int:

@@ -5,14 +5,13 @@ Command lines, Python signatures, records and the documentation's tables are mad
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
-from types import NoneType
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 from ..errors import InvalidInputError
+from .values import as_type
 
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
@@ -41,7 +40,6 @@ def above(limit: int) -> Range:
     return Range(lambda value: limit < value < math.inf, f"a number above {limit}")
 
 
-FINITE = Range(math.isfinite, "a finite number")
 SHARE = Range(lambda value: 0 <= value <= 1, "from 0 to 1")
 SEED = Range(lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1")
 
@@ -106,54 +104,25 @@ def about(settings_class: Any, name: str) -> dict[str, Any]:
 
 
 def check_values(settings: Any) -> None:
-    """Replaces old names of values, and raises InvalidInputError for a wrong type or range."""
-    kinds = _kinds(settings.__class__)
+    """Brings the values to their types, None to the default, and old names of values to today's.
+
+    Raises:
+        InvalidInputError: a value is of another type or out of its range.
+    """
+    types = _types(settings.__class__)
     for name, about in settings_of(settings).items():
-        value = _typed(name, getattr(settings, name), kinds[name])
+        value = getattr(settings, name)
+        if value is None:
+            value = settings.__dataclass_fields__[name].default
+        value = as_type(name, value, types[name])
         if about.aliases is not None and isinstance(value, str):
             value = about.aliases.get(value, value)
         object.__setattr__(settings, name, value)
-        if about.within is not None and value is not None and not _holds(about.within, value):
+        if about.within is not None and value is not None and not about.within.holds(value):
             raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")
 
 
-@cache
-def _kinds(settings_class: Any) -> dict[str, type | None]:
-    """The type of each setting that is a number or a text and nothing else."""
-    hints = get_type_hints(settings_class)
-    plain = {int, float, str}
-    members = {n: [k for k in get_args(h) or [h] if k is not NoneType] for n, h in hints.items()}
-    return {
-        n: kinds[0] if len(kinds) == 1 and kinds[0] in plain else None
-        for n, kinds in members.items()
-    }
-
-
-def _typed(name: str, value: Any, kind: type | None) -> Any:
-    """A number of NumPy or a whole float as Python's own; other types are refused."""
-    if value is None or kind is None:
-        return value
-    if kind is str:
-        if not isinstance(value, str):
-            raise InvalidInputError(f"{name} must be a text; got {type(value).__name__}")
-        return value
-    try:
-        number = operator.index(value) if kind is int else float(value)
-    except TypeError:
-        if kind is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        words = "a whole number" if kind is int else "a number"
-        raise InvalidInputError(f"{name} must be {words}; got {value!r}") from None
-    except (ValueError, OverflowError):
-        raise InvalidInputError(f"{name} must be a number; got {value!r}") from None
-    return number if not isinstance(value, int | float) else value
-
-
-def _holds(within: Range, value: Any) -> bool:
-    try:
-        return within.holds(value)
-    except TypeError:  # no number at all
-        return False
+_types = cache(get_type_hints)
 
 
 def with_arguments(
@@ -179,18 +148,21 @@ def with_arguments(
 
 
 def from_arguments(
-    arguments: Callable[P, Arguments], by_position: tuple[str, ...]
+    arguments: Callable[P, Arguments], by_position: tuple[str, ...], same: tuple[str, str]
 ) -> Callable[[Callable[[Arguments], Result]], Callable[P, Result]]:
     """Gives a function the signature of a dataclass; see `with_arguments`.
 
     Args:
         by_position: names of the arguments that callers may give by position, in order.
+        same: two names of one argument, of which callers may give one.
     """
 
     def decorate(function: Callable[[Arguments], Result]) -> Callable[P, Result]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
             named = inspect.signature(call).bind(*args, **kwargs).arguments
+            if all(named.get(name) is not None for name in same):
+                raise InvalidInputError(f"{same[0]} is {same[1]}: give one of them")
             return function(_made(arguments, function, **named))  # type: ignore[call-arg]
 
         own = dict(inspect.signature(arguments).parameters)

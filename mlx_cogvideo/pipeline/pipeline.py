@@ -6,6 +6,7 @@ memory holds the text encoder, or the transformer, or the VAE.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +23,7 @@ from .fields import with_arguments
 from .geometry import Geometry
 from .resolved import ResolvedSettings
 from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
+from .settings import VideoSettings
 from .vae_stage import check_decodable
 from .windows import extended_events
 
@@ -95,7 +97,7 @@ class CogVideoXPipeline(ModelFolder):
         report, stopped, frames = call.on_progress or no_progress, False, []
         if call.prompt_embeds is not None or call.negative_prompt_embeds is not None:
             report("encode", 0, 1)
-            run = RunState(embeds=given_embeds(self, self.encode_prompt, call, settings))
+            run = RunState(embeds=given_embeds(self, call, settings))
             report("encode", 1, 1)
 
         def ends_early() -> bool:
@@ -117,10 +119,14 @@ class CogVideoXPipeline(ModelFolder):
     def request(self, settings: PromptedSettings) -> ResolvedSettings:
         """Gives every setting its value for this model. No weight is read.
 
+        Warns of what the model doesn't get of the prompts.
+
         Raises:
             InvalidInputError: a setting that the model can't follow.
         """
-        return resolve(self, settings)
+        resolved = resolve(self, settings)
+        stages.warn_of_lost_text(self, resolved)
+        return resolved
 
     def geometry(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -130,7 +136,8 @@ class CogVideoXPipeline(ModelFolder):
         Raises:
             InvalidInputError: a size that the model can't make.
         """
-        return model_geometry(self, num_frames, height, width)
+        size = VideoSettings(num_frames=num_frames, height=height, width=width)
+        return model_geometry(self, size.num_frames, size.height, size.width)
 
     def encode(self, videos: Iterable[ResolvedSettings]) -> Iterator[mx.array]:
         """The text stage of many videos; frees the text encoder after the last.
@@ -138,7 +145,7 @@ class CogVideoXPipeline(ModelFolder):
         Yields:
             Embeddings ``[1 or 2, text_length, text_embed_dim]``, an unconditional one first.
         """
-        yield from stages.encode_texts(self, self.encode_prompt, videos)
+        yield from stages.encode_texts(self, partial(self.encode_prompt, warn=False), videos)
 
     def encode_prompt(self, prompt: str, *, warn: bool = True) -> mx.array:
         """Encodes a text to ``[1, text_length, text_embed_dim]``; may warn of what is lost."""
@@ -243,7 +250,12 @@ class CogVideoXPipeline(ModelFolder):
         Raises:
             InvalidInputError: there are fewer frames, or their size can't be encoded.
         """
-        return stages.encode_video(self, frames, num_frames, tiling, tile_size, tile_overlap)
+        how = VideoSettings(
+            num_frames=num_frames, tiling=tiling, tile_size=tile_size, tile_overlap=tile_overlap
+        )
+        return stages.encode_video(
+            self, frames, how.num_frames, how.tiling, how.tile_size, how.tile_overlap
+        )
 
     def check_decodable(self, settings: ResolvedSettings) -> None:
         """Raises InvalidInputError where decoding would make an array that MLX can't hold."""

@@ -66,7 +66,6 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
         "source_tiling": source.tiling if encodes else None,
         "dynamic_cfg": schedule_name(recommended(model, "dynamic_cfg", settings.dynamic_cfg)),
-        "guidance_range": _tuple(settings.guidance_range),
         "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
         "scheduler": scheduler,
         "seed": secrets.randbelow(2**32) if settings.seed is None else settings.seed,
@@ -196,7 +195,3 @@ def _check_source(model: ModelFolder, settings: VideoSettings) -> None:
     ):
         if getattr(settings, name) is not None and not applies:
             raise InvalidInputError(f"{name} needs {what}")
-
-
-def _tuple(values: Any) -> Any:
-    return values if values is None else tuple(values)

@@ -31,6 +31,31 @@ def encode_prompt(model: ModelFolder, prompt: str, *, warn: bool = True) -> mx.a
     return model.text_encoder(ids, EvalSchedule(prefetch=0))
 
 
+def lost_text(model: ModelFolder, settings: ResolvedSettings) -> Iterator[tuple[str, str]]:
+    """Describes what the model doesn't get of a video's texts.
+
+    Yields:
+        Which text it is, ``"prompt"`` or ``"negative prompt"``, and a clause of which that is the
+        subject.
+
+    Raises:
+        InvalidInputError: a text isn't Unicode.
+    """
+    length = model.configs["transformer"].max_text_seq_length
+    texts = {"prompt": settings.prompt}
+    if needs_negative(settings):
+        texts["negative prompt"] = settings.negative_prompt
+    for name, text in texts.items():
+        problems = model.tokenizer.report(text, length).problems() if text else ()
+        yield from ((name, problem) for problem in problems)
+
+
+def warn_of_lost_text(model: ModelFolder, settings: ResolvedSettings) -> None:
+    """Logs a warning for each problem that ``lost_text`` finds."""
+    for name, problem in lost_text(model, settings):
+        logger.warning("the %s %s", name, problem)
+
+
 def encode_texts(
     model: ModelFolder, encode: Callable[[str], mx.array], videos: Iterable[ResolvedSettings]
 ) -> Iterator[mx.array]:
@@ -106,13 +131,13 @@ def condition(model: ModelFolder, settings: ResolvedSettings) -> Conditioning | 
 def encode_video(
     model: ModelFolder,
     frames: Iterable[np.ndarray],
-    num_frames: int,
+    num_frames: int | None,
     tiling: str,
     tile_size: tuple[int, int] | None,
     tile_overlap: tuple[float, float] | None,
 ) -> Posterior:
     """Encodes a clip; see ``CogVideoXPipeline.encode_video``."""
-    if num_frames < 1:
+    if num_frames is None or num_frames < 1:
         raise InvalidInputError(f"num_frames must be at least 1; got {num_frames}")
     frames = iter(frames)
     first = next(frames, None)

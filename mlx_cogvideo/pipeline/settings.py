@@ -1,5 +1,6 @@
 """Everything a video depends on: one dataclass, from which all lists of settings are made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,7 @@ from ..errors import InvalidInputError
 from ..nn.autoencoder import OLD_TILINGS, TILINGS
 from ..version import __version__
 from ..video import FITS
-from .fields import (
-    FINITE,
-    NOTHING,
-    SEED,
-    Range,
-    above,
-    at_least,
-    check_values,
-    setting,
-    settings_of,
-)
+from .fields import NOTHING, SEED, Range, above, at_least, check_values, setting, settings_of
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
 
 
@@ -137,7 +128,7 @@ class VideoSettings:
         "--guidance",
         group="sampling",
         metavar="WEIGHT",
-        within=FINITE,
+        within=Range(lambda value: 0 <= value < math.inf, "a finite number, 0 or more"),
     )
     dynamic_cfg: bool | str | None = setting(
         None,

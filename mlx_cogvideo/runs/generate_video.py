@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import default_model, model_identity
+from ..checkpoints.resolve import check_path
 from ..errors import InvalidInputError, mlx_errors
 from ..files import locked
 from ..pipeline.call import Call, prepare
@@ -41,8 +42,6 @@ class OneCall(VideoSettings):
             raise InvalidInputError("give a prompt")
         given = {f.name: getattr(self, f.name) for f in fields(VideoSettings)}
         if self.cfg_scale is not None:
-            if self.guidance_scale != VideoSettings.guidance_scale:
-                raise InvalidInputError("cfg_scale is guidance_scale: give one of them")
             given["guidance_scale"] = self.cfg_scale
         return Call(**given)
 
@@ -53,7 +52,7 @@ BY_POSITION = (
 )
 
 
-@from_arguments(OneCall, BY_POSITION)
+@from_arguments(OneCall, BY_POSITION, same=("cfg_scale", "guidance_scale"))
 def generate_video(arguments: OneCall) -> np.ndarray:
     """Makes a video of a prompt, and writes it where `output_path` says.
 
@@ -65,7 +64,10 @@ def generate_video(arguments: OneCall) -> np.ndarray:
     Raises:
         CogVideoXError: one of its children; before any expensive work wherever that is possible.
     """
-    path = arguments.output_path
+    path, model = arguments.output_path, arguments.model
+    for name, value in (("output_path", path), ("model", model)):
+        if value is not None:
+            check_path(name, value)
     lock: AbstractContextManager[None] = nullcontext()
     if path is not None:
         lock = locked(check_output_path(path), "choose another output_path")

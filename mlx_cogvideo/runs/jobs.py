@@ -20,10 +20,12 @@ from ..pipeline.estimates import check_memory_limit
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
+from ..pipeline.run_stages import lost_text
 from ..pipeline.settings import override
 from ..pipeline.sources import check_no_address
+from ..pipeline.unused import without_effect
 from ..video import check_output_path, open_writer
-from ..video.paths import LATENTS, output_form
+from ..video.paths import GIF, LATENTS, MP4, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from .existing import is_finished, resumed, saved_run
 from .origin import Options, Origin, find_origin
@@ -133,6 +135,7 @@ class _Planner:
                 self._classify(job)
             except CogVideoXError as error:
                 self._fail(job.label, error)
+        self.result.warnings += self._lost_text(prompts)
         self._check_not_empty(jobs)
         _check_space(self.result)
         return self.result
@@ -197,6 +200,13 @@ class _Planner:
 
     def _warnings(self, jobs: list[VideoJob]) -> Iterator[str]:
         """What won't be as good, or not the same, as expected."""
+        for job in jobs:
+            form = output_form(job.output)
+            yield from without_effect(
+                self.result.pipe, self.given, job.settings, decodes=form != LATENTS
+            )
+            if "fps" in self.given and form not in (MP4, GIF):
+                yield "fps has no effect: only .mp4 and .gif files have a rate"
         variant = self.result.pipe.variant
         if variant is not None:
             for geometry in {job.settings.geometry for job in jobs}:
@@ -219,6 +229,14 @@ class _Planner:
                 version_differences(then, now),
             ):
                 yield from (f"this won't be the same video: {phrase}" for phrase in differences)
+
+    def _lost_text(self, prompts: list[Prompt]) -> Iterator[str]:
+        """What the model doesn't get of the texts of the videos to make."""
+        labels = {prompt.text: prompt.label for prompt in prompts}
+        for job in self.result.jobs:
+            for name, problem in lost_text(self.result.pipe, job.settings):
+                label = labels.get(job.settings.prompt) if name == "prompt" else None
+                yield f"{label}: the {name} {problem}" if label else f"the {name} {problem}"
 
     def _classify(self, job: VideoJob) -> None:
         """Adds a job to those that are to be made, or to those that are finished."""

@@ -72,7 +72,7 @@ def encode_all(
         for i, job in enumerate(jobs):
             meter = Meter(job.record)
             meter("encode", 0, 1)
-            with mlx_errors():
+            with mlx_errors(out_of_memory=_less_memory(job.settings, "encode")):
                 embeds = next(all_embeds)
             meter("encode", 1, 1)
             on_progress("encode", i + 1, len(jobs))
@@ -124,7 +124,7 @@ def finish(
 
     def watched() -> Iterator[Event]:
         story = pipe.events(settings, saved.run, output_type=output_type)
-        for event in _with_our_errors(story, _less_memory(settings)):
+        for event in _with_our_errors(story, settings):
             meter(event.stage, event.done, event.total)
             keeper.observe(event)
             for observe in observers:
@@ -146,18 +146,18 @@ def _resume_options(pipe: CogVideoXPipeline, overwrite: bool) -> str:
     return options
 
 
-def _less_memory(settings: ResolvedSettings) -> str:
-    """What to do where memory runs out in decoding."""
-    if settings.decoding.mode == "tiled":
-        return "close other programs"
-    return "resume with --tiling tiled, which decodes in the least memory"
+def _less_memory(settings: ResolvedSettings, stage: str | None) -> str | None:
+    """What to do where memory runs out in a stage; None is the usual advice."""
+    if stage == "decode" and settings.decoding.mode != "tiled":
+        return "resume with --tiling tiled, which decodes in the least memory"
+    return "close other programs" if stage in ("encode", "decode") else None
 
 
-def _with_our_errors(events: Iterator[Event], less_memory: str) -> Iterator[Event]:
+def _with_our_errors(events: Iterator[Event], settings: ResolvedSettings) -> Iterator[Event]:
     """The events; an error of MLX becomes one of ours, with advice for its stage."""
     stage = None
     while True:
-        with mlx_errors(out_of_memory=less_memory if stage == "decode" else None):
+        with mlx_errors(out_of_memory=_less_memory(settings, stage)):
             event = next(events, None)
         if event is None:
             return

@@ -53,3 +53,13 @@ def estimate_training_memory(
         "clips": vae_memory(pipe, tiling, height, width, frames=frames, decode=False),
         "train": train,
     }
+
+
+def memory_advice(pipe: ModelFolder) -> str:
+    """Advice for a training that needs more memory than this machine has."""
+    learned = pipe.configs["transformer"].use_learned_positional_embeddings
+    ways = [] if learned else ["a smaller size"]
+    ways.append("fewer frames")
+    if not pipe.is_packed("transformer"):
+        ways.append("a quantized --model")
+    return f"{' or '.join(ways)} need less"

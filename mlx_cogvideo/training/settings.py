@@ -120,7 +120,6 @@ class TrainingSettings:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
         check_values(self)
         check_image_latent_scale(self.image_latent_scale)
 

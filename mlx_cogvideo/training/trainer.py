@@ -20,20 +20,19 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..checkpoints import Adapter, save_adapter
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
-from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors
+from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
 from .digests import content_digests
+from .estimates import memory_advice
 from .existing_adapter import existing_layers
 from .log import LOG, append_row, cut_log, write_plot
 from .loss import AdapterLoss
 from .optimizer import make_optimizer
 from .prepare import Sample
 from .settings import TrainingSettings, new_adapter
-
-MEMORY_ADVICE = "a smaller size, fewer frames or a quantized --model need less"
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
@@ -134,7 +133,7 @@ class Trainer:
             OSError: a file can't be written.
         """
         is_main, stop = self.distributed.is_main, False
-        with self._rescued(), mlx_errors(out_of_memory=MEMORY_ADVICE):
+        with self._rescued(), mlx_errors(out_of_memory=memory_advice(self.pipe)):
             if is_main:
                 cut_log(self.folder / LOG, self.step)
             while not (self.is_done or stop):
@@ -182,7 +181,7 @@ class Trainer:
         if not np.isfinite([*losses, norm.item()]).all():
             raise GenerationError(
                 f"the loss of step {self.step + 1} is {losses[0]} and its gradient {norm.item()}: "
-                "try a lower learning rate, or another dtype"
+                f"try a lower learning rate; or {wider_dtype(self.pipe.dtype_name)}"
             )
         self._apply(gradients)
         row = {

@@ -207,3 +207,22 @@ def test_a_killed_conversion_leaves_no_folder_and_can_be_done_again(folder):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert os.listdir(folder) == ["mlx_model"]
     CogVideoXPipeline.from_pretrained("mlx_model")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--revision", "main"], "--revision needs a model of the hub"),
+        (["--text-encoder", "2b"], "--text-encoder needs a checkpoint of the SAT code"),
+        (["--quant-predicate", "mixed"], "--quant-predicate needs -q"),
+        (["--components", "vae"], "--components needs -q, --dequantize or --dtype"),
+    ],
+)
+def test_an_option_without_effect_is_refused_in_one_line(folder, capsys, options, words):
+    assert run("--model", "demo", "--dry-run", *options) == 2
+    assert errors(capsys.readouterr().err) == [f"error: {words}"]
+
+
+def test_options_beside_info_are_a_warning(folder, capsys):
+    assert run("--info", DEMO_PATH, "-q", 8) == 0
+    assert "warning: --quantize: no effect beside --info" in capsys.readouterr().err

@@ -210,6 +210,32 @@ def test_a_wrong_option_is_one_line(clips, adapter, capsys, options, message):
     assert re.search(message.replace("+", r"\+"), error)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prior-weight", 0.1], "--prior-weight needs --prior-prompts"),
+        (["--prior-batch-size", 2], "--prior-batch-size needs --prior-prompts"),
+        (["--sample-steps", 3], "--sample-steps needs --sample-prompt"),
+    ],
+)
+def test_an_option_that_lacks_another_one_is_one_line(clips, adapter, capsys, options, message):
+    assert lora(clips, adapter, "--dry-run", *options) == 2
+    assert errors(capsys.readouterr().err) == [f"error: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image-dropout", 0.2], "--image-dropout has no effect: the model takes no image"),
+        (["--image-latent-scale", "finetune"], "--image-latent-scale has no effect: it is for"),
+        (["--sample-every", 5000, "--sample-prompt", "a"], "--sample-every 5000 has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_a_warning(clips, adapter, capsys, options, message):
+    assert lora(clips, adapter, "--dry-run", *options) == 0
+    assert any(message in line for line in warnings(capsys.readouterr().err))
+
+
 def test_a_training_does_not_overwrite_another_one(clips, adapter, capsys):
     assert lora(clips, adapter, "--iters", 1) == 0
     assert lora(clips, adapter, "--iters", 2) == 1
@@ -328,7 +354,8 @@ def test_command_line_options_override_the_config_file(clips, adapter, tmp_path,
         ("a.toml", "itrs = 7", "'itrs'"),
         ("a.toml", "iters =", "a.toml can't be read"),
         ("a.json", "[", "a.json can't be read"),
-        ("a.yaml", "iters: 7", ".toml or .json"),
+        ("a.yaml", "itrs: 7", "'itrs'"),
+        ("a.txt", "iters: 7", ".toml, .json, .yaml or .yml"),
     ],
 )
 def test_a_wrong_config_file_is_one_line(clips, adapter, tmp_path, capsys, name, text, message):

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROMPT, SMALL, errors, run
+from commands import PROMPT, SMALL, errors, run, warnings
 
+from mlx_cogvideo.cli import lora_options
+from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.generate import make_parser
 from mlx_cogvideo.cli.options import given_settings, help_text
 from mlx_cogvideo.pipeline.fields import settings_of
@@ -100,3 +102,152 @@ def test_a_record_names_only_settings_that_exist(tmp_path, monkeypatch, capsys):
     assert run("--show", "video.mp4") == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings.keys() <= settings_of(RunSettings).keys()
+
+
+def refused(file, text, capsys) -> str:
+    """The error that a configuration file gives, in one line."""
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert run("--config", file, "--dry-run") == 2
+    (line,) = errors(capsys.readouterr().err)
+    return line
+
+
+def test_yaml_is_read_by_the_types_of_the_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.yml").write_text(
+        "prompt: no\nframes: 9\nheight: 32\nwidth: 48\nsteps: 1\nguidance: 1e0\nseed: [017]\n"
+        "output: 12:30.mp4\nquiet: yes\ncompile: off\nnegative_prompt: ''  # nothing\n"
+    )
+    assert run("--config", "options.yml") == 0
+    settings = read_record(tmp_path / "12:30.mp4")["settings"]
+    assert (settings["prompt"], settings["seed"], settings["compile"]) == ("no", 17, False)
+
+
+def test_a_training_takes_its_options_from_yaml(tmp_path):
+    file = tmp_path / "lora.YAML"
+    file.write_text(
+        "data: clips\nlearning_rate: 1e-4\nrank: &rank 8\nalpha: *rank\n"
+        "sample-prompt: [a, 'b: c']\n"
+    )
+    parser = lora_options.make_parser()
+    args = parser.parse_args(with_config_file(parser, ["--config", str(file), "--rank", "4"]))
+    assert (args.learning_rate, args.rank, args.alpha) == (1e-4, 4, 8)
+    assert args.sample_prompt == ["a", "b: c"]
+
+
+LAUGHS = "a0: &a0 [x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 10 aliases"),
+        ("a: " + "x" * 2**20, "more than 1,048,576 bytes"),
+        ("[" * 10_000, "nested too deeply"),
+        ("frames: 9\nframes: 17", "it has 'frames' 2 times"),
+        ("frames: 9\nnum_frames: 17", "frames and num_frames are one option"),
+        ("prompt:", "--prompt has no value"),
+        ("prompt: true", "--prompt can't be True: put a text in quotes"),
+        ("prompt: [a, b]", "--prompt takes one value, not a list"),
+        ("prompt: {a: b}", "--prompt can't be {'a': 'b'}"),
+        ("prompt: a\n\t- b", "line 2: found character"),
+        ("- prompt", "must hold options by name"),
+        ("prompt: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("prompt: a\n---\nprompt: b", "another document"),
+        ("prompt: a".encode("utf-16"), "it isn't UTF-8 text"),
+        (b"prompt: caf\xe9", "it isn't UTF-8 text"),
+    ],
+    ids=range(15),
+)
+def test_yaml_that_is_no_list_of_options_is_refused_in_one_line(tmp_path, capsys, text, words):
+    assert words in refused(tmp_path / "options.yaml", text, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.json", '{"frames": 9, "frames": 17}', "it has 'frames' 2 times"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"prompt": "a", "guidance": NaN}', "guidance_scale must be a finite number"),
+        ("a.json", '{"prompt": "a"}'.encode("utf-16"), "it isn't UTF-8 text"),
+        ("a.toml", "a = " + "[" * 100_000, "nested too deeply"),
+        ("a.toml", "prompt = 2024-01-01", "put a text in quotes"),
+        ("a.toml", "frames = 9\nframes = 17", "can't be read"),
+        ("a.ini", "frames = 9", "must end in .toml, .json, .yaml or .yml"),
+    ],
+    ids=range(8),
+)
+def test_toml_and_json_that_hold_no_options_are_refused_in_one_line(
+    tmp_path, capsys, name, text, words
+):
+    assert words in refused(tmp_path / name, text, capsys)
+
+
+def test_yaml_without_its_package_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert "YAML needs PyYAML" in refused(tmp_path / "a.yaml", "prompt: a", capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--guidance 1 --negative-prompt b", "negative_prompt has no effect"),
+        ("--guidance 1 --guidance-schedule cosine", "dynamic_cfg has no effect"),
+        ("--output frames --fps 5", "fps has no effect"),
+        ("--output a.safetensors --tiling exact", "tiling has no effect"),
+        ("--preview-every 3", "--preview-every 3 has no effect: there are 2 steps"),
+        ("--save-every 3", "--save-every 3 has no effect"),
+        ("--json", "--json has no effect"),
+    ],
+)
+def test_an_option_without_effect_is_a_warning(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert run("--prompt", PROMPT, *SMALL, "--dry-run", *options.split()) == 0
+    (line,) = warnings(capsys.readouterr().err)
+    assert words in line
+
+
+def test_a_guidance_that_does_nothing_is_called_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--prompt", PROMPT, *SMALL, "--dry-run", "--guidance", 0.5) == 0
+    assert "no guidance" in capsys.readouterr().err
+    assert run("--prompt", PROMPT, *SMALL, "--dry-run", "--guidance", -3) == 2
+    assert "guidance_scale must be a finite number, 0 or more" in capsys.readouterr().err
+
+
+def test_options_beside_one_that_stops_are_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--show", "video.mp4", "--steps", 3, "-o", "a.mp4") == 2
+    assert warnings(capsys.readouterr().err) == [
+        "warning: --steps, --output: no effect beside --show"
+    ]
+
+
+def test_the_advice_of_the_demo_is_left_out_where_it_is_followed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for guidance, advised in ((6, True), (2, False)):
+        assert run("--prompt", PROMPT, *SMALL, "--dry-run", "--guidance", guidance) == 0
+        assert ("best with --guidance 2" in capsys.readouterr().err) == advised
+
+
+def test_what_the_model_does_not_get_of_a_prompt_is_said_by_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n一只狗 🎈\n{'a red ' * 40}circle\n")
+    options = ["--prompt-file", "prompts.txt", *SMALL, "--seed", 1, 2, "--negative-prompt", "猫"]
+    assert run(*options, "--output", "{index}-{seed}.mp4", "--dry-run") == 0
+    found = warnings(capsys.readouterr().err)
+    assert len(found) == 3
+    assert (
+        "warning: line 2: the prompt has characters that the model doesn't know: 一只狗 🎈" in found
+    )
+    assert "warning: the negative prompt has characters that the model doesn't know: 猫" in found
+    (cut,) = (line for line in found if "is cut at 32 tokens; this is lost: " in line)
+    assert cut.startswith("warning: line 3: the prompt") and cut.endswith("red circle")
+
+
+def test_a_prompt_is_reported_once_by_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--prompt", "a 猫 circle", *SMALL, "--steps", 1, "--guidance", 1) == 0
+    assert len(warnings(capsys.readouterr().err)) == 1

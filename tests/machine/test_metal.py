@@ -15,7 +15,7 @@ from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli import awake
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.device import GIB, Machine, free_in_vm_stat, mac
-from mlx_cogvideo.errors import FAILURES, device_error, mlx_errors
+from mlx_cogvideo.errors import FAILURES, device_error, mlx_errors, wider_dtype
 from mlx_cogvideo.machine import system
 from mlx_cogvideo.machine.speed import MAC_SIZES, choices_on_macs
 from mlx_cogvideo.nn import attention as attention_module
@@ -374,6 +374,25 @@ def test_each_kind_of_failure_has_its_own_advice_and_keeps_mlx_s_words(text):
         "timeout",
         "interactivity",
     )
+
+
+@pytest.mark.parametrize("text", list(TEXTS)[:2], ids=lambda text: text[-40:])
+def test_advice_that_is_followed_already_is_left_out(monkeypatch, text):
+    monkeypatch.setenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    message = str(device_error(RuntimeError(text)))
+    assert "AGX_RELAX" not in message and "start the command again" in message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("float16", "try --dtype bfloat16 or float32"),
+        ("bfloat16", "try --dtype float32"),
+        ("float32", "the weights of the model or of an adapter are bad"),
+    ],
+)
+def test_numbers_that_are_not_finite_name_wider_dtypes_only(dtype, advice):
+    assert wider_dtype(dtype) == advice
 
 
 def test_the_kinds_differ_in_what_they_say():

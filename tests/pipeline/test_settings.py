@@ -1,8 +1,10 @@
 """The settings of a video: one dataclass, from which everything that lists them is made."""
 
 import inspect
+import logging
 from dataclasses import FrozenInstanceError, replace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -77,8 +79,7 @@ def test_every_setting_survives_a_record(pipe):
     assert values.keys() == {name for name in NAMES if name in values}
     restored = VideoSettings.from_dict(values)
     for name in NAMES:
-        restored_value, value = getattr(restored, name), getattr(settings, name)
-        assert restored_value == (list(value) if isinstance(value, tuple) else value)
+        assert getattr(restored, name) == getattr(settings, name)
 
 
 def test_pixels_are_recorded_as_such():
@@ -177,3 +178,122 @@ def test_embeddings_of_numpy_are_taken(pipe):
 def test_an_address_is_refused_as_such(pipe, address):
     with pytest.raises(InvalidInputError, match="is an address: download it first"):
         pipe.request("a", video=address)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"num_frames": True}, "num_frames must be a whole number; got True"),
+        ({"seed": np.bool_(True)}, "seed must be a whole number"),
+        ({"guidance_scale": "6"}, "guidance_scale must be a number; got '6'"),
+        ({"guidance_scale": -3}, "guidance_scale must be a finite number, 0 or more; got -3"),
+        ({"sequential_guidance": "no"}, "sequential_guidance must be True or False; got 'no'"),
+        ({"dynamic_cfg": 3}, "dynamic_cfg must be True or False or a text; got 3"),
+        ({"tile_size": 32}, "tile_size must be a list of whole numbers; got 32"),
+        ({"tile_overlap": ("a", "b")}, "tile_overlap must be a list of numbers; got tuple"),
+        ({"guidance_range": "01"}, "guidance_range must be a list of whole numbers"),
+        ({"height": np.zeros((50, 50))}, "height must be a whole number; got ndarray"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_one_line(setting, words):
+    with pytest.raises(InvalidInputError, match=words) as error:
+        VideoSettings(**setting)
+    assert "\n" not in str(error.value)
+
+
+def test_none_is_the_default_and_lists_of_other_libraries_are_taken():
+    settings = VideoSettings(
+        negative_prompt=None, guidance_scale=None, tile_size=np.array([32, 48]), extend=None
+    )
+    assert (settings.negative_prompt, settings.guidance_scale, settings.extend) == ("", 6.0, 0)
+    assert settings.tile_size == (32, 48)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "torch.float16", np.float16, np.dtype("float16")])
+def test_a_dtype_may_be_a_name_or_that_of_another_library(dtype):
+    assert CogVideoXPipeline.from_pretrained("demo", dtype=dtype).dtype == mx.float16
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "", 16, True, mx.int32, float])
+def test_a_dtype_that_a_model_cannot_have_is_refused_before_a_download(dtype):
+    with pytest.raises(InvalidInputError, match="dtype must be one of float16, bfloat16, float32"):
+        CogVideoXPipeline.from_pretrained("no/such-model", dtype=dtype)
+
+
+SIZE = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": 1, "seed": 1}
+
+
+@pytest.mark.parametrize("convert", [np.array, lambda x: np.array(x, np.float64), mx.array.tolist])
+def test_noise_of_another_library_gives_the_video_of_mlx(pipe, convert):
+    noise = mx.random.normal((1, 3, 4, 6, 16), key=mx.random.key(3))
+    options = {"guidance_scale": 1, "output_type": "latent", **SIZE}
+    expected = pipe("a circle", latents=noise, **options)
+    assert mx.array_equal(pipe("a circle", latents=convert(noise), **options), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"latents": "noise"}, "latents must be an array of numbers; got str"),
+        ({"latents": np.full((1, 3, 4, 6, 16), np.nan)}, "latents must be finite"),
+        ({"prompt_embeds": np.zeros((1, 32, 64))}, "prompt_embeds take the place of a prompt"),
+        ({"negative_prompt_embeds": np.zeros((1, 5, 64))}, "one text_length; got 5 and 32"),
+        ({"callback_on_step_end": 3}, "must be a function of three arguments; got 3"),
+        ({"on_progress": lambda pipe, *, step: None}, "on_progress must be a function of three"),
+        ({"output_type": "pil"}, "output_type must be np, float or latent"),
+    ],
+)
+def test_a_wrong_argument_of_a_call_is_refused_before_any_weight_is_read(pipe, arguments, words):
+    with pytest.raises(InvalidInputError, match=words):
+        pipe("a circle", **SIZE | arguments)
+    assert not pipe.loaded
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pipe: pipe.load_lora("adapter", "0.5"),
+        lambda pipe: pipe.load_lora("adapter", None),
+        lambda pipe: pipe.load_lora(None),
+        lambda pipe: pipe.from_pretrained(None),
+        lambda pipe: pipe.from_pretrained(b"demo"),
+        lambda pipe: pipe.from_pretrained("demo", revision="main"),
+        lambda pipe: pipe.geometry("9"),
+        lambda pipe: pipe.encode_video([], "9"),
+        lambda pipe: generate_video("a", "demo", output_path=3),
+        lambda pipe: generate_video("a", "demo", cfg_scale=2.0, guidance_scale=6.0),
+    ],
+)
+def test_another_call_refuses_a_wrong_type_as_one_of_its_own_errors(pipe, call):
+    with pytest.raises(InvalidInputError):
+        call(pipe)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    """Returns a function that gives the messages of the package, even after a command ran."""
+    monkeypatch.setattr(logging.getLogger("mlx_cogvideo"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"negative_prompt": "b", "guidance_scale": 1}, "negative_prompt has no effect: guidance"),
+        ({"uncond": "zero", "guidance_scale": 0}, "uncond has no effect"),
+        ({"dynamic_cfg": "wave", "guidance_scale": 1}, "dynamic_cfg has no effect"),
+        ({"sequential_guidance": True, "guidance_scale": 1}, "sequential_guidance has no effect"),
+        ({"tiling": "exact"}, "tiling has no effect: no frames are computed"),
+        ({"prompt": "a 猫 circle"}, "the prompt has characters that the model doesn't know: 猫"),
+    ],
+)
+def test_what_has_no_effect_is_a_warning(pipe, messages, arguments, words):
+    stop = {"callback_on_step_end": lambda *_: False, "output_type": "latent"}
+    pipe(**{"prompt": "a circle", **SIZE, **stop, **arguments})
+    assert sum(words in message for message in messages()) == 1
+
+
+def test_settings_that_have_an_effect_are_no_warning(pipe, messages):
+    stop = {"callback_on_step_end": lambda *_: False, "output_type": "latent"}
+    pipe("a circle", "a square", dynamic_cfg="wave", uncond="empty", **SIZE, **stop)
+    assert messages() == []

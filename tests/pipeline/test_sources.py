@@ -164,7 +164,7 @@ def test_uncond_zero_is_zeros_and_encodes_no_second_text(monkeypatch):
     pipe = CogVideoXPipeline.from_pretrained("demo")
     texts = []
     encode = pipe.encode_prompt
-    monkeypatch.setattr(pipe, "encode_prompt", lambda text: texts.append(text) or encode(text))
+    monkeypatch.setattr(pipe, "encode_prompt", lambda text, **_: texts.append(text) or encode(text))
     (embeds,) = pipe.encode([pipe.request(PROMPT, uncond="zero", **TINY)])
     assert texts == [PROMPT]
     assert embeds.shape[0] == 2 and (embeds[0] == 0).all() and mx.abs(embeds[1]).max() > 0

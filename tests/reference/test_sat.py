@@ -14,14 +14,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from support import relative_error, write_spiece_model
+from sat_checkpoints import PREFIX, convert, make_text_folder, sat_vae, vae
+from support import relative_error
 from torch_reference import (
     TOLERANCE,
     channels_first,
     frames_first,
     make_t5,
     make_transformer,
-    make_vae,
     ours,
     random,
     rotary_embedding,
@@ -35,10 +35,8 @@ from mlx_cogvideo.checkpoints.torch_file import (
 )
 from mlx_cogvideo.cli.convert import main
 from mlx_cogvideo.errors import CheckpointError
-from mlx_cogvideo.pipeline.pipeline import CogVideoXPipeline
 
 VARIANTS = ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"]
-PREFIX = "model.diffusion_model."
 
 
 def sat_transformer(model, variant: str) -> dict[str, torch.Tensor]:
@@ -84,41 +82,9 @@ def sat_transformer(model, variant: str) -> dict[str, torch.Tensor]:
     return sat
 
 
-def sat_vae(model) -> dict[str, torch.Tensor]:
-    sat = {}
-    for name, tensor in model.state_dict().items():
-        parts = name.split(".")
-        if parts[1] == "down_blocks":
-            parts[1] = "down"
-        elif parts[1] == "up_blocks":
-            parts[1], parts[2] = "up", str(3 - int(parts[2]))
-        elif parts[1] == "mid_block":
-            parts[1:4] = ["mid", f"block_{int(parts[3]) + 1}"]
-        renamed = {"resnets": "block", "conv_shortcut": "nin_shortcut"}
-        text = ".".join(renamed.get(part, part) for part in parts)
-        text = text.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
-        sat[text] = tensor
-    return sat | {"loss.discriminator.weight": torch.zeros(3)}
-
-
-def vae():
-    return make_vae(block_out_channels=(32, 32, 32, 64), norm_num_groups=32)
-
-
 @pytest.fixture
 def text_folder(tmp_path):
-    """A model folder with a tiny T5 and its tokenizer, like 2b's on the hub."""
-    make_t5(d_model=24).save_pretrained(tmp_path / "text" / "text_encoder")
-    (tmp_path / "text" / "tokenizer").mkdir()
-    write_spiece_model(tmp_path / "text" / "tokenizer")
-    return tmp_path / "text"
-
-
-def convert(source, text_folder, *more) -> CogVideoXPipeline:
-    destination = source.parent / f"{source.name}-converted"
-    arguments = ["--model", source, "--text-encoder", text_folder, "--mlx-path", destination]
-    assert main([str(a) for a in (*arguments, "--quiet", *more)]) == 0
-    return CogVideoXPipeline.from_pretrained(destination, mx.float32)
+    return make_text_folder(tmp_path / "text")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -231,7 +231,7 @@ def test_texts_are_encoded_once_and_the_encoder_is_freed(pipe, folder, monkeypat
     monkeypatch.setattr(
         CogVideoXPipeline,
         "encode_prompt",
-        lambda self, text: texts.append(text) or encode(self, text),
+        lambda self, text, **_: texts.append(text) or encode(self, text),
     )
     request = pipe.request(PROMPT, seed=1)
     other = pipe.request("a blue square", seed=1)

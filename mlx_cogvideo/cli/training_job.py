@@ -1,0 +1,148 @@
+"""What a training is asked for, checked before anything is computed."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoints import Adapter, default_model
+from ..checkpoints.components import DTYPES
+from ..errors import InvalidInputError
+from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.resolved import ResolvedSettings
+from ..runs.batch import IMAGE_MARK, read_prompts
+from ..training.checkpoint import (
+    check_adapter_folder,
+    check_writable,
+    saved_checkpoints,
+)
+from ..training.clips import Clip, find_clips
+from ..training.existing_adapter import open_existing, resumed_settings
+from ..training.latent_cache import Cache
+from ..training.prepare import ClipOptions
+from ..training.settings import TrainingSettings
+from ..video import ClipSpec
+from .lora_options import (
+    SAMPLE_STEPS,
+    check_needs,
+    read_settings,
+    without_effect,
+)
+from .options import given_settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A command line that is checked and has a value for everything.
+
+    Attributes:
+        model: the model's folder, hub id or short name, as it was given.
+        prior: prompts whose videos should not change.
+        sample_videos: videos to make during the training.
+        existing: adapter to start from.
+    """
+
+    pipe: CogVideoXPipeline
+    model: str | Path
+    clips: Sequence[Clip]
+    clip_options: ClipOptions
+    settings: TrainingSettings
+    prior: Sequence[str]
+    sample_videos: Sequence[ResolvedSettings]
+    cache: Cache
+    existing: Adapter | None
+
+    @property
+    def other_texts(self) -> list[str]:
+        """Texts beside the captions."""
+        return [*(video.prompt for video in self.sample_videos), *self.prior]
+
+
+def read_job(args: argparse.Namespace, *, is_main: bool) -> TrainingJob:
+    """Checks everything that can be checked before anything is computed."""
+    check_needs(args)
+    settings, prior = read_settings(args), []
+    if args.prior_prompts:
+        prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
+    clips = find_clips(args.data, args.adapter_path)
+    if is_main:
+        check_adapter_folder(args.adapter_path, args.resume)
+    folder = args.data if args.data.is_dir() else args.data.parent
+    cache = args.cache or folder / ".mlx_cogvideo"
+    check_writable(cache, "--cache")
+    model = args.model or default_model()
+    dtype = DTYPES.get(args.dtype)
+    pipe = CogVideoXPipeline.from_pretrained(
+        model, dtype, download=not args.dry_run, base=args.base
+    )
+    for line in without_effect(args, pipe):
+        logger.warning("%s", line)
+    settings, existing = _starting_point(pipe, args, settings)
+    options = _clip_options(pipe, args, settings.seed)
+    steps = SAMPLE_STEPS if args.sample_steps is None else args.sample_steps
+    videos = [
+        _sample_video(pipe, text, options.specs[0], settings, steps) for text in args.sample_prompt
+    ]
+    cache = Cache(cache)
+    return TrainingJob(pipe, model, clips, options, settings, prior, videos, cache, existing)
+
+
+def _starting_point(
+    pipe: CogVideoXPipeline, args: argparse.Namespace, settings: TrainingSettings
+) -> tuple[TrainingSettings, Adapter | None]:
+    """The settings with what an existing adapter decides, and that adapter if it is needed."""
+    given = given_settings(args, TrainingSettings)
+    if args.resume:
+        settings = resumed_settings(settings, given, args.adapter_path)
+    if settings.resume_adapter_file is None or (
+        args.resume and saved_checkpoints(args.adapter_path)
+    ):
+        return settings, None
+    settings, existing = open_existing(settings, given, pipe.configs["transformer"])
+    # Another process has the checkpoint to resume from.
+    return settings, None if args.resume else existing
+
+
+def _clip_options(pipe: CogVideoXPipeline, args: argparse.Namespace, seed: int) -> ClipOptions:
+    """Raises InvalidInputError if the model can't make videos like the clips."""
+    skip = (args.skip_frames[0], args.skip_frames[-1])
+    if len(args.skip_frames) > 2 or min(skip) < 0:
+        raise InvalidInputError("--skip-frames takes one or two numbers, 0 or more")
+    if args.bucket and (args.frames or args.height or args.width):
+        raise InvalidInputError("--bucket includes frames, height and width: leave those out")
+    sizes = args.bucket or [(args.frames, args.height, args.width)]
+    geometries = dict.fromkeys(pipe.geometry(*wanted) for wanted in sizes)
+    fps, repeat = args.fps or pipe.fps, args.short == "repeat"
+    specs = [
+        ClipSpec(each.num_frames, each.height, each.width, fps, skip, repeat_last=repeat)
+        for each in geometries
+    ]
+    return ClipOptions(
+        tuple(specs), args.crop, seed, args.timeout, args.windows, args.window_places
+    )
+
+
+def _sample_video(
+    pipe: CogVideoXPipeline, text: str, spec: ClipSpec, settings: TrainingSettings, steps: int
+) -> ResolvedSettings:
+    """A video of ``prompt`` or ``prompt@@image``, whose noise is always the same.
+
+    Raises:
+        InvalidInputError: the model can't make it.
+    """
+    prompt, mark, image = (part.strip() for part in text.partition(IMAGE_MARK))
+    video = pipe.request(
+        prompt,
+        image=image if mark else None,
+        image_latent_scale=settings.image_latent_scale if mark else None,
+        num_frames=spec.frames,
+        height=spec.height,
+        width=spec.width,
+        num_inference_steps=steps,
+        seed=settings.seed,
+    )
+    video.source.check(video.geometry, spec.fps)
+    return video

@@ -1,0 +1,49 @@
+"""Settings that are given and have no effect.
+
+They are reported rather than refused, so that a recorded run with such a setting can be repeated.
+"""
+
+from collections.abc import Collection, Iterator
+
+from ..checkpoints.model_folder import ModelConfigurations
+from .resolved import ResolvedSettings
+
+
+def without_effect(
+    model: ModelConfigurations,
+    given: Collection[str],
+    settings: ResolvedSettings,
+    *,
+    decodes: bool = True,
+) -> Iterator[str]:
+    """Describes each given setting that has no effect.
+
+    Args:
+        given: names of the settings that were asked for.
+        settings: what they became for the model.
+        decodes: whether latents become frames.
+    """
+    guided, source = settings.guided, settings.source
+    guidance = guided, "guidance_scale is at most 1"
+    tiles = decodes or settings.encodes_frames, "no frames are computed"
+    reasons = {
+        "negative_prompt": guidance,
+        "negative_prompt_embeds": guidance,
+        "uncond": guidance,
+        "dynamic_cfg": (guided or settings.dynamic_cfg == "constant", guidance[1]),
+        "sequential_guidance": (guided or not settings.sequential_guidance, guidance[1]),
+        "image_fit": (
+            isinstance(source.image, str) or isinstance(source.video, str),
+            "pixels have the size of the video already",
+        ),
+        "image_latent_scale": (
+            model.configs["vae"].invert_scale_latents,
+            "it is for models of version 1.5",
+        ),
+        "tiling": tiles,
+        "tile_size": tiles,
+        "tile_overlap": tiles,
+    }
+    for name, (applies, reason) in reasons.items():
+        if name in given and not applies:
+            yield f"{name} has no effect: {reason}"
