@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import CogVideoXError, DeviceError, OutputError, with_notes
@@ -72,16 +73,16 @@ class Session:
         if len(jobs) == 1 and new:
             yield jobs[0], jobs[0].new_run
             return
-        ready = set(resumed)
+        ready: dict[Path, str | None] = dict.fromkeys(resumed)
         if new:
             with closing(encode_all(self.plan.pipe, new, self._bars)) as runs:
                 for job, saved in runs:
                     with self._reported(job):
                         saved.save(job.path)
-                        ready.add(job.path)
+                        ready[job.path] = saved.owner
         for job in jobs:
             if job.path in ready:
-                yield job, partial(SavedRun.load, job.path)
+                yield job, partial(SavedRun.load, job.path, ready[job.path])
 
     def _finish(self, job: VideoJob, saved: SavedRun) -> None:
         self._interrupts.patient = False

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InvalidInputError, mlx_errors
+from ..errors import InvalidInputError, OutputError, mlx_errors
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..video import open_writer, write_latents
 from ..video.paths import LATENTS, output_form
 from .record import Meter, Record, setting_differences
-from .saved_run import SavedRun, remove_saved, saved_path
+from .saved_run import SavedRun, owner_of, remove_saved, saved_path
 from .settings import MAY_CHANGE
 
 SAVE_EVERY_SECONDS = 60
@@ -205,6 +205,7 @@ class _Keeper:
         self._on_disk: SavedRun | None = None
         self._steps_on_disk = saved.steps_done
         self._is_there = path.exists()
+        self._replaced = owner_of(path)
         self._written = [path]
         self._time = time.monotonic()
 
@@ -241,8 +242,14 @@ class _Keeper:
         except (OSError, RuntimeError) as error:  # the latter from MLX, after a device has failed
             logger.warning("the run can't be saved: %s", error)
 
+    def _check_owner(self, path: Path) -> None:
+        """Locks keep other runs away, but not all file systems have them."""
+        if owner_of(path) not in (None, self.saved.owner, self._replaced):
+            raise OutputError(f"another run has written {path}")
+
     def _write(self) -> None:
         try:
+            self._check_owner(self._path)
             self.saved.save(self._path)
         except OSError as error:
             if len(self._written) > 1:
@@ -280,5 +287,7 @@ class _Keeper:
                 if not setting_differences(record, self.saved.record, but=MAY_CHANGE):
                     self._written.append(beside)
         for path in self._written:
-            remove_saved(path)
+            with suppress(OutputError):
+                self._check_owner(path)
+                remove_saved(path)
             remove_fallback(path)

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from dataclasses import dataclass, fields
+import secrets
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,11 +52,13 @@ class SavedRun:
         record: record of the run, with the timings so far.
         output: where its video is to go; on disk an absolute path.
         run: what has been computed.
+        owner: tells this run from all others, whatever the names of their files.
     """
 
     record: Record
     output: str
     run: RunState
+    owner: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def denoising(self) -> DenoisingState | None:
@@ -105,6 +108,7 @@ class SavedRun:
             arrays |= run.conditioning.arrays()
         arrays |= {f"window {i}": latents for i, latents in enumerate(run.windows)}
         about = {"output": os.path.join(os.getcwd(), self.output), "step": self.steps_done}
+        about["owner"] = self.owner
         if state is not None:
             arrays |= {"latents": state.latents, "x0": state.x0}
             about |= {"timestep": state.timestep, "skipped": state.skipped}
@@ -118,11 +122,14 @@ class SavedRun:
         publish(write_temporary(path, save(numbers, metadata)), path, overwrite=True)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, owner: str | None = None) -> Self:
         """Reads what ``save`` wrote.
 
+        Args:
+            owner: of the run that is expected; None takes any.
+
         Raises:
-            InvalidInputError: there is no such file, or it isn't a whole saved run.
+            InvalidInputError: there is no such file, or it isn't a whole saved run, or is another.
         """
         if path.exists():
             check_is_file(path)
@@ -132,6 +139,10 @@ class SavedRun:
                 arrays = {name: mx.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
             about = json.loads(metadata["run"])
             saved = cls(json.loads(metadata[KEY]), about["output"], _run_state(arrays, about))
+            if "owner" in about:
+                saved = replace(saved, owner=str(about["owner"]))
+            if owner not in (None, saved.owner):
+                raise ValueError("another run has written it meanwhile")
             if not 0 <= saved.steps_done <= saved.steps_in_all:
                 raise ValueError(saved.progress)
             return saved
@@ -144,6 +155,15 @@ class SavedRun:
             ) from None
 
 
+def owner_of(path: Path) -> str | None:
+    """The owner of a saved run, from its header; None where there is no such file or owner."""
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            return json.loads((stored.metadata() or {})["run"])["owner"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _run_state(arrays: dict[str, mx.array], about: dict[str, Any]) -> RunState:
     """What a file's arrays and its description say has been computed."""
     state = None
@@ -151,7 +171,7 @@ def _run_state(arrays: dict[str, mx.array], about: dict[str, Any]) -> RunState:
         skipped = tuple(about.get("skipped", ()))
         latents, x0 = arrays["latents"], arrays["x0"]
         state = DenoisingState(about["step"], about["timestep"], latents, x0, skipped=skipped)
-    names = {field.name for field in fields(Conditioning)} & arrays.keys()
+    names = {each.name for each in fields(Conditioning)} & arrays.keys()
     conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None
     windows: list[mx.array] = []
     while (name := f"window {len(windows)}") in arrays:

@@ -1,6 +1,7 @@
 """A run that stops at any point resumes to the same video, and loses nothing."""
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,27 @@ def test_ctrl_c_in_the_middle_of_a_step_keeps_the_steps_before(pipe, folder):
     with during_steps(interrupt), pytest.raises(KeyboardInterrupt):
         finish(pipe, run, path)
     assert SavedRun.load(path).steps_done == 2
+
+
+def test_another_run_that_writes_the_same_name_is_neither_taken_nor_removed(
+    pipe, folder, tmp_path, monkeypatch, caplog
+):
+    """As where a file system has no locks, and two commands have one output."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run, path = new_run(pipe, folder), folder / "frames.resume"
+    other = replace(run, owner="other")
+
+    def write(step: int) -> None:
+        if step == 3:
+            other.save(path)
+
+    with during_steps(write):
+        finish(pipe, run, path, save_every=1)
+    assert f"another run has written {path}" in caplog.text
+    assert SavedRun.load(path).owner == "other"
+    assert [file.name for file in folder.iterdir() if file.suffix] == ["frames.resume"]
+    with pytest.raises(InvalidInputError, match="another run has written it"):
+        SavedRun.load(path, run.owner)
 
 
 @pytest.mark.parametrize(("every", "saves"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (None, [4])])
