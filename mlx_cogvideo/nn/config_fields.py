@@ -27,7 +27,7 @@ def check_fields(config: Any) -> None:
     Raises:
         ValueError: a field is of another type, or not among the values that it may have.
     """
-    hints = _hints(type(config))
+    hints = _types(type(config))
     for described in fields(config):
         name = described.name
         value = _typed(name, getattr(config, name), hints[name])
@@ -35,8 +35,10 @@ def check_fields(config: Any) -> None:
         if choices is not None and value not in choices:
             raise wrong(name, " or ".join(map(shown, choices)), value)
         if limits is not None and value is not None:
+            least, most = limits
             for item in value if isinstance(value, tuple) else (value,):
-                _check_range(name, item, *limits)
+                if not least <= item <= most:  # never true of NaN
+                    raise wrong(name, f"from {least:g} to {most:g}", item)
         object.__setattr__(config, name, value)
 
 
@@ -45,9 +47,7 @@ def wrong(name: str, words: str, value: Any) -> ValueError:
     return ValueError(f"{name} must be {words}; got {shown(value)}")
 
 
-@cache
-def _hints(config_class: type) -> dict[str, Any]:
-    return get_type_hints(config_class)
+_types = cache(get_type_hints)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -72,11 +72,6 @@ def _plain(name: str, value: Any, kind: type) -> Any:
     if kind in (bool, str) and isinstance(value, kind):
         return value
     raise wrong(name, WORDS[kind], value)
-
-
-def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # never true of NaN
-        raise wrong(name, f"from {least:g} to {most:g}", value)
 
 
 def shown(value: Any) -> str:

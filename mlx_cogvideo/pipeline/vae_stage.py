@@ -161,10 +161,7 @@ class _Check:
 
 
 def encode_frames(
-    vae: AutoencoderKLCogVideoX,
-    frames: Iterable[np.ndarray],
-    num_frames: int,
-    tiling: Tiling,
+    vae: AutoencoderKLCogVideoX, frames: Iterable[np.ndarray], num_frames: int, tiling: Tiling
 ) -> Posterior:
     """Encodes frames, as they come, to the posterior of their latents.
 
