@@ -108,6 +108,8 @@ def open_sat(path: Path) -> SatCheckpoint:
     Raises:
         CheckpointError: a file is missing or damaged, or has tensors of unknown names.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} doesn't exist")
     file = path if path.is_file() else sat_file(path)
     if file is None:
         raise CheckpointError(f"{path} has no {TRANSFORMER_FILE}")

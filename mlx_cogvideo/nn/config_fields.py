@@ -51,15 +51,15 @@ _types = cache(get_type_hints)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-    if value is None and NoneType in get_args(hint):
-        return None
-    if tuple in (get_origin(hint), get_origin(kinds[0])):
-        if not isinstance(value, list | tuple) or not value:
-            raise wrong(name, "a list of numbers", value)
-        item = get_args(hint if get_origin(hint) is tuple else kinds[0])[0]
-        return tuple(_plain(name, one, item) for one in value)
-    return _plain(name, value, kinds[0])
+    if NoneType in get_args(hint):
+        if value is None:
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    if get_origin(hint) is not tuple:
+        return _plain(name, value, hint)
+    if not isinstance(value, list | tuple) or not value:
+        raise wrong(name, "a list of numbers", value)
+    return tuple(_plain(name, one, get_args(hint)[0]) for one in value)
 
 
 def _plain(name: str, value: Any, kind: type) -> Any:

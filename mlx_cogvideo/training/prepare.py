@@ -58,14 +58,6 @@ class ClipOptions:
     windows: int = 1
     places: str = "spread"
 
-    def spec(self, clip: Clip) -> ClipSpec:
-        """The spec in which a clip, or the part of it that its table names, is learned."""
-        if len(self.specs) == 1:  # which needs no measuring
-            spec = self.specs[0]
-        else:
-            spec = choose_spec(self.measure(clip), self.specs)
-        return replace(spec, start=clip.start, end=clip.end)
-
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
         return self._measured(clip, replace(self.specs[0], start=clip.start, end=clip.end))
@@ -76,7 +68,10 @@ class ClipOptions:
 
     def specs_of(self, clip: Clip) -> list[ClipSpec]:
         """The specs in which a clip is learned, one for each window, in order."""
-        spec = self.spec(clip)
+        spec = self.specs[0]
+        if len(self.specs) > 1:
+            spec = choose_spec(self.measure(clip), self.specs)
+        spec = replace(spec, start=clip.start, end=clip.end)
         if self.windows == 1:  # which needs no measuring
             return [spec]
         random = None
