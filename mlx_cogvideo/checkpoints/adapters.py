@@ -74,8 +74,7 @@ class Adapter:
             InvalidInputError: `scale` isn't a finite number.
             CheckpointError: a tensor contains NaN or infinity.
         """
-        if not (isinstance(scale, Real) and isfinite(scale)):
-            raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
+        check_scale(scale)
         _, read = _tensors(self.file)
         layers = {
             layer: LowRank(*map(read, names), scale * self.scales[layer])
@@ -85,6 +84,12 @@ class Adapter:
         if not mx.stack(finite).all().item():
             raise CheckpointError(f"{self.file} has NaN or infinity in it: it can't be used")
         return layers
+
+
+def check_scale(scale: Any) -> None:
+    """Raises InvalidInputError unless it is a finite number."""
+    if not (isinstance(scale, Real) and isfinite(scale)):
+        raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
 
 
 def holds_adapter(folder: Path) -> bool:
@@ -241,8 +246,7 @@ def save_adapter(
     save_arrays(folder / DIFFUSERS_FILE, _named(layers, PREFIX), about)
     save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), {"format": "pt"})
     write_config(
-        folder / CONFIG_FILE,
-        {"peft_type": "LORA", "base_model_name_or_path": base_model, **config},
+        folder / CONFIG_FILE, {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
     )
 
 

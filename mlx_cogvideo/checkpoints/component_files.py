@@ -40,9 +40,8 @@ logger = logging.getLogger(__name__)
 def component_files(folder: Path) -> list[Path]:
     """The safetensors files of a component.
 
-    As in diffusers, an index has priority if all of its shards are there. A single file beside them
-    is ignored with a warning. Shards without an index are taken if all of them are there. A variant
-    is taken where there is nothing else.
+    As in diffusers, an index has priority over a single file if all of its shards are there. A
+    variant is taken where there is nothing else.
 
     Raises:
         CheckpointError: a file is missing, or it isn't clear which ones are meant.
@@ -82,12 +81,12 @@ def _names(folder: Path) -> list[str]:
 
 def _beside_index(single: Path, index: Path) -> list[Path]:
     """The shards of an index where they are all there, else a single file."""
-    shards = []
+    shards = [single]
     with suppress(CheckpointError):
-        shards = _indexed(index) if index.is_file() else []
-    if shards and shards != [single]:
+        shards = _indexed(index) if index.is_file() else shards
+    if shards != [single]:
         _warn_of_a_single_file(single, index)
-    return shards or [single]
+    return shards
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -133,12 +132,11 @@ def _numbered(folder: Path, stem: str, variant: str) -> list[Path]:
 def _nothing(folder: Path, stem: str) -> str:
     """The message for a component without files under any of its names."""
     names = _names(folder)
-    for name in names:
-        if name.endswith(_OTHER_WEIGHTS):
-            return (
-                f"{folder} holds {name}, and only safetensors can be read: open the model with "
-                "diffusers and save it again with save_pretrained"
-            )
+    if foreign := [name for name in names if name.endswith(_OTHER_WEIGHTS)]:
+        return (
+            f"{folder} holds {foreign[0]}, and only safetensors can be read: open the model with "
+            "diffusers and save it again with save_pretrained"
+        )
     wanted = f"{folder} holds neither {stem}.safetensors nor {stem}.safetensors.index.json"
     others = [name for name in names if name.endswith(".safetensors")]
     return f"{wanted}, but {others[0]}: rename it if it is this" if others else wanted

@@ -4,7 +4,7 @@ Parameters have their official names, so that loading only moves channels last. 
 checked in the files' headers before any weight is read.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +189,8 @@ def _default(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _quantize_as_stored(module: nn.Module, folder: Path, stored: Mapping[str, TensorInfo]) -> None:
     layers = stored_quantization(folder, stored)
-    if not layers:
-        return
-    _refuse(
-        folder,
-        "quantized layers that this network lacks",
-        layers.keys() - linear_layers(module).keys(),
-    )
+    lacking = layers.keys() - linear_layers(module).keys()
+    _refuse(folder, "quantized layers that this network lacks", lacking)
     try:
         quantize_layers(module, layers)
     except ValueError as error:
@@ -229,10 +224,10 @@ def upstream_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _refuse(folder: Path, what: str, names: Collection[str]) -> None:
     if names:
-        raise CheckpointError(f"{folder} has {what}: {listed(names)}")
+        raise CheckpointError(f"{folder} has {what}: {listed(sorted(names))}")
 
 
-def listed(names: Collection[str], shown: int = 3) -> str:
-    """The first few names, for a message."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(sorted(names)[:shown]) + more
+def listed(names: Sequence[Any]) -> str:
+    """The first names of a list, and how many more there are, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(str, names[:3])) + more

@@ -18,16 +18,9 @@ from ..nn.low_rank import add_adapter
 from ..nn.quantization import Quantization, linear_layers, packings, quantize_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
-from .adapters import Adapter, open_adapter
+from .adapters import Adapter, check_scale, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
-from .components import (
-    FLOATING,
-    Dtype,
-    check_component,
-    find_dtype,
-    load_component,
-    upstream_shape,
-)
+from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
 from .networks import NETWORKS, make_network
 from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
@@ -228,6 +221,7 @@ class ModelFolder(ModelConfigurations):
             CheckpointError: the adapter is damaged, or for another model.
         """
         check_path("an adapter", source)
+        check_scale(scale)
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network))
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work

@@ -25,9 +25,7 @@ class Placeholder:
 
 
 def read_pickle(
-    stream: IO[bytes],
-    named: Callable[[str, str], Placeholder],
-    referred: Callable[[Any], Any],
+    stream: IO[bytes], named: Callable[[str, str], Placeholder], referred: Callable[[Any], Any]
 ) -> Any:
     """The object in a pickle: dicts, lists, tuples, numbers, strings, and results of placeholders.
 
@@ -139,9 +137,6 @@ class _Machine:
     def memoize(self, _: None) -> None:
         self.put(len(self._memo))
 
-    def discard(self, _: None) -> None:
-        self.pop()
-
     def name(self, names: str) -> None:
         module, _, name = names.partition(" ")
         self._stack.append(self._named(module, name))
@@ -198,25 +193,18 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": lambda machine, _: machine.short_tuple(1),
     "TUPLE2": lambda machine, _: machine.short_tuple(2),
     "TUPLE3": lambda machine, _: machine.short_tuple(3),
-    "LIST": _Machine.make_list,
-    "FROZENSET": _Machine.make_list,
+    **dict.fromkeys(("LIST", "FROZENSET"), _Machine.make_list),
     "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "ADDITEMS": _Machine.appends,
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), _Machine.appends),
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
-    "GET": _Machine.get,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "PUT": _Machine.put,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
     "MEMOIZE": _Machine.memoize,
-    "POP": _Machine.discard,
+    "POP": lambda machine, _: machine.pop(),
     "GLOBAL": _Machine.name,
     "STACK_GLOBAL": _Machine.name_on_stack,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.refer,
 }

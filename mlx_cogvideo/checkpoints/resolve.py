@@ -59,7 +59,13 @@ def default_model() -> Path:
     return converted if converted.is_dir() else DEMO_PATH
 
 
-def resolve_model(model: str | Path, revision: str | None = None, *, download: bool = True) -> Path:
+def resolve_model(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    download: bool = True,
+    patterns: list[str] = DOWNLOADED,
+) -> Path:
     """The folder of a model.
 
     Args:
@@ -67,6 +73,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
             ``THUDM/CogVideoX-5b``, which is downloaded unless it is in the local hub cache.
         revision: commit, branch or tag of a hub repository; None is its main branch.
         download: False takes a hub repository only from the cache.
+        patterns: the files to download.
 
     Raises:
         InvalidInputError: a folder or a bundled model is given a revision.
@@ -76,7 +83,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, download: b
     if repo is None and revision is not None:
         raise InvalidInputError(f"{model} isn't of the hub and has no revision {revision}")
     if repo is not None:
-        return Path(_fetch(repo, revision, download=download))
+        return Path(_fetch(repo, revision, patterns, download))
     folder = Path(model).expanduser()
     return folder if folder.is_dir() else BUNDLED[str(model)]
 
@@ -100,11 +107,9 @@ def resolve_base(
         InvalidInputError: the folder lacks nothing.
         ModelNotFoundError: as `resolve_model`.
     """
-    repo = hub_id(base)
     patterns = base_patterns(folder) if weights else CONFIGURATIONS
-    if repo is None:
-        return Base(str(base), resolve_model(base))
-    return Base(str(base), Path(_fetch(repo, revision, patterns, download)))
+    found = resolve_model(base, revision, download=download, patterns=patterns)
+    return Base(str(base), found)
 
 
 def base_patterns(folder: Path) -> list[str]:
@@ -154,8 +159,7 @@ def resolve_configuration(model: str | Path, revision: str | None = None) -> Pat
     Raises:
         ModelNotFoundError: as `resolve_model`.
     """
-    repo = hub_id(model)
-    return Path(_fetch(repo, revision, CONFIGURATIONS)) if repo else resolve_model(model)
+    return resolve_model(model, revision, patterns=CONFIGURATIONS)
 
 
 def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
@@ -167,11 +171,10 @@ def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
     Raises:
         ModelNotFoundError: as `resolve_model`.
     """
-    repo = hub_id(model)
     patterns = ["text_encoder/*.json", "tokenizer/*"]
     if weights:
         patterns.append("text_encoder/*.safetensors")
-    return Path(_fetch(repo, None, patterns)) if repo else resolve_model(model)
+    return resolve_model(model, patterns=patterns)
 
 
 def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Path:

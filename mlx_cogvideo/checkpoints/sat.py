@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import CheckpointError
-from .components import untie
+from .components import listed, untie
 from .tensor_files import TensorInfo
 from .torch_file import TorchFile, TorchTensor, tensors_in
 
@@ -108,6 +108,8 @@ def open_sat(path: Path) -> SatCheckpoint:
     Raises:
         CheckpointError: a file is missing or damaged, or has tensors of unknown names.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} doesn't exist")
     file = path if path.is_file() else sat_file(path)
     if file is None:
         raise CheckpointError(f"{path} has no {TRANSFORMER_FILE}")
@@ -135,8 +137,7 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path | None:
     files = [file for name in names for file in sorted(folder.rglob(name))]
     files = [file for file in files if not file.parent.name.endswith("-ema")]
     if len(files) > 1:
-        listed = ", ".join(str(file) for file in files)
-        raise CheckpointError(f"{folder} holds several checkpoints: name one of {listed}")
+        raise CheckpointError(f"{folder} holds several checkpoints: name one of {listed(files)}")
     return files[0] if files else None
 
 
@@ -196,8 +197,8 @@ def _transformer(file: Path, tensors: Mapping[str, TorchTensor]) -> dict[str, Sa
             else:
                 found[official] = _plain(tensor)
     if unknown or not found:
-        listed = ", ".join(unknown[:3]) or "nothing"
-        raise CheckpointError(f"{file} is no CogVideoX transformer: it holds {listed}")
+        holds = listed(unknown) or "nothing"
+        raise CheckpointError(f"{file} is no CogVideoX transformer: it holds {holds}")
     return found
 
 

@@ -100,17 +100,14 @@ class T5Tokenizer:
         Raises:
             CheckpointError: the file is missing, damaged or not T5's.
         """
-        path = Path(folder) / MODEL_FILE
-        other = path.with_name(JSON_FILE)
-        if not path.is_file() and not other.is_file():
+        readers = {MODEL_FILE: Path.read_bytes, JSON_FILE: model_proto}
+        files = (Path(folder) / name for name in readers)
+        if (path := next(filter(Path.is_file, files), None)) is None:
             raise CheckpointError(
                 f"{folder} has neither {MODEL_FILE} nor {JSON_FILE}: copy {MODEL_FILE} there from "
                 "the tokenizer folder of an official model"
             )
-        if not path.is_file():
-            path, contents = other, model_proto(other)
-        else:
-            contents = path.read_bytes()
+        contents = readers[path.name](path)
         try:
             return cls(contents)
         except CheckpointError as error:

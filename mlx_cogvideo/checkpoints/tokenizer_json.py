@@ -15,9 +15,6 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-_SPACES = {"Regex": " {2,}"}
-"""What older versions of transformers replace after the normalizer's table."""
-
 # Numbers of the proto's fields.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _PIECE, _SCORE, _TYPE = 1, 2, 3
@@ -28,14 +25,7 @@ _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3
 _UNIGRAM = 1
 
 # Exceptions for JSON that isn't, or is of another form.
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,  # UnicodeError, too
-)
+_DAMAGE = ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
 
 
 def model_proto(file: Path) -> bytes:
@@ -91,15 +81,11 @@ def _charsmap(normalizer: Mapping[str, Any] | None) -> bytes:
     """
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     tables = [step for step in steps if step["type"] == "Precompiled"]
-    others = [step for step in steps if step["type"] != "Precompiled" and not _is_of_spaces(step)]
-    if others or len(tables) > 1:
+    # Others of T5's steps change nothing but spaces between words.
+    spaces = [s for s in steps if s["type"] == "Strip" or s.get("pattern") == {"Regex": " {2,}"}]
+    if len(tables) > 1 or len(tables) + len(spaces) < len(steps):
         raise CheckpointError("its normalizer isn't T5's")
     return base64.b64decode(tables[0]["precompiled_charsmap"], validate=True) if tables else b""
-
-
-def _is_of_spaces(step: Mapping[str, Any]) -> bool:
-    """Whether a step of a normalizer changes nothing but spaces between words."""
-    return step["type"] == "Strip" or (step["type"] == "Replace" and step["pattern"] == _SPACES)
 
 
 def _pieces(vocabulary: list[tuple[str, float]], special: Collection[str], unknown: int) -> bytes:

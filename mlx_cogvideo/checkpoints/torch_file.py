@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError, first_line
-from .foreign_files import foreign_kind
+from .foreign_files import ZIP, foreign_kind
 from .pickles import Ignoring, IgnoringDict, PickleError, Placeholder, read_pickle
 
 # Dtypes of the tensors that are read, and of the storages: GPUs lack float64.
@@ -143,7 +143,7 @@ class TorchTensor:
 
 def _damage(path: Path, error: Exception) -> str:
     """What a file that isn't read is, and what to do."""
-    kind = None if zipfile.is_zipfile(path) or not path.is_file() else foreign_kind(path)
+    kind = foreign_kind(path, expected=ZIP) if path.is_file() else None
     return kind or f"no PyTorch file that can be read ({error}): fetch it again"
 
 

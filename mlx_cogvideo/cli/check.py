@@ -13,7 +13,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # so that float32 is exact on CUD
 
 from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
-from ..checkpoints.resolve import Base, resolve_base
+from ..checkpoints.resolve import resolve_base
 from ..device import size
 from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked
@@ -69,16 +69,13 @@ def _check(args: argparse.Namespace) -> int | None:
     return FAILED if wrong else None
 
 
-def _base(args: argparse.Namespace) -> Base | None:
-    return resolve_base(args.base, args.model) if args.base is not None else None
-
-
 def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Adds each comparison to `results` as it is made; returns the names of the wrong ones."""
     wrong = []
+    base = resolve_base(args.base, args.model) if args.base is not None else None
     for name in args.dtype or ("float32",):
         results["stages"][name] = []
-        for result in check_stages(args.model, DTYPES[name], _base(args)):
+        for result in check_stages(args.model, DTYPES[name], base):
             results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
             _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")

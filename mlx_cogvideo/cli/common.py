@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
-from .options import named, number
+from .options import named, number, path
 from .signals import ended_gently
 from .streams import prepare, unheard
 
@@ -63,16 +63,13 @@ class WithScale(argparse.Action):
 
 
 def at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+    return not_negative(text, least=1)
 
 
-def not_negative(text: str) -> int:
+def not_negative(text: str, least: int = 0) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
     return value
 
 
@@ -121,8 +118,8 @@ def with_help(
     return lambda *names, **options: group.add_argument(*names, help=texts[names[0]], **options)
 
 
-def add_machine_options(add: Callable[..., Any]) -> None:
-    """Adds the options about this machine that long commands share.
+def add_run_options(add: Callable[..., Any]) -> None:
+    """Adds the options that the long commands share.
 
     Args:
         add: a parser's or a group's ``add_argument``.
@@ -135,10 +132,17 @@ def add_machine_options(add: Callable[..., Any]) -> None:
         "later. Such limits have ended in kernel panics. Default: the system decides.",
     )
     add_awake_option(add)
+    add(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="Read options from a TOML, JSON or YAML file; command-line options override it.",
+    )
+    add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")
 
 
 def add_awake_option(add: Callable[..., Any]) -> None:
-    """Adds ``--no-caffeinate``; see `add_machine_options`."""
+    """Adds ``--no-caffeinate``; see `add_run_options`."""
     add(
         "--no-caffeinate",
         dest="caffeinate",

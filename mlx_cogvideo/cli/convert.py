@@ -28,7 +28,6 @@ from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
 from ..conversion import (
     ConversionPlan,
-    check_destination,
     check_free,
     convert,
     describe_folder,
@@ -162,7 +161,6 @@ def _folder(args: argparse.Namespace) -> tuple[Path, int]:
 
 def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
     """Writes the model folder with a progress bar, and logs its report."""
-    check_destination(args.mlx_path, plan.bytes_after)
     bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
     try:
         report = convert(plan, args.mlx_path, bars)

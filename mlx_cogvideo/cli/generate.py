@@ -21,7 +21,7 @@ from .common import (
     FAILED,
     Parser,
     WithScale,
-    add_machine_options,
+    add_run_options,
     at_least_one,
     be_quiet,
     positive,
@@ -180,11 +180,11 @@ def make_parser() -> Parser:
     )
     add("--overwrite", action="store_true", help="Replace files that exist.")
     add("--json", action="store_true", help="Print one line of JSON instead of the outputs' names.")
-    _add_run_options(parser.add_argument_group("long runs").add_argument)
+    _add_long_options(parser.add_argument_group("long runs").add_argument)
     return parser
 
 
-def _add_run_options(add) -> None:
+def _add_long_options(add) -> None:
     add(
         "--resume",
         nargs="?",
@@ -208,12 +208,5 @@ def _add_run_options(add) -> None:
         help="Draw a small preview of the current estimate every so many steps, as "
         "OUTPUT.preview.gif, until the video exists. Default: never.",
     )
-    add_machine_options(add)
-    add(
-        "--config",
-        type=path,
-        metavar="FILE",
-        help="Read options from a TOML, JSON or YAML file; command-line options override it.",
-    )
+    add_run_options(add)
     add("--dry-run", action="store_true", help="Say what would happen, and stop.")
-    add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")

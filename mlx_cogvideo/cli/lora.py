@@ -13,10 +13,7 @@ from ..checkpoints import model_identity
 from ..device import manage_memory, size
 from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
-from ..training.checkpoint import (
-    locked_adapter_folder,
-    ways_on,
-)
+from ..training.checkpoint import locked_adapter_folder, ways_on
 from ..training.clip_windows import window_count
 from ..training.clips import Clip, choose_spec
 from ..training.estimates import estimate_training_memory, memory_advice
@@ -30,9 +27,7 @@ from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
-from .lora_options import (
-    make_parser,
-)
+from .lora_options import make_parser
 from .signals import Interrupts
 from .streams import tell
 from .training_job import TrainingJob, read_job

@@ -14,7 +14,7 @@ from ..video.writer import FASTEST, SLOWEST
 from .common import (
     BASE,
     Parser,
-    add_machine_options,
+    add_run_options,
     at_least_one,
     not_negative,
     positive,
@@ -72,13 +72,11 @@ HELP = {
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
-    "--config": "Read options from a TOML, JSON or YAML file; command-line options override it.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",
     "--show-clips": "Write the first N clips as they are learned to samples/clips in "
     "--adapter-path, and stop: on the left as they are read, on the right as the VAE gives them "
     "back.",
-    "--quiet": "Print only warnings and errors.",
 }
 
 EXAMPLES = """examples:
@@ -123,11 +121,9 @@ def make_parser() -> Parser:
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
-    add_machine_options(groups["machine"].add_argument)
-    add("--config", type=path, metavar="FILE")
+    add_run_options(groups["machine"].add_argument)
     add("--dry-run", action="store_true")
     add("--show-clips", type=at_least_one, metavar="N")
-    add("--quiet", "-q", action="store_true")
     return parser
 
 

@@ -90,7 +90,7 @@ def ended_gently() -> Iterator[None]:
     for number in _SIGNALS:
         # Whoever started this with nohup wants SIGHUP to be ignored.
         if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, _interrupt)
+            before[number] = signal.signal(number, signal.default_int_handler)
     seen, sent = os.pipe()
     os.set_blocking(sent, False)
     outer = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
@@ -105,10 +105,6 @@ def ended_gently() -> Iterator[None]:
         os.close(seen)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _leave_if_stuck(seen: int) -> None:

@@ -12,23 +12,14 @@ from ..errors import InvalidInputError
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
-from ..training.checkpoint import (
-    check_adapter_folder,
-    check_writable,
-    saved_checkpoints,
-)
+from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
 from ..training.clips import Clip, find_clips
 from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions
 from ..training.settings import TrainingSettings
 from ..video import ClipSpec
-from .lora_options import (
-    SAMPLE_STEPS,
-    check_needs,
-    read_settings,
-    without_effect,
-)
+from .lora_options import SAMPLE_STEPS, check_needs, read_settings, without_effect
 from .options import given_settings
 
 logger = logging.getLogger(__name__)

@@ -264,12 +264,7 @@ class _Quality:
 
     def summary(self) -> list[dict[str, Any]]:
         return [
-            {
-                "kind": kind,
-                **how.arguments(),
-                "layers": layers,
-                "snr_db": _decibels(signal, noise),
-            }
+            {"kind": kind, **how.arguments(), "layers": layers, "snr_db": _decibels(signal, noise)}
             for (kind, how), (layers, signal, noise) in self._sums.items()
         ]
 

@@ -27,7 +27,7 @@ def check_fields(config: Any) -> None:
     Raises:
         ValueError: a field is of another type, or not among the values that it may have.
     """
-    hints = _hints(type(config))
+    hints = _types(type(config))
     for described in fields(config):
         name = described.name
         value = _typed(name, getattr(config, name), hints[name])
@@ -35,8 +35,10 @@ def check_fields(config: Any) -> None:
         if choices is not None and value not in choices:
             raise wrong(name, " or ".join(map(shown, choices)), value)
         if limits is not None and value is not None:
+            least, most = limits
             for item in value if isinstance(value, tuple) else (value,):
-                _check_range(name, item, *limits)
+                if not least <= item <= most:  # never true of NaN
+                    raise wrong(name, f"from {least:g} to {most:g}", item)
         object.__setattr__(config, name, value)
 
 
@@ -45,21 +47,19 @@ def wrong(name: str, words: str, value: Any) -> ValueError:
     return ValueError(f"{name} must be {words}; got {shown(value)}")
 
 
-@cache
-def _hints(config_class: type) -> dict[str, Any]:
-    return get_type_hints(config_class)
+_types = cache(get_type_hints)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-    if value is None and NoneType in get_args(hint):
-        return None
-    if tuple in (get_origin(hint), get_origin(kinds[0])):
-        if not isinstance(value, list | tuple) or not value:
-            raise wrong(name, "a list of numbers", value)
-        item = get_args(hint if get_origin(hint) is tuple else kinds[0])[0]
-        return tuple(_plain(name, one, item) for one in value)
-    return _plain(name, value, kinds[0])
+    if NoneType in get_args(hint):
+        if value is None:
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    if get_origin(hint) is not tuple:
+        return _plain(name, value, hint)
+    if not isinstance(value, list | tuple) or not value:
+        raise wrong(name, "a list of numbers", value)
+    return tuple(_plain(name, one, get_args(hint)[0]) for one in value)
 
 
 def _plain(name: str, value: Any, kind: type) -> Any:
@@ -72,11 +72,6 @@ def _plain(name: str, value: Any, kind: type) -> Any:
     if kind in (bool, str) and isinstance(value, kind):
         return value
     raise wrong(name, WORDS[kind], value)
-
-
-def _check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # never true of NaN
-        raise wrong(name, f"from {least:g} to {most:g}", value)
 
 
 def shown(value: Any) -> str:

@@ -97,12 +97,7 @@ def estimate_memory(
 
 
 def denoising_memory(
-    pipe: ModelFolder,
-    geometry: Geometry,
-    batch: int,
-    *,
-    passes: int = 1,
-    cache: str | None = None,
+    pipe: ModelFolder, geometry: Geometry, batch: int, *, passes: int = 1, cache: str | None = None
 ) -> int:
     """Bytes that the transformer needs for a batch of so many videos. An estimate.
 

@@ -57,7 +57,7 @@ class Setting:
         options: its names on the command line. Its own name, with dashes or underscores, is
             another one.
         group: heading under which the help lists it.
-        choices: the words that it may be, for the command line.
+        choices: the words that it may be.
         metavar: placeholders of its values in the help.
         if_none: what None means, in words.
         within: the numbers that it may be.
@@ -117,6 +117,9 @@ def check_values(settings: Any) -> None:
         value = as_type(name, value, types[name])
         if about.aliases is not None and isinstance(value, str):
             value = about.aliases.get(value, value)
+        if about.choices and isinstance(value, str) and value not in about.choices:
+            choices = ", ".join(about.choices)
+            raise InvalidInputError(f"{name} must be one of {choices}; got {value!r}")
         object.__setattr__(settings, name, value)
         if about.within is not None and value is not None and not about.within.holds(value):
             raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderConfig
-from ..video import FITS, ClipSpec, content_digest, measure, read_clip, read_image
+from ..video import ClipSpec, content_digest, measure, read_clip, read_image
 from .geometry import Geometry
 
 IMAGE_LATENT_SCALES = ("official", "diffusers", "finetune")
@@ -55,11 +55,6 @@ class Source:
     prefix: np.ndarray | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise InvalidInputError(f"image_fit must be one of {', '.join(FITS)}; got {self.fit!r}")
-        check_image_latent_scale(self.image_latent_scale)
-        if self.tiling not in ("exact", "tiled"):
-            raise InvalidInputError(f"source_tiling must be exact or tiled; got {self.tiling!r}")
         if self.end is not None and self.end <= self.start:
             raise InvalidInputError(
                 f"video_end must be after video_start; got {self.end:g} and {self.start:g}"
@@ -164,14 +159,6 @@ def path_or_pixels(
             f"{pixels.dtype} {list(pixels.shape)}"
         )
     return pixels
-
-
-def check_image_latent_scale(name: str) -> None:
-    """Raises InvalidInputError where there is no such scale."""
-    if name not in IMAGE_LATENT_SCALES:
-        raise InvalidInputError(
-            f"image_latent_scale must be one of {', '.join(IMAGE_LATENT_SCALES)}; got {name!r}"
-        )
 
 
 def image_latent_scale(config: AutoencoderConfig, name: str) -> float:

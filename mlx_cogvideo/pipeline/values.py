@@ -3,13 +3,15 @@
 import reprlib
 from collections.abc import Callable, Sized
 from contextlib import suppress
-from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
 from ..errors import InvalidInputError
+
+_Kind = tuple[Callable[[Any], Any], str]
+"""Converts values to a type, and what to call one in messages."""
 
 
 def as_type(name: str, value: Any, kind: Any) -> Any:
@@ -28,22 +30,12 @@ def as_type(name: str, value: Any, kind: Any) -> Any:
     kinds = [_kind(member) for member in members if member is not NoneType]
     if None in kinds or (value is None and NoneType in members):
         return value
-    for each in kinds:
+    for convert, _ in kinds:
         with suppress(TypeError, ValueError, OverflowError):
-            return each.convert(value)
-    words = " or ".join(each.one for each in kinds)
+            return convert(value)
     is_long = isinstance(value, Sized) and not isinstance(value, str)
     got = type(value).__name__ if is_long else reprlib.repr(value)
-    raise InvalidInputError(f"{name} must be {words}; got {got}")
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How values become those of a type, and what to call one and several of them."""
-
-    convert: Callable[[Any], Any]
-    one: str
-    several: str
+    raise InvalidInputError(f"{name} must be {' or '.join(words for _, words in kinds)}; got {got}")
 
 
 def _kind(member: Any) -> _Kind | None:
@@ -52,13 +44,14 @@ def _kind(member: Any) -> _Kind | None:
     inner = _KINDS.get(get_args(member)[0])
     if inner is None:
         return None
-    return _Kind(lambda values: _each(inner, values), f"a list of {inner.several}", "lists")
+    convert, words = inner
+    return lambda values: _each(convert, values), f"a list of {words.removeprefix('a ')}s"
 
 
-def _each(kind: _Kind, values: Any) -> tuple[Any, ...]:
+def _each(convert: Callable[[Any], Any], values: Any) -> tuple[Any, ...]:
     if isinstance(values, str):
         raise TypeError
-    return tuple(kind.convert(value) for value in values)
+    return tuple(map(convert, values))
 
 
 def _check_number(value: Any) -> None:
@@ -92,9 +85,9 @@ def _switch(value: Any) -> bool:
     return bool(value)
 
 
-_KINDS = {
-    bool: _Kind(_switch, "True or False", "switches"),
-    int: _Kind(_whole_number, "a whole number", "whole numbers"),
-    float: _Kind(_number, "a number", "numbers"),
-    str: _Kind(_text, "a text", "texts"),
+_KINDS: dict[Any, _Kind] = {
+    bool: (_switch, "True or False"),
+    int: (_whole_number, "a whole number"),
+    float: (_number, "a number"),
+    str: (_text, "a text"),
 }

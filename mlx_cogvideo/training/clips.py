@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from math import log
 from pathlib import Path
 
+from ..checkpoints.components import listed
 from ..errors import InvalidInputError
 from ..video import ClipInfo, ClipSpec
 from ..video.clip import CLIPS, IMAGES
-from .layouts import Clip, Layouts, some
+from .layouts import Clip, Layouts
 from .tables import TABLES
 
 logger = logging.getLogger(__name__)
@@ -18,14 +19,8 @@ logger = logging.getLogger(__name__)
 def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     """The clips of a folder, in the order of their names, or of a table.
 
-    A folder has one of these layouts, or its folders have: a table ``metadata.csv`` (or dataset,
-    and .tsv, .json, .jsonl) with a file and a text in each row; ``videos.txt`` and
-    ``prompts.txt``, line by line; a folder ``videos`` beside a folder ``labels``; or ``clip.txt``
-    beside each ``clip.mp4``. A clip may also be a folder of frames that a table names, or that has
-    a ``clip.txt`` beside it.
-
-    Hidden files and results of trainings are no clips. A folder to which several links lead is
-    read once. Warns of whatever else is there and isn't learned, by name.
+    A folder has one of the layouts in docs/files.md, or its folders have. A folder to which several
+    links lead is read once. Warns of whatever else is there and isn't learned, by name.
 
     Args:
         data: the folder, or a table of clips.
@@ -49,7 +44,7 @@ def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     if len(without) < len(clips):
         layouts.note("clips without a caption", without)
     for what, names in layouts.notes.items():
-        logger.warning("%s: %s", what, some(names))
+        logger.warning("%s: %s", what, listed(names))
     if not clips:
         raise InvalidInputError(f"{data} holds no clips ({', '.join(sorted(CLIPS | IMAGES))})")
     if len(without) == len(clips):

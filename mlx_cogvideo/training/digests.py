@@ -17,17 +17,12 @@ def content_digests(
 
     Files of the cache are named by what they were made of.
     """
+    files = (
+        [each.latents.name, each.text.name, each.image and each.image.name] for each in samples
+    )
     contents = {
         "model's weights": [model, dtype],
-        "clips": [
-            [
-                spec_identity(each.spec),
-                each.latents.name,
-                each.text.name,
-                each.image and each.image.name,
-            ]
-            for each in samples
-        ],
+        "clips": [[spec_identity(each.spec), *f] for each, f in zip(samples, files, strict=True)],
         "prior prompts": [path.name for path in prior],
     }
     return {

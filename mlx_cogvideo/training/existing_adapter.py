@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import Adapter, layer_in_block, open_adapter
+from ..checkpoints.components import listed
 from ..errors import InvalidInputError
 from ..nn.low_rank import LowRank
 from ..nn.quantization import linear_layers
@@ -68,18 +69,17 @@ def open_existing(
     scales = {low.scale for low in layers.values()}
     if len(ranks) > 1 or len(scales) > 1:
         raise InvalidInputError(
-            f"the layers of {source} differ in rank or scale (ranks {_listed(ranks)}; alpha / rank "
-            f"{_listed(scales)}): training needs one of each"
+            f"the layers of {source} differ in rank or scale (ranks {listed(sorted(ranks))}; "
+            f"alpha / rank {listed(sorted(scales))}): training needs one of each"
         )
     if outside := [layer for layer in layers if not layer.startswith("transformer_blocks.")]:
         raise InvalidInputError(
-            f"{source} adapts {_listed(outside)}: only layers of the blocks can be trained"
+            f"{source} adapts {listed(sorted(outside))}: only layers of the blocks can be trained"
         )
     (rank,), (scale,) = ranks, scales
-    if given.get("rank", rank) != rank:
-        raise _other(source, "rank", rank, given["rank"])
-    if given.get("alpha", scale * rank) != scale * rank:
-        raise _other(source, "alpha", scale * rank, given["alpha"])
+    for name, own in (("rank", rank), ("alpha", scale * rank)):
+        if given.get(name, own) != own:
+            raise _other(source, name, own, given[name])
     targets = _names(layers, config)
     wanted = given.get("targets", targets)
     if adapted_layers(config, wanted).keys() != layers.keys():
@@ -100,10 +100,6 @@ def _names(layers: Collection[str], config: TransformerConfig) -> tuple[str, ...
     short = tuple(sorted({layer_in_block(layer) for layer in layers}))
     means = adapted_layers(config, short).keys()
     return short if means == set(layers) else tuple(sorted(layers))
-
-
-def _listed(values: Collection[Any]) -> str:
-    return ", ".join(map(str, sorted(values)[:3]))
 
 
 def _other(source: str, name: str, own: Any, given: Any) -> InvalidInputError:

@@ -8,6 +8,7 @@ from itertools import filterfalse
 from pathlib import Path
 
 from ..checkpoints import holds_adapter
+from ..checkpoints.components import listed
 from ..errors import InvalidInputError
 from ..files import read_text
 from ..video.clip import CLIPS, IMAGES
@@ -18,6 +19,7 @@ from .tables import TABLES, Row, read_lists, read_table
 TABLE_NAMES = ("metadata", "dataset")
 VIDEO_LISTS = ("videos.txt", "video.txt")
 PICTURE_LISTS = ("images.txt", "image.txt")
+FILE_LISTS = (*VIDEO_LISTS, *PICTURE_LISTS)
 CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 
 HELD_OUT = {"test", "val", "valid", "validation", "eval", "dev"}
@@ -74,7 +76,7 @@ class Layouts:
             OSError: a file can't be read.
         """
         if self.data.is_dir():
-            yield from self._folder(self.data, _labels(self.data))
+            yield from self._folder(self.data)
         else:
             yield from self._table(self.data)
 
@@ -84,29 +86,25 @@ class Layouts:
         if shown:
             self.notes[what] += shown
 
-    def _folder(self, folder: Path, labels: Path | None) -> Iterator[Clip]:
-        """The clips of a folder.
-
-        Args:
-            labels: a folder with captions of the same names, which are their files' first lines.
-        """
+    def _folder(self, folder: Path) -> Iterator[Clip]:
         if folder.resolve() in self._seen or folder.resolve() in self._passed:
             return
         self._seen.add(folder.resolve())
         names = [f"{name}{suffix}" for name in TABLE_NAMES for suffix in TABLES]
-        videos = _one_of(folder, VIDEO_LISTS) or _one_of(folder, PICTURE_LISTS)
+        files = _one_of(folder, VIDEO_LISTS) or _one_of(folder, PICTURE_LISTS)
         captions = _one_of(folder, CAPTION_LISTS)
         if table := _one_of(folder, names):
             yield from self._table(table)
-        elif videos and captions:
-            yield from self._listed(videos, read_lists(videos, captions))
+        elif files and captions:
+            yield from self._listed(files, read_lists(files, captions))
         else:
-            if videos:
-                self.note(f"lists without {CAPTION_LISTS[0]} beside them", [videos])
-            yield from self._beside(folder, labels)
+            if files:
+                self.note(f"lists without {CAPTION_LISTS[0]} beside them", [files])
+            yield from self._beside(folder)
 
-    def _beside(self, folder: Path, labels: Path | None) -> Iterator[Clip]:
-        """The clips of a folder that have captions beside them or in `labels`."""
+    def _beside(self, folder: Path) -> Iterator[Clip]:
+        """The clips of a folder that have captions beside them or in a folder ``labels``."""
+        labels = _labels(folder)
         children = self._children(folder)
         texts, others = [*filter(is_text, children)], [*filterfalse(is_text, children)]
         if labels and labels.is_dir():
@@ -116,13 +114,14 @@ class Layouts:
         for path in others:
             text = found.get(path)
             if path.is_dir() and text is None:
-                yield from self._folder(path, _labels_inside(path, labels))
+                yield from self._folder(path)
             elif reason := _reason_against(path, text, owners):
                 self.note(reason, [path])
             else:
                 used.add(text)
                 yield Clip(path, _caption(text, labels))
-        self.note("texts that belong to no clip", filterfalse(_is_list, sorted({*texts} - used)))
+        unused = (path for path in sorted({*texts} - used) if path.name not in FILE_LISTS)
+        self.note("texts that belong to no clip", unused)
 
     def _children(self, folder: Path) -> list[Path]:
         """What a folder holds, without what is no part of a data set."""
@@ -130,8 +129,9 @@ class Layouts:
         names = {path.name for path in children}
         trainings = [path for path in children if _is_training(path)]
         own = [path for path in trainings if path.resolve() not in self._passed]
-        held_out = [p for p in children if p.name.lower() in HELD_OUT and p.is_dir()]
-        held_out = held_out if "train" in names else []
+        held_out = []
+        if "train" in names:
+            held_out = [p for p in children if p.name.lower() in HELD_OUT and p.is_dir()]
         self.note("folders of trainings passed over", own)
         self.note("folders passed over, since they are beside train", held_out)
         left_out = {*trainings, *held_out}
@@ -153,10 +153,10 @@ class Layouts:
             if path is None
         ]
         if missing:
-            raise InvalidInputError(f"{source} lists files that aren't there: {some(missing)}")
-        listed = {path.resolve() for path in paths if path}
-        unlisted = (path for path in self._videos(source.parent) if path.resolve() not in listed)
-        self.note(f"clips that {source.name} doesn't list", unlisted)
+            raise InvalidInputError(f"{source} lists files that aren't there: {listed(missing)}")
+        known = {path.resolve() for path in paths if path}
+        others = (path for path in self._videos(source.parent) if path.resolve() not in known)
+        self.note(f"clips that {source.name} doesn't list", others)
         for row, path in zip(rows, paths, strict=True):
             if path:
                 yield Clip(path, row.caption, row.start, row.end)
@@ -178,22 +178,11 @@ class Layouts:
         """All videos in a folder, except for hidden ones and the results of trainings."""
         for place, folders, files in os.walk(folder):
             inner = [Path(place, name) for name in sorted(folders)]
-            folders[:] = [
-                path.name
-                for path in inner
-                if _is_visible(path)
-                and not _is_training(path)
-                and path.resolve() not in self._passed
-            ]
-            for path in (Path(place, name) for name in sorted(files)):
-                if path.suffix.lower() in CLIPS and _is_visible(path):
+            wanted = (path for path in inner if _is_visible(path) and not _is_training(path))
+            folders[:] = [path.name for path in wanted if path.resolve() not in self._passed]
+            for path in filter(_is_visible, (Path(place, name) for name in sorted(files))):
+                if path.suffix.lower() in CLIPS:
                     yield path
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _labels(folder: Path) -> Path | None:
@@ -206,21 +195,10 @@ def _labels(folder: Path) -> Path | None:
     return None
 
 
-def _labels_inside(folder: Path, labels: Path | None) -> Path | None:
-    """The captions of a folder's clips, if `labels` are those of the folder around it."""
-    beside = folder.parent / "labels"
-    if folder.name == "videos" and beside.is_dir():
-        return beside
-    return labels and labels / folder.name
-
-
 def _caption(path: Path | None, labels: Path | None) -> str:
-    if path is None:
-        return ""
-    text = read_text(path).strip()
-    if path.parent == labels:
-        text = text.partition("\n")[0]
-    return joined(text)
+    """The text of a caption's file, of which the first line counts in `labels`."""
+    text = read_text(path).strip() if path else ""
+    return joined(text.partition("\n")[0] if path and path.parent == labels else text)
 
 
 def _one_of(folder: Path, names: Iterable[str]) -> Path | None:
@@ -240,10 +218,6 @@ def _is_visible(path: Path) -> bool:
 
 def _visible(folder: Path) -> list[Path]:
     return sorted(filter(_is_visible, folder.iterdir()))
-
-
-def _is_list(path: Path) -> bool:
-    return path.name in (*VIDEO_LISTS, *PICTURE_LISTS)
 
 
 def _reason_against(path: Path, text: Path | None, owners: dict[Path, int]) -> str:

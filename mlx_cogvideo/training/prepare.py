@@ -58,34 +58,28 @@ class ClipOptions:
     windows: int = 1
     places: str = "spread"
 
-    def spec(self, clip: Clip) -> ClipSpec:
-        """The spec in which a clip, or the part of it that its table names, is learned."""
-        if len(self.specs) == 1:  # which needs no measuring
-            spec = self.specs[0]
-        else:
-            spec = choose_spec(self.measure(clip), self.specs)
-        return replace(spec, start=clip.start, end=clip.end)
-
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
-        spec = self.specs[0]
-        return measure(clip.path, spec.fps, spec.skip, self.timeout, start=clip.start, end=clip.end)
+        return self._measured(clip, replace(self.specs[0], start=clip.start, end=clip.end))
+
+    def _measured(self, clip: Clip, part: ClipSpec) -> ClipInfo:
+        times = {"start": part.start, "end": part.end}
+        return measure(clip.path, part.fps, part.skip, self.timeout, **times)
 
     def specs_of(self, clip: Clip) -> list[ClipSpec]:
         """The specs in which a clip is learned, one for each window, in order."""
-        spec = self.spec(clip)
+        spec = self.specs[0]
+        if len(self.specs) > 1:
+            spec = choose_spec(self.measure(clip), self.specs)
+        spec = replace(spec, start=clip.start, end=clip.end)
         if self.windows == 1:  # which needs no measuring
             return [spec]
         random = None
         if self.places == "random":
             random = np.random.default_rng([self.seed, 1, int(self.digest(clip)[:15], 16)])
-
-        def frames_of(part: ClipSpec) -> int:
-            return measure(
-                clip.path, part.fps, part.skip, self.timeout, start=part.start, end=part.end
-            ).frames
-
-        return choose_windows(spec, self.windows, frames_of, random)
+        return choose_windows(
+            spec, self.windows, lambda part: self._measured(clip, part).frames, random
+        )
 
     def read(self, clip: Clip, spec: ClipSpec) -> np.ndarray:
         """The frames that are learned of a clip, uint8 ``[F, H, W, 3]``."""
@@ -188,11 +182,7 @@ def prepare(
 
 
 def encode_windows(
-    pipe: CogVideoXPipeline,
-    model: dict[str, Any],
-    clip: Clip,
-    options: ClipOptions,
-    cache: Cache,
+    pipe: CogVideoXPipeline, model: dict[str, Any], clip: Clip, options: ClipOptions, cache: Cache
 ) -> Iterator[tuple[ClipSpec, list[Path]]]:
     """Encodes the windows of a clip that aren't in the cache yet; see `prepare`.
 

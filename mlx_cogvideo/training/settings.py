@@ -12,7 +12,7 @@ from ..nn.low_rank import LowRank
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..pipeline.fields import SEED, SHARE, above, at_least, check_values, setting, settings_of
-from ..pipeline.sources import IMAGE_LATENT_SCALES, check_image_latent_scale
+from ..pipeline.sources import IMAGE_LATENT_SCALES
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SCHEDULES = ("constant", "cosine")
@@ -121,7 +121,6 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_image_latent_scale(self.image_latent_scale)
 
     @property
     def effective_alpha(self) -> float:

@@ -93,12 +93,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _row(where: str, record: Record) -> Row:
-    file, caption = _first(record, FILES), _first(record, TEXTS)
+    file, caption = _first(record, FILES), _first(record, TEXTS, "")
     if file is None:
         raise InvalidInputError(
             f"{where} names no file (file_name, file, path, video, ...); it has {', '.join(record)}"
         )
-    caption = "" if caption is None else caption
     if not _is_text(file) or not _is_text(caption):
         raise InvalidInputError(f"{where}: a file and its text are strings of Unicode")
     start = _seconds(where, _first(record, STARTS)) or 0.0
@@ -108,9 +107,9 @@ def _row(where: str, record: Record) -> Row:
     return Row(where, file.strip(), joined(caption), start, end)
 
 
-def _first(record: Record, names: Iterable[str]) -> Any:
-    """The first value that isn't missing, or None."""
-    return next((record[name] for name in names if not _is_missing(record.get(name))), None)
+def _first(record: Record, names: Iterable[str], default: Any = None) -> Any:
+    """The first value that isn't missing."""
+    return next((record[name] for name in names if not _is_missing(record.get(name))), default)
 
 
 def _is_text(value: Any) -> bool:
@@ -151,13 +150,13 @@ def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
     is_lines = first.endswith(("]", "}")) and "\n" in text
     if path.suffix.lower() == ".jsonl" and not first.startswith("["):
         is_lines = True
-    for where, value in _json_lines(path, text) if is_lines else _whole(path, text):
+    for where, value in (_json_lines if is_lines else _json_list)(path, text):
         if not isinstance(value, dict):
             raise InvalidInputError(f"{where} isn't an object with a file and a text")
         yield where, dict(zip(_named(value), value.values(), strict=True))
 
 
-def _whole(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     content = _parsed(str(path), text)
     if not isinstance(content, list):
         raise InvalidInputError(f"{path} isn't a list of objects, each with a file and a text")
@@ -196,9 +195,10 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
             if not header:
                 header = _header(where, row)
             elif len(row) != len(header):
+                commas = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
                 raise InvalidInputError(
                     f"{where} has {len(row)} fields and the header {len(header)}: put a text with "
-                    f"{_word(delimiter)} in double quotes"
+                    f"{commas} in double quotes"
                 )
             else:
                 record = zip(header, row, strict=True)
@@ -224,7 +224,3 @@ def _delimiter(text: str) -> str:
         if set(FILES) & {name.strip('"') for name in _named(header.split(delimiter))}:
             return delimiter
     return ","
-
-
-def _word(delimiter: str) -> str:
-    return {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)

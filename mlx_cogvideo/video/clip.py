@@ -111,7 +111,23 @@ def measure(
     Raises:
         InvalidInputError: the clip can't be read.
     """
-    return within(timeout, path, lambda: _measure(path, fps, skip, timeout, kind, start, end))
+
+    def work() -> ClipInfo:
+        files = picture_files(path) if path.is_dir() else []
+        first = files[0] if files else path
+        with readable(first, kind):
+            with _opened(first, timeout) as container:
+                times, _ = timestamps(container)
+            size = _shown_size(first, path, timeout)
+        if files:
+            _check_sizes(files, path, timeout)
+            times = [i / fps for i in range(len(files))]
+        part, _ = usable(times, skip, start, end)
+        seconds = seconds_shown(part)
+        frames = max(min(len(part), 1), ceil(seconds * fps - 1e-6))
+        return ClipInfo(*size, frames, seconds)
+
+    return within(timeout, path, work)
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -162,30 +178,6 @@ def _digest(file: Path) -> bytes:
         return bytes.fromhex(file_digest(file))
     except OSError as error:
         raise InvalidInputError(f"{file} can't be read: {error.strerror}") from error
-
-
-def _measure(
-    path: Path,
-    fps: float,
-    skip: tuple[int, int],
-    timeout: float,
-    kind: str,
-    start: float,
-    end: float | None,
-) -> ClipInfo:
-    files = picture_files(path) if path.is_dir() else []
-    first = files[0] if files else path
-    with readable(first, kind):
-        with _opened(first, timeout) as container:
-            times, _ = timestamps(container)
-        size = _shown_size(first, path, timeout)
-    if files:
-        _check_sizes(files, path, timeout)
-        times = [i / fps for i in range(len(files))]
-    times, _ = usable(times, skip, start, end)
-    seconds = seconds_shown(times)
-    frames = max(min(len(times), 1), ceil(seconds * fps - 1e-6))
-    return ClipInfo(*size, frames, seconds)
 
 
 def _read_frames(

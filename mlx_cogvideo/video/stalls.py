@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +17,12 @@ from ..errors import InvalidInputError
 Result = TypeVar("Result")
 
 
+@dataclass
 class _Watch:
     """When a file has last answered, and whether it has been given up."""
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-        self.is_over = False
+    last: float
+    is_over: bool = False
 
 
 _current = threading.local()
@@ -38,7 +39,7 @@ def within(seconds: float, path: Path, work: Callable[[], Result]) -> Result:
     Raises:
         InvalidInputError: the file didn't answer in time.
     """
-    watch, future = _Watch(), Future()
+    watch, future = _Watch(time.monotonic()), Future()
 
     def run() -> None:
         _current.watch = watch

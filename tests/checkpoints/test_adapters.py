@@ -119,21 +119,21 @@ def test_an_adapter_is_off_when_it_is_unloaded_while_the_transformer_is_kept(ada
         assert relative_error(forward(pipe), plain) == 0
 
 
-def altered(folder, change, metadata=None, config=None):
+FILE = "pytorch_lora_weights.safetensors"
+FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
+
+
+def altered(folder, change, metadata=None, config=None, name=FILE):
     """Replaces the tensors, metadata and configuration of the adapter in `folder`."""
-    file = folder / FILE
+    file = folder / name
     tensors = change(mx.load(str(file)))
     for other in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / other).unlink()
+        (folder / other).unlink(missing_ok=True)
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     file.unlink()
     mx.save_safetensors(str(file), tensors, metadata or {})
     return folder
-
-
-FILE = "pytorch_lora_weights.safetensors"
-FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,12 @@ def test_a_configuration_in_the_folder_doesnt_change_a_foreign_file(adapter):
     assert scale(adapter) == {2 / RANK}
     (adapter / FILE).rename(adapter / "kohya.safetensors")
     assert scale(adapter / "kohya.safetensors") == {2 / RANK}
-    altered(adapter, lambda t: {n: x for n, x in t.items() if "alpha" not in n}, config=config)
+    altered(
+        adapter,
+        lambda tensors: {n: x for n, x in tensors.items() if "alpha" not in n},
+        config=config,
+        name="kohya.safetensors",
+    )
     assert scale(adapter / "kohya.safetensors") == {1.0}
     (adapter / "kohya.safetensors").rename(adapter / "adapter_model.safetensors")
     assert scale(adapter) == {8 / RANK**0.5}

@@ -27,6 +27,7 @@ from torch_reference import (
     rotary_embedding,
 )
 
+from mlx_cogvideo.checkpoints.sat import open_sat
 from mlx_cogvideo.checkpoints.torch_file import (
     IGNORED,
     TorchFile,
@@ -344,6 +345,11 @@ def test_a_compressed_tensor_is_refused(tmp_path):
             packed.writestr(name, stored.read(name))
     with pytest.raises(CheckpointError, match="has a compressed tensor"):
         TorchFile(tmp_path / "b.pt")
+
+
+def test_a_file_that_isnt_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="doesn't exist"):
+        open_sat(tmp_path / "mp_rank_00_model_states.pt")
 
 
 def test_a_flipped_byte_is_read_or_refused(tmp_path):
