@@ -8,6 +8,7 @@ alpha is given, it equals the rank, as in diffusers.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from .resolve import fetch_file, hub_id
 from .sat import sat_file
 from .tensor_files import open_arrays, read_header, read_metadata, save_arrays
 from .torch_file import TorchFile, tensors_in
+
+logger = logging.getLogger(__name__)
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
@@ -122,6 +125,11 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
         else:
             alpha = SAT_ALPHA if _is_pickle(file) else rank
             scales[layer] = _scale(config, layer, rank, alpha)
+    if not config and any(name.startswith(PEFT_PREFIX) for name in shapes):
+        logger.warning(
+            "%s: its alpha isn't known, and the rank is taken; PEFT keeps it in %s beside %s",
+            *(file, CONFIG_FILE, PEFT_FILE),
+        )
     matrices = {layer: (names["A"], names["B"]) for layer, names in pairs.items()}
     return Adapter(str(source), file, matrices, scales)
 
@@ -244,7 +252,7 @@ def save_adapter(
     metadata = {f"{PREFIX}{name}": value for name, value in config.items()}
     about = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
     save_arrays(folder / DIFFUSERS_FILE, _named(layers, PREFIX), about)
-    save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), {"format": "pt"})
+    save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), about)
     write_config(
         folder / CONFIG_FILE, {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
     )

@@ -134,8 +134,8 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
 def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
     """Writes what is learned of the first clips and prints where; returns the exit code."""
     identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
-    clips, folder = job.clips[: args.show_clips], args.adapter_path / "samples" / "clips"
-    written = show_clips(job.pipe, identity, clips, job.clip_options, job.cache, folder)
+    data, folder = (job.clips, job.clip_options, job.cache), args.adapter_path / "samples" / "clips"
+    written = show_clips(job.pipe, identity, *data, folder, args.show_clips)
     shown = False
     for path in written:
         tell(str(path))

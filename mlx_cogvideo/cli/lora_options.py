@@ -105,7 +105,7 @@ def make_parser() -> Parser:
     add("--crop", choices=("center", "random"), default="center")
     add("--short", choices=("drop", "repeat"), default="drop")
     add("--windows", type=at_least_one, default=1, metavar="N")
-    add("--window-places", choices=PLACES, default="spread")
+    add("--window-places", choices=PLACES, default=PLACES[0])
     add("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS")
     add("--cache", type=path, metavar="DIR")
 
@@ -154,6 +154,10 @@ def check_needs(args: argparse.Namespace) -> None:
         raise InvalidInputError("--sample-every and --sample-prompt go together")
     if args.sample_steps is not None and not args.sample_prompt:
         raise InvalidInputError("--sample-steps needs --sample-prompt")
+    if args.window_places != PLACES[0] and args.windows == 1:
+        raise InvalidInputError("--window-places needs --windows, 2 or more")
+    if args.dry_run and args.show_clips:
+        raise InvalidInputError("--dry-run writes nothing: leave out --show-clips")
 
 
 def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:

@@ -29,8 +29,9 @@ def show_clips(
     options: ClipOptions,
     cache: Cache,
     folder: Path,
+    wanted: int,
 ) -> Iterator[Path]:
-    """Writes a video of each window of the clips, with the caption in its record.
+    """Writes a video of each window of the first clips, with the caption in its record.
 
     The left half has the frames that are read of the clip, the right half those that the VAE
     decodes from its latents. A clip that can't be read is skipped with a warning.
@@ -38,14 +39,17 @@ def show_clips(
     Args:
         model: a ``checkpoints.model_identity``.
         folder: gets the videos; videos of the same names are replaced.
+        wanted: number of clips, without those that are skipped.
 
     Yields:
         The videos, as they are written: ``NUMBER-CLIP.mp4``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    number = 0
+    number = shown = 0
     with pipe.keeping("vae"):
         for clip in clips:
+            if shown == wanted:
+                break
             try:
                 for spec, files in encode_windows(pipe, model, clip, options, cache):
                     output = folder / f"{number:03}-{clip.path.stem}.mp4"
@@ -56,6 +60,7 @@ def show_clips(
                     write_video(output, pair, spec.fps, overwrite=True, record=record)
                     yield output
                     number += 1
+                shown += 1
             except InvalidInputError as error:
                 logger.warning("left out: %s", error)
 

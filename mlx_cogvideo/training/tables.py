@@ -187,8 +187,10 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
     lines = StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     header: list[str] = []
+    begin = 1
     try:
         for row in reader:
+            begin = reader.line_num + 1
             if not any(field.strip() for field in row):
                 continue
             where = f"line {reader.line_num} of {path}"
@@ -204,7 +206,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
                 record = zip(header, row, strict=True)
                 yield where, {name: field for name, field in record if name}
     except csv.Error as error:
-        raise InvalidInputError(f"line {reader.line_num} of {path}: {error}") from None
+        raise InvalidInputError(f"the row in line {begin} of {path}: {error}") from None
 
 
 def _header(where: str, row: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from ..errors import InvalidInputError
 from ..files import check_is_file, file_digest
 from .damage import CHECKS
 from .decoding import decoded
-from .orientation import upright_png_size
+from .orientation import is_upright
 from .pixels import FITS, ClipSpec, fitted, pixel_aspect, shown_size
 from .reader import open_clip, readable, video_stream
 from .stalls import answered, within
@@ -259,9 +259,16 @@ def _read_frame(
         return fitted(_first_frame(container, path, clip), spec, position, aspect)
 
 
-def _shown_size(path: Path, clip: Path, timeout: float) -> tuple[int, int]:
-    """Height and width of a clip, or of a picture; see `_read_frame`."""
+def _shown_size(path: Path, clip: Path, timeout: float, *, decode: bool = True) -> tuple[int, int]:
+    """Height and width of a clip, or of a picture; see `_read_frame`.
+
+    Args:
+        decode: whether they may depend on a frame's side data.
+    """
     with _opened(path, timeout) as container:
+        if not decode:
+            stored = video_stream(container).codec_context
+            return stored.height, round(stored.width * pixel_aspect(container))
         return shown_size(_first_frame(container, path, clip), pixel_aspect(container))
 
 
@@ -279,7 +286,7 @@ def _check_sizes(files: list[Path], clip: Path, timeout: float) -> None:
     first: tuple[int, int] | None = None
     for file in files:
         with readable(file, "picture"):
-            size = upright_png_size(file) or _shown_size(file, clip, timeout)
+            size = _shown_size(file, clip, timeout, decode=not is_upright(file))
         if size != (first := first or size):
             (height, width), (other_height, other_width) = first, size
             raise InvalidInputError(

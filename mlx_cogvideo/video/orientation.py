@@ -1,6 +1,5 @@
 """Turns and mirrors stored pictures as display matrices of tracks, and EXIF data, say."""
 
-import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,12 +36,9 @@ def as_shown(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def upright_png_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of a PNG without EXIF data, known without decoding it; None for others."""
+def is_upright(path: Path) -> bool:
+    """Whether a picture is a PNG or JPEG without EXIF data; False for all other files."""
     start = b""
     with suppress(OSError), path.open("rb") as stream:
-        start = stream.read(4096)
-    if not start.startswith(PNG_SIGNATURE) or len(start) < 24 or b"eXIf" in start:
-        return None
-    width, height = struct.unpack(">II", start[16:24])
-    return height, width
+        start = stream.read(2**16)
+    return start.startswith((PNG_SIGNATURE, b"\xff\xd8")) and b"exif" not in start.lower()

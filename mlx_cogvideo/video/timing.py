@@ -16,14 +16,21 @@ from .stalls import answered
 
 
 def timestamps(container: av.container.InputContainer) -> tuple[list[float], list[int]]:
-    """The time of each frame, in seconds and in the file's time base."""
+    """The time of each frame, in seconds and in the file's time base.
+
+    The latter are numbers of frames in files without times, such as raw H.264.
+    """
     stream = video_stream(container)
-    shown = []
+    shown, stored = [], 0
     for packet in container.demux(stream):
         answered()
+        stored += packet.size > 0
         # Packets to discard lie outside of the part that an edit list shows.
         if packet.pts is not None and not packet.is_discard:
             shown.append(packet.pts)
+    if not shown and stored:
+        rate = float(stream.average_rate or stream.guessed_rate)
+        return [i / rate for i in range(stored)], [*range(stored)]
     times = [float(pts * stream.time_base) for pts in sorted(shown)]
     return _at_steady_rate(times, stream), sorted(shown)
 

@@ -219,6 +219,24 @@ def test_alpha_beside_the_file_counts_and_in_the_file_counts_more(adapter, tmp_p
     assert scale(adapter) == {1.0}
 
 
+def test_each_file_of_an_adapter_has_its_scale(adapter, tmp_path, caplog):
+    def scale(file):
+        pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
+        pipe.load_lora(file)
+        return set(pipe.adapters[0][0].scales.values())
+
+    for name in (FILE, "adapter_model.safetensors"):
+        (adapter / name).rename(tmp_path / "renamed.safetensors")
+        assert scale(tmp_path / "renamed.safetensors") == {ALPHA / RANK}
+    assert not caplog.records
+    mx.save_safetensors(
+        str(tmp_path / "bare.safetensors"), mx.load(str(tmp_path / "renamed.safetensors"))
+    )
+    assert scale(tmp_path / "bare.safetensors") == {1.0}
+    (record,) = caplog.records
+    assert "alpha isn't known" in record.getMessage()
+
+
 def test_a_configuration_in_the_folder_doesnt_change_a_foreign_file(adapter):
     """kohya's file has its alpha in it; a file of another name without one has alpha = rank."""
 

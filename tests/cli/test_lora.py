@@ -216,6 +216,8 @@ def test_a_wrong_option_is_one_line(clips, adapter, capsys, options, message):
         (["--prior-weight", 0.1], "--prior-weight needs --prior-prompts"),
         (["--prior-batch-size", 2], "--prior-batch-size needs --prior-prompts"),
         (["--sample-steps", 3], "--sample-steps needs --sample-prompt"),
+        (["--window-places", "random"], "--window-places needs --windows, 2 or more"),
+        (["--show-clips", 2, "--dry-run"], "--dry-run writes nothing: leave out --show-clips"),
     ],
 )
 def test_an_option_that_lacks_another_one_is_one_line(clips, adapter, capsys, options, message):

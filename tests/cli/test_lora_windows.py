@@ -116,7 +116,10 @@ def test_a_clip_that_cant_be_shown_is_left_out(clips, tmp_path, capsys):
     assert lora(data, tmp_path / "new", "--show-clips", 9) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("000-good.mp4\n") and "bad.mp4" in warnings(captured.err)[0]
-    assert lora(data, tmp_path / "other", "--show-clips", 1) == 1
+    assert lora(data, tmp_path / "other", "--show-clips", 1) == 0
+    assert capsys.readouterr().out.endswith("000-good.mp4\n")
+    (data / "good.mp4").write_bytes(b"")
+    assert lora(data, tmp_path / "third", "--show-clips", 1) == 1
 
 
 def test_each_window_is_a_sample_and_the_first_one_is_that_of_a_training_without_windows(

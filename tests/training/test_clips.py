@@ -478,7 +478,7 @@ def test_a_clip_of_which_all_is_skipped_is_left_out(tmp_path, skip):
     [
         ("file_name,text\na.mp4,a red circle, moving right\n", "line 2 .* 3 fields .* header 2"),
         ("file_name,text\na.mp4\n", "line 2 .* 1 fields"),
-        ('file_name,text\na.mp4,"one\nb.mp4,two\n', "line 3.*unexpected end of data"),
+        ('file_name,text\na.mp4,"one\nb.mp4,two\n', "row in line 2 .*unexpected end of data"),
     ],
 )
 def test_a_row_that_does_not_fit_its_header_is_named(tmp_path, table, message):

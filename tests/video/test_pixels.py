@@ -319,20 +319,36 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("name", MATRICES)
-def test_a_clip_is_turned_and_mirrored_by_its_display_matrix(tmp_path, name):
-    path = tmp_path / "a.mp4"
+def with_matrix(path: Path, name: str) -> Path:
+    """Writes a clip of `corners` with one of the matrices."""
     write_video(path, np.repeat(corners()[None], 9, 0), 8)
-    (a, b, c, d), shown = MATRICES[name]
+    a, b, c, d = MATRICES[name][0]
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44
     matrix = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
     content[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
-    expected = shown(corners())
+    return path
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_clip_is_turned_and_mirrored_by_its_display_matrix(tmp_path, name):
+    path, expected = with_matrix(tmp_path / "a.mp4", name), MATRICES[name][1](corners())
     clip = read_clip(path, ClipSpec(9, *expected.shape[:2], 8))
     assert close(clip[4], expected)
     assert measure(path, 8) == ClipInfo(*expected.shape[:2], 9)
+
+
+@pytest.mark.parametrize("name", ["as stored", "mirrored"])
+def test_frames_that_were_read_are_not_kept(tmp_path, name):
+    path = with_matrix(tmp_path / "a.mp4", name)
+    gc.collect()
+    gc.disable()
+    try:
+        read_clip(path, SHAPE)
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) <= 2
+    finally:
+        gc.enable()
 
 
 def bars(count: int) -> np.ndarray:

@@ -179,6 +179,13 @@ def test_clips_of_many_containers_are_read(tmp_path, suffix):
 
 
 @needs_ffmpeg
+def test_raw_video_without_times_has_its_frames_at_a_steady_rate(tmp_path):
+    clip = grays(tmp_path / "a.h264", 25, 25, "-c:v", "libx264", "-qp", 4, "-bf", 2)
+    assert measure(clip, 12.5).frames == 13
+    assert numbers(read_clip(clip, ClipSpec(9, 48, 64, 12.5))) == list(range(0, 18, 2))
+
+
+@needs_ffmpeg
 def test_training_takes_clips_of_every_known_suffix(tmp_path, capsys):
     logging.getLogger("mlx_cogvideo").handlers.clear()
     source = grays(tmp_path / "x.mp4", 9, 8, "-c:v", "libx264")
