@@ -11,15 +11,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Real
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import CheckpointError, InvalidInputError, ModelNotFoundError
 from ..files import check_is_file, file_digest
+from ..nn.config_fields import shown
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .components import FLOATING, listed
@@ -74,7 +75,7 @@ class Adapter:
             InvalidInputError: `scale` isn't a finite number.
             CheckpointError: a tensor contains NaN or infinity.
         """
-        if not (isinstance(scale, Real) and isfinite(scale)):
+        if not _is_finite(scale):
             raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
         _, read = _tensors(self.file)
         layers = {
@@ -309,7 +310,7 @@ def _config(file: Path) -> dict[str, Any]:
         try:
             stored = json.loads(metadata[key])
             config = {name.removeprefix(PREFIX): value for name, value in stored.items()}
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise CheckpointError(f"the metadata of {file}, {key}, isn't JSON") from None
     elif file.name in OWN_FILES and (beside := file.with_name(CONFIG_FILE)).is_file():
         config = read_config(beside)
@@ -324,8 +325,8 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> fl
     """The scale as peft computes it: from ``alpha_pattern``, else ``lora_alpha``, else `alpha`."""
     common = config.get("lora_alpha")
     alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if common is None else common)
-    if not isinstance(alpha, int | float) or not isfinite(alpha):
-        raise CheckpointError(f"alpha of {layer} is {alpha!r}: it should be a number")
+    if not _is_finite(alpha):
+        raise CheckpointError(f"alpha of {layer} is {shown(alpha)}: it should be a number")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -334,6 +335,13 @@ def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float
         for pattern, value in (patterns or {}).items():
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
                 return value
-    except (AttributeError, re.error):
-        raise CheckpointError(f"alpha_pattern is {patterns!r}: it can't be understood") from None
+    except (AttributeError, re.error, RecursionError, OverflowError):
+        raise CheckpointError(
+            f"alpha_pattern is {shown(patterns)}: it can't be understood"
+        ) from None
     return default
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, Real) and abs(value) <= float_info.max

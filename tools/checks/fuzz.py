@@ -335,7 +335,7 @@ def read_records(folder: Path) -> None:
 
 def read_prompts(folder: Path) -> None:
     common = ["-o", str(folder / "out-{seed}.mp4"), "--dry-run", "--quiet"]
-    generate.main(["--prompts", str(folder / "prompts.txt"), *common])
+    generate.main(["--prompt-file", str(folder / "prompts.txt"), *common])
     for suffix in ("json", "toml", "yaml"):
         generate.main(["--config", str(folder / f"config.{suffix}"), *common])
 
