@@ -46,6 +46,7 @@ ADDRESS_SPACE = 2**35
 WORKERS = 2
 TRACEBACK = 99
 
+CONFIGS = ("json", "toml", "yaml")
 SMALL = ["--frames", "9", "--height", "32", "--width", "48"]
 RUN = ["--prompt", "a red circle", "--steps", "1", *SMALL, "--quiet"]
 STRANGE = [
@@ -225,6 +226,31 @@ def write_shards(folder: Path) -> None:
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def write_finetune(folder: Path) -> None:
+    """A folder with a transformer alone, and a whole one that gives it the rest."""
+    write_model(folder)
+    shutil.copytree(folder / "model" / "transformer", folder / "mine" / "transformer")
+    shutil.copy(folder / "model" / "model_index.json", folder / "mine")
+
+
+def write_fast_tokenizer(folder: Path) -> None:
+    """A model with the ``tokenizer.json`` that transformers saves today."""
+    write_model(folder)
+    tokenizer = folder / "model" / "tokenizer"
+    spiece = sentencepiece.SentencePieceProcessor(str(tokenizer / "spiece.model"))
+    vocabulary = [[spiece.id_to_piece(i), spiece.get_score(i)] for i in range(len(spiece))]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
+    charsmap = base64.b64encode(_charsmap((tokenizer / "spiece.model").read_bytes())).decode()
+    contents = {
+        "added_tokens": [{"content": "</s>", "special": True}],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [space]},
+        "model": {"type": "Unigram", "unk_id": spiece.unk_id(), "vocab": vocabulary},
+    }
+    (tokenizer / "spiece.model").unlink()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(contents))
+
+
 def write_adapter(folder: Path) -> None:
     config = json.loads((DEMO_PATH / "transformer" / "config.json").read_text())
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -243,14 +269,16 @@ def write_adapter(folder: Path) -> None:
 
 def write_record(folder: Path) -> None:
     generate.main([*RUN, "-o", str(folder / "video.safetensors")])
+    with ctrl_c_in_step(1):
+        generate.main([*RUN, "--steps", "3", "-o", str(folder / "video.mp4")])
 
 
 def write_prompts(folder: Path) -> None:
     (folder / "prompts.txt").write_text("a red circle\na blue square moves left\n\n# a remark\n")
-    settings = {"prompt": "x", "steps": 1, "seed": 3, "guidance_scale": 2.5, "frames": 9}
+    settings = {"prompt": "x", "steps": 1, "seed": 3, "guidance": 2.5, "frames": 9}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "config.toml").write_text('prompt = "x"\nsteps = 1\nseed = 3\nheight = 32\n')
-    (folder / "config.yaml").write_text("prompt: x\nsteps: 1\nseed: 3\nheight: 32\n")
+    (folder / "config.toml").write_text('prompt = "x"\nsteps = 1\nseed = [3]\nframes = 9\n')
+    (folder / "config.yaml").write_text("prompt: x\nsteps: 1\nseed: [3]\nframes: 9\nquiet: yes\n")
 
 
 def write_data(folder: Path) -> None:
@@ -331,13 +359,17 @@ def read_records(folder: Path) -> None:
     file = str(folder / "video.safetensors")
     generate.main(["--show", file])
     generate.main(["--replay", file, "-o", str(folder / "out.mp4"), "--dry-run", "--quiet"])
+    saved = str(folder / "video.mp4.resume")
+    generate.main(["--resume", saved, "-o", str(folder / "out.mp4"), "--quiet"])
 
 
 def read_prompts(folder: Path) -> None:
-    common = ["-o", str(folder / "out-{seed}.mp4"), "--dry-run", "--quiet"]
-    generate.main(["--prompt-file", str(folder / "prompts.txt"), *common])
-    for suffix in ("json", "toml", "yaml"):
-        generate.main(["--config", str(folder / f"config.{suffix}"), *common])
+    common = ["-o", str(folder / "out.mp4"), "--dry-run", "--quiet"]
+    configs = [["--config", str(folder / f"config.{suffix}")] for suffix in CONFIGS]
+    prompts = ["--prompt-file", str(folder / "prompts.txt"), "--frames", "9"]
+    for options in (*configs, [*prompts, "--output", str(folder / "out-{index}.mp4")]):
+        with suppress(SystemExit):
+            generate.main([*common, *options])
 
 
 def read_data(folder: Path) -> None:
