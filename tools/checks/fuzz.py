@@ -10,6 +10,7 @@ The number of a case is its seed, so that it can be repeated alone.
 """
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -24,12 +25,18 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from commands import ctrl_c_in_step
 
 from mlx_cogvideo.checkpoints.resolve import DEMO_PATH
 from mlx_cogvideo.checkpoints.torch_file import TorchFile, tensors_in
@@ -240,10 +247,14 @@ def write_fast_tokenizer(folder: Path) -> None:
     spiece = sentencepiece.SentencePieceProcessor(str(tokenizer / "spiece.model"))
     vocabulary = [[spiece.id_to_piece(i), spiece.get_score(i)] for i in range(len(spiece))]
     space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
-    charsmap = base64.b64encode(_charsmap((tokenizer / "spiece.model").read_bytes())).decode()
+    # The table of the normalizer is the last of the file, after its length in three bytes.
+    table = (tokenizer / "spiece.model").read_bytes().partition(b"nmt_nfkc\x12")[2][3:]
     contents = {
-        "added_tokens": [{"content": "</s>", "special": True}],
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap},
+        "added_tokens": [{"content": vocabulary[i][0], "special": True} for i in range(3)],
+        "normalizer": {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(table).decode(),
+        },
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [space]},
         "model": {"type": "Unigram", "unk_id": spiece.unk_id(), "vocab": vocabulary},
     }
@@ -404,10 +415,16 @@ MODEL = generate_with("--model", "{folder}/model")
 KINDS = {
     "configurations": Kind(write_model, ("*/*/*config.json", "*/model_index.json"), MODEL),
     "tokenizers": Kind(write_model, ("*/tokenizer/*",), MODEL),
+    "fast_tokenizers": Kind(write_fast_tokenizer, ("*/tokenizer/*",), MODEL),
+    "finetunes": Kind(
+        write_finetune,
+        ("*/transformer/config.json", "*/model_index.json"),
+        generate_with("--model", "{folder}/mine", "--base", "{folder}/model"),
+    ),
     "weights": Kind(write_model, ("*/*/*.safetensors",), MODEL),
     "indexes": Kind(write_shards, ("*/transformer/*.json",), MODEL),
     "adapters": Kind(write_adapter, ("*/*",), generate_with("--lora", "{folder}/adapter")),
-    "records": Kind(write_record, ("*.safetensors",), read_records),
+    "records": Kind(write_record, ("*.safetensors", "*.resume"), read_records),
     "prompts": Kind(write_prompts, ("*",), read_prompts),
     "data": Kind(write_data, ("*/*.csv", "*/*.jsonl", "*/*.txt"), read_data),
     "clips": Kind(write_clips, ("clip.*",), read_media),
