@@ -12,15 +12,16 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Real
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import mlx.core as mx
 
 from ..errors import CheckpointError, InvalidInputError, ModelNotFoundError
 from ..files import check_is_file, file_digest
+from ..nn.config_fields import shown
 from ..nn.low_rank import LowRank
 from .adapter_names import AdapterNames, sat_part
 from .components import FLOATING, listed
@@ -321,7 +322,7 @@ def _config(file: Path) -> dict[str, Any]:
         try:
             stored = json.loads(metadata[key])
             config = {name.removeprefix(PREFIX): value for name, value in stored.items()}
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise CheckpointError(f"the metadata of {file}, {key}, isn't JSON") from None
     elif file.name in OWN_FILES and (beside := file.with_name(CONFIG_FILE)).is_file():
         config = read_config(beside)
@@ -336,8 +337,8 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> fl
     """The scale as peft computes it: from ``alpha_pattern``, else ``lora_alpha``, else `alpha`."""
     common = config.get("lora_alpha")
     alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if common is None else common)
-    if not isinstance(alpha, int | float) or not isfinite(alpha):
-        raise CheckpointError(f"alpha of {layer} is {alpha!r}: it should be a number")
+    if not _is_finite(alpha):
+        raise CheckpointError(f"alpha of {layer} is {shown(alpha)}: it should be a number")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -346,6 +347,13 @@ def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float
         for pattern, value in (patterns or {}).items():
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
                 return value
-    except (AttributeError, re.error):
-        raise CheckpointError(f"alpha_pattern is {patterns!r}: it can't be understood") from None
+    except (AttributeError, re.error, RecursionError, OverflowError):
+        raise CheckpointError(
+            f"alpha_pattern is {shown(patterns)}: it can't be understood"
+        ) from None
     return default
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, Real) and abs(value) <= float_info.max

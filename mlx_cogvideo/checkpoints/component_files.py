@@ -109,13 +109,16 @@ def _numbered(folder: Path, stem: str, variant: str) -> list[Path]:
     """The shards of a component without an index.
 
     Raises:
-        CheckpointError: one is missing, or there are those of several savings.
+        CheckpointError: one is missing, there are those of several savings, or there are none but
+            names of what isn't a file.
     """
     found: dict[int, dict[int, Path]] = {}
     for name in _names(folder):
         match = _ENDING.fullmatch(name.removeprefix(stem)) if name.startswith(stem) else None
         if match and match["number"] and _variant(match) == variant:
             found.setdefault(int(match["total"]), {})[int(match["number"])] = folder / name
+    if not found:
+        raise CheckpointError(f"{folder} holds links to files that are gone: fetch them again")
     (total, shards), *others = found.items()
     if others:
         raise CheckpointError(

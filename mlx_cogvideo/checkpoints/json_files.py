@@ -13,10 +13,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or isn't a JSON object.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the model folder is incomplete")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the model folder is incomplete") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):

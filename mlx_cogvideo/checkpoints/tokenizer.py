@@ -35,6 +35,8 @@ IDENTITY_NORMALIZER = bytes.fromhex("1a08 1200 1800 2000 2800")
 SHORT_CLUSTER = 6
 # Characters that join the one before them as a mark does: ZWNJ, ZWJ, half-width voicing marks.
 JOINERS = "\u200c\u200d\uff9e\uff9f"
+# Characters of a report on a text.
+LONGEST = 400
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class TextReport:
             problems.append(f"is cut at {self.max_length} tokens; this is lost: {self.cut}")
         if self.unknown:
             problems.append(f"has characters that the model doesn't know: {' '.join(self.unknown)}")
-        return problems
+        return [text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in problems]
 
 
 class T5Tokenizer:

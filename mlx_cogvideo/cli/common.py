@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
 from .options import named, number, path
 from .signals import ended_gently
-from .streams import prepare, unheard
+from .streams import prepare, printable, unheard
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {message} (--help lists the options)\n")
+        self.exit(USAGE, f"error: {printable(message)} (--help lists the options)\n")
 
 
 def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: str) -> None:
@@ -108,7 +108,7 @@ def run(
 def say(message: str) -> None:
     """A line on stderr, above any progress bar."""
     with unheard():
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(printable(message), file=sys.stderr)
 
 
 def with_help(

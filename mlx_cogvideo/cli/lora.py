@@ -29,7 +29,7 @@ from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .lora_options import make_parser
 from .signals import Interrupts
-from .streams import tell
+from .streams import printable, tell
 from .training_job import TrainingJob, read_job
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
-        tell(f"{clip.path}{clip.part}: {use}: {clip.caption}")
+        tell(printable(f"{clip.path}{clip.part}: {use}: {clip.caption}"))
     return None if usable else FAILED
 
 

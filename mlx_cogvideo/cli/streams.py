@@ -6,7 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+# C0, DEL and C1, which terminals obey.
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
 logger = logging.getLogger(__name__)
+
+
+def printable(text: str) -> str:
+    """A text in one line, in which control characters are spelled: names in files may have them."""
+    return text.translate(_CONTROLS)
 
 
 def prepare() -> None:

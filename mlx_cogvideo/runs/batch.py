@@ -12,6 +12,9 @@ from ..files import absolute, read_text
 
 IMAGE_MARK = "@@"
 FIELDS = ("index", "prompt", "seed")
+LONGEST_PIPE = 2**24
+"""Characters of prompts that come through a pipe."""
+
 _LONGEST_PROMPT = 48
 
 
@@ -30,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Reads the prompts of a text file, one a line.
+    """Reads the prompts of a text file, or of a pipe that a shell has opened, one a line.
 
     ``prompt@@image`` starts from an image, as in the original tools. Blank lines and lines that
     begin with # are skipped.
@@ -39,7 +42,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         InvalidInputError: the file is missing, isn't UTF-8 or has no prompts.
     """
     prompts = []
-    for number, line in enumerate(map(str.strip, read_text(path).split("\n")), start=1):
+    for number, line in enumerate(map(str.strip, _text(path).split("\n")), start=1):
         if line and not line.startswith("#"):
             text, mark, image = (part.strip() for part in line.partition(IMAGE_MARK))
             if mark and not image:
@@ -50,6 +53,19 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise InvalidInputError(f"{path} has no prompts: write one a line")
     return prompts
+
+
+def _text(path: Path) -> str:
+    if path.parts[:2] != ("/", "dev") or not path.is_fifo():
+        return read_text(path)
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.read(LONGEST_PIPE + 1)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} isn't UTF-8 text: {error.reason}") from None
+    if len(text) > LONGEST_PIPE:
+        raise InvalidInputError(f"{path} has more than {LONGEST_PIPE:,} characters: split the text")
+    return text
 
 
 def output_name(template: str, *, index: int, prompt: str, seed: int) -> str:

@@ -9,10 +9,10 @@ from ..errors import InvalidInputError, OutputError
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.settings import override
 from ..video import read_record
-from .record import Record, model_differences, setting_differences
+from .record import Record, check_record, model_differences, setting_differences
 from .resumable import VideoJob
 from .saved_run import SavedRun
-from .settings import BY_MEMORY, DECODING, MAY_CHANGE
+from .settings import BY_MEMORY, DECODING, DIGESTS, MAY_CHANGE
 
 Resolve = Callable[[Mapping[str, Any]], tuple[ResolvedSettings, Record]]
 """Makes a job's settings and its record of settings by name."""
@@ -53,7 +53,7 @@ def resumed(
     resolved, record = resolve(settings)
     if not saved.run.needs_source and not new_source:
         # It has been encoded: what has become of its file doesn't matter any more.
-        digests = {"image_sha256", "video_sha256"} & saved.record["settings"].keys()
+        digests = DIGESTS & saved.record["settings"].keys()
         record["settings"] |= {name: saved.record["settings"][name] for name in digests}
     differences = model_differences(saved.record, record)
     differences += setting_differences(saved.record, record, but=MAY_CHANGE)
@@ -79,6 +79,8 @@ def is_finished(
         return False
     try:
         then = read_record(job.output)
+        if then is not None:
+            check_record(then)
     except InvalidInputError:
         then = None
     if then is None:

@@ -9,7 +9,7 @@ from ..errors import InvalidInputError
 from ..pipeline.sources import AN_ARRAY
 from ..video import read_record
 from .batch import default_output
-from .record import Record
+from .record import Record, check_record
 from .saved_run import SUFFIX, SavedRun, saved_path
 
 
@@ -100,6 +100,10 @@ def _record_to_replay(file: Path) -> Record:
         raise InvalidInputError(
             f"{file} holds no record of how it was made: only outputs of this program do"
         )
+    try:
+        check_record(record)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{file} can't be replayed: {error}") from None
     if AN_ARRAY in (parts[1].get("image"), parts[1].get("video")):
         raise InvalidInputError(f"{file} was made of pixels that its record doesn't hold")
     # Records that are older than the choice.

@@ -7,15 +7,55 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..errors import InvalidInputError
 from ..pipeline.events import Progress, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
 from ..version import __version__
-from .settings import comparable
+from .settings import check_recorded, comparable
 
 Record = dict[str, Any]
 """JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
 seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
+
+_MODEL = {"name": str, "revision": str | None, "sha256": {...: str}}
+_TYPES = {
+    "model": {**_MODEL, "base": _MODEL},
+    "settings": {
+        "lora": [{"source": str, "scale": int | float, "sha256": str}],
+        "image": str | None,
+        "video": str | None,
+    },
+    "versions": {},
+    "timings": {...: int | float},
+    "peak_memory": {...: int | float},
+    "cache": list,
+    "resumed_at": list,
+}
+"""Types of what is read of a record: a dict's ``...`` is any key, a list's items have all keys."""
+
+
+def check_record(record: Any) -> None:
+    """Checks a record that comes from a file, which may have been changed or damaged.
+
+    Raises:
+        InvalidInputError: a part that is read is of another type, or a setting isn't known.
+    """
+    if not _is_of(record, _TYPES):
+        raise InvalidInputError("its record is damaged")
+    check_recorded(record.get("settings", {}))
+
+
+def _is_of(value: Any, types: Any) -> bool:
+    if isinstance(types, list):
+        return isinstance(value, list) and all(
+            _is_of(item, types[0]) and types[0].keys() <= item.keys() for item in value
+        )
+    if isinstance(types, dict):
+        return isinstance(value, dict) and all(
+            _is_of(part, types.get(name, types.get(..., object))) for name, part in value.items()
+        )
+    return isinstance(value, types)
 
 
 def make_record(

@@ -21,9 +21,11 @@ from ..pipeline.events import RunState
 from ..pipeline.resolved import steps_taken
 from ..video.metadata import KEY, record_text
 from ..video.paths import publish, write_temporary
-from .record import Record
+from .record import Record, check_record
 
 SUFFIX = ".resume"
+
+_DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +140,9 @@ class SavedRun:
                 metadata = stored.metadata() or {}
                 arrays = {name: mx.array(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
             about = json.loads(metadata["run"])
-            saved = cls(json.loads(metadata[KEY]), about["output"], _run_state(arrays, about))
+            record = json.loads(metadata[KEY])
+            check_record(record)
+            saved = cls(record, os.fspath(about["output"]), _run_state(arrays, about))
             if "owner" in about:
                 saved = replace(saved, owner=str(about["owner"]))
             if owner not in (None, saved.owner):
@@ -148,7 +152,7 @@ class SavedRun:
             return saved
         except FileNotFoundError:
             raise InvalidInputError(f"nothing to resume: there is no {path}") from None
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGED as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InvalidInputError(
                 f"{path} can't be read as a saved run ({reason}): remove it to start afresh"

@@ -62,6 +62,9 @@ BY_MEMORY = tuple(name for name, about in RUN_SETTINGS.items() if about.by_memor
 MAY_CHANGE = tuple(name for name, about in RUN_SETTINGS.items() if about.may_change)
 """Settings that may change when a run is resumed."""
 
+DIGESTS = frozenset({"image_sha256", "video_sha256"})
+"""What a record has among its settings for the contents of files."""
+
 
 def video_settings(recorded: Mapping[str, Any]) -> VideoSettings:
     """The settings of the video among those in a record.
@@ -70,9 +73,14 @@ def video_settings(recorded: Mapping[str, Any]) -> VideoSettings:
         InvalidInputError: this version doesn't know one of them.
     """
     of_the_run = RUN_SETTINGS.keys() - settings_of(VideoSettings).keys()
-    digests = {"image_sha256", "video_sha256"}
-    passed_over = of_the_run | digests
+    passed_over = of_the_run | DIGESTS
     return VideoSettings.from_dict({n: v for n, v in recorded.items() if n not in passed_over})
+
+
+def check_recorded(recorded: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError where a setting in a record can't be one of this version."""
+    passed_over = {"lora", *DIGESTS}
+    RunSettings.from_dict({n: v for n, v in recorded.items() if n not in passed_over})
 
 
 def comparable(recorded: Mapping[str, Any]) -> dict[str, Any]:

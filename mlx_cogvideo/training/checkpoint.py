@@ -135,7 +135,10 @@ def load_checkpoint(
         f"the {name} differ" for name, digest in data.items() if recorded_data.get(name) != digest
     ]
     if changes:
-        raise InvalidInputError(f"{checkpoint} belongs to another training: {'; '.join(changes)}")
+        raise InvalidInputError(
+            f"{checkpoint} belongs to another training: {'; '.join(changes)}; to go on from its "
+            "adapter, choose another --adapter-path and give --resume-adapter-file"
+        )
     adapter = _read_arrays(checkpoint / ADAPTER, like.adapter)
     return Checkpoint(step, adapter, _read_arrays(checkpoint / OPTIMIZER, like.optimizer))
 

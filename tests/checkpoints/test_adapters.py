@@ -179,10 +179,22 @@ def test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read(
     assert not pipe.loaded and not pipe.adapters
 
 
-def test_metadata_that_isnt_json_is_an_error(adapter):
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "isn't JSON"),
+        ("[" * 10_000, "isn't JSON"),
+        ('{"lora_alpha": 1' + "0" * 400 + "}", "alpha of .* should be a number"),
+        ('{"lora_alpha": NaN}', "alpha of .* should be a number"),
+        ('{"alpha_pattern": {"' + "(" * 9_000 + '": 1}}', "alpha_pattern"),
+    ],
+    ids=["cut off", "deep", "huge alpha", "no alpha", "deep pattern"],
+)
+def test_metadata_that_cant_be_understood_is_an_error(adapter, metadata, message):
     pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH)
-    with pytest.raises(CheckpointError, match="isn't JSON"):
-        pipe.load_lora(altered(adapter, lambda t: t, {"lora_adapter_metadata": "{"}))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        pipe.load_lora(altered(adapter, lambda t: t, {"lora_adapter_metadata": metadata}))
+    assert len(str(raised.value)) < 300
 
 
 def test_an_adapter_with_nan_in_it_is_an_error(adapter, tmp_path):

@@ -1,6 +1,7 @@
 """Weights under the names that diffusers and transformers give them; others are refused."""
 
 import json
+import os
 
 import mlx.core as mx
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-from mlx_cogvideo.checkpoints import load_component, save_component
+from mlx_cogvideo.checkpoints import load_component, read_config, save_component
 from mlx_cogvideo.errors import CheckpointError
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
@@ -115,6 +116,21 @@ def test_weights_of_another_kind_are_named_with_what_to_do(folder, name):
     (folder / FILE).unlink()
     (folder / name).write_bytes(b"PK\3\4")
     refuses(folder, "save_pretrained" if "index" not in name else "holds neither")
+
+
+def test_a_link_to_a_file_that_is_gone_is_named_as_one(folder):
+    """As in a cache of the hub from which a blob was removed."""
+    (folder / FILE).unlink()
+    (folder / FILE).symlink_to("gone")
+    refuses(folder, "links to files that are gone")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_configuration_that_isnt_a_file_is_missing(folder, make):
+    (folder / "config.json").unlink(missing_ok=True)
+    make(folder / "config.json")
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_config(folder / "config.json")
 
 
 @pytest.mark.parametrize(

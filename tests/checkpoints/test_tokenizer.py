@@ -48,6 +48,9 @@ def test_the_end_of_a_long_prompt_is_cut(tokenizer):
     assert report.cut == "right over the river"
     assert report.problems() == [f"is cut at {kept + 1} tokens; this is lost: right over the river"]
     assert tokenizer.report(prompt, 1).cut == prompt
+    (problem,) = tokenizer.report("a cat " * 1000, 9).problems()
+    assert "this is lost: " in problem
+    assert len(problem) < 500
 
 
 def test_nothing_is_cut_from_a_prompt_that_just_fits(tokenizer):

@@ -234,6 +234,36 @@ def test_a_file_without_prompts_is_one_clear_line(folder, capsys, text, message)
     assert names(folder) == []
 
 
+def piped(text: bytes) -> str:
+    """Returns the name of a pipe with a text in it, as a shell gives it for ``<(command)``."""
+    reads, writes = os.pipe()
+    os.write(writes, text)
+    os.close(writes)
+    return f"/dev/fd/{reads}"
+
+
+def test_prompts_come_through_a_pipe_of_the_shell(folder, capsys):
+    command = ["--output", "out/{index}.mp4", *SMALL, "--dry-run"]
+    assert run("--prompt-file", piped(b"\xef\xbb\xbfa red circle\r\na cat\n"), *command) == 0
+    assert "out/1.mp4 and 1 more" in capsys.readouterr().err
+    os.mkfifo("pipe")
+    for path, problem in (
+        (piped(b"\xff"), "isn't UTF-8"),
+        (piped(b"#\n"), "has no prompts"),
+        ("pipe", "pipe"),
+        ("/dev/null", "it is not a file"),
+    ):
+        assert run("--prompt-file", path, *command) == 2
+        (line,) = errors(capsys.readouterr().err)
+        assert problem in line
+
+
+def test_a_pipe_without_end_is_one_clear_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_cogvideo.runs.batch.LONGEST_PIPE", 9)
+    assert run("--prompt-file", piped(b"a red circle"), "--dry-run") == 2
+    assert "has more than 9 characters" in errors(capsys.readouterr().err)[0]
+
+
 def test_one_line_says_why_no_video_can_be_made(folder, capsys):
     (folder.parent / "prompts.txt").write_text("a@@b.png\nc@@d.png\n")
     assert batch("--seed", 1) == 2

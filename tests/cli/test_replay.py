@@ -9,8 +9,9 @@ from commands import PROMPT, errors, generate, run, warnings
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.runs.settings import RunSettings
-from mlx_cogvideo.video import read_record, read_video, write_video
+from mlx_cogvideo.video import read_record, read_video, write_latents, write_video
 
+DRY = ["--frames", "9", "--dry-run"]
 OF_OTHERS = ("image_latent_scale", "source_tiling", "cache", "cache_threshold")
 
 
@@ -138,3 +139,56 @@ def test_an_incomplete_record_cannot_be_replayed(folder, capsys):
     write_video("half.mp4", clip, 8, record={"mlx_cogvideo": "0.1.0", "settings": {}})
     assert run("--replay", "half.mp4", "--output", "b.mp4") == 2
     assert "holds no record" in errors(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"sha256": 7}},
+        {"model": {"sha256": {"vae": 7}}},
+        {"model": {"base": "demo"}},
+        {"versions": "1.0"},
+        {"timings": {"denoise": "long"}},
+        {"settings": {"lora": 1.5}},
+        {"settings": {"lora": [{"source": "a"}]}},
+        {"settings": {"dtype": ["float32"]}},
+        {"settings": {"fps": "fast"}},
+        {"settings": {"fps": 10**400}},
+        {"settings": {"image": 3}},
+        {"settings": {"tiling": ["none"]}},
+        {"settings": {"steps_of_tomorrow": 3}},
+    ],
+)
+def test_a_record_with_values_of_other_types_is_one_clear_line(folder, capsys, changes):
+    write_record("changed.safetensors", changes)
+    assert run("--replay", "changed.safetensors", "--output", "b.mp4") == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert line.startswith("error: changed.safetensors can't be replayed: ")
+
+
+def write_record(file, changes) -> None:
+    """Writes an output with the record of a run of the demo, and changes in it."""
+    settings = {"prompt": PROMPT, "seed": 1, "num_frames": 9}
+    record = {"mlx_cogvideo": "0.1.0", "model": {"name": "demo"}, "settings": settings}
+    for name, values in changes.items():
+        is_part = isinstance(values, dict)
+        record[name] = {**record.get(name, {}), **values} if is_part else values
+    write_latents(file, np.zeros((1, 3, 4, 6, 16), np.float32), record=record)
+
+
+def test_a_damaged_record_is_not_that_of_a_finished_video(folder, capsys):
+    write_record("1.safetensors", {"model": {"sha256": 7}})
+    assert run("--prompt", PROMPT, "--seed", 1, 2, "--output", "{seed}.safetensors", *DRY) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert "1.safetensors exists and isn't the result of such a run" in line
+
+
+def test_control_characters_of_a_file_are_spelled(folder, capsys):
+    versions = {"mlx": "\x1b[2J\x07\x9b\n1", "device": "gpu \u9a6c \U0001f408"}
+    write_record("changed.safetensors", {"versions": versions})
+    assert run("--replay", "changed.safetensors", "--output", "b.mp4", "--dry-run") == 0
+    said = "\n".join(warnings(capsys.readouterr().err))
+    assert r"mlx was \x1b[2J\x07\x9b\n1 and is now" in said
+    assert "gpu \u9a6c \U0001f408 and is now" in said
+    assert run("--replay", "changed.safetensors", "--steps", "\x1b[2J") == 2
+    assert "\x1b" not in capsys.readouterr().err

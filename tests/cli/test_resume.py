@@ -1,5 +1,6 @@
 """Interrupted runs of ``generate.py``, and ``--resume``."""
 
+import json
 import os
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from commands import (
     PROMPT,
@@ -22,6 +24,7 @@ from commands import (
     start,
     warnings,
 )
+from safetensors.numpy import save_file
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.signals import Interrupts
@@ -249,6 +252,26 @@ def test_a_saved_run_that_cannot_be_read_is_one_clear_line(folder, capsys):
         (line,) = errors(capsys.readouterr().err)
         assert "video.mp4.resume can't be read" in line
     assert generate("video.mp4", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mlx_cogvideo", "[" * 10_000),
+        ("mlx_cogvideo", '{"settings": [], "model": {}}'),
+        ("run", "[" * 10_000),
+        ("run", '{"step": 0, "output": 3}'),
+        ("run", '{"step": "x", "output": "video.mp4"}'),
+    ],
+)
+def test_a_changed_saved_run_is_one_clear_line(folder, capsys, name, text):
+    record = {"mlx_cogvideo": "0.1.0", "settings": {"num_inference_steps": 4}}
+    metadata = {"mlx_cogvideo": json.dumps(record), "run": '{"step": 0, "output": "video.mp4"}'}
+    arrays = {name: np.zeros(1, np.float32) for name in ("embeds", "latents", "x0")}
+    save_file(arrays, folder / "video.mp4.resume", metadata | {name: text})
+    assert run("--resume", "video.mp4") == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "video.mp4.resume can't be read as a saved run" in line
 
 
 def wait_for(path, process) -> None:

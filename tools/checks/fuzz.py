@@ -10,6 +10,7 @@ The number of a case is its seed, so that it can be repeated alone.
 """
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -24,12 +25,18 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from commands import ctrl_c_in_step
 
 from mlx_cogvideo.checkpoints.resolve import DEMO_PATH
 from mlx_cogvideo.checkpoints.torch_file import TorchFile, tensors_in
@@ -46,6 +53,7 @@ ADDRESS_SPACE = 2**35
 WORKERS = 2
 TRACEBACK = 99
 
+CONFIGS = ("json", "toml", "yaml")
 SMALL = ["--frames", "9", "--height", "32", "--width", "48"]
 RUN = ["--prompt", "a red circle", "--steps", "1", *SMALL, "--quiet"]
 STRANGE = [
@@ -225,6 +233,35 @@ def write_shards(folder: Path) -> None:
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def write_finetune(folder: Path) -> None:
+    """A folder with a transformer alone, and a whole one that gives it the rest."""
+    write_model(folder)
+    shutil.copytree(folder / "model" / "transformer", folder / "mine" / "transformer")
+    shutil.copy(folder / "model" / "model_index.json", folder / "mine")
+
+
+def write_fast_tokenizer(folder: Path) -> None:
+    """A model with the ``tokenizer.json`` that transformers saves today."""
+    write_model(folder)
+    tokenizer = folder / "model" / "tokenizer"
+    spiece = sentencepiece.SentencePieceProcessor(str(tokenizer / "spiece.model"))
+    vocabulary = [[spiece.id_to_piece(i), spiece.get_score(i)] for i in range(len(spiece))]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
+    # The table of the normalizer is the last of the file, after its length in three bytes.
+    table = (tokenizer / "spiece.model").read_bytes().partition(b"nmt_nfkc\x12")[2][3:]
+    contents = {
+        "added_tokens": [{"content": vocabulary[i][0], "special": True} for i in range(3)],
+        "normalizer": {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(table).decode(),
+        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [space]},
+        "model": {"type": "Unigram", "unk_id": spiece.unk_id(), "vocab": vocabulary},
+    }
+    (tokenizer / "spiece.model").unlink()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(contents))
+
+
 def write_adapter(folder: Path) -> None:
     config = json.loads((DEMO_PATH / "transformer" / "config.json").read_text())
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -243,14 +280,16 @@ def write_adapter(folder: Path) -> None:
 
 def write_record(folder: Path) -> None:
     generate.main([*RUN, "-o", str(folder / "video.safetensors")])
+    with ctrl_c_in_step(1):
+        generate.main([*RUN, "--steps", "3", "-o", str(folder / "video.mp4")])
 
 
 def write_prompts(folder: Path) -> None:
     (folder / "prompts.txt").write_text("a red circle\na blue square moves left\n\n# a remark\n")
-    settings = {"prompt": "x", "steps": 1, "seed": 3, "guidance_scale": 2.5, "frames": 9}
+    settings = {"prompt": "x", "steps": 1, "seed": 3, "guidance": 2.5, "frames": 9}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "config.toml").write_text('prompt = "x"\nsteps = 1\nseed = 3\nheight = 32\n')
-    (folder / "config.yaml").write_text("prompt: x\nsteps: 1\nseed: 3\nheight: 32\n")
+    (folder / "config.toml").write_text('prompt = "x"\nsteps = 1\nseed = [3]\nframes = 9\n')
+    (folder / "config.yaml").write_text("prompt: x\nsteps: 1\nseed: [3]\nframes: 9\nquiet: yes\n")
 
 
 def write_data(folder: Path) -> None:
@@ -331,13 +370,17 @@ def read_records(folder: Path) -> None:
     file = str(folder / "video.safetensors")
     generate.main(["--show", file])
     generate.main(["--replay", file, "-o", str(folder / "out.mp4"), "--dry-run", "--quiet"])
+    saved = str(folder / "video.mp4.resume")
+    generate.main(["--resume", saved, "-o", str(folder / "out.mp4"), "--quiet"])
 
 
 def read_prompts(folder: Path) -> None:
-    common = ["-o", str(folder / "out-{seed}.mp4"), "--dry-run", "--quiet"]
-    generate.main(["--prompts", str(folder / "prompts.txt"), *common])
-    for suffix in ("json", "toml", "yaml"):
-        generate.main(["--config", str(folder / f"config.{suffix}"), *common])
+    common = ["-o", str(folder / "out.mp4"), "--dry-run", "--quiet"]
+    configs = [["--config", str(folder / f"config.{suffix}")] for suffix in CONFIGS]
+    prompts = ["--prompt-file", str(folder / "prompts.txt"), "--frames", "9"]
+    for options in (*configs, [*prompts, "--output", str(folder / "out-{index}.mp4")]):
+        with suppress(SystemExit):
+            generate.main([*common, *options])
 
 
 def read_data(folder: Path) -> None:
@@ -372,10 +415,16 @@ MODEL = generate_with("--model", "{folder}/model")
 KINDS = {
     "configurations": Kind(write_model, ("*/*/*config.json", "*/model_index.json"), MODEL),
     "tokenizers": Kind(write_model, ("*/tokenizer/*",), MODEL),
+    "fast_tokenizers": Kind(write_fast_tokenizer, ("*/tokenizer/*",), MODEL),
+    "finetunes": Kind(
+        write_finetune,
+        ("*/transformer/config.json", "*/model_index.json"),
+        generate_with("--model", "{folder}/mine", "--base", "{folder}/model"),
+    ),
     "weights": Kind(write_model, ("*/*/*.safetensors",), MODEL),
     "indexes": Kind(write_shards, ("*/transformer/*.json",), MODEL),
     "adapters": Kind(write_adapter, ("*/*",), generate_with("--lora", "{folder}/adapter")),
-    "records": Kind(write_record, ("*.safetensors",), read_records),
+    "records": Kind(write_record, ("*.safetensors", "*.resume"), read_records),
     "prompts": Kind(write_prompts, ("*",), read_prompts),
     "data": Kind(write_data, ("*/*.csv", "*/*.jsonl", "*/*.txt"), read_data),
     "clips": Kind(write_clips, ("clip.*",), read_media),
