@@ -14,6 +14,9 @@ A (or down) is the first of the two products, B (or up) the second.
 import re
 from collections.abc import Iterable
 
+PREFIX = "transformer."
+"""What diffusers puts before the names of layers."""
+
 _PREFIX = re.compile(r"(?:base_model\.model\.|module\.)?(?:transformer\.|diffusion_model\.)?")
 _FLAT_PREFIX = re.compile(r"lora_(?:unet|transformer)_{1,2}")
 _PARTS = re.compile(

@@ -12,18 +12,16 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from sys import float_info
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, InvalidInputError, ModelNotFoundError
+from ..errors import CheckpointError, ModelNotFoundError
 from ..files import check_is_file, file_digest
-from ..nn.config_fields import shown
 from ..nn.low_rank import LowRank
-from .adapter_names import AdapterNames, sat_part
+from .adapter_names import PREFIX, AdapterNames, sat_part
+from .adapter_scales import check_scale, layer_scale, patterned_alphas
 from .components import FLOATING, listed
 from .json_files import read_config, write_config
 from .resolve import fetch_file, hub_id
@@ -41,7 +39,6 @@ ADAPTER_FILES = (*OWN_FILES, CONFIG_FILE)
 
 METADATA_KEY = "lora_adapter_metadata"
 FINETRAINERS_KEY = "lora_config"
-PREFIX = "transformer."
 PEFT_PREFIX = "base_model.model."
 
 SAT_ALPHA = 1
@@ -90,12 +87,6 @@ class Adapter:
         return layers
 
 
-def check_scale(scale: Any) -> None:
-    """Raises InvalidInputError unless it is a finite number."""
-    if not (isinstance(scale, Real) and isfinite(scale)):
-        raise InvalidInputError(f"an adapter's scale must be a finite number; got {scale!r}")
-
-
 def holds_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, or at least one of an adapter's files."""
     return any((folder / name).is_file() for name in ADAPTER_FILES)
@@ -117,15 +108,17 @@ def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> A
     config = _config(file)
     pairs = _layer_tensors(file, shapes, layers)
     _check_layers(file, pairs, layers)
-    scales = {}
+    patterned, scales = patterned_alphas(config, pairs), {}
     for layer, names in pairs.items():
         rank = _rank(file, layer, shapes[names["A"]], shapes[names["B"]], layers[layer])
         if "alpha" in names:
             alpha = _number(file, names["alpha"], read(names["alpha"]))
-            scales[layer] = _scale({}, layer, rank, alpha)
+            scales[layer] = layer_scale({}, layer, rank, alpha)
         else:
-            alpha = SAT_ALPHA if _is_pickle(file) else rank
-            scales[layer] = _scale(config, layer, rank, alpha)
+            alpha = config.get("lora_alpha")
+            if alpha is None:
+                alpha = SAT_ALPHA if _is_pickle(file) else rank
+            scales[layer] = layer_scale(config, layer, rank, patterned.get(layer, alpha))
     if not config and any(name.startswith(PEFT_PREFIX) for name in shapes):
         logger.warning(
             "%s: its alpha isn't known, and the rank is taken; PEFT keeps it in %s beside %s",
@@ -331,29 +324,3 @@ def _config(file: Path) -> dict[str, Any]:
     if config.get("use_dora"):
         raise _dora_error(file)
     return config
-
-
-def _scale(config: Mapping[str, Any], layer: str, rank: int, alpha: float) -> float:
-    """The scale as peft computes it: from ``alpha_pattern``, else ``lora_alpha``, else `alpha`."""
-    common = config.get("lora_alpha")
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, alpha if common is None else common)
-    if not _is_finite(alpha):
-        raise CheckpointError(f"alpha of {layer} is {shown(alpha)}: it should be a number")
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float) -> float:
-    try:
-        for pattern, value in (patterns or {}).items():
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern.removeprefix(PREFIX)})", layer):
-                return value
-    except (AttributeError, re.error, RecursionError, OverflowError):
-        raise CheckpointError(
-            f"alpha_pattern is {shown(patterns)}: it can't be understood"
-        ) from None
-    return default
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether it is a number that a float can hold."""
-    return isinstance(value, Real) and abs(value) <= float_info.max

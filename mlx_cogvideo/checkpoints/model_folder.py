@@ -18,7 +18,8 @@ from ..nn.low_rank import add_adapter
 from ..nn.quantization import Quantization, linear_layers, packings, quantize_layers
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
-from .adapters import Adapter, check_scale, open_adapter
+from .adapter_scales import check_scale
+from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
 from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
 from .networks import NETWORKS, make_network

@@ -164,10 +164,16 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
         (lambda t: {**t, FIRST: mx.to_fp8(t[FIRST])}, None, "as U8: only F32"),
         (lambda t: t, {"alpha_pattern": [1]}, r"alpha_pattern is \[1\]"),
         (lambda t: t, {"alpha_pattern": {"(": 1}}, "alpha_pattern is .*can't be understood"),
+        # Matching these could take for ever, or nearly.
+        (lambda t: t, {"alpha_pattern": {"(([a-z0-9_.])+)+!": 4}}, "can't be understood"),
+        (lambda t: t, {"alpha_pattern": {"(a|.)" * 40 + "!": 4}}, "can't be understood"),
+        (lambda t: t, {"alpha_pattern": {".*" * 20 + "!": 4}}, "can't be understood"),
+        (lambda t: t, {"alpha_pattern": dict.fromkeys(map(str, range(3000)), 4)}, "can't be und"),
     ],
     ids=[
         *("foreign", "dora tensor", "stray", "alpha", "half", "shape", "layer", "none", "dora"),
         *("whole numbers", "8 bits", "pattern", "expression"),
+        *("repeated group", "many groups", "many repeats", "many patterns"),
     ],
 )
 def test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read(
