@@ -1,6 +1,6 @@
 """Models on disk and on the hub: folders in the official layout, adapters, SAT files."""
 
-from .adapters import Adapter, holds_adapter, layer_in_block, open_adapter, save_adapter
+from .adapters import Adapter, holds_adapter, open_adapter, save_adapter
 from .component_files import COMPONENT_STEMS
 from .components import check_component, load_component, save_component
 from .identity import model_identity
@@ -33,7 +33,6 @@ __all__ = [
     "holds_adapter",
     "hub_cache",
     "hub_id",
-    "layer_in_block",
     "load_component",
     "model_identity",
     "open_adapter",

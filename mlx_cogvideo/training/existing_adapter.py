@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import Adapter, layer_in_block, open_adapter
+from ..checkpoints import Adapter, open_adapter
+from ..checkpoints.adapters import layer_in_block
 from ..checkpoints.components import listed
 from ..errors import InvalidInputError
 from ..nn.low_rank import LowRank

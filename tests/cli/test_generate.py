@@ -116,10 +116,7 @@ def reshape(folder) -> None:
         (shard_without_its_second_file, "lacks second.safetensors"),
         (truncate, "is cut off"),
         (reshape, "proj_out.bias [3] instead of [64]"),
-        (
-            lambda folder: shutil.rmtree(folder / "text_encoder"),
-            "text_encoder/config.json is missing",
-        ),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "it lacks text_encoder: "),
         (lambda folder: (folder / "tokenizer/spiece.model").unlink(), "spiece.model"),
     ],
     ids=["missing shard", "truncated", "mis-shaped", "no text encoder", "no tokenizer"],
