@@ -145,7 +145,7 @@ def open_tensors(stored: Mapping[str, TensorInfo]) -> Callable[[str], mx.array]:
     Returns:
         A function that takes a tensor out by its name, once: see ``open_arrays``.
     """
-    files = {info.file: open_arrays(info.file) for info in stored.values()}
+    files = {file: open_arrays(file) for file in {info.file for info in stored.values()}}
 
     def take(name: str) -> mx.array:
         take_out = files[stored[name].file]
