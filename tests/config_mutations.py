@@ -43,8 +43,8 @@ def linked_demo(folder: Path) -> Path:
     for file in DEMO_PATH.rglob("*.*"):
         copy = folder / file.relative_to(DEMO_PATH)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".json":
-            copy.write_text(file.read_text())
+        if file.suffix in (".json", ".model"):
+            copy.write_bytes(file.read_bytes())
         elif file.is_file():
             os.symlink(file, copy)
     return folder

@@ -92,18 +92,21 @@ def holds_adapter(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ADAPTER_FILES)
 
 
-def open_adapter(source: str | Path, layers: Mapping[str, tuple[int, int]]) -> Adapter:
+def open_adapter(
+    source: str | Path, layers: Mapping[str, tuple[int, int]], *, download: bool = True
+) -> Adapter:
     """Finds an adapter and checks that it fits a network; reads its header only.
 
     Args:
         source: a file, a folder that holds one, a hub id, or a hub id followed by a file name.
         layers: outputs and inputs of the network's linear layers by path.
+        download: False takes an adapter of the hub only from the local cache.
 
     Raises:
         ModelNotFoundError: there is no such adapter.
         CheckpointError: it is damaged, for another network, or of an unknown kind.
     """
-    file = _find(source)
+    file = _find(source, download)
     shapes, read = _tensors(file)
     config = _config(file)
     pairs = _layer_tensors(file, shapes, layers)
@@ -265,14 +268,14 @@ def layer_in_block(layer: str) -> str:
     return _BLOCK.sub("", layer)
 
 
-def _find(source: str | Path) -> Path:
+def _find(source: str | Path, download: bool) -> Path:
     path = Path(source).expanduser()
     if not str(source).strip():
         raise ModelNotFoundError("an adapter's name is empty: give a file, a folder or a hub id")
     if path.exists() and not path.is_dir():
         check_is_file(path)
         return path
-    return _in_folder(path) if path.is_dir() else _on_hub(source)
+    return _in_folder(path) if path.is_dir() else _on_hub(source, download)
 
 
 def _in_folder(path: Path) -> Path:
@@ -288,10 +291,10 @@ def _in_folder(path: Path) -> Path:
     raise ModelNotFoundError(f"{path} holds neither {DIFFUSERS_FILE} nor {PEFT_FILE}{but}")
 
 
-def _on_hub(source: str | Path) -> Path:
+def _on_hub(source: str | Path, download: bool) -> Path:
     if (inside := _HUB_FILE.fullmatch(str(source))) is not None:
         try:
-            return fetch_file(inside["repo"], (inside["file"],), also=(CONFIG_FILE,))
+            return fetch_file(inside["repo"], (inside["file"],), (CONFIG_FILE,), download)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(f"there is no file {source} here, and {error}") from None
     try:
@@ -300,7 +303,7 @@ def _on_hub(source: str | Path) -> Path:
         repo = None
     if repo is None:
         raise ModelNotFoundError(f"no adapter {str(source)!r}: give a file, a folder or a hub id")
-    return fetch_file(repo, OWN_FILES, also=(CONFIG_FILE,))
+    return fetch_file(repo, OWN_FILES, (CONFIG_FILE,), download)
 
 
 def _config(file: Path) -> dict[str, Any]:

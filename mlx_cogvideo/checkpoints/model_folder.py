@@ -119,10 +119,18 @@ class ModelFolder(ModelConfigurations):
         tokenizer: turns text into token ids.
         scheduler_config: contents of ``scheduler_config.json``.
         adapters: the adapters that ``load_lora`` has added, with their scales.
+        download: whether an adapter may be downloaded.
     """
 
-    def __init__(self, folder: Path, dtype: Dtype | None = None, base: Base | None = None):
-        self.folder, self.base = Path(folder), base
+    def __init__(
+        self,
+        folder: Path,
+        dtype: Dtype | None = None,
+        base: Base | None = None,
+        *,
+        download: bool = True,
+    ):
+        self.folder, self.base, self.download = Path(folder), base, download
         contents = read_configurations(self.folder, base)
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
@@ -151,7 +159,7 @@ class ModelFolder(ModelConfigurations):
             dtype: float16, bfloat16 or float32, as MLX's dtype or by name. None follows the
                 checkpoint, or is float32 on the CPU, where 16-bit is slow.
             revision: commit, branch or tag of a hub repository.
-            download: False takes a hub repository only from the local cache.
+            download: False takes a hub repository, also of an adapter, only from the local cache.
             base: the model that gives the components which `model` lacks, such as a finetune that
                 has a ``transformer`` alone.
             base_revision: as `revision`, for the base.
@@ -168,7 +176,7 @@ class ModelFolder(ModelConfigurations):
         if base is not None:
             check_path("base", base)
             rest = resolve_base(base, folder, base_revision, download=download)
-        return cls(folder, dtype, rest)
+        return cls(folder, dtype, rest, download=download)
 
     def component(self, name: str) -> Path:
         """The folder of a component: a network, ``tokenizer`` or ``scheduler``."""
@@ -224,7 +232,7 @@ class ModelFolder(ModelConfigurations):
         check_path("an adapter", source)
         check_scale(scale)
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
-        adapter = open_adapter(source, linear_layers(network))
+        adapter = open_adapter(source, linear_layers(network), download=self.download)
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work
         self.adapters.append((adapter, scale))
         self._adapter_bytes += sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())

@@ -177,13 +177,18 @@ def resolve_text_encoder(model: str | Path, *, weights: bool = True) -> Path:
     return resolve_model(model, patterns=patterns)
 
 
-def fetch_file(repo: str, names: Sequence[str], also: Sequence[str] = ()) -> Path:
-    """Downloads the first of `names` that a hub repository has, and the files `also` if present.
+def fetch_file(
+    repo: str, names: Sequence[str], also: Sequence[str] = (), download: bool = True
+) -> Path:
+    """The first of `names` that a hub repository has; the files `also` are fetched if present.
+
+    Args:
+        download: False takes them only from the local cache.
 
     Raises:
         ModelNotFoundError: it has none of them, or the hub refuses it.
     """
-    folder = Path(_fetch(repo, None, [*names, *also]))
+    folder = Path(_fetch(repo, None, [*names, *also], download))
     for name in names:
         if (folder / name).is_file():
             return folder / name

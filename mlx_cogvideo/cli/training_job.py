@@ -92,7 +92,9 @@ def _starting_point(
         args.resume and saved_checkpoints(args.adapter_path)
     ):
         return settings, None
-    settings, existing = open_existing(settings, given, pipe.configs["transformer"])
+    settings, existing = open_existing(
+        settings, given, pipe.configs["transformer"], download=pipe.download
+    )
     # Another process has the checkpoint to resume from.
     return settings, None if args.resume else existing
 

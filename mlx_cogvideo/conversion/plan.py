@@ -257,6 +257,7 @@ def _files(
             found = base.folder
         for file in sorted(found.glob(pattern)):
             if file.is_file() and not file.name.startswith("."):
+                _check_inside(file, found)
                 files[f"{name}{inside}{file.name}"] = file
     index = files.get("model_index.json")
     if index is not None:  # components shared by another folder are copied, so drop the reference
@@ -264,6 +265,15 @@ def _files(
         if contents.pop(SHARED_KEY, None) is not None:
             files["model_index.json"] = contents
     return files
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """Refuses a link that would bring another file of this machine into a model to be published."""
+    root, target = folder.resolve(), file.resolve()
+    # The hub's cache has the files of a snapshot beside all snapshots.
+    caches = (place.parent / "blobs" for place in root.parents if place.name == "snapshots")
+    if not any(target.is_relative_to(place) for place in (root, *caches)):
+        raise CheckpointError(f"{file} is a link to {target}, outside of the model: copy it there")
 
 
 def plan_component(name: str, source: ComponentSource) -> ComponentPlan:

@@ -28,7 +28,7 @@ from ..video import check_output_path, open_writer
 from ..video.paths import GIF, LATENTS, MP4, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from .existing import is_finished, resumed, saved_run
-from .origin import Options, Origin, find_origin
+from .origin import Options, Origin, find_origin, say_what_is_opened
 from .preview import Preview, check_preview_path
 from .record import (
     Record,
@@ -146,6 +146,13 @@ class _Planner:
             then = {}
         name = options.model or then.get("name") or default_model()
         base = {"name": options.base} if options.base is not None else then.get("base", {})
+        recorded = self.origin.recorded
+        adapters = [(each["source"], each["scale"]) for each in recorded.get("lora", [])]
+        adapters = self.given.get("lora", adapters)
+        if options.replay is not None:
+            sources = [self.given.get(kind, recorded.get(kind)) for kind in ("image", "video")]
+            names = [name, base.get("name"), *(source for source, _ in adapters), *sources]
+            say_what_is_opened(options.replay, names)
         pipe = CogVideoXPipeline.from_pretrained(
             name,
             DTYPES.get(self.settings.get("dtype")),
@@ -154,9 +161,7 @@ class _Planner:
             base=base.get("name"),
             base_revision=base.get("revision"),
         )
-        recorded = self.origin.recorded.get("lora", [])
-        adapters = [(adapter["source"], adapter["scale"]) for adapter in recorded]
-        for source, scale in self.given.get("lora", adapters):
+        for source, scale in adapters:
             pipe.load_lora(source, scale)
         if not self.compile:
             mx.disable_compile()

@@ -1,6 +1,7 @@
 """What a command's settings begin with: nothing, a record that is replayed, or a saved run."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from ..video import read_record
 from .batch import default_output
 from .record import Record, check_record
 from .saved_run import SUFFIX, SavedRun, saved_path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,11 @@ def _record_to_replay(file: Path) -> Record:
     # Records that are older than the choice.
     parts[1].setdefault("tiling", "none")
     return record
+
+
+def say_what_is_opened(file: Path, names: Iterable[Any]) -> None:
+    """Says what a replay needs, before that is opened: the file may be a stranger's."""
+    logger.info("%s opens %s", file, ", ".join(str(name) for name in names if name is not None))
 
 
 def _saved_run(file: str) -> Path:

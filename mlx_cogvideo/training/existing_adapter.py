@@ -49,7 +49,11 @@ def resumed_settings(
 
 
 def open_existing(
-    settings: TrainingSettings, given: Mapping[str, Any], config: TransformerConfig
+    settings: TrainingSettings,
+    given: Mapping[str, Any],
+    config: TransformerConfig,
+    *,
+    download: bool = True,
 ) -> tuple[TrainingSettings, Adapter]:
     """Opens the adapter that `settings` name, and completes them with what it decides.
 
@@ -64,7 +68,8 @@ def open_existing(
     source = settings.resume_adapter_file or ""
     if not source.strip():  # which would be the current folder
         raise InvalidInputError("--resume-adapter-file is empty: name a file, a folder or a hub id")
-    adapter = open_adapter(source, linear_layers(CogVideoXTransformer3DModel(config)))
+    network = CogVideoXTransformer3DModel(config)
+    adapter = open_adapter(source, linear_layers(network), download=download)
     layers = adapter.load()
     ranks = {len(low.lora_A) for low in layers.values()}
     scales = {low.scale for low in layers.values()}

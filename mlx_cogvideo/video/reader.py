@@ -16,23 +16,33 @@ from .stalls import answered
 
 # Without this option, which PyAV 19 removed, a tag that isn't UTF-8 makes a file unreadable.
 _OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Formats whose files name others, which FFmpeg would open.
+_PLAYLISTS = {"concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "webm_dash_manifest"}
 # So that a%03d.png is the name of one picture. PyAV would give `options` to the streams as well,
 # and its version 17 then ends the process where these are found late, as in flv.
-_DEMUXER_OPTIONS = {"pattern_type": "none"}
+_DEMUXER_OPTIONS = {
+    "pattern_type": "none",
+    "format_whitelist": ",".join(sorted(av.formats_available - _PLAYLISTS)),
+}
 
 
 def open_input(path: str | Path, timeout: float | None = None) -> av.container.InputContainer:
-    """Opens a file for reading, whatever its tags contain.
+    """Opens a file for reading, whatever its tags contain, and no other that it names.
 
     Args:
         timeout: seconds that opening it, or a single read, may take; None sets no limit.
 
     Raises:
-        InvalidInputError: it isn't a file.
+        InvalidInputError: it isn't a file, or is a playlist.
     """
     check_is_file(path)
     name = ffmpeg_name(path)
-    return av.open(name, timeout=timeout, container_options=_DEMUXER_OPTIONS, **_OPTIONS)
+    try:
+        return av.open(name, timeout=timeout, container_options=_DEMUXER_OPTIONS, **_OPTIONS)
+    except av.ArgumentError:
+        raise InvalidInputError(
+            f"{path} is a playlist, or of another kind that names other files: give the clip itself"
+        ) from None
 
 
 @contextmanager

@@ -192,3 +192,21 @@ def test_control_characters_of_a_file_are_spelled(folder, capsys):
     assert "gpu \u9a6c \U0001f408 and is now" in said
     assert run("--replay", "changed.safetensors", "--steps", "\x1b[2J") == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_replay_says_first_what_it_opens_and_a_dry_run_downloads_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    """The record may be a stranger's."""
+    video, asked = tmp_path / "a.safetensors", []
+    assert generate(video) == 0
+    record = read_record(video)
+    record["settings"]["lora"] = [{"source": "some/adapter", "scale": 1.0, "sha256": "0"}]
+    record["settings"]["image"] = "/somewhere/cat.png"
+    write_latents(video, np.zeros((1, 3, 4, 6, 16), np.float32), overwrite=True, record=record)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **o: asked.append(o) or "")
+    capsys.readouterr()
+    assert run("--replay", video, "--output", tmp_path / "b.mp4", "--dry-run") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{video} opens demo, some/adapter, /somewhere/cat.png"
+    assert [options["local_files_only"] for options in asked] == [True]

@@ -200,3 +200,20 @@ def test_a_folder_is_described_by_its_files_whatever_its_report_says(folder, rep
     expected = describe_folder(DEMO_PATH)["components"]
     assert described["transformer"]["kinds"] == expected["transformer"]["kinds"] == []
     assert described["vae"]["bytes_after"] == expected["vae"]["bytes_after"]
+
+
+def test_no_file_of_this_machine_is_brought_into_a_model_by_a_link(folder, tmp_path, capsys):
+    added = folder / "tokenizer" / "added.json"
+    (tmp_path / "secret.json").write_text('{"token": "x"}')
+    added.symlink_to(tmp_path / "secret.json")
+    assert "added.json is a link to" in refused(capsys, "--model", folder)
+    added.unlink()
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots" / "1"
+    shutil.copytree(folder, snapshot)
+    linked = snapshot / "tokenizer" / "special_tokens_map.json"
+    (cache / "blobs").mkdir()
+    shutil.move(linked, cache / "blobs" / "2")
+    linked.symlink_to(cache / "blobs" / "2")
+    assert main(["--quiet", "--model", str(snapshot), "--mlx-path", "m"]) == 0
+    assert os.path.isfile("m/tokenizer/special_tokens_map.json")

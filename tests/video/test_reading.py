@@ -325,3 +325,18 @@ def test_a_frame_that_theora_repeats_without_data_is_read(tmp_path):
         sizes = [packet.size for packet in container.demux(video=0) if packet.pts is not None]
     assert 0 in sizes
     assert numbers(read_clip(clip, ClipSpec(5, 48, 64, 8))) == [0, 0, 0, 8, 16]
+
+
+PLAYLISTS = {
+    "list.mp4": "ffconcat version 1.0\nfile clip.mp4\n",
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2,\nclip.mp4\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_opens_no_other_file(tmp_path, name):
+    write_video(tmp_path / "clip.mp4", make_clip(9), 8)
+    (tmp_path / name).write_text(PLAYLISTS[name])
+    for read in (lambda path: measure(path, 8), read_video):
+        with pytest.raises(InvalidInputError, match="is a playlist"):
+            read(tmp_path / name)
