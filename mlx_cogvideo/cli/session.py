@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import model_identity
 from ..errors import CogVideoXError, DeviceError, OutputError, with_notes
 from ..pipeline.events import Event
 from ..runs.jobs import Failure, Plan
@@ -100,9 +101,20 @@ class Session:
         )
         for output in {saved.output, job.output}:
             remove_preview(output)
+        self._warn_of_change(job.output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             tell(str(job.output))
+
+    def _warn_of_change(self, output: str) -> None:
+        """Tells of files that were replaced while they were used: a record has their digests."""
+        pipe, then = self.plan.pipe, self.plan.model
+        try:
+            changed = model_identity(then["name"], pipe.folder, pipe.base) != then
+        except OSError:
+            changed = True
+        if changed:
+            logger.warning("the model's files changed during the run: %s may show both", output)
 
     def _previewed(self, output: str) -> Callable[[Event], None]:
         """Draws a preview every few steps; one that can't be written is no reason to stop."""

@@ -5,7 +5,7 @@ from typing import Self
 
 from ..checkpoints.variants import Variant
 from ..errors import InvalidInputError
-from ..nn.autoencoder import AutoencoderConfig
+from ..nn.autoencoder import MAX_ELEMENTS, AutoencoderConfig
 from ..nn.transformer import TransformerConfig
 
 FRAME_STEP = 8
@@ -58,13 +58,14 @@ class Geometry:
 
         latent_frames = (num_frames - 1) // vae.temporal_compression_ratio + 1
         leading = transformer.leading_frames(latent_frames)
-        shape = (
-            1,
-            latent_frames + leading,
-            height // ratio,
-            width // ratio,
-            transformer.out_channels,
-        )
+        sides = height // ratio, width // ratio
+        shape = (1, latent_frames + leading, *sides, transformer.out_channels)
+        features = transformer.num_attention_heads * transformer.attention_head_dim
+        if transformer.token_count(shape) * features >= MAX_ELEMENTS:
+            raise InvalidInputError(
+                f"{num_frames} frames of {width}x{height} are more than an array can hold: use a "
+                "smaller size, or --extend for a longer video"
+            )
         return cls(num_frames, height, width, shape, leading)
 
 

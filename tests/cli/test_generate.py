@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from commands import PROMPT, SCRIPT, SMALL, errors, generate, run, warnings
+from commands import PROMPT, SCRIPT, SMALL, during_steps, errors, generate, run, warnings
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
@@ -132,6 +132,7 @@ def test_a_damaged_model_is_one_line_and_nothing_written(tmp_path, output, capsy
     ("arguments", "code", "message"),
     [
         (["--frames", "48"], 2, "use 41 or 49"),
+        (["--frames", str(2**40 + 1)], 2, "more than an array can hold"),
         (["--height", "100", "--width", "100"], 2, "multiple of 16"),
         (["--model", "no/such/folder"], 1, "no model 'no/such/folder'"),
         (["--model", "nonsense"], 1, "no model 'nonsense'"),
@@ -371,3 +372,12 @@ def test_a_colon_in_a_name_is_no_protocol(output, name):
     assert generate(path) == 0
     assert run("--show", path) == 0
     assert generate(output, "--video", path, "--strength", "0.5") == 0
+
+
+def test_a_model_that_changes_during_the_run_is_a_warning(tmp_path, output, capsys):
+    model = damaged(tmp_path, lambda folder: None)
+    with during_steps(lambda step: (model / "vae" / "config.json").write_text("{}")):
+        assert generate(output, "--model", model) == 0
+    assert f"the model's files changed during the run: {output} may show both" in (
+        capsys.readouterr().err
+    )

@@ -185,7 +185,7 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
         (["--rank", 0], "rank must be at least 1; got 0"),
         (["--iters", 0], "iters must be at least 1; got 0"),
         (["--grad-accumulation-steps", 0], "accumulate must be at least 1; got 0"),
-        (["--val-every", -1], "--val-every: must be 0 or more"),
+        (["--val-every", -1], "--val-every: must be at least 0"),
         (["--iter", 3], "unrecognized arguments: --iter"),
         (["--learning-rate", 0], "learning_rate must be .* above 0"),
         (["--target", "to_q", "to_out"], "no layers to_out"),
