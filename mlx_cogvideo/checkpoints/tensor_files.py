@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +53,9 @@ _NUMPY = {
 
 _AGAIN = "fetch it again"
 
+LARGEST_HEADER = 100_000_000
+"""Bytes, as in the safetensors library."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -78,14 +82,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """
     header, start = _read(file)
     try:
-        end = max((_end(entry) for entry in header.values()), default=0)
+        spans = [(0, 0), *sorted(_span(entry) for entry in header.values())]
         tensors = {
             name: TensorInfo(READ_AS.get(e["dtype"], e["dtype"]), tuple(e["shape"]), file)
             for name, e in header.items()
         }
     except (LookupError, TypeError, ValueError):
         raise _not_safetensors(file) from None
-    size, expected = file.stat().st_size, start + end
+    if any(first != before for (_, before), (first, _) in pairwise(spans)):
+        raise CheckpointError(f"{file} has gaps or overlaps between its tensors: {_AGAIN}")
+    size, expected = file.stat().st_size, start + spans[-1][1]
     if size != expected:
         what = "cut off" if size < expected else "longer than its header says"
         raise CheckpointError(
@@ -94,8 +100,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _end(entry: Mapping[str, Any]) -> int:
-    """Where the bytes of a header's entry end.
+def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Where the bytes of a header's entry begin and end.
 
     Raises:
         LookupError, TypeError, ValueError: the entry contradicts itself.
@@ -105,7 +111,7 @@ def _end(entry: Mapping[str, Any]) -> int:
     itemsize = np.dtype(_NUMPY[entry["dtype"]]).itemsize if entry["dtype"] in _NUMPY else 0
     if not 0 <= first <= end or (itemsize and end - first != size * itemsize):
         raise ValueError("offsets")
-    return end
+    return first, end
 
 
 def open_arrays(file: Path) -> Callable[[str], mx.array]:
@@ -154,8 +160,8 @@ def _read_json(file: Path) -> tuple[dict, int]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("header longer than the file")
+            if length > min(file.stat().st_size, LARGEST_HEADER):
+                raise ValueError("header too long")
             header = json.loads(stream.read(length))
     except (ValueError, RecursionError, struct.error):
         raise _not_safetensors(file) from None

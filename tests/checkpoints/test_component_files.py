@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from mlx_cogvideo.checkpoints import load_component, read_config, save_component
@@ -271,3 +272,17 @@ def test_an_odd_header_is_refused(folder, entry):
     text = json.dumps({"x": entry}).encode()
     (folder / FILE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     refuses(folder, "is not a safetensors file")
+
+
+@pytest.mark.parametrize("spans", [[(0, 8), (4, 12)], [(0, 4), (8, 12)], [(4, 8), (8, 12)]])
+def test_tensors_lie_side_by_side(folder, spans):
+    """As in the safetensors library: bytes are read once each."""
+    entries = {
+        f"x{i}": {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for i, (begin, end) in enumerate(spans)
+    }
+    text = json.dumps(entries).encode()
+    (folder / FILE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(12))
+    refuses(folder, "has gaps or overlaps between its tensors")
+    with pytest.raises(SafetensorError):
+        safe_open(folder / FILE, framework="numpy")
