@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red circle\na blue square\na green triangle\n")
     more = ["--prior-prompts", prompts, "--grad-accumulation-steps", 2, "--learning-rate", 1e-3]
-    more += ["--iters", 20, "--save-every", 10, "-q"]
+    more += ["--iters", 8, "--save-every", 4, "-q"]
     one, two = tmp_path / "one", tmp_path / "two"
     each = ["--batch-size", 1, "--prior-batch-size", 1]
     done = launched(command(clips, two, *more, *each))

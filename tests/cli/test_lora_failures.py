@@ -54,7 +54,7 @@ def kept(adapter: Path) -> list[int]:
 
 def raising(error: BaseException) -> Callable:
     def action(result):
-        raise error
+        raise type(error)(*error.args)  # a new one: tracebacks would keep the arrays of all steps
 
     return action
 
