@@ -108,7 +108,9 @@ class Meter:
         self._stage: str | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        timings, peak_memory = self._record["timings"], self._record["peak_memory"]
+        timings, peak_memory = (
+            self._record.setdefault(name, {}) for name in ("timings", "peak_memory")
+        )
         if stage != self._stage:
             self._stage = stage
             self._since = time.perf_counter() - timings.get(stage, 0.0)

@@ -62,6 +62,8 @@ def open_clip(
     with open_input(path, timeout) as container:
         if not container.streams.video:
             raise InvalidInputError(f"{path} has no video stream")
+        if video_stream(container).codec_context is None:
+            raise InvalidInputError(f"{path} is in a codec that FFmpeg doesn't know")
         yield container
 
 

@@ -340,3 +340,12 @@ def test_a_playlist_opens_no_other_file(tmp_path, name):
     for read in (lambda path: measure(path, 8), read_video):
         with pytest.raises(InvalidInputError, match="is a playlist"):
             read(tmp_path / name)
+
+
+def test_a_clip_in_an_unknown_codec_is_refused(tmp_path):
+    write_video(tmp_path / "clip.mp4", make_clip(9), 8)
+    clip = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(clip.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    for read in (lambda path: measure(path, 8), read_video):
+        with pytest.raises(InvalidInputError, match="in a codec that FFmpeg doesn't know"):
+            read(tmp_path / "clip.mp4")

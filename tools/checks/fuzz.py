@@ -390,7 +390,7 @@ def read_data(folder: Path) -> None:
 
 
 def read_media(folder: Path) -> None:
-    for file in folder.iterdir():
+    for file in [*folder.glob("clip.*"), *folder.glob("picture.*")]:
         if file.stem == "clip":
             _tried(lambda file=file: read_clip(file, ClipSpec(9, 32, 48, 8)))
         _tried(lambda file=file: read_image(file, 32, 48))
