@@ -31,6 +31,8 @@ WHITESPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u2
 # A ModelProto's normalizer_spec that changes nothing. Serialized messages merge when they are
 # joined, and the later value of a field wins.
 IDENTITY_NORMALIZER = bytes.fromhex("1a08 1200 1800 2000 2800")
+LONGEST_TEXT = 2**18
+"""Characters of a text: all of it is normalized and cut into pieces, whatever the model takes."""
 # tokenizers looks up a base character and its marks together if they have fewer bytes than this.
 SHORT_CLUSTER = 6
 # Characters that join the one before them as a mark does: ZWNJ, ZWJ, half-width voicing marks.
@@ -170,6 +172,10 @@ class T5Tokenizer:
         """Normalized words, each with one "▁" in front and none inside."""
         if not isinstance(text, str):
             raise InvalidInputError(f"a prompt must be text; got {type(text).__name__}")
+        if len(text) > LONGEST_TEXT:
+            raise InvalidInputError(
+                f"the text has {len(text):,} characters, and {LONGEST_TEXT:,} are the most"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:

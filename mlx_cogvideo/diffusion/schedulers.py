@@ -302,7 +302,7 @@ def scheduler_name(name: str | None, config: Mapping[str, Any]) -> str:
     """
     by_class = {made.__name__: key for key, made in SCHEDULERS.items()}
     found = name or by_class.get(config.get("_class_name"))
-    if found not in SCHEDULERS:
+    if not isinstance(found, str) or found not in SCHEDULERS:
         wanted = name or config.get("_class_name")
         raise InvalidInputError(f"no scheduler {wanted!r}: use {' or '.join(SCHEDULERS)}")
     return found

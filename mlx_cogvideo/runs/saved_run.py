@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 from dataclasses import dataclass, field, fields, replace
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -171,7 +172,7 @@ def owner_of(path: Path) -> str | None:
 def _run_state(arrays: dict[str, mx.array], about: dict[str, Any]) -> RunState:
     """What a file's arrays and its description say has been computed."""
     state = None
-    if about["step"]:
+    if index(about["step"]):
         skipped = tuple(about.get("skipped", ()))
         latents, x0 = arrays["latents"], arrays["x0"]
         state = DenoisingState(about["step"], about["timestep"], latents, x0, skipped=skipped)

@@ -112,6 +112,11 @@ def test_half_a_surrogate_pair_is_refused(tokenizer):
         tokenizer(["a \ud83d cat"])
 
 
+def test_a_text_without_end_is_refused(tokenizer):
+    with pytest.raises(InvalidInputError, match="has 1,000,000 characters, and 262,144 are"):
+        tokenizer("a" * 10**6)
+
+
 def test_a_prompt_that_is_no_text_is_refused(tokenizer):
     with pytest.raises(InvalidInputError, match="must be text; got NoneType"):
         tokenizer([None])

@@ -262,6 +262,7 @@ def test_a_saved_run_that_cannot_be_read_is_one_clear_line(folder, capsys):
         ("run", "[" * 10_000),
         ("run", '{"step": 0, "output": 3}'),
         ("run", '{"step": "x", "output": "video.mp4"}'),
+        ("run", '{"step": 0.5, "timestep": 1, "output": "video.mp4"}'),
     ],
 )
 def test_a_changed_saved_run_is_one_clear_line(folder, capsys, name, text):
