@@ -155,7 +155,6 @@ def test_an_incomplete_record_cannot_be_replayed(folder, capsys):
         {"settings": {"fps": "fast"}},
         {"settings": {"fps": 10**400}},
         {"settings": {"image": 3}},
-        {"settings": {"scheduler": {"ddim": 1}}},
         {"settings": {"tiling": ["none"]}},
         {"settings": {"steps_of_tomorrow": 3}},
     ],

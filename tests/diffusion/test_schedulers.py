@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from support import relative_error, scheduler_config
 
-from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    scheduler_name,
+)
 from mlx_cogvideo.errors import InvalidInputError
 
 CLASSES = [CogVideoXDDIMScheduler, CogVideoXDPMScheduler]
@@ -353,3 +357,9 @@ def test_a_config_round_trip_changes_nothing():
     assert again.config == scheduler.config
     assert scheduler.to_config()["_class_name"] == "CogVideoXDPMScheduler"
     assert CogVideoXDDIMScheduler.from_config(scheduler.config).config == scheduler.config
+
+
+@pytest.mark.parametrize("name", ["euler", {"ddim": 1}, ["dpm"]])
+def test_another_scheduler_is_refused_by_name(name):
+    with pytest.raises(InvalidInputError, match=r"no scheduler .*: use ddim or dpm"):
+        scheduler_name(name, {})
