@@ -6,6 +6,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+LARGEST_FILE = 2**26
+"""Bytes; the largest ones are the indexes of models in many files, and tokenizers."""
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a model folder.
@@ -15,6 +18,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the model folder is incomplete")
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise CheckpointError(f"{path} is no configuration: it has {size:,} bytes")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -7,13 +7,13 @@ written by hand here because sentencepiece's own classes need the protobuf packa
 """
 
 import base64
-import json
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .json_files import read_config
 
 # Numbers of the proto's fields.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -36,8 +36,8 @@ def model_proto(file: Path) -> bytes:
     Raises:
         CheckpointError: the file is damaged, or a tokenizer of another kind than T5's.
     """
+    contents = read_config(file)
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
         model, added = contents["model"], contents["added_tokens"]
         vocabulary = [(str(piece), float(score)) for piece, score in model["vocab"]]
         special = {token["content"] for token in added if token["special"]}

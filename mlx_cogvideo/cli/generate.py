@@ -1,7 +1,6 @@
 """``generate.py``: prompts in, videos out."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from .common import (
 from .config_file import with_config_file
 from .options import add_setting, add_settings, given_settings, named, path
 from .session import Session
-from .streams import tell
+from .streams import json_text, tell
 
 GROUPS = {
     "what": "what to make",
@@ -112,7 +111,7 @@ def show(file: Path) -> None:
     record = read_record(file)
     if record is None:
         raise InvalidInputError(f"{file} holds no record of how it was made")
-    tell(json.dumps(record, indent=2, ensure_ascii=False))
+    tell(json_text(record, indent=2))
 
 
 def make_parser() -> Parser:

@@ -1,7 +1,6 @@
 """Makes the videos of a plan, one after another."""
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ from ..runs.resumable import VideoJob, encode_all, finish
 from ..runs.saved_run import SavedRun
 from .common import FAILED, StageBars, say
 from .signals import Interrupts
-from .streams import tell
+from .streams import json_text, tell
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Session:
         finally:
             self._bars.close()
             if self.args.json:
-                tell(json.dumps(self._results(), ensure_ascii=False))
+                tell(json_text(self._results()))
         if plan.is_batch:
             counts = len(self.made), len(plan.finished), len(plan.failed)
             logger.info("%d made, %d made before, %d failed", *counts)

@@ -1,10 +1,13 @@
 """Standard streams that are closed, full or without a reader: no reason to lose a video."""
 
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 # C0, DEL and C1, which terminals obey.
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
@@ -15,6 +18,12 @@ logger = logging.getLogger(__name__)
 def printable(text: str) -> str:
     """A text in one line, in which control characters are spelled: names in files may have them."""
     return text.translate(_CONTROLS)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON whose texts are readable; those control characters are escaped that JSON leaves."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def prepare() -> None:

@@ -1,14 +1,16 @@
 """How a command ends: without readers of its streams, and where a step never does."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from commands import PROMPT, SCRIPT, SMALL
+from commands import PROMPT, SCRIPT, SMALL, run
 
-from mlx_cogvideo.video import read_record
+from mlx_cogvideo.video import read_record, write_video
 
 RUN = [sys.executable, str(SCRIPT), "--prompt", PROMPT, *SMALL, "--seed", "1", "--output"]
 STUCK = """
@@ -74,3 +76,12 @@ def test_a_step_that_never_ends_is_left_after_the_second_signal(tmp_path, name, 
     assert 4 < time.monotonic() - began < 12
     last = messages.splitlines()[-1]
     assert last == "stopped inside a step that doesn't end; what was saved before is kept"
+
+
+def test_a_record_is_shown_without_what_terminals_obey(tmp_path, capsys):
+    frame = np.zeros((1, 16, 16, 3), np.uint8)
+    record = {"mlx_cogvideo": "0", "settings": {"prompt": "\x1b[2J\x9b2J\x7f 猫"}}
+    write_video(tmp_path / "a.mp4", frame, 8, record=record)
+    assert run("--show", tmp_path / "a.mp4") == 0
+    shown = capsys.readouterr().out
+    assert "\\u001b[2J\\u009b2J\\u007f 猫" in shown and json.loads(shown) == record
