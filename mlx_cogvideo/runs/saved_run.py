@@ -143,6 +143,9 @@ class SavedRun:
             about = json.loads(metadata["run"])
             record = json.loads(metadata[KEY])
             check_record(record)
+            if "prompt" not in record["settings"]:
+                raise KeyError("prompt")
+            saved_path(about["output"])  # or it names no file
             saved = cls(record, os.fspath(about["output"]), _run_state(arrays, about))
             if "owner" in about:
                 saved = replace(saved, owner=str(about["owner"]))

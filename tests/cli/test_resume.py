@@ -259,14 +259,17 @@ def test_a_saved_run_that_cannot_be_read_is_one_clear_line(folder, capsys):
     [
         ("mlx_cogvideo", "[" * 10_000),
         ("mlx_cogvideo", '{"settings": [], "model": {}}'),
+        ("mlx_cogvideo", '{"settings": {"num_inference_steps": 4}, "model": {}}'),
         ("run", "[" * 10_000),
         ("run", '{"step": 0, "output": 3}'),
+        ("run", '{"step": 0, "output": ""}'),
         ("run", '{"step": "x", "output": "video.mp4"}'),
         ("run", '{"step": 0.5, "timestep": 1, "output": "video.mp4"}'),
     ],
 )
 def test_a_changed_saved_run_is_one_clear_line(folder, capsys, name, text):
-    record = {"mlx_cogvideo": "0.1.0", "settings": {"num_inference_steps": 4}}
+    settings = {"prompt": PROMPT, "num_inference_steps": 4}
+    record = {"mlx_cogvideo": "0.1.0", "settings": settings}
     metadata = {"mlx_cogvideo": json.dumps(record), "run": '{"step": 0, "output": "video.mp4"}'}
     arrays = {name: np.zeros(1, np.float32) for name in ("embeds", "latents", "x0")}
     save_file(arrays, folder / "video.mp4.resume", metadata | {name: text})
