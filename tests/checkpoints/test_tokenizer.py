@@ -196,5 +196,5 @@ def test_another_tokenizer_json_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "{}", '{"model": 3}'])
 def test_a_damaged_tokenizer_json_is_refused(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json (isn't T5's|is not valid JSON|should hold)"):
+    with pytest.raises(CheckpointError, match=r"isn't T5's|is not valid JSON|should hold"):
         T5Tokenizer.from_pretrained(tmp_path)
