@@ -335,7 +335,7 @@ class Trainer:
         try:
             if self.step > 0:
                 self._save(keep=None)
-        except Exception as problem:
+        except Exception as problem:  # the first error is the one to report, whatever this is
             if str(problem) != str(error):
                 error.add_note(f"step {self.step} can't be saved: {problem}")
         note = ways_on(self.folder, self.settings.iters, resume)

@@ -5,33 +5,18 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
+from components import CONFIG, FILE, make_model, write_component
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from mlx_cogvideo.checkpoints import load_component, read_config, save_component
 from mlx_cogvideo.errors import CheckpointError
 from mlx_cogvideo.nn.t5 import T5Config, T5EncoderModel
-from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-
-CONFIG = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "num_layers": 1,
-    "time_embed_dim": 8,
-    "text_embed_dim": 8,
-}
-FILE = "diffusion_pytorch_model.safetensors"
-
-
-def make_model() -> CogVideoXTransformer3DModel:
-    return CogVideoXTransformer3DModel(TransformerConfig.from_dict(CONFIG))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    mx.random.seed(0)
-    save_component(tmp_path / "transformer", make_model(), CONFIG)
-    return tmp_path / "transformer"
+    return write_component(tmp_path)
 
 
 def rewrite(folder, change) -> None:
