@@ -109,7 +109,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
         yield
         return
     file = lock_file or _neighbour(key, "", ".lock")
-    lock = _acquire(key, file, path, advice)
+    lock = _acquire(key, file, path, advice, owner)
     lock.write()
     _note(file)
     _held[key] = lock
@@ -202,10 +202,9 @@ def _neighbour(path: Path, middle: str, ending: str) -> Path:
     return path.with_name(f".{shown}{middle}{ending}")
 
 
-def _acquire(key: Path, file: Path, path: Path, advice: str) -> _Lock:
+def _acquire(key: Path, file: Path, path: Path, advice: str, owner: tuple[int, int]) -> _Lock:
     """Takes the lock and removes what a killed process has left."""
     end = time.monotonic() + _PATIENCE_SECONDS
-    owner = os.getpid(), threading.get_ident()
     holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
     while True:
         stream = _open(file, path)
@@ -297,7 +296,10 @@ def _remove_dead_lock(file: Path) -> None:
 
 
 def _in_use(path: Path, stream: int, advice: str) -> str:
-    lines = _read(stream).split("\n")
+    end = time.monotonic() + _PATIENCE_SECONDS
+    # A process names itself right after it has taken the lock.
+    while len(lines := _read(stream).split("\n")) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
     holder = lines[1] if len(lines) > 2 and lines[1].isprintable() else "another process"
     return f"{path} is being written by {holder}: wait until that ends, or {advice}"
 
@@ -331,8 +333,8 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        problem = f"{path} isn't UTF-8 text: {error.reason}; save it as UTF-8"
-        raise InvalidInputError(problem) from None
+        reason = error.reason
+        raise InvalidInputError(f"{path} isn't UTF-8 text: {reason}; save it as UTF-8") from None
     except OSError as error:
         raise InvalidInputError(f"{path} can't be read: {error.strerror}") from None
 

@@ -6,6 +6,7 @@ makes the small world that the checkpoint should understand. `wild_scene` makes 
 only its autoencoder sees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -79,6 +80,25 @@ WILD_SHAPES = (
     Outline(points=4, inner=0.4, scale=1.2),
     Outline(points=3, arm=0.3, scale=1.1),
 )
+
+
+def varied_outlines(rng: np.random.Generator, count: int) -> list[Outline]:
+    """Draws figures for the autoencoder alone: polygons, stars and arms, half of them with a hole.
+
+    None of them is in `UNSEEN_SHAPES`, however it is sized: there is no disc with a hole, and no
+    figure with four arms.
+    """
+    outlines = []
+    for _ in range(count):
+        hole = float(rng.uniform(0.2, 0.5)) if rng.random() < 0.5 else 0.0
+        if rng.random() < 0.3:
+            points, inner = int(rng.choice([2, 3, 5, 6])), 1.0
+            arm = float(rng.uniform(0.2, 0.45))
+        else:
+            points, arm = int(rng.integers(3, 9)), 0.0
+            inner = float(rng.uniform(0.4, np.cos(np.pi / points)))
+        outlines.append(Outline(points, inner, arm, hole, scale=1.2))
+    return outlines
 
 
 @dataclass
@@ -248,16 +268,21 @@ def world_scene(
     return Scene(Backdrop(plain, plain, np.zeros(count), np.zeros(count)), [sprite])
 
 
-def wild_scene(rng: np.random.Generator, count: int) -> Scene:
+def wild_scene(
+    rng: np.random.Generator, count: int, outlines: Sequence[Outline] = WILD_SHAPES
+) -> Scene:
     """Makes clips of the wider world: any colours, ramps, stripes, figures that turn and race."""
     first, second = rng.uniform(0, 255, (2, count, 3))
     second = np.where(rng.random((count, 1)) < 0.3, first, second)
     waves = np.where(rng.random(count) < 0.25, rng.uniform(1, 5, count), 0)
     backdrop = Backdrop(first, second, rng.uniform(0, 2 * np.pi, count), waves)
-    return Scene(backdrop, [_wild_sprite(rng, count), _wild_sprite(rng, count, presence=0.4)])
+    sprites = [_wild_sprite(rng, count, outlines, presence) for presence in (1.0, 0.4)]
+    return Scene(backdrop, sprites)
 
 
-def _wild_sprite(rng: np.random.Generator, count: int, presence: float = 1.0) -> Sprite:
+def _wild_sprite(
+    rng: np.random.Generator, count: int, outlines: Sequence[Outline], presence: float
+) -> Sprite:
     """One random figure a clip; in clips without it, the figure is far outside the picture."""
     time = np.linspace(0, 1, FRAMES)
     start, end = rng.uniform(12, SIZE - 12, (2, count, 2, 1))
@@ -266,7 +291,7 @@ def _wild_sprite(rng: np.random.Generator, count: int, presence: float = 1.0) ->
     sizes = rng.uniform(8, 28, (2, count, 1))
     steady = rng.random((count, 1)) < 0.5
     return _sprite(
-        [WILD_SHAPES[index] for index in rng.integers(len(WILD_SHAPES), size=count)],
+        [outlines[index] for index in rng.integers(len(outlines), size=count)],
         path[:, 0],
         path[:, 1],
         sizes[0] + np.where(steady, 0, sizes[1] - sizes[0]) * time,
