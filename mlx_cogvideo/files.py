@@ -104,8 +104,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
     """
     key = absolute(path)
     owner = os.getpid(), threading.get_ident()
-    held = _held.get(key)
-    if held is not None and held.owner == owner:
+    if (held := _held.get(key)) is not None and held.owner == owner:
         yield
         return
     file = lock_file or _neighbour(key, "", ".lock")

@@ -21,7 +21,7 @@ from support import environment, killed, locked_elsewhere
 from mlx_cogvideo import generate_video
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.errors import OutputError
-from mlx_cogvideo.files import locked, temporary_path
+from mlx_cogvideo.files import check_unlocked, locked, temporary_path
 from mlx_cogvideo.video import read_record, read_video, write_latents, write_video
 
 
@@ -44,6 +44,17 @@ def test_a_lock_belongs_to_one_process_and_ends_with_it(tmp_path):
     with locked(path, ""), locked(path, ""):  # a thread may take it again
         assert names(tmp_path) == {".video.mp4.lock"}
     assert names(tmp_path) == set()
+
+
+def test_a_process_that_has_just_taken_a_lock_is_named_as_well(tmp_path):
+    file = tmp_path / ".video.mp4.lock"
+    stream = os.open(file, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    text = b"locked by mlx_cogvideo\nprocess 12 on a-host since 10:00:00\n[]\n"
+    threading.Timer(0.05, os.pwrite, (stream, text, 0)).start()
+    with pytest.raises(OutputError, match="by process 12 on a-host since 10:00:00"):
+        check_unlocked(tmp_path / "video.mp4", "")
+    os.close(stream)
 
 
 def test_the_time_in_a_message_is_that_of_the_lock(tmp_path, monkeypatch):
