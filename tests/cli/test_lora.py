@@ -186,7 +186,7 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
         (["--iters", 0], "iters must be at least 1; got 0"),
         (["--grad-accumulation-steps", 0], "accumulate must be at least 1; got 0"),
         (["--val-every", -1], "--val-every: must be at least 0"),
-        (["--iter", 3], "unrecognized arguments: --iter"),
+        (["--iter", 3], "unknown option --iter: did you mean --iters?"),
         (["--learning-rate", 0], "learning_rate must be .* above 0"),
         (["--target", "to_q", "to_out"], "no layers to_out"),
         (["--seed", -1], "seed must be from 0 to .*; got -1"),
