@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidInputError
 from .config_formats import read_options
 from .options import path as path_type
-from .parser import Parser, UnknownOption
+from .parser import OneLineParser, Parser, UnknownOption
 
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 """Other words for true and false, which YAML files have."""
@@ -27,7 +27,7 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
         InvalidInputError: the file doesn't exist, or holds something else than options.
     """
     arguments = parser.in_own_names(arguments)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = OneLineParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=path_type)
     path = finder.parse_known_args(arguments)[0].config
     if path is None:

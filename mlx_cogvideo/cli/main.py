@@ -38,8 +38,8 @@ example:
 {usage} --help lists the options of a command.
 """
 _COMPLETION = """\
-  --print-completion {bash,zsh,tcsh}
-              Print a script with which a shell completes this command.
+  --print-completion SHELL
+              Print a script with which SHELL (bash, zsh, tcsh) completes this command.
 """
 
 

@@ -16,8 +16,15 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line long. Options are written out in full.
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line long."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {printable(message)} (--help lists the options)\n")
+
+
+class Parser(OneLineParser):
+    """The parser of a command. Options are written out in full.
 
     An option may also be written with underscores, or under a name of `OTHER_NAMES`.
     """
@@ -45,9 +52,6 @@ class Parser(argparse.ArgumentParser):
             version=f"mlx-cogvideo {__version__}",
             help="Print the version, and stop.",
         )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {printable(message)} (--help lists the options)\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, lone = self.parse_known_args(self.in_own_names(args), namespace)

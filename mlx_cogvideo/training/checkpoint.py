@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..called import shell_word
+from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
 from ..files import check_unlocked, locked
 from .settings import changed_settings

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import (
     PROMPT,
+    SCRIPT,
     SMALL,
     ctrl_c_in_step,
     during_steps,
