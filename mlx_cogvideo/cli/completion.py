@@ -1,12 +1,12 @@
 """Scripts with which a shell completes ``mlx-cogvideo``, made by shtab."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 
 from ..errors import InvalidInputError
 from .common import run
-from .main import COMMANDS
 from .options import path
 from .streams import tell
 
@@ -14,12 +14,17 @@ _FILES = {"ADAPTER", "DIR", "FILE", "FOLDER", "MODEL", "PATH"}
 """Placeholders of values that are files or folders."""
 
 
-def print_completion(arguments: Sequence[str]) -> int:
-    """Prints the script for a shell, ``bash``, ``zsh`` or ``tcsh``; returns the exit code."""
-    return run(_print_completion, arguments)
+def print_completion(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Prints the script for a shell; returns the exit code.
+
+    Args:
+        commands: names of commands and what they do.
+        arguments: the shell, such as ``bash``, and nothing else.
+    """
+    return run(partial(_print_completion, commands), arguments)
 
 
-def _print_completion(arguments: Sequence[str] | None) -> None:
+def _print_completion(commands: Mapping[str, str], arguments: Sequence[str] | None) -> None:
     try:
         import shtab
     except ImportError:
@@ -31,13 +36,13 @@ def _print_completion(arguments: Sequence[str] | None) -> None:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
         raise InvalidInputError(f"--print-completion takes one of {shells}; got {shell!r}")
     parser = argparse.ArgumentParser(prog="mlx-cogvideo")
-    commands = parser.add_subparsers(parser_class=argparse.ArgumentParser)
-    for name, text in COMMANDS.items():
+    parsers = parser.add_subparsers(parser_class=argparse.ArgumentParser)
+    for name, text in commands.items():
         own = import_module(f".{name}", __package__).make_parser()
         for action in own._actions:
             if _takes_files(action):
                 action.complete = shtab.FILE
-        commands.add_parser(name, help=text, parents=[own], add_help=False)
+        parsers.add_parser(name, help=text, parents=[own], add_help=False)
     tell(shtab.complete(parser, shell))
 
 

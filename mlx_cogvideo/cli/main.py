@@ -76,7 +76,7 @@ def _about(name: str, rest: Sequence[str]) -> int:
     elif name == "--print-completion":
         from .completion import print_completion
 
-        return print_completion(rest)
+        return print_completion(COMMANDS, rest)
     else:
         return _refuse(name)
     return 0

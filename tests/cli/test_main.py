@@ -1,6 +1,7 @@
 """``mlx-cogvideo``: one command for all others, which says what it can do without MLX."""
 
 import importlib.util
+import os
 import shlex
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import PROMPT, SMALL
+from commands import PROMPT
 
 from mlx_cogvideo.cli.main import COMMANDS, main
 from mlx_cogvideo.version import __version__
@@ -39,7 +40,7 @@ def start(*arguments, folder=ROOT, first_on_path=ROOT) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={"PYTHONPATH": f"{first_on_path}:{ROOT}", "PATH": "/usr/bin:/bin"},
+        env={**os.environ, "PYTHONPATH": f"{first_on_path}:{ROOT}"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         capture_output=True,
         text=True,
@@ -91,16 +92,13 @@ def test_every_command_has_its_help_and_the_version(capsys, command):
     assert len(calls) == 3 and all(f"mlx-cogvideo {command}" in line for line in calls)
 
 
-def test_help_is_called_as_its_reader_called_it():
-    for door, words in DOORS.items():
-        if door in ("generate.py", "-m mlx_cogvideo", "-m mlx_cogvideo.convert"):
-            done = start(*words, "--help")
-            assert f"{sys.executable} {shlex.join(words)} -" in done.stdout
+@pytest.mark.parametrize("door", ["generate.py", "-m mlx_cogvideo"])
+def test_help_is_called_as_its_reader_called_it(door):
+    done = start(*DOORS[door], "--help")
+    assert f"\n  {sys.executable} {shlex.join(DOORS[door])} --prompt" in done.stdout
 
 
-def test_a_video_is_made_and_the_package_is_imported_for_its_command_only(tmp_path):
-    done = start("-m", "mlx_cogvideo", "generate", "-p", PROMPT, *SMALL, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "video.mp4\n"), done.stderr
+def test_a_command_imports_no_other_one():
     code = "import sys; from mlx_cogvideo.cli.main import main\ntry: main(['check', '--version'])\n"
     code += (
         "finally: print({'mlx_cogvideo.cli.lora', 'mlx_cogvideo.cli.generate'} & {*sys.modules})"
@@ -108,8 +106,10 @@ def test_a_video_is_made_and_the_package_is_imported_for_its_command_only(tmp_pa
     assert start("-c", code).stdout.endswith("\nset()\n")
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("door", "fault"),
+    [*((door, "ctrl-c") for door in DOORS), ("lora.py", "missing"), ("-m mlx_cogvideo", "ill")],
+)
 def test_what_happens_while_a_command_is_imported_is_one_line(tmp_path, door, fault):
     (tmp_path / "numpy.py").write_text(BROKEN[fault])
     done = start(*DOORS[door], "--version", first_on_path=tmp_path)
