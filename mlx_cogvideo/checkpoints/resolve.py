@@ -215,7 +215,8 @@ def hub_id(model: str | Path) -> str | None:
     if variant := NAMES.get(name.lower()):
         return _official(variant)
     if not _HUB_ID.fullmatch(name) or name.endswith(_FILES):
-        raise ModelNotFoundError(f"no model {name!r}{_nearest(name) or f': {known}'}")
+        near = did_you_mean(name, [*BUNDLED, *ALIASES, *(variant.name for variant in VARIANTS)])
+        raise ModelNotFoundError(f"no model {name!r}{near or f': {known}'}")
     return name
 
 
@@ -224,11 +225,6 @@ def _official(variant: Variant) -> str:
     repos = [variant.repo, *(f"{owner}/{variant.name}" for owner in OWNERS)]
     cached = (repo for repo in repos if (hub_cache() / _CACHED.format(*repo.split("/"))).is_dir())
     return next(cached, variant.repo)
-
-
-def _nearest(name: str) -> str:
-    """The end of a message about an unknown model, or "" if no name of one is near."""
-    return did_you_mean(name, [*BUNDLED, *ALIASES, *(variant.name for variant in VARIANTS)])
 
 
 def hub_cache() -> Path:
@@ -263,7 +259,7 @@ def _fetch(
     except hub_errors.GatedRepoError:
         problem = "asks you to accept its licence first, on its page, and to log in (hf auth login)"
     except hub_errors.RepositoryNotFoundError:
-        problem = f"is neither a folder here nor a repository on the hub{_nearest(repo)}"
+        problem = "is neither a folder here nor a repository on the hub"
     except hub_errors.RevisionNotFoundError:
         problem = f"has no revision {revision}"
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):

@@ -13,7 +13,7 @@ from mlx_cogvideo.cli import check, convert, generate, lora_options
 from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.generate import make_parser
 from mlx_cogvideo.cli.options import given_settings, help_text
-from mlx_cogvideo.cli.other_names import OTHER_NAMES
+from mlx_cogvideo.cli.other_names import EVERYWHERE, OTHER_NAMES
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.video import read_record
@@ -64,7 +64,7 @@ def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
         parser = makers[command].make_parser()
         options = {option for action in parser._actions for option in action.option_strings}
         assert not others.keys() & options, "an option of its own is no other name"
-        for name, meaning in others.items():
+        for name, meaning in (EVERYWHERE | others).items():
             assert meaning in options if meaning.startswith("-") else " " in meaning, name
             assert re.fullmatch("--[a-z]+(-[a-z]+)*", name)
 
