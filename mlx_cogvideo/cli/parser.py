@@ -77,7 +77,8 @@ class Parser(OneLineParser):
                 try:
                     word = self.own_name(name) + equals + value
                 except UnknownOption as problem:
-                    problems.append(str(problem))
+                    if " " not in word:  # else argparse takes it for a value
+                        problems.append(str(problem))
             words.append(word)
         if problems:
             self.error("; ".join(problems))
@@ -99,12 +100,11 @@ class Parser(OneLineParser):
         raise UnknownOption(f"unknown option {option}{did_you_mean(dashed, listed)}")
 
     def _may_be_option(self, word: str) -> bool:
-        """Whether argparse takes a word for an option, or for an unknown one."""
+        """Whether argparse may take a word for an option, known or not."""
         if len(word) < 2 or word[0] != "-" or self._negative_number_matcher.match(word):
             return False
-        if word[1] != "-":  # -o and its value may be one word
-            return word[:2] not in self._option_string_actions
-        return " " not in word.partition("=")[0]
+        # -o and its value may be one word.
+        return word[1] == "-" or word[:2] not in self._option_string_actions
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

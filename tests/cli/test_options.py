@@ -102,6 +102,9 @@ def test_a_prompt_without_its_option_is_recognized(capsys):
 def test_words_that_look_like_options_stay_values():
     args = make_parser().parse_args(["-p=a", "--guidance", "-1", "-ob.mp4", "--negative-prompt=-x"])
     assert (args.guidance_scale, args.output, args.negative_prompt) == (-1, "b.mp4", "-x")
+    for text in ("-a b", "--a b", "--a=b c"):
+        assert make_parser().parse_args(["-p", text]).prompt == text
+    assert make_parser().parse_args(["--output_path=a b.mp4"]).output == "a b.mp4"
 
 
 def test_a_configuration_file_has_the_same_names(tmp_path, monkeypatch, capsys):
