@@ -2,7 +2,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from mlx_cogvideo.cli.generate import main
-    except ImportError as error:  # one line on a Python that is too old, or without MLX
+        from mlx_cogvideo.cli.main import run_command
+    except ImportError as error:  # one line on a Python that is too old
         sys.exit(f"error: {error}")
-    sys.exit(main())
+    sys.exit(run_command("generate"))

@@ -10,19 +10,24 @@ if sys.version_info < (3, 11):  # noqa: UP036
         "virtual environment with it"
     )
 
-from .errors import (
-    CheckpointError,
-    CogVideoXError,
-    DeviceError,
-    GenerationError,
-    InvalidInputError,
-    ModelNotFoundError,
-    OutputError,
-    PeerLostError,
-)
-from .pipeline.pipeline import CogVideoXPipeline
-from .runs.generate_video import generate_video
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .errors import (
+        CheckpointError,
+        CogVideoXError,
+        DeviceError,
+        GenerationError,
+        InvalidInputError,
+        ModelNotFoundError,
+        OutputError,
+        PeerLostError,
+    )
+    from .pipeline.pipeline import CogVideoXPipeline
+    from .runs.generate_video import generate_video
 
 __all__ = [
     "CheckpointError",
@@ -37,3 +42,24 @@ __all__ = [
     "__version__",
     "generate_video",
 ]
+
+_MODULES = {
+    "CogVideoXPipeline": "pipeline.pipeline",
+    "generate_video": "runs.generate_video",
+}
+"""Where a public name is, unless it is an error."""
+_ROOMS = {"checkpoints", "diffusion", "errors", "nn", "pipeline", "runs", "video"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is public on its first use: commands begin, and show help, without MLX."""
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_MODULES.get(name, 'errors')}", __name__)
+    return globals().setdefault(name, getattr(module, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

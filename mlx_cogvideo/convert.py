@@ -2,7 +2,12 @@
 
 import sys
 
-from .cli.convert import main
+from .cli.main import run_command
+
+
+def main() -> int:
+    return run_command("convert")
+
 
 if __name__ == "__main__":
     sys.exit(main())

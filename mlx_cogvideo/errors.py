@@ -1,10 +1,13 @@
 """The errors of this package. Every message is one line: what was wrong and what to do."""
 
+import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from .called import command
 
 
 class CogVideoXError(Exception):
@@ -99,9 +102,7 @@ FAILURES = {
 }
 """The kinds of MLX's errors, in the order in which their patterns are tried."""
 
-OTHER = Failure(
-    "", "MLX failed", "please report this, with the output of python -m mlx_cogvideo.check"
-)
+OTHER = Failure("", "MLX failed", "please report this, with the output of {check}")
 
 _RELAX = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 
@@ -123,6 +124,17 @@ def not_finite(what: str, dtype: str, in_float32: str) -> GenerationError:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, for one of ours."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: ``: did you mean WORD?``, or "" if none is near.
+
+    Args:
+        known: the words that it may be, in any case of letters.
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1)
+    return f": did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def wider_dtype(
@@ -155,6 +167,7 @@ def device_error(error: BaseException, out_of_memory: str | None = None) -> Devi
     kind = next(found, "other")
     failure = FAILURES.get(kind, OTHER)
     advice = out_of_memory if kind == "memory" and out_of_memory else failure.advice
+    advice = advice.replace("{check}", command("check"))
     if _RELAX in os.environ:
         advice = re.sub(f",( or)? set {_RELAX}=1", "", advice)
     by_gpu = re.search(r"(?i)command buffer|cuda\w*\(.*failed|illegal memory access", text)

@@ -2,7 +2,12 @@
 
 import sys
 
-from .cli.generate import main
+from .cli.main import run_command
+
+
+def main() -> int:
+    return run_command("generate")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..called import command, shell_word
 from ..errors import CheckpointError
 from .resolve import COMPONENTS, Base, component_folder
 from .sat import is_sat
@@ -37,7 +38,8 @@ def _instead(folder: Path) -> str:
     if inside:
         return f"did you mean {folder / inside[0]}?"
     if is_sat(folder):
-        return "it is a checkpoint of the SAT code: convert it first (mlx_cogvideo.convert)"
+        convert = f"{command('convert')} --model {shell_word(folder)}"
+        return f"it is a checkpoint of the SAT code: convert it first ({convert})"
     if any(component_folder(folder, name).is_dir() for name in COMPONENTS):
         return "its folder transformer is missing"
     return "it has no folder transformer"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..called import shell_word
 from .variants import VARIANTS, Variant
 
 LICENSES = {"2b": ["license: apache-2.0"]}
@@ -14,12 +15,12 @@ OTHER_LICENSE = [
 ]
 
 
-def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
+def model_card(report: dict[str, Any], model: str) -> str:
     """The text of a model card.
 
     Args:
         report: the report of the conversion.
-        repo: the model's name in the card's command: a folder, or a hub repository.
+        model: the model's name in the card's command: a folder, or a hub repository.
     """
     variant = next((v for v in VARIANTS if v.alias == report["variant"]), None)
     source, quantization = report["source"], report["quantization"]
@@ -35,7 +36,7 @@ def model_card(report: dict[str, Any], repo: str = "mlx_model") -> str:
         f"Made from `{source['name']}`{revision}{rest} with mlx_cogvideo {report['mlx_cogvideo']}.",
         "",
         "```",
-        f'python generate.py --model {repo} {image}--prompt "..."',
+        f'mlx-cogvideo generate --model {shell_word(model)} {image}--prompt "..."',
         "```",
         "",
         "| part | GB | bits a weight | quantized layers |",

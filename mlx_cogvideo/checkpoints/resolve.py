@@ -11,9 +11,10 @@ import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
-from ..errors import InvalidInputError, ModelNotFoundError, first_line
+from ..called import command
+from ..errors import InvalidInputError, ModelNotFoundError, did_you_mean, first_line
 from .json_files import read_config
-from .variants import ALIASES
+from .variants import ALIASES, NAMES, OWNERS, VARIANTS, Variant
 
 DEMO_PATH = Path(__file__).parents[1] / "demo"
 """The bundled checkpoint: tiny, trained from scratch on moving shapes."""
@@ -29,6 +30,8 @@ COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 CONFIGURATIONS = ["*.json", "*/*.json", "tokenizer/spiece.model"]
 DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors"]
 
+_CACHED = "models--{}--{}"
+"""The name of a repository's folder in the hub's cache."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = (".safetensors", ".pt", ".bin", ".ckpt", ".gguf", ".pth")
 """Endings of names that are meant for files."""
@@ -70,7 +73,8 @@ def resolve_model(
 
     Args:
         model: a folder, an alias (of `BUNDLED` or `ALIASES`), or a hub id such as
-            ``THUDM/CogVideoX-5b``, which is downloaded unless it is in the local hub cache.
+            ``me/my-model``, which is downloaded unless it is in the local hub cache. An official
+            model has all of `NAMES`.
         revision: commit, branch or tag of a hub repository; None is its main branch.
         download: False takes a hub repository only from the cache.
         patterns: the files to download.
@@ -206,12 +210,21 @@ def hub_id(model: str | Path) -> str | None:
     if Path(model).expanduser().is_file():
         raise ModelNotFoundError(
             f"{name} is a file: give the folder of a model in the official layout, or convert a "
-            "file of the SAT code (.pt) first"
+            f"file of the SAT code (.pt) first ({command('convert')})"
         )
-    repo = ALIASES.get(name.lower(), name)
-    if not _HUB_ID.fullmatch(repo) or repo.endswith(_FILES):
-        raise ModelNotFoundError(f"no model {name!r}: {known}")
-    return repo
+    if variant := NAMES.get(name.lower()):
+        return _official(variant)
+    if not _HUB_ID.fullmatch(name) or name.endswith(_FILES):
+        near = did_you_mean(name, [*BUNDLED, *ALIASES, *(variant.name for variant in VARIANTS)])
+        raise ModelNotFoundError(f"no model {name!r}{near or f': {known}'}")
+    return name
+
+
+def _official(variant: Variant) -> str:
+    """The repository of an official model, under the owner's name that is in the cache already."""
+    repos = [variant.repo, *(f"{owner}/{variant.name}" for owner in OWNERS)]
+    cached = (repo for repo in repos if (hub_cache() / _CACHED.format(*repo.split("/"))).is_dir())
+    return next(cached, variant.repo)
 
 
 def hub_cache() -> Path:

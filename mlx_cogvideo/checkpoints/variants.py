@@ -106,6 +106,16 @@ VARIANTS = (
 
 ALIASES = {variant.alias: variant.repo for variant in VARIANTS}
 
+OWNERS = ("THUDM", "zai-org")
+"""Names of the organisation that publishes the official models: its former one, and today's."""
+
+NAMES = {
+    name.lower(): variant
+    for variant in VARIANTS
+    for name in (variant.alias, variant.name, *(f"{owner}/{variant.name}" for owner in OWNERS))
+}
+"""The official models by all their names, in lower case."""
+
 
 def match_variant(config: TransformerConfig) -> Variant | None:
     """The official variant with this transformer, or None for the demo and other models."""

@@ -1,4 +1,4 @@
-"""``python -m mlx_cogvideo.check``: checks this machine's numbers and measures its speed."""
+"""``mlx-cogvideo check``: checks this machine's numbers and measures its speed."""
 
 import argparse
 import json
@@ -23,8 +23,9 @@ from ..machine.stages import check_stages
 from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
-from .common import BASE, FAILED, Parser, duration, run, say, with_help
+from .common import BASE, FAILED, duration, run, say, with_help
 from .options import named, path
+from .parser import Parser
 
 NO_GPU = "the convolutions and the attention of official widths: there is no GPU here"
 
@@ -181,11 +182,11 @@ that the official models need on this machine.
 """
 EXAMPLES = """\
 examples:
-  python -m mlx_cogvideo.check
+  %(prog)s
       compare in float32 and print what this machine can do
-  python -m mlx_cogvideo.check --dtype float32 bfloat16 float16 --stages-only
+  %(prog)s --dtype float32 bfloat16 float16 --stages-only
       compare in all dtypes and measure nothing
-  python -m mlx_cogvideo.check --report report.json
+  %(prog)s --report report.json
       write the results to a file that can be attached to an issue
 """
 
@@ -201,7 +202,7 @@ HELP = {
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="mlx_cogvideo.check", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = Parser("check", lone="--model", description=DESCRIPTION, epilog=EXAMPLES)
     add = with_help(parser, HELP)
     add("--dtype", choices=DTYPES, nargs="+")
     add("--stages-only", action="store_true")

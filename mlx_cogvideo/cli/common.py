@@ -6,30 +6,15 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
 from .options import named, number, path
+from .parser import DONE, FAILED, INTERRUPTED, USAGE, Parser
 from .signals import ended_gently
 from .streams import prepare, printable, unheard
-
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line long. Options are written out in full."""
-
-    def __init__(self, **options: Any):
-        """`options` are argparse's; an ``epilog`` keeps its line breaks."""
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {printable(message)} (--help lists the options)\n")
 
 
 def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: str) -> None:
@@ -84,9 +69,9 @@ def run(
     command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
 ) -> int:
     """Runs a command and turns how it ends into an exit code and at most one line on stderr."""
-    prepare()
-    show_log_messages()
     try:
+        prepare()
+        show_log_messages()
         with ended_gently():
             return command(arguments) or DONE
     except CogVideoXError as error:

@@ -2,15 +2,14 @@
 
 import argparse
 import reprlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from .common import Parser
 from .config_formats import read_options
 from .options import path as path_type
+from .parser import OneLineParser, Parser, UnknownOption
 
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 """Other words for true and false, which YAML files have."""
@@ -27,8 +26,8 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
     Raises:
         InvalidInputError: the file doesn't exist, or holds something else than options.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    finder = Parser(add_help=False)
+    arguments = parser.in_own_names(arguments)
+    finder = OneLineParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=path_type)
     path = finder.parse_known_args(arguments)[0].config
     if path is None:
@@ -38,17 +37,23 @@ def with_config_file(parser: Parser, arguments: Sequence[str] | None) -> list[st
     names: dict[str, str] = {}
     actions = {option: action for action in parser._actions for option in action.option_strings}
     for name, value in read_options(path).items():
-        option = "--" + name.replace("_", "-")
-        if option not in actions or option == "--config":
-            raise InvalidInputError(
-                f"{path} has {name!r}, which is not an option (--help lists them)"
-            )
+        option = _option(parser, path, name)
         other = names.setdefault(actions[option].dest, name)
         if other != name:
             raise InvalidInputError(f"{path}: {other} and {name} are one option: give one of them")
         if option not in given:
             words += _words(path, option, actions[option], value)
     return words + arguments
+
+
+def _option(parser: Parser, path: Path, name: str) -> str:
+    """The parser's option of a name in the file."""
+    if name.replace("_", "-") in ("config", "help", "version"):
+        raise InvalidInputError(f"{path} has {name!r}, which is for the command line only")
+    try:
+        return parser.own_name(f"--{name}")
+    except UnknownOption as problem:
+        raise InvalidInputError(f"{path}: {problem} (--help lists the options)") from None
 
 
 def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``python -m mlx_cogvideo.convert``: makes a small model folder from an official checkpoint."""
+"""``mlx-cogvideo convert``: makes a small model folder from an official checkpoint."""
 
 import argparse
 import logging
@@ -20,7 +20,6 @@ from ..checkpoints import (
 )
 from ..checkpoints.compatibility import check_model
 from ..checkpoints.components import DTYPES
-from ..checkpoints.model_card import model_card
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.resolve import Base, base_patterns, resolve_base
 from ..checkpoints.sat import is_sat, open_sat
@@ -41,7 +40,6 @@ from .awake import awake
 from .common import (
     BASE,
     Bars,
-    Parser,
     WithScale,
     add_awake_option,
     be_quiet,
@@ -50,6 +48,7 @@ from .common import (
     with_help,
 )
 from .options import named, path
+from .parser import Parser
 from .streams import tell
 
 logger = logging.getLogger(__name__)
@@ -98,14 +97,12 @@ def _convert(args: argparse.Namespace, quantization: Quantization | None) -> Non
     announce(plan, args.mlx_path, to_download)
     if args.dry_run:
         return
-    report = _write(plan, args)
+    _write(plan, args)
     if not is_sat(plan.folder) and (repo := hub_id(args.model)):
         logger.info(
             "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
     if args.upload_repo:
-        card = model_card(report, args.upload_repo)
-        (args.mlx_path / "README.md").write_text(card, encoding="utf-8")
         upload_folder(args.mlx_path, args.upload_repo)
     tell(str(args.mlx_path))
 
@@ -159,16 +156,15 @@ def _folder(args: argparse.Namespace) -> tuple[Path, int]:
     return resolve(args.model, args.revision), to_download
 
 
-def _write(plan: ConversionPlan, args: argparse.Namespace) -> dict[str, Any]:
+def _write(plan: ConversionPlan, args: argparse.Namespace) -> None:
     """Writes the model folder with a progress bar, and logs its report."""
     bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
     try:
-        report = convert(plan, args.mlx_path, bars)
+        report = convert(plan, args.mlx_path, bars, args.upload_repo)
     finally:
         bars.close()
     for line in _table(report).splitlines():
         logger.info("%s", line)
-    return report
 
 
 def _text_encoder(args: argparse.Namespace) -> Path:
@@ -300,18 +296,18 @@ HELP = {
 
 EXAMPLES = """\
 examples:
-  python -m mlx_cogvideo.convert -q 4
+  %(prog)s -q 4
       download CogVideoX-5B and write it in 4 bits to mlx_model
-  python -m mlx_cogvideo.convert --model 2b -q 8 --mlx-path cogvideox-2b-8bit
+  %(prog)s --model 2b -q 8 --mlx-path cogvideox-2b-8bit
       write CogVideoX-2B in 8 bits to another folder
-  python -m mlx_cogvideo.convert --model 5b --lora adapters 0.8 --mlx-path cogvideox-5b-mine
+  %(prog)s --model 5b --lora adapters 0.8 --mlx-path cogvideox-5b-mine
       fuse a LoRA adapter with a weight of 0.8 into CogVideoX-5B, in 16 bits
 """
 
 
 def make_parser() -> Parser:
     description = "Make a small model folder from an official CogVideoX checkpoint."
-    parser = Parser(prog="mlx_cogvideo.convert", description=description, epilog=EXAMPLES)
+    parser = Parser("convert", lone="--model", description=description, epilog=EXAMPLES)
     add = with_help(parser, HELP)
     add("--hf-path", "--model", dest="model", type=named, default="5b")
     add("--base", type=named, metavar="MODEL")

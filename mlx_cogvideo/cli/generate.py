@@ -1,4 +1,4 @@
-"""``generate.py``: prompts in, videos out."""
+"""``mlx-cogvideo generate``: prompts in, videos out."""
 
 import argparse
 import sys
@@ -18,7 +18,6 @@ from .awake import awake
 from .common import (
     BASE,
     FAILED,
-    Parser,
     WithScale,
     add_run_options,
     at_least_one,
@@ -30,6 +29,7 @@ from .common import (
 )
 from .config_file import with_config_file
 from .options import add_setting, add_settings, given_settings, named, path
+from .parser import Parser
 from .session import Session
 from .streams import json_text, tell
 
@@ -42,9 +42,9 @@ GROUPS = {
 }
 
 EXAMPLES = """examples:
-  python generate.py --prompt "a red circle moves right on a white background"
-  python generate.py --model 5b --prompt-file prompts.txt --output "{index}-{seed}.mp4" --seed 1 2
-  python generate.py --resume video.mp4
+  %(prog)s --prompt "a red circle moves right on a white background"
+  %(prog)s --model 5b --prompt-file prompts.txt --output "{index}-{seed}.mp4" --seed 1 2
+  %(prog)s --resume video.mp4
 """
 
 
@@ -116,7 +116,8 @@ def show(file: Path) -> None:
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="generate.py",
+        "generate",
+        lone="--prompt",
         description="Makes videos of prompts with CogVideoX, in MLX.",
         epilog=EXAMPLES,
     )

@@ -1,4 +1,4 @@
-"""``lora.py``: clips and captions in, an adapter out."""
+"""``mlx-cogvideo lora``: clips and captions in, an adapter out."""
 
 import argparse
 import logging

@@ -1,4 +1,4 @@
-"""The options of ``lora.py``."""
+"""The options of ``mlx-cogvideo lora``."""
 
 import argparse
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from ..video.clip import TIMEOUT
 from ..video.writer import FASTEST, SLOWEST
 from .common import (
     BASE,
-    Parser,
     add_run_options,
     at_least_one,
     not_negative,
@@ -21,6 +20,7 @@ from .common import (
     with_help,
 )
 from .options import add_settings, given_settings, named, path
+from .parser import Parser
 
 SAMPLE_STEPS = 25
 
@@ -37,7 +37,7 @@ HELP = {
     "--data": "Folder of clips and their captions, or a table of them. Required.",
     "--prior-prompts": "Text file of prompts, one a line, whose videos should not change (prior "
     "preservation). Default: none.",
-    "--model": "Folder, hub id or short name of the model, as in generate.py. Default: the folder "
+    "--model": "Folder, hub id or short name of the model, as to make a video. Default: the folder "
     "mlx_model if it exists, else the bundled demo.",
     "--base": f"{BASE} Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
@@ -80,15 +80,15 @@ HELP = {
 }
 
 EXAMPLES = """examples:
-  python lora.py --data clips --model 2b --dry-run
-  python lora.py --data clips --model mlx_model --frames 17 --height 256 --width 384 --iters 2000
-  python lora.py --data clips --model 2b --sample-every 250 --sample-prompt "a red kite" --resume
+  %(prog)s --data clips --model 2b --dry-run
+  %(prog)s --data clips --model mlx_model --frames 17 --height 256 --width 384 --iters 2000
+  %(prog)s --data clips --model 2b --sample-every 250 --sample-prompt "a red kite" --resume
 """
 
 
 def make_parser() -> Parser:
     description = "Fine-tunes CogVideoX on clips with LoRA, in MLX."
-    parser = Parser(prog="lora.py", description=description, epilog=EXAMPLES)
+    parser = Parser("lora", lone="--data", description=description, epilog=EXAMPLES)
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)

@@ -46,8 +46,6 @@ def add_setting(add: Callable[..., Any], settings_class: type, name: str, **chan
     options = {"dest": name, "default": None, "help": help_text(settings_class, name)}
     options |= _values(kind, about) | changes
     add(*dict.fromkeys([*about.options, "--" + name.replace("_", "-")]), **options)
-    if "_" in name:  # as Python and other tools write it; not listed
-        add("--" + name, **options | {"help": argparse.SUPPRESS})
 
 
 def given_settings(args: argparse.Namespace, settings_class: type) -> dict[str, Any]:

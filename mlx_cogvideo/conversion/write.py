@@ -37,13 +37,18 @@ Progress = Callable[[str, int, int], None]
 
 
 def convert(
-    plan: ConversionPlan, destination: Path, on_progress: Progress | None = None
+    plan: ConversionPlan,
+    destination: Path,
+    on_progress: Progress | None = None,
+    repo: str | None = None,
 ) -> dict[str, Any]:
     """Writes the planned model folder, which appears once all of it is on disk.
 
     Args:
         destination: must not exist.
         on_progress: called with a component's name, the bytes written of it and its size in bytes.
+        repo: the hub repository that the folder is for, which its card names; None names the
+            folder.
 
     Returns:
         The report, which is also in the folder: source, sizes, bits per weight, and the
@@ -74,7 +79,8 @@ def convert(
                 else:
                     write_config(copy, contents)
             write_config(part / REPORT, report)
-            (part / "README.md").write_text(model_card(report), encoding="utf-8")
+            card = model_card(report, repo or str(destination))
+            (part / "README.md").write_text(card, encoding="utf-8")
             ModelFolder(part)  # raises unless all of it can be opened
             part.rename(destination)
         except BaseException:

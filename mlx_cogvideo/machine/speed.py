@@ -60,7 +60,7 @@ class Outlook:
     Attributes:
         step: seconds that a step takes.
         video: seconds that 50 steps take.
-        memory: bytes at the peak of a run in 16 bits, with the modes that ``generate.py`` chooses.
+        memory: bytes at the peak of a run in 16 bits, with the modes that ``generate`` chooses.
         memory_packed: the same in 4 bits.
         advice: which of these to use on this machine.
     """
@@ -75,7 +75,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``generate.py`` chooses for an official model on a Mac, at the model's own size.
+    """What ``generate`` chooses for an official model on a Mac, at the model's own size.
 
     Attributes:
         bits: ``16 bits``, ``8 bits`` or ``4 bits``.
@@ -111,7 +111,7 @@ def choices_on_macs() -> Iterator[Choice]:
 
 
 def _choose(model: ModelConfigurations) -> tuple[str, bool, int]:
-    """What ``generate.py`` chooses for a video of the model's own size, with guidance.
+    """What ``generate`` chooses for a video of the model's own size, with guidance.
 
     Returns:
         The VAE's mode, whether the passes of guidance are split, and the estimated bytes of the

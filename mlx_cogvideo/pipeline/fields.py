@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, did_you_mean
 from .values import as_type
 
 P = ParamSpec("P")
@@ -119,7 +119,8 @@ def check_values(settings: Any) -> None:
             value = about.aliases.get(value, value)
         if about.choices and isinstance(value, str) and value not in about.choices:
             choices = ", ".join(about.choices)
-            raise InvalidInputError(f"{name} must be one of {choices}; got {value!r}")
+            near = did_you_mean(value, about.choices)
+            raise InvalidInputError(f"{name} must be one of {choices}; got {value!r}{near}")
         object.__setattr__(settings, name, value)
         if about.within is not None and value is not None and not about.within.holds(value):
             raise InvalidInputError(f"{name} must be {about.within.words}; got {value!r}")

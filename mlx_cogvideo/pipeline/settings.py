@@ -28,6 +28,8 @@ class VideoSettings:
     prompt: str | None = setting(
         None,
         "What the video shows. The models were trained on long English descriptions.",
+        "--prompt",
+        "-p",
         group="what",
     )
     negative_prompt: str = setting("", "What to steer away from.", group="what")

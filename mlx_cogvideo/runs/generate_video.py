@@ -56,7 +56,7 @@ BY_POSITION = (
 def generate_video(arguments: OneCall) -> np.ndarray:
     """Makes a video of a prompt, and writes it where `output_path` says.
 
-    ``generate.py`` makes runs that can be interrupted and resumed.
+    ``mlx-cogvideo generate`` makes runs that can be interrupted and resumed.
 
     Returns:
         uint8 frames ``[F, H, W, 3]``.

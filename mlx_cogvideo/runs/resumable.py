@@ -5,7 +5,6 @@ saved.
 """
 
 import logging
-import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..called import command, shell_word
 from ..errors import InvalidInputError, OutputError, mlx_errors
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
@@ -271,12 +271,11 @@ class _Keeper:
             return
         self.save()
         if self._is_there:
-            file = shlex.quote(str(self._path))
-            command = f"python generate.py --resume {file}{self._more_options}"
+            resume = f"{command('generate')} --resume {shell_word(self._path)}{self._more_options}"
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
             if windows := len(self.saved.run.windows):
                 done = f"{windows} windows and {done}"
-            error.add_note(f"{done} are kept; continue with: {command}")
+            error.add_note(f"{done} are kept; continue with: {resume}")
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""

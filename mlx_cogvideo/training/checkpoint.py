@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..called import shell_word
 from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
 from ..files import check_unlocked, locked
@@ -71,9 +72,10 @@ def ways_on(folder: Path, iters: int, resume: str = "--resume") -> str:
     found = saved_checkpoints(folder)
     if not found:
         return "no step is saved yet; clips and captions that were prepared are kept"
+    adapter = f"--resume-adapter-file {shell_word(folder)}"
     return (
         f"{int(found[-1].name)} of {iters} steps are kept in {folder}; the same command with "
-        f"{resume} continues the training, and --resume-adapter-file {folder} with another "
+        f"{resume} continues the training, and {adapter} with another "
         "--adapter-path starts a new one from them, with a lower --learning-rate or other clips"
     )
 

@@ -99,7 +99,7 @@ class TrainingSettings:
     image_latent_scale: str = training_setting(
         "official",
         "Scale of the image's latents for image-to-video models of version 1.5. Choose the one "
-        "that generate.py will use.",
+        "that videos will be made with.",
         choices=IMAGE_LATENT_SCALES,
     )
     seed: int = training_setting(

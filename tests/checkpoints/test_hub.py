@@ -18,6 +18,7 @@ from mlx_cogvideo.checkpoints import (
     SHARED_KEY,
     component_folder,
     default_model,
+    hub_id,
     model_identity,
     resolve_model,
 )
@@ -73,12 +74,47 @@ def requests(monkeypatch):
         ("5b-i2v", "THUDM/CogVideoX-5b-I2V"),
         ("1.5-5b", "THUDM/CogVideoX1.5-5B"),
         ("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V"),
+        ("CogVideoX-5b", "THUDM/CogVideoX-5b"),
+        ("cogvideox1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V"),
+        ("zai-org/CogVideoX-2b", "THUDM/CogVideoX-2b"),
+        ("thudm/cogvideox-5B-i2v", "THUDM/CogVideoX-5b-I2V"),
+        ("someone/CogVideoX-5b", "someone/CogVideoX-5b"),
         ("someone/else", "someone/else"),
     ],
 )
 def test_aliases_and_ids_are_requested_from_the_hub(requests, name, repo):
     assert resolve_model(name) == DEMO_PATH
     assert requests[0][0] == repo
+
+
+def test_an_official_model_is_taken_under_the_owner_that_the_cache_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--zai-org--CogVideoX-5b").mkdir()
+    assert [hub_id(name) for name in ("5b", "THUDM/CogVideoX-5b", "2b")] == [
+        "zai-org/CogVideoX-5b",
+        "zai-org/CogVideoX-5b",
+        "THUDM/CogVideoX-2b",
+    ]
+    (tmp_path / "models--THUDM--CogVideoX-5b").mkdir()
+    assert hub_id("5b") == "THUDM/CogVideoX-5b"
+
+
+def test_a_folder_with_the_name_of_an_official_model_wins(requests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("CogVideoX-5b", "zai-org/CogVideoX-5b"):
+        Path(name).mkdir(parents=True)
+        assert resolve_model(name) == Path(name)
+    assert requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("5b-i2w", "5b-i2v"), ("cogvideox5b", "CogVideoX-5b"), ("dmo", "demo")],
+)
+def test_a_wrong_short_name_is_answered_by_the_nearest(name, meant):
+    with pytest.raises(ModelNotFoundError) as error:
+        hub_id(name)
+    assert str(error.value) == f"no model {name!r}: did you mean {meant}?"
 
 
 def test_a_revision_is_requested_and_without_download_only_from_the_cache(requests):

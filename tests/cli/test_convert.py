@@ -2,10 +2,12 @@
 
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -16,6 +18,7 @@ from huggingface_hub import errors as hub_errors
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.convert import main
+from mlx_cogvideo.cli.main import main as mlx_cogvideo
 from mlx_cogvideo.video import read_record
 
 
@@ -128,6 +131,17 @@ def test_a_disk_too_small_for_the_download_is_noticed_first(folder, hub, monkeyp
     assert run("-q") == 1
     assert "has 1 MiB free and the download needs 9 MiB" in errors(capsys.readouterr().err)[0]
     assert all(dry_run for _, dry_run, _ in hub)
+
+
+@pytest.mark.parametrize("name", ["small", "my models/small"])
+def test_the_card_s_command_names_the_folder_and_runs(folder, capsys, name):
+    Path(name).parent.mkdir(exist_ok=True)
+    assert run("--model", "demo", "-q", "--mlx-path", name) == 0
+    card = (folder / name / "README.md").read_text()
+    (line,) = (line for line in card.splitlines() if line.startswith("mlx-cogvideo "))
+    assert shlex.split(line)[:3] == ["mlx-cogvideo", "generate", "--model"]
+    assert mlx_cogvideo([*shlex.split(line)[1:], "--dry-run"]) == 0
+    assert f"model    {name}, float32" in capsys.readouterr().err
 
 
 def test_an_upload_has_a_card_with_the_repository_in_it(folder, monkeypatch, capsys):

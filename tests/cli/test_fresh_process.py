@@ -27,7 +27,7 @@ COMMANDS = {
     "generate.py --show": [str(ROOT / "generate.py"), "--show", "a.mp4"],
     "generate.py --replay": [str(ROOT / "generate.py"), "--replay", "a.mp4", "-o", "b.mp4"],
     "generate.py 5b": [str(ROOT / "generate.py"), "--prompt", "a", "--model", "5b", "--dry-run"],
-    "-m generate": ["-m", "mlx_cogvideo.generate", "--prompt", PROMPT, *RUN],
+    "-m mlx_cogvideo": ["-m", "mlx_cogvideo", "generate", "-p", PROMPT, *RUN],
     "-m convert": ["-m", "mlx_cogvideo.convert", "--model", "demo", "-q"],
     "-m convert 5b": ["-m", "mlx_cogvideo.convert", "-q", "--dry-run"],
     "-m convert --info": ["-m", "mlx_cogvideo.convert", "--info", str(checkpoints.DEMO_PATH)],

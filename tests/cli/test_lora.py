@@ -186,7 +186,7 @@ def test_a_dry_run_lists_the_clips_and_writes_nothing(clips, adapter, capsys):
         (["--iters", 0], "iters must be at least 1; got 0"),
         (["--grad-accumulation-steps", 0], "accumulate must be at least 1; got 0"),
         (["--val-every", -1], "--val-every: must be at least 0"),
-        (["--iter", 3], "unrecognized arguments: --iter"),
+        (["--iter", 3], "unknown option --iter: did you mean --iters?"),
         (["--learning-rate", 0], "learning_rate must be .* above 0"),
         (["--target", "to_q", "to_out"], "no layers to_out"),
         (["--seed", -1], "seed must be from 0 to .*; got -1"),
@@ -353,10 +353,10 @@ def test_command_line_options_override_the_config_file(clips, adapter, tmp_path,
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.toml", "itrs = 7", "'itrs'"),
+        ("a.toml", "itrs = 7", "unknown option --itrs: did you mean --iters?"),
         ("a.toml", "iters =", "a.toml can't be read"),
         ("a.json", "[", "a.json can't be read"),
-        ("a.yaml", "itrs: 7", "'itrs'"),
+        ("a.yaml", "itrs: 7", "unknown option --itrs: did you mean --iters?"),
         ("a.txt", "iters: 7", ".toml, .json, .yaml or .yml"),
     ],
 )

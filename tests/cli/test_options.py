@@ -1,6 +1,7 @@
 """Options of the command line, made from the settings' classes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 from commands import PROMPT, SMALL, errors, run, warnings
 
-from mlx_cogvideo.cli import lora_options
+from mlx_cogvideo.cli import check, convert, generate, lora_options
 from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.generate import make_parser
 from mlx_cogvideo.cli.options import given_settings, help_text
+from mlx_cogvideo.cli.other_names import EVERYWHERE, OTHER_NAMES
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.video import read_record
@@ -23,7 +25,8 @@ def test_every_setting_is_an_option_with_a_help_that_ends_with_a_full_stop():
     parser = make_parser()
     options = {option for action in parser._actions for option in action.option_strings}
     for name, about in settings_of(RunSettings).items():
-        assert {f"--{name}", "--" + name.replace("_", "-"), *about.options} <= options
+        assert {"--" + name.replace("_", "-"), *about.options} <= options
+        assert parser.own_name(f"--{name}") in options
         assert help_text(RunSettings, name).endswith(".")
 
 
@@ -33,10 +36,93 @@ def test_what_is_not_given_is_not_a_setting():
     }
 
 
-@pytest.mark.parametrize("option", ["--frames", "--num_frames", "--num-frames"])
-def test_an_option_has_the_names_of_python_and_of_other_tools(option):
-    args = make_parser().parse_args(["--prompt", "a", option, "9"])
-    assert given_settings(args, RunSettings)["num_frames"] == 9
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        ("-p b", "prompt", "b"),
+        ("--num_frames 9", "num_frames", 9),
+        ("--num-frames=9", "num_frames", 9),
+        ("--num-inference-steps 3", "num_inference_steps", 3),
+        ("--guidance_scale 3", "guidance_scale", 3),
+        ("--cfg-scale 3", "guidance_scale", 3),
+        ("--cfg_scale=3", "guidance_scale", 3),
+        ("--output_path b.mp4", "output", "b.mp4"),
+        ("--model_path 2b", "model", "2b"),
+        ("--lora_path a 0.5 --lora b", "lora", [("a", 0.5), ("b", 1)]),
+        ("--no-compile", "compile", False),
+        ("--no_compile", "compile", False),
+    ],
+)
+def test_an_option_has_the_names_of_python_and_of_other_tools(options, name, value):
+    args = make_parser().parse_args(["--prompt", "a", *options.split()])
+    assert getattr(args, name) == value
+
+
+def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
+    makers = {"convert": convert, "check": check, "generate": generate, "lora": lora_options}
+    for command, others in OTHER_NAMES.items():
+        parser = makers[command].make_parser()
+        options = {option for action in parser._actions for option in action.option_strings}
+        assert not others.keys() & options, "an option of its own is no other name"
+        for name, meaning in (EVERYWHERE | others).items():
+            assert meaning in options if meaning.startswith("-") else " " in meaning, name
+            assert re.fullmatch("--[a-z]+(-[a-z]+)*", name)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("--guidence 3", "unknown option --guidence: did you mean --guidance?"),
+        ("--Steps=3", "unknown option --Steps: did you mean --steps?"),
+        ("--zzz", "unknown option --zzz"),
+        (
+            "--guidence 3 --stepps 4",
+            "unknown option --guidence: did you mean --guidance?; "
+            "unknown option --stepps: did you mean --steps?",
+        ),
+        ("--scheduler dmp", "--scheduler: must be one of ddim, dpm; got 'dmp': did you mean dpm?"),
+        ("--dtype bf16", "got 'bf16': did you mean bfloat16?"),
+        ("--generate_type i2v", "--generate_type: isn't needed: --image makes image-to-video"),
+        ("--num_videos_per_prompt 2", "give several seeds, --seed 1 2 3"),
+        ("red circle", "'red' follows no option: a text of several words needs quotes"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_what_to_write(capsys, options, problem):
+    assert run("-p", "a", *options.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and problem in line
+
+
+def test_a_prompt_without_its_option_is_recognized(capsys):
+    assert run("a red circle") == 2
+    expected = "error: 'a red circle' follows no option: did you mean --prompt 'a red circle'?"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_words_that_look_like_options_stay_values():
+    args = make_parser().parse_args(["-p=a", "--guidance", "-1", "-ob.mp4", "--negative-prompt=-x"])
+    assert (args.guidance_scale, args.output, args.negative_prompt) == (-1, "b.mp4", "-x")
+    for text in ("-a b", "--a b", "--a=b c"):
+        assert make_parser().parse_args(["-p", text]).prompt == text
+    assert make_parser().parse_args(["--output_path=a b.mp4"]).output == "a b.mp4"
+
+
+def test_a_configuration_file_has_the_same_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"cfg_scale": 3, "output-path": "b.mp4", "num-frames": 9, "lora_path": ["a", 0.5]}
+    (tmp_path / "options.json").write_text(json.dumps(names))
+    words = ["-p", "a", "--config", "options.json", "--adapter-path", "b", "--n-frames", "17"]
+    parser = make_parser()
+    args = parser.parse_args(with_config_file(parser, words))
+    assert (args.guidance_scale, args.output, args.num_frames) == (3, "b.mp4", 17)
+    assert args.lora == [("b", 1)]
+    for text, problem in (
+        ('{"guidence": 3}', "unknown option --guidence: did you mean --guidance?"),
+        ('{"generate_type": "i2v"}', "--generate_type: isn't needed"),
+        ('{"cfg": 3, "guidance": 4}', "cfg and guidance are one option"),
+        ('{"version": true}', "'version', which is for the command line only"),
+    ):
+        assert problem in refused(tmp_path / "options.json", text, capsys)
 
 
 def test_values_are_typed_by_their_field():

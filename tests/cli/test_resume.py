@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import (
     PROMPT,
+    SCRIPT,
     SMALL,
     ctrl_c_in_step,
     during_steps,
@@ -65,7 +66,7 @@ def uninterrupted(*arguments) -> str:
 def test_an_interrupted_run_prints_what_is_kept_and_how_to_resume(stopped, folder, capsys):
     last = stopped.splitlines()[-1]
     assert last.startswith("interrupted: 2 of 4 steps")
-    command = shlex.split(last.partition("python generate.py ")[2])
+    command = shlex.split(last.partition("mlx-cogvideo generate ")[2])
     assert run(*command) == 0
     assert "resumed  after 2 of 4 steps" in capsys.readouterr().err
     assert names(folder) == {"video.mp4"}
@@ -293,7 +294,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(folder, name):
     process.send_signal(getattr(signal, name))
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "steps are kept" in stderr and "python generate.py --resume" in stderr
+    assert "steps are kept" in stderr and f"{sys.executable} {SCRIPT} --resume" in stderr
     assert names(folder) == {"video.mp4.resume"}
     assert 0 <= SavedRun.load(folder / "video.mp4.resume").steps_done < 100
 
@@ -377,6 +378,6 @@ def test_a_disk_that_fills_up_at_the_end_loses_nothing(folder, monkeypatch, caps
         assert generate("video.mp4") == 1
     (line,) = errors(capsys.readouterr().err)
     assert line.startswith("error: video.mp4 can't be written: No space left on device; 2 of 2 ")
-    assert line.endswith("python generate.py --resume video.mp4.resume")
+    assert line.endswith("mlx-cogvideo generate --resume video.mp4.resume")
     assert names(folder) == {"video.mp4.resume"}
     assert run("--resume") == 0

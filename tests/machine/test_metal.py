@@ -350,7 +350,7 @@ TEXTS = {
     ),
     METAL + "Etwas anderes (0000000b:kIOGPUCommandBufferCallbackErrorPageFault).": (
         "other",
-        "mlx_cogvideo.check",
+        "mlx-cogvideo check",
         True,
     ),
     "[metal::malloc] Attempting to allocate 9663676416 bytes which is greater than the maximum "
@@ -360,7 +360,7 @@ TEXTS = {
     "[conv] Expect the input channels in the input and weight array to match but got shapes - "
     "input: (6,8,12,32) and weight: (48,2,2,33)": ("shapes", "please report", False),
     "Shapes (2,3) and (4,5) cannot be broadcast.": ("shapes", "please report", False),
-    "[Load::eval_gpu] Not implemented.": ("other", "mlx_cogvideo.check", False),
+    "[Load::eval_gpu] Not implemented.": ("other", "mlx-cogvideo check", False),
 }
 
 
@@ -438,7 +438,7 @@ def test_a_failure_in_a_run_is_one_line_and_the_run_goes_on(
     assert text in line and advice in line
     steps = 1 if stage == "denoise" else 2
     assert f"{steps} of 2 steps are kept" in line
-    assert line.endswith("python generate.py --resume video.mp4.resume")
+    assert line.endswith("mlx-cogvideo generate --resume video.mp4.resume")
     assert run("--resume", "video.mp4.resume") == 0
     assert (read_video("video.mp4")[0] == read_video("whole.mp4")[0]).all()
 

@@ -78,7 +78,7 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_frames(pipe, folder, s
     assert [file.name for file in folder.iterdir()] == ["frames.resume"]
     (note,) = interrupt.value.__notes__
     assert note.startswith(f"{stop} of 4 steps")
-    assert note.endswith(f"python generate.py --resume {path}")
+    assert note.endswith(f"mlx-cogvideo generate --resume {path}")
     finish(CogVideoXPipeline(DEMO_PATH), SavedRun.load(path), path)
     assert [file.name for file in folder.iterdir()] == ["frames"]
     assert (read_frames(folder / "frames") == expected).all()
