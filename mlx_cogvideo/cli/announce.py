@@ -22,9 +22,13 @@ from .options import option_name
 logger = logging.getLogger(__name__)
 
 
-def announce(plan: Plan) -> None:
-    """Says on stderr what a plan will do, what it needs, and what of it can't be done."""
-    if plan.pipe.folder == DEMO_PATH and not plan.names_model:
+def announce(plan: Plan, *, names_model: bool) -> None:
+    """Says on stderr what a plan will do, what it needs, and what of it can't be done.
+
+    Args:
+        names_model: whether the command, or the run that it repeats or resumes, names the model.
+    """
+    if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
             "smallest real model (14 GB)"

@@ -2,8 +2,9 @@
 
 import secrets
 from dataclasses import fields
-from typing import Any
 from pathlib import Path
+from typing import Any
+
 import mlx.core as mx
 
 from ..checkpoints.model_folder import ModelConfigurations, ModelFolder
@@ -36,11 +37,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         InvalidInputError: a setting that the model can't follow.
     """
     check_uncond(settings.uncond, bool(settings.negative_prompt))
-    given = {name for name in DEFAULTS if getattr(settings, name) is not None}
-    chosen = {**DEFAULTS, **model.recommended, **{n: getattr(settings, n) for n in given}}
-    if not isinstance(chosen["scheduler"], Scheduler):
-        chosen["scheduler"] = scheduler_name(chosen["scheduler"], model.scheduler_config)
-    chosen["dynamic_cfg"] = schedule_name(chosen["dynamic_cfg"])
+    chosen = _chosen(model, settings)
     geometry = _geometry(model, settings)
     sequential = settings.sequential_guidance
     if sequential is None:
@@ -87,11 +84,21 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         geometry=geometry,
         decoding=decoding,
         source=source,
-        recommended=tuple(name for name in model.recommended if name not in given),
+        recommended=tuple(n for n in model.recommended if getattr(settings, n) is None),
     )
     run_scheduler(model, resolved)  # refuses a number of steps that it can't take
     check_steps(resolved)
     return resolved
+
+
+def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
+    """The settings of `DEFAULTS`: as given, else as the model recommends, else their defaults."""
+    given = {name: getattr(settings, name) for name in DEFAULTS}
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = {**DEFAULTS, **model.recommended, **given}
+    if not isinstance(chosen["scheduler"], Scheduler):
+        chosen["scheduler"] = scheduler_name(chosen["scheduler"], model.scheduler_config)
+    return chosen | {"dynamic_cfg": schedule_name(chosen["dynamic_cfg"])}
 
 
 def run_scheduler(model: ModelFolder, settings: ResolvedSettings) -> Scheduler:

@@ -61,7 +61,6 @@ class Plan:
     Attributes:
         pipe, model: the model, and its ``model_identity``.
         is_batch: whether more than one video is requested.
-        names_model: whether the command, or the record that it begins with, names the model.
         jobs: the videos to make.
         resumed: for those of them that are resumed, what has been done.
         finished: outputs that exist already.
@@ -74,7 +73,6 @@ class Plan:
     pipe: CogVideoXPipeline
     model: dict[str, Any]
     is_batch: bool
-    names_model: bool = True
     jobs: list[VideoJob] = field(default_factory=list)
     resumed: dict[Path, str] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
@@ -126,7 +124,7 @@ class _Planner:
             prompts = [Prompt(text)]
         pipe, model = self._open_model()
         is_batch = options.prompt_file is not None or len(self.seeds) > 1
-        self.result = Plan(pipe, model, is_batch, self._named_model() is not None)
+        self.result = Plan(pipe, model, is_batch)
         if options.previews:
             self.result.preview = Preview(pipe)
         jobs = list(self._requested_jobs(prompts))
@@ -142,14 +140,11 @@ class _Planner:
         _check_space(self.result)
         return self.result
 
-    def _named_model(self) -> str | None:
-        return self.options.model or self.origin.record.get("model", {}).get("name")
-
     def _open_model(self) -> tuple[CogVideoXPipeline, dict[str, Any]]:
         options, then = self.options, self.origin.record.get("model", {})
         if options.model is not None:
             then = {}
-        name = self._named_model() or default_model()
+        name = options.model or then.get("name") or default_model()
         base = {"name": options.base} if options.base is not None else then.get("base", {})
         recorded = self.origin.recorded
         adapters = [(each["source"], each["scale"]) for each in recorded.get("lora", [])]

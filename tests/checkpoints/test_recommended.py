@@ -143,5 +143,5 @@ def test_the_settings_and_their_values_are_those_of_a_run():
     for schedule in GUIDANCE_SCHEDULES:
         RecommendedSettings(dynamic_cfg=schedule)
     for name in ("num_inference_steps", "guidance_scale", "dynamic_cfg"):
-        told = f"{DEFAULTS[name]:g}" if name != "dynamic_cfg" else DEFAULTS[name]
-        assert default_words(RunSettings, name) == f"{told}, or the model's recommendation"
+        words = f"{DEFAULTS[name]:g}" if name != "dynamic_cfg" else DEFAULTS[name]
+        assert default_words(RunSettings, name) == f"{words}, or the model's recommendation"

@@ -2,9 +2,9 @@
 
     python tools/checks/demo_in_diffusers.py --prompts 20
 
-Both use the same folder, prompts and initial latents, DDIM, guidance 6 and float32. Prints a line for each
-held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the `test`
-extra.
+Both use the same folder, prompts and initial latents, DDIM, guidance 6 and float32. Prints a line
+for each held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the
+`test` extra.
 """
 
 import argparse
