@@ -13,6 +13,7 @@ from ..nn.config import AutoencoderConfig, SchedulerConfig, T5Config, Transforme
 from .json_files import read_config
 from .layout import check_layout
 from .networks import NETWORKS, network_config
+from .recommended import read_recommended
 from .resolve import Base, component_folder
 from .tokenizer import T5Tokenizer
 
@@ -44,7 +45,8 @@ def read_configurations(folder: Path, base: Base | None = None) -> dict[str, dic
         base: the model of the components that the folder lacks.
 
     Returns:
-        The ``config.json`` of each network by the network's name, and ``"scheduler"``'s.
+        The ``config.json`` of each network by the network's name, ``"scheduler"``'s, and as
+        ``"recommended"`` the settings that the folder recommends, or without an index the base.
 
     Raises:
         CheckpointError: a file is missing or isn't a JSON object, the model is of another kind, a
@@ -66,7 +68,10 @@ def read_configurations(folder: Path, base: Base | None = None) -> dict[str, dic
         raise CheckpointError(f"{folder}: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"{folder}: {SCHEDULER}: {error}") from None
-    return {**contents, "scheduler": scheduler}
+    indexes = [each / INDEX for each in (folder, base.folder if base else folder)]
+    index = next((path for path in indexes if path.is_file()), None)
+    recommended = {} if index is None else read_recommended(index)
+    return {**contents, "scheduler": scheduler, "recommended": recommended}
 
 
 def check_networks(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

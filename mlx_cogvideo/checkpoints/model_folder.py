@@ -34,6 +34,8 @@ class ModelConfigurations:
     Attributes:
         configs: the configuration of each network by its name.
         variant: the official variant that the transformer's configuration matches, or None.
+        recommended: values for settings of a video that aren't given, by name: the folder's, and
+            for other settings the variant's.
         dtype: of the weights and activations.
         machine: the machine that memory is estimated for; by default this one.
         memory_limit: bytes that the estimated memory of a run may reach; None sets no limit beside
@@ -49,7 +51,7 @@ class ModelConfigurations:
         """Makes a model of configurations, such as those that `read_configurations` returns.
 
         Args:
-            contents: the ``config.json`` of each network.
+            contents: the ``config.json`` of each network, and the folder's ``recommended``.
             dtype: of the weights and activations; None takes the stored one, or float32 on the
                 CPU, where 16-bit is slow.
             quantization: what the converter is asked for, with its standard recipe; None leaves
@@ -60,6 +62,8 @@ class ModelConfigurations:
         """
         self.configs = check_networks(contents)
         self.variant = match_variant(self.configs["transformer"])
+        of_variant = {} if self.variant is None else self.variant.recommended
+        self.recommended: Mapping[str, Any] = {**of_variant, **contents.get("recommended", {})}
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
         self._contents, self._quantization = contents, quantization

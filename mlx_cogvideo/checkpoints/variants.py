@@ -44,6 +44,11 @@ class Variant:
         return self.repo.split("/")[-1]
 
     @property
+    def recommended(self) -> dict[str, str | bool]:
+        """The settings of a video that are recommended for it, by name."""
+        return {"scheduler": self.scheduler, "dynamic_cfg": self.dynamic_cfg}
+
+    @property
     def sizes(self) -> str:
         """The sizes that it was trained on, in words."""
         if self.longest_side is None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 
-from ..checkpoints import BUNDLED
+from ..checkpoints import DEMO_PATH
 from ..device import size
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
@@ -14,21 +14,24 @@ from ..pipeline.vae_stage import Tiling
 from ..runs.jobs import Plan
 from ..runs.record import model_title
 from ..runs.resumable import VideoJob
+from ..runs.settings import RunSettings
 from ..video.paths import LATENTS, output_form
 from .common import say
+from .options import option_name
 
 logger = logging.getLogger(__name__)
 
 
-def announce(plan: Plan) -> None:
-    """Says on stderr what a plan will do, what it needs, and what of it can't be done."""
-    if plan.pipe.folder in BUNDLED.values():
+def announce(plan: Plan, *, names_model: bool) -> None:
+    """Says on stderr what a plan will do, what it needs, and what of it can't be done.
+
+    Args:
+        names_model: whether the command, or the run that it repeats or resumes, names the model.
+    """
+    if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
-            "using the bundled demo, which knows only moving shapes%s; --model %s",
-            "" if all(map(_as_demo, plan.jobs)) else " (best with --guidance 2)",
-            "5b-i2v downloads a real model (21 GB)"
-            if plan.pipe.takes_image
-            else "2b downloads the smallest real model (14 GB)",
+            "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
+            "smallest real model (14 GB)"
         )
     for failure in plan.failed:
         say(f"error: {failure.label}: {failure.reason}")
@@ -96,6 +99,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("output", job.output + others),
         ("sampling", _sampling(settings) + ("" if others else f", seed {settings.seed}")),
     ]
+    if settings.recommended:
+        lines.append(("defaults", f"the model recommends {_recommended(settings)}"))
     if source := settings.source.image or settings.source.video:
         lines.append(("from", str(source) + _part(settings.source)))
     if plan.pipe.adapters:
@@ -129,6 +134,12 @@ def _sampling(settings: ResolvedSettings) -> str:
     return f"{steps} steps of {settings.scheduler}, {guidance}"
 
 
+def _recommended(settings: ResolvedSettings) -> str:
+    """What a model recommends, as options of the command."""
+    names = settings.recommended
+    return ", ".join(f"{option_name(RunSettings, n)} {getattr(settings, n)}" for n in names)
+
+
 def _frames(settings: ResolvedSettings) -> str:
     each = settings.geometry.num_frames
     if not settings.extend:
@@ -146,11 +157,6 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
         return "tiled: one tile covers the frame"
     height, width = (side * tiles.ratio for side in tiles.size)
     return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
-
-
-def _as_demo(job: VideoJob) -> bool:
-    """Whether a video is made with the guidance that suits the demo."""
-    return job.settings.guidance_scale == 2
 
 
 def _decodes(job: VideoJob) -> bool:

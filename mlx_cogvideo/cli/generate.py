@@ -67,7 +67,7 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     plan = make_plan(read_options(args))
     plan.warnings += _without_effect(args, plan)
     with plan.locks:
-        announce(plan)
+        announce(plan, names_model=bool(args.model or args.replay or args.resume))
         if args.dry_run:
             return FAILED if plan.failed else None
         manage_memory(plan.pipe.memory_limit, wired)

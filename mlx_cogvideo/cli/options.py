@@ -55,6 +55,11 @@ def given_settings(args: argparse.Namespace, settings_class: type) -> dict[str, 
     return {name: value for name, value in values.items() if value is not None}
 
 
+def option_name(settings_class: type, name: str) -> str:
+    """The option of a setting; the first one where it has several names."""
+    return (settings_of(settings_class)[name].options or ("--" + name.replace("_", "-"),))[0]
+
+
 def help_text(settings_class: type, name: str) -> str:
     """The help of a setting with its default."""
     about, words = settings_of(settings_class)[name], default_words(settings_class, name)

@@ -12,10 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import DEMO_PATH
+from ..checkpoints.compatibility import check_networks, read_configurations
 from ..checkpoints.model_folder import ModelFolder
 from ..checkpoints.resolve import Base
 from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import make_scheduler
+from ..errors import InvalidInputError
 from ..nn.attention import attention
 from ..nn.quantization import Quantization, QuantizedLinear
 
@@ -69,8 +71,15 @@ def check_stages(
         folder: the demo or a copy of it.
         base: where the components are that the folder lacks.
         dtype: of the weights and activations.
+
+    Raises:
+        InvalidInputError: the model is another one, whose values aren't known.
     """
     model = ModelFolder(folder, dtype, base)
+    if model.configs != check_networks(read_configurations(DEMO_PATH)):
+        raise InvalidInputError(
+            f"{folder} is no copy of the demo: only the demo's values of PyTorch are known"
+        )
     stored = mx.load(str(DEMO_PATH / VALUES))
     name = model.dtype_name
 

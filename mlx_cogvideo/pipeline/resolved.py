@@ -1,8 +1,9 @@
 """Settings with nothing left open, for one model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import InvalidInputError
+from .fields import about
 from .geometry import Geometry
 from .settings import VideoSettings
 from .sources import Source
@@ -17,11 +18,15 @@ class ResolvedSettings(VideoSettings):
         geometry: frames and size, and the shape of the latents.
         decoding: how the VAE decodes.
         source: what the video starts from beside noise.
+        recommended: names of the settings whose values the model recommends.
     """
 
+    num_inference_steps: int = field(metadata=about(VideoSettings, "num_inference_steps"))
+    guidance_scale: float = field(metadata=about(VideoSettings, "guidance_scale"))
     geometry: Geometry
     decoding: Tiling
     source: Source
+    recommended: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def encodes_frames(self) -> bool:

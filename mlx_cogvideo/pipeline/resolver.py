@@ -21,6 +21,14 @@ from .sources import DEFAULT_STRENGTH, Source, path_or_pixels, picture_size
 from .vae_stage import Tiling
 from .windows import choose_overlap
 
+DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 50,
+    "guidance_scale": 6.0,
+    "dynamic_cfg": "constant",
+    "scheduler": None,  # the one of scheduler_config.json
+}
+"""The settings that a model may recommend, with their values where it doesn't."""
+
 
 def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
     """Gives every setting its value for a model. Weights and files aren't read.
@@ -29,13 +37,11 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         InvalidInputError: a setting that the model can't follow.
     """
     check_uncond(settings.uncond, bool(settings.negative_prompt))
-    scheduler = recommended(model, "scheduler", settings.scheduler)
-    if not isinstance(scheduler, Scheduler):
-        scheduler = scheduler_name(scheduler, model.scheduler_config)
+    chosen = _chosen(model, settings)
     geometry = _geometry(model, settings)
     sequential = settings.sequential_guidance
     if sequential is None:
-        sequential = settings.guidance_scale > 1 and split_cfg(model, geometry, settings.cache)
+        sequential = chosen["guidance_scale"] > 1 and split_cfg(model, geometry, settings.cache)
     sides = geometry.latent_shape[2:4]
     decoding = Tiling.choose(
         model.configs["vae"],
@@ -54,6 +60,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
     )
     known = {f.name: getattr(settings, f.name) for f in fields(VideoSettings)}
     known |= {
+        **chosen,
         "num_frames": geometry.num_frames,
         "height": geometry.height,
         "width": geometry.width,
@@ -65,19 +72,33 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "image_fit": None if source.is_noise else source.fit,
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
         "source_tiling": source.tiling if encodes else None,
-        "dynamic_cfg": schedule_name(recommended(model, "dynamic_cfg", settings.dynamic_cfg)),
         "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
-        "scheduler": scheduler,
         "seed": secrets.randbelow(2**32) if settings.seed is None else settings.seed,
         "sequential_guidance": sequential,
         "tiling": decoding.mode,
         "tile_size": decoding.tile_size,
         "tile_overlap": decoding.tile_overlap,
     }
-    resolved = ResolvedSettings(**known, geometry=geometry, decoding=decoding, source=source)
+    resolved = ResolvedSettings(
+        **known,
+        geometry=geometry,
+        decoding=decoding,
+        source=source,
+        recommended=tuple(n for n in model.recommended if getattr(settings, n) is None),
+    )
     run_scheduler(model, resolved)  # refuses a number of steps that it can't take
     check_steps(resolved)
     return resolved
+
+
+def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
+    """The settings of `DEFAULTS`: as given, else as the model recommends, else their defaults."""
+    given = {name: getattr(settings, name) for name in DEFAULTS}
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = {**DEFAULTS, **model.recommended, **given}
+    if not isinstance(chosen["scheduler"], Scheduler):
+        chosen["scheduler"] = scheduler_name(chosen["scheduler"], model.scheduler_config)
+    return chosen | {"dynamic_cfg": schedule_name(chosen["dynamic_cfg"])}
 
 
 def run_scheduler(model: ModelFolder, settings: ResolvedSettings) -> Scheduler:
@@ -115,15 +136,6 @@ def sampling(model: ModelFolder, settings: ResolvedSettings) -> Sampling:
 def _keys(settings: ResolvedSettings) -> mx.array:
     """Random keys of the initial noise and of the scheduler's noise."""
     return mx.random.split(mx.random.key(settings.seed))
-
-
-def recommended(model: ModelFolder, field: str, given: Any) -> Any:
-    """A setting as it is given, else what suits the variant, else what the folder says."""
-    if given is not None:
-        return given
-    if model.variant is not None:
-        return getattr(model.variant, field)
-    return {"dynamic_cfg": False, "scheduler": None}[field]
 
 
 def model_geometry(

@@ -121,15 +121,21 @@ class VideoSettings:
         choices=IMAGE_LATENT_SCALES,
         if_none="official",
     )
-    num_inference_steps: int = setting(
-        50, "Denoising steps, 1 to 1000.", "--steps", group="sampling", metavar="N"
+    num_inference_steps: int | None = setting(
+        None,
+        "Denoising steps, 1 to 1000.",
+        "--steps",
+        group="sampling",
+        metavar="N",
+        if_none="50, or the model's recommendation",
     )
-    guidance_scale: float = setting(
-        6.0,
+    guidance_scale: float | None = setting(
+        None,
         "Weight of the prompt. 1 or less skips the unconditional pass, which halves the time.",
         "--guidance",
         group="sampling",
         metavar="WEIGHT",
+        if_none="6, or the model's recommendation",
         within=Range(lambda value: 0 <= value < math.inf, "a finite number, 0 or more"),
     )
     dynamic_cfg: bool | str | None = setting(
@@ -139,7 +145,7 @@ class VideoSettings:
         "--guidance-schedule",
         group="sampling",
         choices=GUIDANCE_SCHEDULES,
-        if_none="the model's recommendation",
+        if_none="constant, or the model's recommendation",
     )
     guidance_range: tuple[int, int] | None = setting(
         None,

@@ -311,11 +311,11 @@ def test_options_beside_one_that_stops_are_a_warning(tmp_path, monkeypatch, caps
     ]
 
 
-def test_the_advice_of_the_demo_is_left_out_where_it_is_followed(tmp_path, monkeypatch, capsys):
+def test_the_demo_is_announced_where_no_model_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for guidance, advised in ((6, True), (2, False)):
-        assert run("--prompt", PROMPT, *SMALL, "--dry-run", "--guidance", guidance) == 0
-        assert ("best with --guidance 2" in capsys.readouterr().err) == advised
+    for named, announced in (([], True), (["--model", "demo"], False)):
+        assert run("--prompt", PROMPT, *SMALL, "--dry-run", *named) == 0
+        assert ("using the bundled demo" in capsys.readouterr().err) == announced
 
 
 def test_what_the_model_does_not_get_of_a_prompt_is_said_by_line(tmp_path, monkeypatch, capsys):

@@ -74,6 +74,15 @@ def test_one_wrong_weight_is_found_in_its_stage(copy, capsys, component, weight,
     assert all(stage in printed.err for stage in stages)
 
 
+def test_a_model_that_is_no_copy_of_the_demo_is_one_line(copy, capsys):
+    file = copy / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_text_seq_length": 10}))
+    assert main(["--stages-only", "--model", str(copy)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"error: {copy} is no copy of the demo")
+    assert printed.err.count("\n") == 1
+
+
 def test_a_report_is_one_line_of_json(capsys, monkeypatch):
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     monkeypatch.setattr("mlx_cogvideo.cli.check.measure_ceilings", lambda dtype: ceilings)

@@ -203,9 +203,9 @@ def test_a_value_of_another_type_is_refused_in_one_line(setting, words):
 
 def test_none_is_the_default_and_lists_of_other_libraries_are_taken():
     settings = VideoSettings(
-        negative_prompt=None, guidance_scale=None, tile_size=np.array([32, 48]), extend=None
+        negative_prompt=None, tiling=None, tile_size=np.array([32, 48]), extend=None
     )
-    assert (settings.negative_prompt, settings.guidance_scale, settings.extend) == ("", 6.0, 0)
+    assert (settings.negative_prompt, settings.tiling, settings.extend) == ("", "auto", 0)
     assert settings.tile_size == (32, 48)
 
 

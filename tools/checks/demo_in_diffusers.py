@@ -2,9 +2,9 @@
 
     python tools/checks/demo_in_diffusers.py --prompts 20
 
-Both use the same folder, prompts and initial latents, DDIM and float32. Prints a line for each
-held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the `test`
-extra.
+Both use the same folder, prompts and initial latents, DDIM, guidance 6 and float32. Prints a line
+for each held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the
+`test` extra.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 
 TOLERANCE = 1e-3
+GUIDANCE = 6.0
 
 
 def main() -> int:
@@ -54,6 +55,7 @@ def main() -> int:
             height=geometry.height,
             width=geometry.width,
             num_inference_steps=args.steps,
+            guidance_scale=GUIDANCE,
             max_sequence_length=reference.transformer.config.max_text_seq_length,
             output_type="np",
         ).frames[0]
@@ -62,6 +64,7 @@ def main() -> int:
             latents=mx.array(latents),
             scheduler="ddim",
             num_inference_steps=args.steps,
+            guidance_scale=GUIDANCE,
             output_type="float",
         )
         error = float(np.abs(video - expected).max())

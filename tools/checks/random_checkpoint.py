@@ -23,6 +23,7 @@ from official import TRANSFORMERS, official
 from support import scheduler_config
 
 from mlx_cogvideo.checkpoints import COMPONENT_STEMS, DEMO_PATH
+from mlx_cogvideo.checkpoints.recommended import KEY as RECOMMENDED
 
 SHARD_BYTES = 5e9
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
@@ -46,7 +47,9 @@ def main() -> None:
 
     args.folder.mkdir(parents=True)
     shutil.copytree(DEMO_PATH / "tokenizer", args.folder / "tokenizer")
-    shutil.copy(DEMO_PATH / "model_index.json", args.folder)
+    index = json.loads((DEMO_PATH / "model_index.json").read_text())
+    del index[RECOMMENDED]  # for the demo alone
+    write_json(args.folder / "model_index.json", index)
     shift = 3.0 if variant == "2b" else 1.0
     sampler = "CogVideoXDDIMScheduler" if variant == "2b" else "CogVideoXDPMScheduler"
     scheduler = {"_class_name": sampler, **scheduler_config(snr_shift_scale=shift)}

@@ -48,15 +48,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the model folder")
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
     parser.add_argument(
         "--guidance",
         type=float,
-        default=2.0,
-        help="guidance scale; much more distorts corners (default: 2)",
+        help="guidance scale; much more distorts corners (default: the model's own)",
     )
     parser.add_argument(
-        "--scheduler", choices=("ddim", "dpm"), help="sampler (default: the folder's own)"
+        "--scheduler", choices=("ddim", "dpm"), help="sampler (default: the model's own)"
     )
     parser.add_argument(
         "--cache", choices=CACHES, help="cache of steps, see docs/speed.md (default: none)"

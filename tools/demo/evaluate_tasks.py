@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("task", choices=("image", "video", "extend"), help="what to judge")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--prompts", type=int, default=50, help="held-out prompts (default: 50)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default: 25)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument(
         "--strength",
         type=float,

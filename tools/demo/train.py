@@ -31,6 +31,7 @@ from learner import Learner, Log, Plan, on_gpu, train
 from world import to_uint8
 
 from mlx_cogvideo.checkpoints import save_component
+from mlx_cogvideo.checkpoints.recommended import KEY as RECOMMENDED
 from mlx_cogvideo.checkpoints.tokenizer import T5Tokenizer
 
 SHARES = {
@@ -124,6 +125,7 @@ def prepare(run: Run) -> T5Tokenizer:
         "tokenizer": ["transformers", "T5Tokenizer"],
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+        RECOMMENDED: {"num_inference_steps": 10, "guidance_scale": 2},
     }
     (run.model / "scheduler").mkdir(parents=True, exist_ok=True)
     for path, values in (

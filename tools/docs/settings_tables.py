@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from mlx_cogvideo.cli.options import default_words
+from mlx_cogvideo.cli.options import default_words, option_name
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.training.settings import TrainingSettings
@@ -25,7 +25,7 @@ def table(settings_class: type) -> str:
     rows = ["| setting | option | what it does | default | may change on resume |"]
     rows.append("|---|---|---|---|---|")
     for name, about in settings_of(settings_class).items():
-        option = (about.options or ("--" + name.replace("_", "-"),))[0]
+        option = option_name(settings_class, name)
         text = about.help.replace("|", "\\|")
         if about.choices is not None:
             text += f" One of {', '.join(f'`{choice}`' for choice in about.choices)}."
