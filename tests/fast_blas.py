@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 # The system's OpenBLAS, then the one inside opencv-python-headless, which the extra `test` brings.
-SYSTEM = ["/usr/lib/*/openblas-pthread/libblas.so.3", "/usr/lib*/libopenblas.so.0"]
+SYSTEM = ["/usr/lib/*/openblas*/libblas.so.3", "/usr/lib*/libopenblas.so.0"]
 WHEEL = "opencv_python_headless.libs/libopenblas*.so*"
 
 
