@@ -54,6 +54,7 @@ def many_strips(monkeypatch):
 
 
 def test_exact_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_strips):
+    clips = clips[:1]
     latents = pipe.vae.encode(mx.array(clips)).mean
     in_strips = pipe.vae.encode(mx.array(clips), tiling="exact").mean
     # Measured 3e-5. Plain backgrounds have almost no variance, which magnifies rounding: PyTorch's
