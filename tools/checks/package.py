@@ -23,14 +23,8 @@ IN_WHEEL = [
 ]
 IN_SDIST = [
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
-    *(
-        "pyproject.toml",
-        "mkdocs.yml",
-        "generate.py",
-        "lora.py",
-        "tests/conftest.py",
-        "tools/checks/package.py",
-    ),
+    *("pyproject.toml", "mkdocs.yml", "generate.py", "lora.py", "tests/conftest.py"),
+    "tools/checks/package.py",
     *("docs/architecture.md", "examples/prompts.txt"),
 ]
 
