@@ -9,7 +9,12 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
 import pytest
+from fast_blas import BLAS
 from support import write_spiece_model
+
+
+def pytest_report_header() -> str:
+    return BLAS
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,7 @@ def many_strips(monkeypatch):
 
 
 def test_exact_clips_of_the_demo_are_the_same_pixels(pipe, clips, many_strips):
+    clips = clips[:1]
     latents = pipe.vae.encode(mx.array(clips)).mean
     in_strips = pipe.vae.encode(mx.array(clips), tiling="exact").mean
     # Measured 3e-5. Plain backgrounds have almost no variance, which magnifies rounding: PyTorch's
@@ -234,7 +235,7 @@ def test_what_convolutions_remember_is_counted_exactly(config, limit):
 def test_strips_hold_less_memory_than_whole_frames(code, monkeypatch):
     vae = AutoencoderKLCogVideoX(SMALL)
     mx.eval(vae.parameters())
-    x = mx.zeros((1, 9, 192, 192, 3) if code == "encode" else (1, 3, 24, 24, 16))
+    x = mx.zeros((1, 5, 192, 192, 3) if code == "encode" else (1, 2, 24, 24, 16))
     monkeypatch.setattr(autoencoder_module, "STRIP_ELEMENTS", 2**15)
     monkeypatch.setattr(autoencoder_module, "TILE_STRIP_ELEMENTS", 2**17)
     monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 2**17)

@@ -98,7 +98,7 @@ def test_the_estimate_of_a_tiled_source_follows_the_tile_size(pipe):
     assert 3 * small["source"] < large["source"]
 
 
-@pytest.mark.parametrize("size", [{}, {"height": 160, "width": 208}], ids=["own", "large"])
+@pytest.mark.parametrize("size", [{}, {"height": 128, "width": 176}], ids=["own", "large"])
 def test_each_tiling_mode_is_estimated(pipe, size, monkeypatch):
     if mx.default_device().type != mx.DeviceType.cpu:
         pytest.skip("the demo is too small for the allocators of GPUs, which round up")
