@@ -10,6 +10,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
         "virtual environment with it"
     )
 
+from .diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from .errors import (
     CheckpointError,
     CogVideoXError,
@@ -20,20 +21,30 @@ from .errors import (
     OutputError,
     PeerLostError,
 )
-from .pipeline.pipeline import CogVideoXPipeline
+from .pipeline.output import VideoOutput
+from .pipeline.pipeline import (
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXVideoToVideoPipeline,
+)
 from .runs.generate_video import generate_video
 from .version import __version__
 
 __all__ = [
     "CheckpointError",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
     "CogVideoXError",
+    "CogVideoXImageToVideoPipeline",
     "CogVideoXPipeline",
+    "CogVideoXVideoToVideoPipeline",
     "DeviceError",
     "GenerationError",
     "InvalidInputError",
     "ModelNotFoundError",
     "OutputError",
     "PeerLostError",
+    "VideoOutput",
     "__version__",
     "generate_video",
 ]

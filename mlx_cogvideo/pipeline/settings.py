@@ -16,6 +16,9 @@ from ..video import FITS
 from .fields import NOTHING, SEED, Range, above, at_least, check_values, setting, settings_of
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
 
+OWN_SCHEDULER = "a scheduler of its own"
+"""What a record has in place of a sampler that a script has made. It can't be repeated from it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
@@ -284,4 +287,6 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def _for_json(name: str, value: Any) -> Any:
     if name in ("image", "video") and value is not None:
         return str(value) if isinstance(value, str | Path) else AN_ARRAY
+    if isinstance(value, Scheduler):
+        return OWN_SCHEDULER
     return list(value) if isinstance(value, tuple) else value

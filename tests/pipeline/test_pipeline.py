@@ -64,7 +64,7 @@ def test_a_video_is_uint8_frames_of_the_size_asked_for(pipe):
 
 
 def test_float_frames_round_to_the_uint8_ones(pipe):
-    exact = pipe(PROMPT, seed=1, output_type="float", **SMALL)
+    exact = pipe(PROMPT, seed=1, output_type="np", **SMALL)
     assert exact.dtype == np.float32
     assert 0 <= exact.min() < exact.max() <= 1
     rounded = pipe(PROMPT, seed=1, **SMALL)

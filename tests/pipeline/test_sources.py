@@ -365,7 +365,7 @@ def test_the_overlap_is_encoded_in_the_tiling_mode_of_the_decoder(output, capsys
 
 def test_a_callback_that_stops_a_run_ends_its_windows_too():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    arguments = {**TINY, "extend": 2, "overlap": 1, "output_type": "float"}
+    arguments = {**TINY, "extend": 2, "overlap": 1, "output_type": "np"}
     steps = []
     video = pipe(PROMPT, callback_on_step_end=lambda step, *_: steps.append(step), **arguments)
     assert video.shape[0] == 25 and video.dtype == np.float32

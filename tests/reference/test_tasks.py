@@ -135,7 +135,7 @@ def test_image_to_video_equals_diffusers(
         dynamic_cfg=dynamic,
         scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
+        output_type="np",
     )
     assert video.shape == (17, height, width, 3)
     assert relative_error(video, expected) < TOLERANCE
@@ -169,7 +169,7 @@ def test_the_bundled_i2v_demo_makes_the_same_video_in_diffusers(tmp_path, poster
         num_inference_steps=STEPS,
         scheduler="ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
+        output_type="np",
     )
     assert relative_error(video, expected) < TOLERANCE
 
@@ -218,7 +218,7 @@ def test_video_to_video_equals_diffusers(
         dynamic_cfg=True,
         scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
+        output_type="np",
     )
     assert relative_error(video, expected) < TOLERANCE
 

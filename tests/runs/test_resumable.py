@@ -15,10 +15,10 @@ from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import GenerationError, InvalidInputError, OutputError
 from mlx_cogvideo.pipeline.fields import settings_of
+from mlx_cogvideo.pipeline.recording import make_record
 from mlx_cogvideo.pipeline.resolver import resolve
 from mlx_cogvideo.pipeline.settings import VideoSettings
 from mlx_cogvideo.runs import resumable
-from mlx_cogvideo.runs.record import make_record
 from mlx_cogvideo.runs.resumable import VideoJob, encode_all
 from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.runs.settings import video_settings

@@ -62,7 +62,7 @@ def main() -> int:
             latents=mx.array(latents),
             scheduler="ddim",
             num_inference_steps=args.steps,
-            output_type="float",
+            output_type="np",
         )
         error = float(np.abs(video - expected).max())
         worst = max(worst, error)
