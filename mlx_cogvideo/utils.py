@@ -65,6 +65,9 @@ def load_image(image: str | Path) -> np.ndarray:
 def load_video(video: str | Path) -> np.ndarray:
     """Reads all frames of a clip in their own size.
 
+    Args:
+        video: any file that FFmpeg reads, or a folder of pictures.
+
     Memory: all frames. A pipeline's call that gets the path reads only the frames that it needs.
 
     Returns:
@@ -74,7 +77,7 @@ def load_video(video: str | Path) -> np.ndarray:
         InvalidInputError: it can't be read, or is an address.
     """
     check_no_address("video", video)
-    rate = float(frame_rate(video))
+    rate = 8.0 if Path(video).is_dir() else float(frame_rate(video))
     found = measure(Path(video), rate)
     spec = ClipSpec(found.frames, found.height, found.width, rate, fit="stretch")
     return read_clip(Path(video), spec)

@@ -157,7 +157,7 @@ def path_or_pixels(
             raise InvalidInputError(f"{name} must be a file; its name is empty")
         check_no_address(name, given)
         return os.path.abspath(given)
-    pixels = as_uint8(name, given)
+    pixels = as_uint8(name, given, "a file, or pixels")
     if pixels.ndim != (3 if num_frames is None else 4):
         axes = "height, width, 3" if num_frames is None else "frames, height, width, 3"
         raise InvalidInputError(

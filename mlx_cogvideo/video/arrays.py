@@ -7,11 +7,11 @@ import numpy as np
 from ..errors import InvalidInputError
 
 
-def as_uint8(name: str, given: Any) -> np.ndarray:
+def as_uint8(name: str, given: Any, kinds: str = "pixels") -> np.ndarray:
     """Converts pixels to uint8 ``[..., H, W, 3]``.
 
     Args:
-        name: what the pixels are, for the message.
+        name, kinds: what the pixels are and may be, for the message.
         given: uint8, or floats in [0, 1], of NumPy, MLX or PyTorch; a picture of Pillow; or a list
             of these.
 
@@ -19,7 +19,7 @@ def as_uint8(name: str, given: Any) -> np.ndarray:
         InvalidInputError: it is none of these.
     """
     if isinstance(given, list | tuple) and given:
-        frames = [as_uint8(name, one) for one in given]
+        frames = [as_uint8(name, one, kinds) for one in given]
         if len({frame.shape for frame in frames}) > 1:
             raise InvalidInputError(f"all frames of {name} must have one size")
         return np.stack(frames)
@@ -34,7 +34,7 @@ def as_uint8(name: str, given: Any) -> np.ndarray:
         pixels = _rounded(name, pixels)
     if not is_picture or pixels.dtype != np.uint8:
         raise InvalidInputError(
-            f"{name} must be pixels [..., height, width, 3], uint8 or floats in [0, 1]; got "
+            f"{name} must be {kinds} [..., height, width, 3], uint8 or floats in [0, 1]; got "
             f"{type(given).__name__} of {pixels.dtype} {list(pixels.shape)}"
         )
     return pixels

@@ -63,7 +63,7 @@ def main() -> int:
             scheduler="ddim",
             num_inference_steps=args.steps,
             output_type="np",
-        )
+        ).frames[0]
         error = float(np.abs(video - expected).max())
         worst = max(worst, error)
         print(f"{error:.1e}  {prompt}", flush=True)
