@@ -23,7 +23,7 @@ OUTPUT_TYPES = {
 """The values of `output_type`, and what they give."""
 
 STREAMED_TYPES = ("np", "uint8", "latent")
-"""Those that a run's events can have."""
+"""Types that a run's events can have."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,15 +68,15 @@ class VideoSettings:
     image: Picture | None = setting(
         None,
         "Picture that the video begins with, for image-to-video models: a file, or in Python "
-        "uint8 pixels [height, width, 3] in the size of the video.",
+        "pixels [height, width, 3] or a picture of Pillow.",
         group="source",
         metavar="FILE",
         compare=False,
     )
     video: Picture | None = setting(
         None,
-        "Clip to make another one of: a file, a folder of frames, or in Python uint8 pixels "
-        "[frames, height, width, 3].",
+        "Clip to make another one of: a file, a folder of frames, or in Python pixels "
+        "[frames, height, width, 3] or a list of pictures.",
         group="source",
         metavar="FILE",
         compare=False,

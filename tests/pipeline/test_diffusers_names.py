@@ -121,7 +121,7 @@ def test_several_prompts_give_the_videos_of_single_calls(pipe):
     assert (many.frames[3] == single.frames[0]).all()
     assert not (many.frames[2] == many.frames[3]).all()
     assert [record["settings"]["seed"] for record in many.records] == [5, 6, 7, 8]
-    with pytest.raises(InvalidInputError, match="has 4 videos: choose one"):
+    with pytest.raises(InvalidInputError, match="has 4 videos"):
         np.asarray(many)
 
 
@@ -230,7 +230,7 @@ def test_a_scheduler_that_is_assigned_is_used_with_the_seed_of_the_call(pipe):
     assert not mx.array_equal(pipe(PROMPT, seed=2, **arguments).frames, expected)
     with pytest.raises(InvalidInputError, match="no field spacing"):
         CogVideoXDPMScheduler.from_config(pipe.scheduler.config, spacing="trailing")
-    with pytest.raises(InvalidInputError, match="of mlx_cogvideo; got builtins.str"):
+    with pytest.raises(InvalidInputError, match=r"of mlx_cogvideo; got builtins\.str"):
         pipe.scheduler = "dpm"
 
 
