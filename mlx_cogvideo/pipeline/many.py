@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..checkpoints.model_folder import ModelFolder
 from ..errors import InvalidInputError
@@ -170,7 +171,7 @@ def seed_of(generator: Any) -> int:
     if isinstance(generator, int) and not isinstance(generator, bool):
         return generator
     if isinstance(generator, mx.array) and (generator.shape, generator.dtype) == ((2,), mx.uint32):
-        high, low = generator.tolist()
+        high, low = (int(word) for word in np.array(generator))
         return ((high << 32) + low) % _SEEDS
     if callable(getattr(generator, "initial_seed", None)):
         logger.warning("the generator gives its seed only: the noise is MLX's, not PyTorch's")
