@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import mlx.core as mx
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.runs.record import Meter
+from mlx_cogvideo.pipeline.recording import Meter
 
 PROMPT = "a red circle moves right on a white background"
 

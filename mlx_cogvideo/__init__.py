@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
     from .errors import (
         CheckpointError,
         CogVideoXError,
@@ -26,25 +27,40 @@ if TYPE_CHECKING:
         OutputError,
         PeerLostError,
     )
-    from .pipeline.pipeline import CogVideoXPipeline
+    from .pipeline.output import VideoOutput
+    from .pipeline.pipeline import (
+        CogVideoXImageToVideoPipeline,
+        CogVideoXPipeline,
+        CogVideoXVideoToVideoPipeline,
+    )
     from .runs.generate_video import generate_video
 
 __all__ = [
     "CheckpointError",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
     "CogVideoXError",
+    "CogVideoXImageToVideoPipeline",
     "CogVideoXPipeline",
+    "CogVideoXVideoToVideoPipeline",
     "DeviceError",
     "GenerationError",
     "InvalidInputError",
     "ModelNotFoundError",
     "OutputError",
     "PeerLostError",
+    "VideoOutput",
     "__version__",
     "generate_video",
 ]
 
 _MODULES = {
+    "CogVideoXDDIMScheduler": "diffusion.schedulers",
+    "CogVideoXDPMScheduler": "diffusion.schedulers",
+    "CogVideoXImageToVideoPipeline": "pipeline.pipeline",
     "CogVideoXPipeline": "pipeline.pipeline",
+    "CogVideoXVideoToVideoPipeline": "pipeline.pipeline",
+    "VideoOutput": "pipeline.output",
     "generate_video": "runs.generate_video",
 }
 """Where a public name is, unless it is an error."""

@@ -98,11 +98,11 @@ def make_t5(vocab_size: int = 400, d_model: int = 24) -> transformers.T5EncoderM
     return transformers.T5EncoderModel(config).float().eval()
 
 
-def save_model(folder: Path, variant: str) -> Path:
+def save_model(folder: Path, variant: str, **changes) -> Path:
     """Writes a whole tiny model folder in the official layout, with the demo's tokenizer."""
-    make_transformer(variant).save_pretrained(folder / "transformer")
-    changes = {"invert_scale_latents": True} if variant.startswith("1.5") else {}
-    make_vae(**changes).save_pretrained(folder / "vae")
+    make_transformer(variant, **changes).save_pretrained(folder / "transformer")
+    vae_changes = {"invert_scale_latents": True} if variant.startswith("1.5") else {}
+    make_vae(**vae_changes).save_pretrained(folder / "vae")
     make_t5(load_config(DEMO_PATH / "text_encoder")["vocab_size"]).save_pretrained(
         folder / "text_encoder"
     )

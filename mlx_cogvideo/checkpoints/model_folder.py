@@ -1,6 +1,7 @@
 """A model: its configurations, which estimates need, and its networks, loaded when needed."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -19,13 +20,17 @@ from ..nn.quantization import Quantization, linear_layers, packings, quantize_la
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapter_scales import check_scale
+from .adapter_set import AdapterSet
 from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
 from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
+from .identity import model_identity
 from .networks import NETWORKS, make_network
 from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
 from .variants import Variant, match_variant
+
+logger = logging.getLogger(__name__)
 
 
 class ModelConfigurations:
@@ -122,7 +127,8 @@ class ModelFolder(ModelConfigurations):
         base: where the components are that the folder lacks, or None.
         tokenizer: turns text into token ids.
         scheduler_config: contents of ``scheduler_config.json``.
-        adapters: the adapters that ``load_lora`` has added, with their scales.
+        adapter_set: the adapters that ``load_lora`` has added, by name.
+        name: what the user called the model.
         download: whether an adapter may be downloaded.
     """
 
@@ -135,10 +141,10 @@ class ModelFolder(ModelConfigurations):
         download: bool = True,
     ):
         self.folder, self.base, self.download = Path(folder), base, download
+        self.name: str | Path = folder
         contents = read_configurations(self.folder, base)
         self._networks: dict[str, nn.Module] = {}
-        self.adapters: list[tuple[Adapter, float]] = []
-        self._adapter_bytes = 0
+        self.adapter_set = AdapterSet()
         self._kept: set[str] = set()
         self.scheduler_config = contents["scheduler"]
         self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"], base)
@@ -154,6 +160,7 @@ class ModelFolder(ModelConfigurations):
         download: bool = True,
         base: str | Path | None = None,
         base_revision: str | None = None,
+        torch_dtype: Any = None,
     ) -> Self:
         """Opens a model: its configurations and file headers; weights are read when needed.
 
@@ -167,6 +174,7 @@ class ModelFolder(ModelConfigurations):
             base: the model that gives the components which `model` lacks, such as a finetune that
                 has a ``transformer`` alone.
             base_revision: as `revision`, for the base.
+            torch_dtype: ignored, with a warning; scripts for diffusers have it.
 
         Raises:
             InvalidInputError: an argument is of another kind, or there is a base and the model
@@ -180,7 +188,15 @@ class ModelFolder(ModelConfigurations):
         if base is not None:
             check_path("base", base)
             rest = resolve_base(base, folder, base_revision, download=download)
-        return cls(folder, dtype, rest, download=download)
+        made = cls(folder, dtype, rest, download=download)
+        made.name = model
+        if torch_dtype is not None:
+            logger.warning("torch_dtype is ignored: computing in %s; see dtype", made.dtype_name)
+        return made
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model on any machine; see ``model_identity``."""
+        return model_identity(self.name, self.folder, self.base)
 
     def component(self, name: str) -> Path:
         """The folder of a component: a network, ``tokenizer`` or ``scheduler``."""
@@ -198,6 +214,11 @@ class ModelFolder(ModelConfigurations):
     def loaded(self) -> frozenset[str]:
         """Names of the networks that are in memory."""
         return frozenset(self._networks)
+
+    @property
+    def adapters(self) -> list[tuple[Adapter, float]]:
+        """The adapters that are used, with their scales."""
+        return self.adapter_set.used
 
     @property
     def transformer(self) -> CogVideoXTransformer3DModel:
@@ -221,39 +242,45 @@ class ModelFolder(ModelConfigurations):
                     add_adapter(network, adapter.load(scale))
         return self._networks[name]
 
-    def load_lora(self, source: str | Path, scale: float = 1.0) -> None:
+    def load_lora(self, source: str | Path, scale: float = 1.0, *, name: str | None = None) -> None:
         """Adds a LoRA adapter to the transformer, beside those that it already has.
 
         Args:
             source: a safetensors file of diffusers or PEFT, a folder with one, or a hub id.
             scale: weight of the adapter, which multiplies its own alpha / rank.
+            name: what ``set_adapters`` calls it; None is ``default_0`` and so on.
 
         Raises:
-            InvalidInputError: `source` isn't a path, or `scale` isn't a finite number.
+            InvalidInputError: `source` isn't a path, `scale` isn't a finite number, or another
+                adapter has the name.
             ModelNotFoundError: there is no such adapter.
             CheckpointError: the adapter is damaged, or for another model.
         """
         check_path("an adapter", source)
         check_scale(scale)
+        name = self.adapter_set.new_name(name)
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network), download=self.download)
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work
-        self.adapters.append((adapter, scale))
-        self._adapter_bytes += sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
+        size = sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
+        self.adapter_set.add(name, adapter, scale, size)
         if "transformer" in self._networks:
             add_adapter(self._networks["transformer"], layers)
 
     def unload_lora(self) -> None:
         """Removes all adapters."""
-        self.adapters.clear()
-        self._adapter_bytes = 0
+        self.adapter_set = AdapterSet()
+        self.reload_transformer()
+
+    def reload_transformer(self) -> None:
+        """Drops a loaded transformer, so that the next use has today's adapters."""
         # Even where it is kept: the loaded one contains them.
         self._networks.pop("transformer", None)
         mx.clear_cache()
 
     def weight_bytes(self, name: str) -> int:
         """Memory that a network's weights and its adapters take when it is loaded."""
-        adapters = self._adapter_bytes if name == "transformer" else 0
+        adapters = self.adapter_set.bytes if name == "transformer" else 0
         return super().weight_bytes(name) + adapters
 
     def free(self, name: str) -> None:

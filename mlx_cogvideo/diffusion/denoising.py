@@ -1,6 +1,6 @@
 """From noise to latents, step by step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -85,6 +85,7 @@ def denoising_steps(
     noise: mx.array,
     conditioning: Conditioning,
     state: DenoisingState | None = None,
+    after_step: Callable[[DenoisingState], DenoisingState] = lambda state: state,
 ) -> Iterator[DenoisingState]:
     """Takes the steps that are left.
 
@@ -93,6 +94,7 @@ def denoising_steps(
         embeds: ``[1 or 2, text_length, text_embed_dim]``, with guidance the unconditional first.
         noise: ``[1, f, h, w, c]``, the initial noise.
         state: where to go on; None begins.
+        after_step: called with the state after each step; the run continues with its result.
 
     Yields:
         The state after each step, evaluated.
@@ -129,7 +131,9 @@ def denoising_steps(
         latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
         latents = conditioning.hold(scheduler, latents, noise, next_t)
         _evaluate(latents, x0, i, sampling.dtype)
-        yield DenoisingState(i + 1, t, latents, x0, restart, skipped)
+        state = after_step(DenoisingState(i + 1, t, latents, x0, restart, skipped))
+        latents = state.latents
+        yield state
 
 
 def velocities(

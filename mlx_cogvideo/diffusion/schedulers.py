@@ -47,22 +47,35 @@ class _Scheduler:
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any] | SchedulerConfig, *, key: mx.array | None = None
+        cls,
+        config: Mapping[str, Any] | SchedulerConfig,
+        *,
+        key: mx.array | None = None,
+        **changes: Any,
     ) -> Self:
         """Builds a scheduler from the contents of a ``scheduler_config.json``.
 
         Keys that change nothing here (clip_sample and the like) are ignored; absent ones take the
         defaults of diffusers' classes.
 
+        Args:
+            config: the contents, or the ``config`` of another scheduler.
+            key: as in the class.
+            changes: fields to change, such as ``timestep_spacing="trailing"``.
+
         Raises:
             InvalidInputError: the config asks for something this package doesn't compute.
         """
-        if not isinstance(config, SchedulerConfig):
-            try:
-                config = SchedulerConfig.from_dict(config)
-            except ValueError as error:
-                raise InvalidInputError(f"scheduler config: {error}") from None
-        return cls(config, key=key)
+        known = SchedulerConfig.__dataclass_fields__
+        if unknown := changes.keys() - known.keys():
+            raise InvalidInputError(
+                f"scheduler config: no field {min(unknown)}; there are {', '.join(known)}"
+            )
+        contents = asdict(config) if isinstance(config, SchedulerConfig) else config
+        try:
+            return cls(SchedulerConfig.from_dict({**contents, **changes}), key=key)
+        except ValueError as error:
+            raise InvalidInputError(f"scheduler config: {error}") from None
 
     def to_config(self) -> dict[str, Any]:
         """The contents of a ``scheduler_config.json`` from which diffusers builds the same one."""

@@ -1,5 +1,15 @@
 """From settings to a video: the pipeline and its stages, sources, windows and estimates."""
 
-from .pipeline import CogVideoXPipeline
+from .output import VideoOutput
+from .pipeline import (
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXVideoToVideoPipeline,
+)
 
-__all__ = ["CogVideoXPipeline"]
+__all__ = [
+    "CogVideoXImageToVideoPipeline",
+    "CogVideoXPipeline",
+    "CogVideoXVideoToVideoPipeline",
+    "VideoOutput",
+]

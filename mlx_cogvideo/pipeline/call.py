@@ -1,9 +1,6 @@
 """The arguments of a pipeline's call, checked before any weight is read."""
 
-import inspect
 import logging
-import reprlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,16 +13,16 @@ from ..nn.config import TransformerConfig
 from .estimates import check_memory_limit
 from .events import Progress
 from .fields import about
+from .output import check_output_type
 from .resolved import ResolvedSettings
 from .resolver import resolve
 from .run_stages import TILED, encode_prompt, join_embeds, needs_negative, warn_of_lost_text
 from .settings import VideoSettings
+from .step_hook import StepCallback, check_callback
 from .unused import without_effect
 from .vae_stage import check_decodable
 
 logger = logging.getLogger(__name__)
-
-StepCallback = Callable[[int, int, mx.array], bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +44,8 @@ class Call(PromptedSettings):
         negative_prompt_embeds: the same in place of `negative_prompt`.
         latents: initial noise ``[1, frames, height, width, channels]`` in latents, 1.5's extra
             leading frame included. These three may be arrays of NumPy or PyTorch, too.
-        output_type: ``"np"`` for uint8 ``[F, H, W, 3]``, ``"float"`` for float32 in [0, 1],
-            ``"latent"`` for the final latents in float32, shaped like `latents`.
-        callback_on_step_end: called with the step's index, timestep and latents; returning False
-            ends the denoising there, and leaves out the windows after it.
+        output_type: one of ``output.OUTPUT_TYPES``.
+        callback_on_step_end: called after each step; see ``step_hook``.
         on_progress: called with a stage's name, the steps done and their number.
     """
 
@@ -77,9 +72,9 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     if call.tiling == "auto" and settings.decoding.mode == "tiled":
         logger.warning(TILED)
     check_uncond(settings.uncond, call.negative_prompt_embeds is not None)
-    check_output_type(call.output_type, settings)
-    for name in ("callback_on_step_end", "on_progress"):
-        _check_callback(name, getattr(call, name))
+    check_output_type(call.output_type, settings.extend)
+    check_callback("callback_on_step_end", call.callback_on_step_end, 3, 4)
+    check_callback("on_progress", call.on_progress, 3)
     _check_latents(call, settings)
     missing = call.negative_prompt_embeds is None and needs_negative(settings)
     encodes = call.prompt_embeds is None or missing
@@ -93,14 +88,6 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     for line in without_effect(model, _given(call), settings, decodes=decodes):
         logger.warning("%s", line)
     return settings
-
-
-def check_output_type(output_type: str, settings: ResolvedSettings) -> None:
-    """Raises InvalidInputError for an unknown output, or one that a video doesn't have."""
-    if output_type not in ("np", "float", "latent"):
-        raise InvalidInputError(f"output_type must be np, float or latent; got {output_type!r}")
-    if settings.extend and output_type == "latent":
-        raise InvalidInputError("a video of several windows has no latents of its own")
 
 
 def _as_array(name: str, value: Any) -> mx.array | None:
@@ -123,25 +110,16 @@ def _as_array(name: str, value: Any) -> mx.array | None:
     return array
 
 
-def _check_callback(name: str, callback: Any) -> None:
-    """Raises InvalidInputError unless something can be called with three arguments."""
-    if callback is None:
-        return
-    try:
-        inspect.signature(callback).bind(None, None, None)
-    except TypeError:
-        raise InvalidInputError(
-            f"{name} must be a function of three arguments; got {reprlib.repr(callback)}"
-        ) from None
-    except ValueError:  # one of C, which doesn't tell
-        pass
-
-
 def _check_latents(call: Call, settings: ResolvedSettings) -> None:
-    shape = settings.geometry.latent_shape
-    if call.latents is not None and call.latents.shape != shape:
-        raise InvalidInputError(f"latents must have shape {shape}; got {call.latents.shape}")
-    if settings.extend and call.latents is not None:
+    if call.latents is None:
+        return
+    shape, given = settings.geometry.latent_shape, call.latents.shape
+    if given != shape:
+        frames, height, width, channels = shape[1:]
+        is_first = given[1:] == (frames, channels, height, width)
+        advice = ": move their channels last, as permute(0, 1, 3, 4, 2) does" if is_first else ""
+        raise InvalidInputError(f"latents must have shape {shape}; got {given}{advice}")
+    if settings.extend:
         raise InvalidInputError("a video of several windows has no latents of its own")
 
 

@@ -7,29 +7,40 @@ memory holds the text encoder, or the transformer, or the VAE.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState, denoising_steps
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from . import run_stages as stages
-from .call import Call, PromptedSettings, check_output_type, given_embeds, prepare
+from .call import Call, PromptedSettings, given_embeds
+from .diffusers_names import DiffusersNames
 from .events import Event, Progress, RunState, no_progress
 from .fields import with_arguments
 from .geometry import Geometry
+from .many import PipelineCall
+from .output import STREAMED_TYPES, VideoOutput, check_output_type, to_pictures
+from .recording import NOT_RECORDED, Meter, make_record
 from .resolved import ResolvedSettings
 from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
 from .settings import VideoSettings
+from .step_hook import StepHook
 from .vae_stage import check_decodable
 from .windows import extended_events
 
 
-class CogVideoXPipeline(ModelFolder):
-    """A CogVideoX model folder, ready to make videos; each stage frees its network."""
+class CogVideoXPipeline(DiffusersNames):
+    """A CogVideoX model folder, ready to make videos; each stage frees its network.
+
+    Attributes:
+        needs_video: whether a call must have a video to start from.
+    """
+
+    needs_video: ClassVar[bool] = False
 
     def events(
         self,
@@ -37,7 +48,8 @@ class CogVideoXPipeline(ModelFolder):
         run: RunState | None = None,
         *,
         noise: mx.array | None = None,
-        output_type: str = "np",
+        output_type: str = "uint8",
+        after_step: Callable[[DenoisingState], DenoisingState] = lambda state: state,
         ends_early: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
         """Tells the story of a video: text, source, denoising, decoding, event by event.
@@ -45,8 +57,9 @@ class CogVideoXPipeline(ModelFolder):
         Args:
             run: what has been computed before; None begins.
             noise: initial noise in place of the seed's, in the shape of the latents.
-            output_type: ``"np"`` for uint8 frames, ``"float"`` for float32 in [0, 1], ``"latent"``
+            output_type: ``"uint8"`` for uint8 frames, ``"np"`` for float32 in [0, 1], ``"latent"``
                 for none: the last event's run has the latents.
+            after_step: called with the state after each step; the run continues with its result.
             ends_early: asked after each step; True ends the denoising there.
 
         Raises:
@@ -67,7 +80,12 @@ class CogVideoXPipeline(ModelFolder):
                 yield Event("source", 1, 1, window, run)
             yield Event("denoise", run.steps_done, window.steps, window, run)
             for state in self.denoise(
-                window, embeds, run.denoising, conditioning=run.conditioning, latents=noise
+                window,
+                embeds,
+                run.denoising,
+                conditioning=run.conditioning,
+                latents=noise,
+                after_step=after_step,
             ):
                 run = replace(run, denoising=state)
                 yield Event("denoise", state.step, window.steps, window, run)
@@ -79,41 +97,71 @@ class CogVideoXPipeline(ModelFolder):
                 for done, frames in stages.decode(self, window, run.latents, output_type):
                     yield Event("decode", done, total, window, run, frames)
 
-        check_output_type(output_type, settings)
+        check_output_type(output_type, settings.extend, STREAMED_TYPES)
         run = run or RunState()
         if settings.extend:
             return extended_events(tell, settings, run, ends_early)
         return tell(settings, run)
 
-    @with_arguments(Call)
-    def __call__(self, call: Call) -> np.ndarray | mx.array:
-        """Makes one video of a prompt.
+    @with_arguments(PipelineCall)
+    def __call__(self, call: PipelineCall) -> VideoOutput:
+        """Makes a video of each prompt, one after another.
+
+        The first video takes the seed, and each further one the next number.
 
         Raises:
             InvalidInputError: an argument the model can't follow; before any weight is read.
             GenerationError: the model produced NaN or one constant colour.
         """
-        settings, run = prepare(self, call), RunState()
-        report, stopped, frames = call.on_progress or no_progress, False, []
-        if call.prompt_embeds is not None or call.negative_prompt_embeds is not None:
-            report("encode", 0, 1)
-            run = RunState(embeds=given_embeds(self, call, settings))
-            report("encode", 1, 1)
+        if self.needs_video and call.video is None:
+            raise InvalidInputError("give the video to start from")
+        jobs = call.prepared(self)
+        records = [make_record(self, settings, {}, fps=self.fps) for _, settings in jobs]
+        if beyond := call.not_recorded(self.has_own_schedule):
+            records = [{**record, NOT_RECORDED: beyond} for record in records]
+        meters = [Meter(record, call.on_progress) for record in records]
+        runs = self._texts(jobs, meters[0])
+        made = [
+            self._make(*job, run, meter) for job, run, meter in zip(jobs, runs, meters, strict=True)
+        ]
+        frames = mx.concatenate(made) if call.output_type == "latent" else made
+        if not call.return_dict:
+            return cast(VideoOutput, (frames,))  # which the signature doesn't say
+        return VideoOutput(frames, self.fps, records, self.identity)
 
-        def ends_early() -> bool:
-            return stopped
+    def _texts(self, jobs: list[tuple[Call, ResolvedSettings]], report: Progress) -> list[RunState]:
+        """What a call's videos begin with: given embeddings, or the texts of several videos."""
+        call, _ = jobs[0]
+        given = call.prompt_embeds is not None or call.negative_prompt_embeds is not None
+        if len(jobs) == 1 and not given:
+            return [RunState()]
+        report("encode", 0, 1)
+        if given:
+            with self.keeping("text_encoder"):
+                embeds = [given_embeds(self, *job) for job in jobs]
+        else:
+            embeds = list(self.encode(settings for _, settings in jobs))
+        report("encode", 1, 1)
+        return [RunState(embeds=each) for each in embeds]
 
+    def _make(self, call: Call, settings: ResolvedSettings, run: RunState, report: Progress) -> Any:
+        """One video of a call, in the form that the call asks for."""
+        kind, hook, frames = call.output_type, StepHook(self, call.callback_on_step_end), []
         for event in self.events(
-            settings, run, noise=call.latents, output_type=call.output_type, ends_early=ends_early
+            settings,
+            run,
+            noise=call.latents,
+            output_type="uint8" if kind == "pil" else kind,
+            after_step=hook,
+            ends_early=lambda: hook.stopped,
         ):
             report(event.stage, event.done, event.total)
-            state = event.run.denoising
-            if event.stage == "denoise" and state is not None and call.callback_on_step_end:
-                given = state.step - 1, state.timestep, state.latents
-                stopped = call.callback_on_step_end(*given) is False
             if event.frames is not None:
                 frames.append(event.frames)
-        return event.run.latents if call.output_type == "latent" else np.concatenate(frames)
+        if kind == "latent":
+            return event.run.latents
+        video = np.concatenate(frames)
+        return to_pictures(video) if kind == "pil" else video
 
     @with_arguments(PromptedSettings)
     def request(self, settings: PromptedSettings) -> ResolvedSettings:
@@ -167,6 +215,7 @@ class CogVideoXPipeline(ModelFolder):
         *,
         conditioning: Conditioning | None = None,
         latents: mx.array | None = None,
+        after_step: Callable[[DenoisingState], DenoisingState] = lambda state: state,
     ) -> Iterator[DenoisingState]:
         """The denoising stage; frees the transformer when it ends or is left.
 
@@ -175,6 +224,7 @@ class CogVideoXPipeline(ModelFolder):
             state: where to go on; None begins with noise.
             conditioning: what ``condition`` gave for it, which is None with noise alone.
             latents: the noise to begin with; None draws it from the seed.
+            after_step: as in ``events``.
 
         Yields:
             The state after each step, evaluated. The last one's latents are the result.
@@ -199,6 +249,7 @@ class CogVideoXPipeline(ModelFolder):
                 noise,
                 conditioning or Conditioning(),
                 state,
+                after_step,
             )
         finally:
             self.free("transformer")
@@ -208,14 +259,15 @@ class CogVideoXPipeline(ModelFolder):
         settings: ResolvedSettings,
         latents: mx.array,
         *,
-        output_type: str = "np",
+        output_type: str = "uint8",
         on_progress: Progress = no_progress,
     ) -> Iterator[np.ndarray]:
         """The last stage, latents to pixels; frees the VAE when it ends or is left.
 
         Args:
             latents: what ``denoise`` came to.
-            output_type, on_progress: as in a pipeline's call.
+            output_type: ``"uint8"``, or ``"np"`` for float32 in [0, 1].
+            on_progress: as in a pipeline's call.
 
         Yields:
             The frames in order, chunk by chunk: ``[F, H, W, 3]``.
@@ -260,3 +312,20 @@ class CogVideoXPipeline(ModelFolder):
     def check_decodable(self, settings: ResolvedSettings) -> None:
         """Raises InvalidInputError where decoding would make an array that MLX can't hold."""
         check_decodable(self.configs["vae"], settings.decoded_shape, settings.decoding)
+
+
+class CogVideoXImageToVideoPipeline(CogVideoXPipeline):
+    """A pipeline that only opens image-to-video models; the call needs an `image`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not self.takes_image:
+            raise InvalidInputError(
+                f"{self.folder} makes videos of text: open it with CogVideoXPipeline"
+            )
+
+
+class CogVideoXVideoToVideoPipeline(CogVideoXPipeline):
+    """A pipeline whose calls need a `video` to start from."""
+
+    needs_video = True

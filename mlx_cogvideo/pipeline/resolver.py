@@ -171,10 +171,9 @@ def _source(model: ModelFolder, settings: VideoSettings, geometry: Geometry, til
         InvalidInputError: the model needs another source, or a setting has nothing to apply to.
     """
     _check_source(model, settings)
-    size = (geometry.height, geometry.width, 3)
     return Source(
-        image=path_or_pixels("image", settings.image, size),
-        video=path_or_pixels("video", settings.video, (geometry.num_frames, *size)),
+        image=path_or_pixels("image", settings.image),
+        video=path_or_pixels("video", settings.video, geometry.num_frames),
         start=settings.video_start or 0.0,
         end=settings.video_end,
         strength=DEFAULT_STRENGTH if settings.strength is None else settings.strength,

@@ -16,6 +16,9 @@ from ..video import FITS
 from .fields import NOTHING, SEED, Range, above, at_least, check_values, setting, settings_of
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
 
+OWN_SCHEDULER = "a scheduler of its own"
+"""What a record has in place of a sampler that a script has made. It can't be repeated from it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
@@ -67,15 +70,15 @@ class VideoSettings:
     image: Picture | None = setting(
         None,
         "Picture that the video begins with, for image-to-video models: a file, or in Python "
-        "uint8 pixels [height, width, 3] in the size of the video.",
+        "pixels [height, width, 3] or a picture of Pillow.",
         group="source",
         metavar="FILE",
         compare=False,
     )
     video: Picture | None = setting(
         None,
-        "Clip to make another one of: a file, a folder of frames, or in Python uint8 pixels "
-        "[frames, height, width, 3].",
+        "Clip to make another one of: a file, a folder of frames, or in Python pixels "
+        "[frames, height, width, 3] or a list of pictures.",
         group="source",
         metavar="FILE",
         compare=False,
@@ -292,4 +295,6 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def _for_json(name: str, value: Any) -> Any:
     if name in ("image", "video") and value is not None:
         return str(value) if isinstance(value, str | Path) else AN_ARRAY
+    if isinstance(value, Scheduler):
+        return OWN_SCHEDULER
     return list(value) if isinstance(value, tuple) else value

@@ -15,12 +15,14 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..nn.autoencoder import AutoencoderConfig
 from ..video import ClipSpec, content_digest, measure, read_clip, read_image
+from ..video.arrays import as_uint8
+from ..video.pixels import fit_pixels
 from .geometry import Geometry
 
 IMAGE_LATENT_SCALES = ("official", "diffusers", "finetune")
 
 Picture = Any
-"""A file, or pixels: uint8 of NumPy or MLX, or a PIL image."""
+"""A file, or what ``video.arrays.as_uint8`` takes: arrays, and pictures of Pillow."""
 
 DEFAULT_STRENGTH = 0.8
 AN_ARRAY = "an array"
@@ -34,11 +36,11 @@ class Source:
     """What a video starts from. (Two of them are equal if they differ in pixels alone.)
 
     Attributes:
-        image: file of a picture, or uint8 ``[H, W, 3]``; for image-to-video models.
-        video: file of a clip, a folder of frames, or uint8 ``[F, H, W, 3]``.
+        image: file of a picture, or uint8 ``[H, W, 3]`` of any size; for image-to-video models.
+        video: file of a clip, a folder of frames, or uint8 ``[F, H, W, 3]`` of any size.
         start, end: the part of a clip that is used, in seconds; None is the clip's end.
         strength: share of the steps that are taken on the clip; 1 keeps nothing of it.
-        fit: how a file comes to the size of the video, one of ``video.FITS``.
+        fit: how it comes to the size of the video, one of ``video.FITS``.
         image_latent_scale: see ``image_latent_scale``.
         tiling: how the VAE encodes it: ``"exact"`` or ``"tiled"``.
         prefix: frames that a window begins with, uint8 ``[F, H, W, 3]``.
@@ -65,6 +67,11 @@ class Source:
         """Whether there is nothing to start from but noise."""
         return self.image is None and self.video is None and self.prefix is None
 
+    def needs_fit(self, height: int, width: int) -> bool:
+        """Whether it may have another size than the video."""
+        given = self.image if self.video is None else self.video
+        return isinstance(given, str) or np.shape(given)[-3:-1] not in ((), (height, width))
+
     def check(self, geometry: Geometry, fps: float) -> None:
         """Raises InvalidInputError where a file can't be read, or has too few frames."""
         if isinstance(self.image, str):
@@ -83,18 +90,16 @@ class Source:
             found, part = measure(path, fps, start=self.start, end=self.end), " in that part"
         has = found.frames
         if has < wanted:
-            fewer = (has - 1) // 8 * 8 + 1
-            advice = f": ask for {fewer} frames" if fewer >= 9 else ""
             raise InvalidInputError(
                 f"{path} has {has} frames at {fps:g} a second{part}, and {wanted} are "
-                f"wanted{advice}"
+                f"wanted{_fewer(has)}"
             )
 
     def read_image(self, geometry: Geometry) -> np.ndarray:
         """The picture, uint8 ``[H, W, 3]``, in the size of the video."""
         if isinstance(self.image, str):
             return read_image(self.image, geometry.height, geometry.width, self.fit)
-        return self.image
+        return fit_pixels(self.image, geometry.height, geometry.width, self.fit)
 
     def read_video(self, geometry: Geometry, fps: float) -> np.ndarray:
         """The clip, uint8 ``[F, H, W, 3]``, in the size and length of the video."""
@@ -102,7 +107,7 @@ class Source:
             size = geometry.num_frames, geometry.height, geometry.width
             part = ClipSpec(*size, fps, fit=self.fit, start=self.start, end=self.end)
             return read_clip(Path(self.video), part)
-        return self.video
+        return fit_pixels(self.video, geometry.height, geometry.width, self.fit)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files that exist, by the names of settings."""
@@ -135,9 +140,12 @@ def check_no_address(name: str, path: str | Path) -> None:
 
 
 def path_or_pixels(
-    name: str, given: Picture | None, shape: tuple[int, ...]
+    name: str, given: Picture | None, num_frames: int | None = None
 ) -> str | np.ndarray | None:
-    """Checks a picture or clip: an absolute path, or pixels of a shape, the first frames of more.
+    """Checks a picture or clip: an absolute path, or its pixels as uint8.
+
+    Args:
+        num_frames: frames of a clip, which may have more; None for a picture.
 
     Raises:
         InvalidInputError: neither a path nor such pixels.
@@ -149,16 +157,23 @@ def path_or_pixels(
             raise InvalidInputError(f"{name} must be a file; its name is empty")
         check_no_address(name, given)
         return os.path.abspath(given)
-    try:
-        pixels = np.asarray(given)[: shape[0]] if len(shape) == 4 else np.asarray(given)
-    except (TypeError, ValueError, IndexError):
-        pixels = np.zeros(0)
-    if pixels.shape != shape or pixels.dtype != np.uint8:
+    pixels = as_uint8(name, given, "a file, or pixels")
+    if pixels.ndim != (3 if num_frames is None else 4):
+        axes = "height, width, 3" if num_frames is None else "frames, height, width, 3"
         raise InvalidInputError(
-            f"{name} must be a file, or uint8 {list(shape)}; got {type(given).__name__} of "
-            f"{pixels.dtype} {list(pixels.shape)}"
+            f"{name} must be a file, or pixels [{axes}]; got {list(pixels.shape)}"
         )
-    return pixels
+    if num_frames is not None and len(pixels) < num_frames:
+        raise InvalidInputError(
+            f"{name} has {len(pixels)} frames, and {num_frames} are wanted{_fewer(len(pixels))}"
+        )
+    return pixels[:num_frames] if num_frames else pixels
+
+
+def _fewer(has: int) -> str:
+    """What to do about a clip of so few frames."""
+    frames = (has - 1) // 8 * 8 + 1
+    return f": ask for {frames} frames" if frames >= 9 else ""
 
 
 def image_latent_scale(config: AutoencoderConfig, name: str) -> float:

@@ -33,7 +33,7 @@ def without_effect(
         "dynamic_cfg": (guided or settings.dynamic_cfg == "constant", guidance[1]),
         "sequential_guidance": (guided or not settings.sequential_guidance, guidance[1]),
         "image_fit": (
-            isinstance(source.image, str) or isinstance(source.video, str),
+            source.needs_fit(settings.geometry.height, settings.geometry.width),
             "pixels have the size of the video already",
         ),
         "image_latent_scale": (

@@ -86,13 +86,13 @@ def check_decodable(config: AutoencoderConfig, shape: tuple[int, ...], tiling: T
 
 
 def decode_frames(
-    vae: AutoencoderKLCogVideoX, latents: mx.array, tiling: Tiling, output_type: str = "np"
+    vae: AutoencoderKLCogVideoX, latents: mx.array, tiling: Tiling, output_type: str = "uint8"
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Decodes latents chunk by chunk, or in tiles row by row.
 
     Args:
         latents: ``[1, f, h, w, c]``, unscaled, of the VAE's dtype.
-        output_type: ``"np"`` for uint8, ``"float"`` for float32 in [0, 1].
+        output_type: ``"uint8"``, or ``"np"`` for float32 in [0, 1].
 
     Yields:
         The number of frames that are done, and new ones, ``[F, H, W, 3]``, in order, or None. With
@@ -142,7 +142,7 @@ class _Check:
         pixels = mx.clip(pixels.astype(mx.float32) / 2 + 0.5, 0, 1)
         self._darkest = mx.minimum(self._darkest, pixels.min((0, 1, 2)))
         self._brightest = mx.maximum(self._brightest, pixels.max((0, 1, 2)))
-        if output_type == "np":
+        if output_type == "uint8":
             pixels = mx.round(pixels * 255).astype(mx.uint8)
         mx.eval(pixels, self._darkest, self._brightest)
         return np.array(pixels)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidInputError, OutputError
+from ..pipeline.recording import Record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.settings import override
 from ..video import read_record
-from .record import Record, check_record, model_differences, setting_differences
+from .record import check_record, model_differences, setting_differences
 from .resumable import VideoJob
 from .saved_run import SavedRun
 from .settings import BY_MEMORY, DECODING, DIGESTS, MAY_CHANGE

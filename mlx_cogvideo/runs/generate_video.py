@@ -1,12 +1,14 @@
 """One call from a prompt to a video file."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import default_model, model_identity
+from ..checkpoints import default_model
 from ..checkpoints.resolve import check_path
 from ..errors import InvalidInputError, mlx_errors
 from ..files import locked
@@ -14,13 +16,14 @@ from ..pipeline.call import Call, prepare
 from ..pipeline.events import join_frames
 from ..pipeline.fields import about, from_arguments
 from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.recording import Meter, make_record
 from ..pipeline.settings import VideoSettings
-from ..video import check_output_path, write_video
-from .record import Meter, make_record
+from ..video import check_output_path, open_writer, write_video
+from .settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCall(VideoSettings):
+class OneCall(RunSettings):
     """The arguments of ``generate_video`` beside its settings.
 
     Attributes:
@@ -29,6 +32,7 @@ class OneCall(VideoSettings):
         cfg_scale: another name of `guidance_scale`.
         output_path: an .mp4 or .gif file that doesn't exist yet, or without an ending a folder of
             PNG frames. How the video was made is stored inside.
+        lora: adapters and their scales, such as ``[("pixel.safetensors", 0.8)]``.
     """
 
     prompt: str | None = field(default=None, kw_only=False, metadata=about(VideoSettings, "prompt"))
@@ -79,12 +83,34 @@ def generate_video(arguments: OneCall) -> np.ndarray:
 
 def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     model = default_model() if arguments.model is None else arguments.model
-    pipe = CogVideoXPipeline.from_pretrained(model)
+    pipe = CogVideoXPipeline.from_pretrained(model, arguments.dtype)
+    for adapter in arguments.lora:
+        if isinstance(adapter, str) or len(adapter) != 2:
+            raise InvalidInputError(
+                f"lora must be a list of adapters and scales, [(file, scale), ...]; got {adapter!r}"
+            )
+        pipe.load_lora(*adapter)
     settings = prepare(pipe, arguments.call())
-    identity = {} if path is None else model_identity(model, pipe.folder)
-    record = make_record(pipe, settings, identity, fps=pipe.fps)
-    with mlx_errors():
+    fps = pipe.fps if arguments.fps is None else arguments.fps
+    if path is not None:
+        open_writer(path, fps)  # refuses a rate that the file can't have
+    identity = {} if path is None else pipe.identity()
+    record = make_record(pipe, settings, identity, fps=fps, compile=arguments.compile)
+    with mlx_errors(), _compiling(arguments.compile):
         video = join_frames(pipe.events(settings), Meter(record))
     if path is not None:
-        write_video(path, video, pipe.fps, record=record)
+        write_video(path, video, fps, record=record)
     return video
+
+
+@contextmanager
+def _compiling(wanted: bool) -> Iterator[None]:
+    """Lets MLX compile, or not."""
+    if wanted:
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()

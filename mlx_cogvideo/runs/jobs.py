@@ -18,6 +18,7 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError, with_notes
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.recording import Record, make_record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
 from ..pipeline.run_stages import lost_text
@@ -31,9 +32,7 @@ from .existing import is_finished, resumed, saved_run
 from .origin import Options, Origin, find_origin, say_what_is_opened
 from .preview import Preview, check_preview_path
 from .record import (
-    Record,
     adapter_differences,
-    make_record,
     model_differences,
     source_differences,
     version_differences,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..pipeline.recording import NOT_RECORDED, Record
 from ..pipeline.sources import AN_ARRAY
 from ..video import read_record
 from .batch import default_output
-from .record import Record, check_record
+from .record import check_record
 from .saved_run import SUFFIX, SavedRun, saved_path
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ def _record_to_replay(file: Path) -> Record:
         raise InvalidInputError(f"{file} can't be replayed: {error}") from None
     if AN_ARRAY in (parts[1].get("image"), parts[1].get("video")):
         raise InvalidInputError(f"{file} was made of pixels that its record doesn't hold")
+    if missing := record.get(NOT_RECORDED):
+        raise InvalidInputError(f"{file} was made with more than its record holds: {missing}")
     # Records that are older than the choice.
     parts[1].setdefault("tiling", "none")
     return record

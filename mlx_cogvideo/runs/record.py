@@ -1,22 +1,11 @@
-"""The record of a run: all that it takes to repeat a video, and to explain it."""
+"""Records of runs that come from files: checks, and how two of them differ."""
 
-import platform
-import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import mlx.core as mx
-
 from ..errors import InvalidInputError
-from ..pipeline.events import Progress, no_progress
-from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.resolved import ResolvedSettings
-from ..version import __version__
+from ..pipeline.recording import Record
 from .settings import check_recorded, comparable
-
-Record = dict[str, Any]
-"""JSON: ``mlx_cogvideo`` (the version), ``model``, ``settings``, ``versions``, ``timings`` in
-seconds and ``peak_memory`` in bytes that MLX allocated, by stage."""
 
 _MODEL = {"name": str, "revision": str | None, "sha256": {...: str}}
 _TYPES = {
@@ -56,68 +45,6 @@ def _is_of(value: Any, types: Any) -> bool:
             _is_of(part, types.get(name, types.get(..., object))) for name, part in value.items()
         )
     return isinstance(value, types)
-
-
-def make_record(
-    pipe: CogVideoXPipeline,
-    settings: ResolvedSettings,
-    model: dict[str, Any],
-    *,
-    fps: float,
-    compile: bool = True,
-) -> Record:
-    """The record of a run that is about to start.
-
-    Args:
-        model: a ``checkpoints.model_identity``.
-        fps: frames a second of the file.
-        compile: whether MLX may compile.
-    """
-    return {
-        "mlx_cogvideo": __version__,
-        "model": model,
-        "settings": {
-            **settings.to_dict(),
-            **settings.source.digests(),
-            "lora": [adapter.identity(scale) for adapter, scale in pipe.adapters],
-            "dtype": pipe.dtype_name,
-            "compile": compile,
-            "fps": float(fps),
-        },
-        "versions": {
-            "mlx": mx.__version__,
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.release()}",
-            "device": f"{mx.default_device().type.name} {mx.device_info().get('device_name', '')}",
-        },
-        "timings": {},
-        "peak_memory": {},
-    }
-
-
-class Meter:
-    """Writes into a record how long each stage takes and how much memory; a `Progress`.
-
-    The time that a stage took before an interruption counts.
-    """
-
-    def __init__(self, record: Record, on_progress: Progress | None = None):
-        """`on_progress` gets every report, too."""
-        self._record = record
-        self._pass_on = on_progress or no_progress
-        self._stage: str | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        timings, peak_memory = (
-            self._record.setdefault(name, {}) for name in ("timings", "peak_memory")
-        )
-        if stage != self._stage:
-            self._stage = stage
-            self._since = time.perf_counter() - timings.get(stage, 0.0)
-            mx.reset_peak_memory()
-        timings[stage] = round(time.perf_counter() - self._since, 3)
-        peak_memory[stage] = max(peak_memory.get(stage, 0), mx.get_peak_memory())
-        self._pass_on(stage, done, total)
 
 
 def setting_differences(then: Record, now: Record, but: Collection[str] = ()) -> list[str]:

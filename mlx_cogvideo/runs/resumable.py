@@ -18,10 +18,11 @@ from ..called import command, shell_word
 from ..errors import InvalidInputError, OutputError, mlx_errors
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.recording import Meter, Record
 from ..pipeline.resolved import ResolvedSettings
 from ..video import open_writer, write_latents
 from ..video.paths import LATENTS, output_form
-from .record import Meter, Record, setting_differences
+from .record import setting_differences
 from .saved_run import SavedRun, owner_of, remove_saved, saved_path
 from .settings import MAY_CHANGE
 
@@ -120,7 +121,7 @@ def finish(
         )
     keeper = _Keeper(saved, path, save_every, _resume_options(pipe, overwrite))
     meter = Meter(saved.record)
-    output_type = "latent" if output_form(saved.output) == LATENTS else "np"
+    output_type = "latent" if output_form(saved.output) == LATENTS else "uint8"
 
     def watched() -> Iterator[Event]:
         story = pipe.events(settings, saved.run, output_type=output_type)

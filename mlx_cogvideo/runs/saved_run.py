@@ -19,10 +19,11 @@ from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
 from ..files import check_is_file
 from ..pipeline.events import RunState
+from ..pipeline.recording import Record
 from ..pipeline.resolved import steps_taken
 from ..video.metadata import KEY, record_text
 from ..video.paths import publish, write_temporary
-from .record import Record, check_record
+from .record import check_record
 
 SUFFIX = ".resume"
 

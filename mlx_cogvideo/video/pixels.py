@@ -74,6 +74,17 @@ def fitted(
     return _placed(pixels, spec.height, spec.width, position)
 
 
+def fit_pixels(pixels: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """uint8 pixels ``[..., H, W, 3]`` in another size, as `fit` says, one of `FITS`."""
+    if pixels.shape[-3:-1] == (height, width):
+        return pixels
+    spec = ClipSpec(1, height, width, 1, fit=fit)
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(one), "rgb24") for one in flat)
+    made = np.stack([fitted(frame, spec, (0.5, 0.5), 1.0) for frame in frames])
+    return made.reshape(*pixels.shape[:-3], height, width, 3)
+
+
 def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     transparent = any(component.is_alpha for component in frame.format.components)
     if transparent or frame.format.has_palette:

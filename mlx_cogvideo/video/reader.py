@@ -94,12 +94,25 @@ def read_video(path: str | Path) -> tuple[np.ndarray, Fraction]:
         uint8 [F, H, W, 3] and the average frames per second.
     """
     with readable(path), open_clip(path) as container:
-        frames = np.stack(list(_pixels(path, container)))
-        stream = video_stream(container)
-        fps = stream.average_rate or stream.guessed_rate
-        if container.format.name == "gif":  # delays in hundredths of a second distort the average
-            fps = stream.base_rate or fps
-    return frames, fps
+        return np.stack(list(_pixels(path, container))), _rate(container)
+
+
+def frame_rate(path: str | Path) -> Fraction:
+    """The average frames per second of a clip.
+
+    Raises:
+        InvalidInputError: the file doesn't exist or has no video.
+    """
+    with readable(path), open_clip(path) as container:
+        return _rate(container)
+
+
+def _rate(container: av.container.InputContainer) -> Fraction:
+    stream = video_stream(container)
+    fps = stream.average_rate or stream.guessed_rate
+    if container.format.name == "gif":  # delays in hundredths of a second distort the average
+        fps = stream.base_rate or fps
+    return fps
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:

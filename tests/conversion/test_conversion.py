@@ -28,7 +28,7 @@ def make(destination, source=DEMO_PATH, **options) -> dict:
 
 def latents(folder) -> mx.array:
     pipe = CogVideoXPipeline.from_pretrained(folder)
-    return pipe(PROMPT, output_type="latent", **SMALL)
+    return pipe(PROMPT, output_type="latent", **SMALL).frames
 
 
 def tensors(folder, part) -> dict:

@@ -46,7 +46,7 @@ def blocks(monkeypatch) -> list[int]:
 
 
 def latents(pipe, **more) -> mx.array:
-    return pipe(PROMPT, output_type="latent", **{**SIZE, **more})
+    return pipe(PROMPT, output_type="latent", **{**SIZE, **more}).frames
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -11,8 +11,8 @@ from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.pipeline import estimates as memory
+from mlx_cogvideo.pipeline.recording import Meter
 from mlx_cogvideo.pipeline.vae_stage import Tiling
-from mlx_cogvideo.runs.record import Meter
 from mlx_cogvideo.training import estimates as training_estimates
 
 

@@ -58,21 +58,21 @@ def test_a_scheduled_transformer_needs_less_memory(pipe, monkeypatch):
 
 
 def test_a_video_is_uint8_frames_of_the_size_asked_for(pipe):
-    video = pipe(PROMPT, seed=1, **SMALL)
+    video = np.asarray(pipe(PROMPT, seed=1, **SMALL))
     assert video.dtype == np.uint8
     assert video.shape == (9, 32, 48, 3)
 
 
 def test_float_frames_round_to_the_uint8_ones(pipe):
-    exact = pipe(PROMPT, seed=1, output_type="float", **SMALL)
+    exact = pipe(PROMPT, seed=1, output_type="np", **SMALL).frames[0]
     assert exact.dtype == np.float32
     assert 0 <= exact.min() < exact.max() <= 1
-    rounded = pipe(PROMPT, seed=1, **SMALL)
+    rounded = np.asarray(pipe(PROMPT, seed=1, **SMALL))
     assert np.abs(exact * 255 - rounded).max() <= 0.5 + 1e-4
 
 
 def test_latents_are_returned_in_float32(pipe):
-    latents = pipe(PROMPT, seed=1, output_type="latent", **SMALL)
+    latents = pipe(PROMPT, seed=1, output_type="latent", **SMALL).frames
     assert latents.dtype == mx.float32
     assert latents.shape == (1, 3, 4, 6, 16)
 
@@ -80,7 +80,7 @@ def test_latents_are_returned_in_float32(pipe):
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 def test_a_seed_repeats_a_video_and_another_makes_another(pipe, scheduler):
     first, again, other = (
-        pipe(PROMPT, seed=seed, scheduler=scheduler, output_type="latent", **SMALL)
+        pipe(PROMPT, seed=seed, scheduler=scheduler, output_type="latent", **SMALL).frames
         for seed in (1, 1, 2)
     )
     assert mx.array_equal(first, again)
@@ -88,25 +88,25 @@ def test_a_seed_repeats_a_video_and_another_makes_another(pipe, scheduler):
 
 
 def test_without_a_seed_each_video_is_different(pipe):
-    first, second = (pipe(PROMPT, output_type="latent", **SMALL) for _ in range(2))
+    first, second = (pipe(PROMPT, output_type="latent", **SMALL).frames for _ in range(2))
     assert not mx.allclose(first, second, atol=0.1)
 
 
 def test_embeddings_can_replace_prompts(pipe):
-    by_text = pipe(PROMPT, "a blue square", seed=1, output_type="latent", **SMALL)
+    by_text = pipe(PROMPT, "a blue square", seed=1, output_type="latent", **SMALL).frames
     by_embeds = pipe(
         prompt_embeds=pipe.encode_prompt(PROMPT),
         negative_prompt_embeds=pipe.encode_prompt("a blue square"),
         seed=1,
         output_type="latent",
         **SMALL,
-    )
+    ).frames
     assert mx.array_equal(by_text, by_embeds)
 
 
 def test_the_negative_prompt_and_the_guidance_matter(pipe):
     plain, negative, strong = (
-        pipe(PROMPT, text, guidance_scale=scale, seed=1, output_type="latent", **SMALL)
+        pipe(PROMPT, text, guidance_scale=scale, seed=1, output_type="latent", **SMALL).frames
         for text, scale in (("", 3), ("a blue square", 3), ("", 9))
     )
     assert not mx.allclose(plain, negative, atol=1e-3)
@@ -170,8 +170,8 @@ def test_a_scheduler_object_is_used_unchanged(pipe):
     scheduler = CogVideoXDPMScheduler.from_config(pipe.scheduler_config, key=mx.random.key(9))
     latents = mx.random.normal((1, 3, 4, 6, 16), key=mx.random.key(0))
     shared = {"latents": latents, "output_type": "latent", **SMALL, "num_inference_steps": 4}
-    by_object = [pipe(PROMPT, scheduler=scheduler, seed=s, **shared) for s in (1, 2)]
-    by_name = pipe(PROMPT, scheduler="dpm", seed=1, **shared)
+    by_object = [pipe(PROMPT, scheduler=scheduler, seed=s, **shared).frames for s in (1, 2)]
+    by_name = pipe(PROMPT, scheduler="dpm", seed=1, **shared).frames
     assert mx.array_equal(*by_object)
     assert not mx.allclose(by_object[0], by_name, atol=1e-3)
 
@@ -180,7 +180,7 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
     long = PROMPT + ", very slowly" * 20 + " and then the sun goes down"
     with caplog.at_level(logging.WARNING):
         logging.getLogger("mlx_cogvideo").propagate = True
-        video = pipe(long, **SMALL)
+        video = np.asarray(pipe(long, **SMALL))
     assert len(video) == 9
     assert "cut at 32 tokens" in caplog.text
     assert "and then the sun goes down" in caplog.text
@@ -194,7 +194,7 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"scheduler": "euler"}, "one of ddim, dpm"),
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
-        ({"output_type": "pil"}, "np, float or latent"),
+        ({"output_type": "float"}, "np .*, pil .*, uint8 .*, latent"),
         ({"tiling": "rows"}, "auto, none, exact, tiled"),
         ({"tile_size": (20, 32)}, "multiples of 8; got 20 and 32.* 16 and 32"),
         ({"tile_overlap": (0.5, 0.3)}, "0.3 of a width of 48 .*2/6"),

@@ -100,7 +100,7 @@ def test_the_i2v_demo_starts_with_the_picture_and_moves_it_as_prompted():
     arguments = {"image": disc(), "num_inference_steps": 10, "guidance_scale": 2, "seed": 3}
     pipe = CogVideoXPipeline.from_pretrained("demo-i2v")
     for direction, axis, sign in (("right", 1, 1), ("up", 0, -1)):
-        video = pipe(prompt.format(direction), **arguments)
+        video = np.asarray(pipe(prompt.format(direction), **arguments))
         error = np.square(video[0] / 255 - disc() / 255).mean()
         assert -10 * np.log10(error) > 25
         first, last = (np.argwhere(frame[..., 2] < 75).mean(axis=0) for frame in video[[0, -1]])
@@ -128,12 +128,12 @@ def test_strength_decides_how_much_of_a_video_stays():
     size = {"seed": 1, "num_inference_steps": 4, "output_type": "latent", "guidance_scale": 1}
     own = pipe.encode_video(clip, 17).mean * pipe.configs["vae"].scaling_factor
     distances = [
-        mx.abs(pipe(PROMPT, video=clip, strength=strength, **size) - own).mean().item()
+        mx.abs(pipe(PROMPT, video=clip, strength=strength, **size).frames - own).mean().item()
         for strength in (0.25, 0.5, 1.0)
     ]
     assert distances[0] < distances[1] < distances[2]
-    full = pipe(PROMPT, video=clip, strength=1.0, **size)
-    same_as_text = mx.allclose(full, pipe(PROMPT, **size), atol=1e-4)
+    full = pipe(PROMPT, video=clip, strength=1.0, **size).frames
+    same_as_text = mx.allclose(full, pipe(PROMPT, **size).frames, atol=1e-4)
     assert same_as_text, "at zero SNR nothing of the clip is left"
 
 
@@ -285,20 +285,32 @@ def test_a_run_resumes_with_the_same_part_of_its_video_only(output, long, capsys
     assert generate(output, *whole, "--video-start", 1, "--resume", "--dry-run") == 0
 
 
-def test_arrays_must_have_the_size_of_the_video():
+def test_pixels_of_another_size_are_fitted_as_a_file_is(tmp_path):
+    pipe, clip = CogVideoXPipeline.from_pretrained("demo"), make_clip(9, 64, 48)
+    write_video(tmp_path / "frames", clip, fps=8)
+    starts = [
+        pipe.condition(pipe.request(PROMPT, video=video, image_fit=fit, **TINY)).start
+        for video in (clip, tmp_path / "frames")
+        for fit in ("crop", "pad")
+    ]
+    assert mx.array_equal(starts[0], starts[2]) and mx.array_equal(starts[1], starts[3])
+    assert not mx.allclose(starts[0], starts[1])
+
+
+def test_pixels_of_too_few_frames_are_refused():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    with pytest.raises(InvalidInputError, match=r"video must be a file, or uint8 \[9, 32, 48, 3\]"):
-        pipe.request(PROMPT, video=make_clip(9, 48, 32), **TINY)
+    with pytest.raises(InvalidInputError, match="video has 9 frames, and 17 are wanted: ask for 9"):
+        pipe.request(PROMPT, video=make_clip(9, 32, 48), **{**TINY, "num_frames": 17})
 
 
 def test_an_extended_video_consists_of_overlapping_windows():
     pipe = CogVideoXPipeline.from_pretrained("demo")
     size = {**TINY, "num_frames": 17, "num_inference_steps": 2}
-    short = pipe(PROMPT, **size)
-    long = pipe(PROMPT, extend=2, overlap=9, **size)
+    short = np.asarray(pipe(PROMPT, **size))
+    long = np.asarray(pipe(PROMPT, extend=2, overlap=9, **size))
     assert long.shape == (17 + 2 * 8, 32, 48, 3)
     assert (long[:8] == short[:8]).all(), "frames that are not blended stay the same"
-    assert (pipe(PROMPT, extend=2, overlap=9, **size) == long).all()
+    assert (np.asarray(pipe(PROMPT, extend=2, overlap=9, **size)) == long).all()
     assert pipe.request(PROMPT, extend=3, overlap=1, **size).total_frames == 17 + 3 * 16
 
 
@@ -306,7 +318,7 @@ def test_a_window_keeps_the_frames_that_it_starts_with():
     pipe = CogVideoXPipeline.from_pretrained("demo")
     size = {"seed": 1, "num_frames": 17, "num_inference_steps": 4, "guidance_scale": 1}
     request = pipe.request(PROMPT, extend=1, **size)
-    tail = pipe(PROMPT, **size)[-9:]
+    tail = np.asarray(pipe(PROMPT, **size))[-9:]
     window = window_settings(request, 1, tail)
     conditioning = pipe.condition(window)
     prefix = conditioning.prefix
@@ -365,15 +377,17 @@ def test_the_overlap_is_encoded_in_the_tiling_mode_of_the_decoder(output, capsys
 
 def test_a_callback_that_stops_a_run_ends_its_windows_too():
     pipe = CogVideoXPipeline.from_pretrained("demo")
-    arguments = {**TINY, "extend": 2, "overlap": 1, "output_type": "float"}
+    arguments = {**TINY, "extend": 2, "overlap": 1, "output_type": "np"}
     steps = []
-    video = pipe(PROMPT, callback_on_step_end=lambda step, *_: steps.append(step), **arguments)
+    (video,) = pipe(
+        PROMPT, callback_on_step_end=lambda step, *_: steps.append(step), **arguments
+    ).frames
     assert video.shape[0] == 25 and video.dtype == np.float32
     assert steps == [0, 1, 2, 3] * 3
     steps.clear()
-    video = pipe(
+    (video,) = pipe(
         PROMPT, callback_on_step_end=lambda step, *_: steps.append(step) or False, **arguments
-    )
+    ).frames
     assert len(video) == 9
     assert steps == [0]
 
@@ -508,7 +522,9 @@ def test_pixels_may_be_numpy_arrays_mlx_arrays_or_lists_of_frames():
     starts = [pipe.condition(request).start for request in requests]
     assert mx.array_equal(starts[0], starts[1]) and mx.array_equal(starts[0], starts[2])
     assert requests[0] == requests[1] and hash(requests[0]) == hash(requests[1])
-    with pytest.raises(InvalidInputError, match="video must be a file, or uint8"):
+    with pytest.raises(
+        InvalidInputError, match=r"video must be a file, or pixels .*uint8 or floats"
+    ):
         pipe.request(PROMPT, video=5, **TINY)
 
 

@@ -90,8 +90,8 @@ def test_a_run_equals_diffusers(folders, monkeypatch, variant, sampler, dynamic)
         dynamic_cfg=dynamic,
         scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
-    )
+        output_type="np",
+    ).frames[0]
     assert video.shape == (17, 64, 96, 3)
     assert relative_error(video, expected) < TOLERANCE
 
@@ -124,8 +124,8 @@ def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler
         num_inference_steps=STEPS,
         scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
-    )
+        output_type="np",
+    ).frames[0]
     assert relative_error(video, expected) < TOLERANCE
 
 
@@ -150,7 +150,7 @@ def test_an_adapter_makes_the_same_video_in_diffusers_at_its_default_scale(tmp_p
         num_inference_steps=STEPS,
         scheduler="ddim",
         latents=ours(frames_first(latents)),
-        output_type="float",
-    )
+        output_type="np",
+    ).frames[0]
     assert relative_error(video, expected) < TOLERANCE
     assert relative_error(plain, expected) > 0.1

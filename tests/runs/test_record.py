@@ -8,10 +8,9 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline, __version__
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.errors import InvalidInputError
+from mlx_cogvideo.pipeline.recording import Meter, make_record
 from mlx_cogvideo.pipeline.resolver import resolve
 from mlx_cogvideo.runs.record import (
-    Meter,
-    make_record,
     model_differences,
     model_title,
     setting_differences,

@@ -65,8 +65,8 @@ def main() -> int:
             scheduler="ddim",
             num_inference_steps=args.steps,
             guidance_scale=GUIDANCE,
-            output_type="float",
-        )
+            output_type="np",
+        ).frames[0]
         error = float(np.abs(video - expected).max())
         worst = max(worst, error)
         print(f"{error:.1e}  {prompt}", flush=True)

@@ -115,7 +115,7 @@ def report(pipe: CogVideoXPipeline, prompts: list, steps: int) -> None:
     right, mistakes = [], Counter()
     for number, (wanted, prompt) in enumerate(prompts):
         clip = pipe(prompt, num_inference_steps=steps, guidance_scale=2.0, seed=number)
-        found = attributes.read_attributes(clip)
+        found = attributes.read_attributes(np.asarray(clip))
         right.append([f == w for f, w in zip(found, wanted, strict=True)])
         mistakes.update(f"{f} for {w}" for f, w in zip(found, wanted, strict=True) if f != w)
     right = np.array(right)

@@ -80,7 +80,7 @@ def main() -> None:
             seed=options.seed * 100_000 + number,
         )
         wanted.append(combination)
-        found.append(read_attributes(clip))
+        found.append(read_attributes(np.asarray(clip)))
         missed = [f"{f}, not {w}" for f, w in zip(found[-1], combination, strict=True) if f != w]
         print(f"{number + 1:4}  {prompt}  {'; '.join(missed) or 'right'}", flush=True)
         if options.clips:

@@ -62,13 +62,14 @@ def main() -> None:
 
 
 def make(pipe: CogVideoXPipeline, number: int, prompt: str, args, **more) -> np.ndarray:
-    clip = pipe(
+    output = pipe(
         prompt,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
         seed=number,
         **more,
     )
+    clip = np.asarray(output)
     if args.clips:
         args.clips.mkdir(parents=True, exist_ok=True)
         name = f"{number:03}-{more.get('strength', '')}.mp4"

@@ -1,8 +1,10 @@
 """AutoencoderKLCogVideoX: encodes and decodes clips in the official chunks."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +15,8 @@ from ..config import AutoencoderConfig
 from .coders import Decoder3D, Encoder3D
 from .row_strips import ConvCache
 from .tiles import Tiles
+
+logger = logging.getLogger(__name__)
 
 ENCODE_CHUNK = 8
 DECODE_CHUNK = 2
@@ -182,6 +186,14 @@ class AutoencoderKLCogVideoX(nn.Module):
             raise ValueError(f"tiling={tiling!r} has no tiles: leave out their size and overlap")
         tiles = Tiles.choose(self.config, tile_size, tile_overlap)
         return tiles if mode == "tiled" else None
+
+    def enable_tiling(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing, as a script for diffusers may call it: frames are decoded in parts."""
+        logger.warning("enable_tiling() has nothing to do here: see tiling of a pipeline's call")
+
+    def enable_slicing(self) -> None:
+        """Does nothing, as a script for diffusers may call it: videos are decoded one by one."""
+        logger.warning("enable_slicing() has nothing to do here: videos are decoded one by one")
 
     @staticmethod
     def posterior(moments: mx.array) -> Posterior:
