@@ -14,6 +14,7 @@ from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx,
 from .options import named, number, path
 from .signals import ended_gently
 from .streams import prepare, printable, unheard
+from .troubleshooting import explained
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -90,7 +91,7 @@ def run(
         with ended_gently():
             return command(arguments) or DONE
     except CogVideoXError as error:
-        say(f"error: {with_notes(error)}")
+        say(f"error: {explained(error)}")
         return USAGE if isinstance(error, InvalidInputError) else FAILED
     except KeyboardInterrupt as error:
         say(f"interrupted: {with_notes(error) or 'nothing was written'}")
@@ -101,7 +102,7 @@ def run(
     except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
         if not is_by_mlx(error):
             raise
-        say(f"error: {with_notes(device_error(error))}")
+        say(f"error: {explained(device_error(error))}")
         return FAILED
 
 
