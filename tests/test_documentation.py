@@ -4,17 +4,20 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from commands import run
 
 from mlx_cogvideo.cli import check, convert, generate, lora
+from mlx_cogvideo.cli.troubleshooting import PAGE as TROUBLESHOOTING
 from mlx_cogvideo.runs.batch import read_prompts
 from mlx_cogvideo.video import read_video
 
 ROOT = Path(__file__).parents[1]
-REPOSITORY = "https://github.com/mlx-cogvideo/mlx_cogvideo"
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+REPOSITORY = URLS["Repository"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -130,11 +133,15 @@ def test_every_page_is_in_the_navigation_once():
 
 def test_the_site_loads_nothing_from_other_hosts():
     assert "font: false" in SITE
-    assert set(re.findall(r"https?://\S+", SITE)) == {REPOSITORY}
+    assert set(re.findall(r"https?://\S+", SITE)) == {REPOSITORY, URLS["Documentation"]}
     for page in (ROOT / "docs").glob("*.md"):
         assert not re.findall(r"!\[[^\]]*\]\(https?:|<(?:img|script|iframe)", page.read_text()), (
             page
         )
+
+
+def test_messages_lead_to_the_site():
+    assert f"{URLS['Documentation']}troubleshooting/" == TROUBLESHOOTING
 
 
 def test_the_tables_of_macs_are_what_the_package_estimates():

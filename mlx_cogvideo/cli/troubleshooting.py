@@ -4,7 +4,7 @@ import re
 
 from ..errors import with_notes
 
-PAGE = "https://github.com/mlx-cogvideo/mlx_cogvideo/blob/main/docs/troubleshooting.md"
+PAGE = "https://mlx-cogvideo.github.io/mlx_cogvideo/troubleshooting/"
 
 ENTRIES = {
     "out-of-memory": r"^memory ran out|needs about .+ and the limit is",

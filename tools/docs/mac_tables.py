@@ -30,20 +30,17 @@ ADVICE = (
 """Memory of a Mac in GB, a chip that is sold with it, a model, and bits for its weights (None: as
 they are published)."""
 
-BANDWIDTHS = {
-    **{"M1": 68, "M1 Pro": 200, "M1 Max": 400, "M1 Ultra": 800},
-    **{"M2": 100, "M2 Pro": 200, "M2 Max": 400, "M2 Ultra": 800},
-    **{"M3": 100, "M3 Pro": 150, "M3 Max": 300, "M3 Ultra": 800},
-    **{"M4": 120, "M4 Pro": 273, "M4 Max": 410},
-}
-"""GB/s of each chip's smallest version, as Apple states them. The M5 is left out: its rate depends
-on whether the neural accelerators are used."""
+CHIPS = [chip for chip in PEAK_TERAFLOPS if not chip.startswith("M5")]
+"""The M5 is left out: its rate depends on whether MLX uses its neural accelerators."""
+
+OPERATIONS_PER_BYTE = 25
+"""Operations in the time in which a Mac's memory moves a byte, by what Apple states."""
 
 
 def seconds(chip: str, alias: str) -> float:
     """Estimated seconds for 50 steps of a model at its own size, with guidance."""
     rate = SUSTAINED * PEAK_TERAFLOPS[chip] * 1e12
-    ceilings = Ceilings("bfloat16", rate, rate, BANDWIDTHS[chip] * 1e9)
+    ceilings = Ceilings("bfloat16", rate, rate, rate / OPERATIONS_PER_BYTE)
     return outlook(VIDEOS[alias], ceilings).video
 
 
@@ -75,7 +72,7 @@ def chips() -> str:
     """A row for each chip: the time of each model's video."""
     models = ("2b", "5b", "1.5-5b")
     rows = [f"| chip | {' | '.join(f'`{alias}`' for alias in models)} |", "|---" * 4 + "|"]
-    for chip in BANDWIDTHS:
+    for chip in CHIPS:
         cells = (duration(seconds(chip, alias)) for alias in models)
         rows.append(f"| {chip} | {' | '.join(cells)} |")
     return "\n".join(rows)
