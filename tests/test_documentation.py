@@ -98,7 +98,7 @@ def targets(page: Path) -> list[str]:
 def test_links_lead_somewhere(page):
     for target in targets(page):
         if target.startswith(REPOSITORY):
-            name = re.sub(r"^/(blob|raw)/main/", "", target.removeprefix(REPOSITORY))
+            name = re.sub(r"^/(blob|raw|tree)/main/", "", target.removeprefix(REPOSITORY))
             path, _, anchor = name.partition("#")
             if path in ("", "/issues/new/choose"):
                 continue
