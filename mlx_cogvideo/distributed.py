@@ -1,4 +1,4 @@
-"""Distributed training in several processes, on one machine or more: see docs/distributed.md.
+"""Distributed training in several processes, on one machine or more: see docs/several-macs.md.
 
 ``mlx.launch`` starts the processes. Each of them holds the whole model and learns from its own
 clips in each step. Their gradients are averaged, so that all of them have the same adapter. The

@@ -303,7 +303,7 @@ def test_a_second_run_with_one_output_is_refused_before_it_computes(
     assert generate("video.mp4", *option) == 1
     (line,) = errors(capsys.readouterr().err)
     assert f"video.mp4 is being written by process {writing.pid} on" in line
-    assert line.endswith("wait until that ends, or choose another --output")
+    assert "wait until that ends, or choose another --output" in line
     assert run("--resume", "video.mp4.resume", "--output", "other.mp4", *option) == 1
     assert f"written by process {writing.pid}" in errors(capsys.readouterr().err)[0]
     assert "video.mp4" not in names(folder)
@@ -356,7 +356,7 @@ def test_a_second_conversion_into_one_folder_is_refused(folder, capsys):
         assert convert(["--model", "demo", "--mlx-path", "tiny", "--dry-run"]) == 1
     first, second = errors(capsys.readouterr().err)
     assert first == second and "tiny is being written by" in first
-    assert first.endswith("wait until that ends, or choose another --mlx-path")
+    assert "wait until that ends, or choose another --mlx-path" in first
     assert convert(["--model", "demo", "--mlx-path", "tiny"]) == 0
     assert names(folder) == {"tiny"}
 

@@ -15,6 +15,7 @@ from .options import named, number, path
 from .parser import DONE, FAILED, INTERRUPTED, USAGE, Parser
 from .signals import ended_gently
 from .streams import prepare, printable, unheard
+from .troubleshooting import explained
 
 
 def warn_of_idle(parser: Parser, args: argparse.Namespace, alone: str, *others: str) -> None:
@@ -75,7 +76,7 @@ def run(
         with ended_gently():
             return command(arguments) or DONE
     except CogVideoXError as error:
-        say(f"error: {with_notes(error)}")
+        say(f"error: {explained(error)}")
         return USAGE if isinstance(error, InvalidInputError) else FAILED
     except KeyboardInterrupt as error:
         say(f"interrupted: {with_notes(error) or 'nothing was written'}")
@@ -86,7 +87,7 @@ def run(
     except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
         if not is_by_mlx(error):
             raise
-        say(f"error: {with_notes(device_error(error))}")
+        say(f"error: {explained(device_error(error))}")
         return FAILED
 
 

@@ -269,7 +269,7 @@ def test_one_line_says_why_no_video_can_be_made(folder, capsys):
     assert batch("--seed", 1) == 2
     (line,) = errors(capsys.readouterr().err)
     assert line.startswith("error: line 1: ") and "image" in line
-    assert line.endswith("(and 1 more like this)")
+    assert "(and 1 more like this)" in line
 
 
 def test_a_wrong_setting_is_reported_once(folder, capsys):

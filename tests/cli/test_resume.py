@@ -377,7 +377,8 @@ def test_a_disk_that_fills_up_at_the_end_loses_nothing(folder, monkeypatch, caps
         )
         assert generate("video.mp4") == 1
     (line,) = errors(capsys.readouterr().err)
-    assert line.startswith("error: video.mp4 can't be written: No space left on device; 2 of 2 ")
+    assert line.startswith("error: video.mp4 can't be written: No space left on device (https:")
+    assert "#the-disk-is-full); 2 of 2 steps are kept" in line
     assert line.endswith("mlx-cogvideo generate --resume video.mp4.resume")
     assert names(folder) == {"video.mp4.resume"}
     assert run("--resume") == 0

@@ -58,7 +58,7 @@ def main() -> None:
         "--scheduler", choices=("ddim", "dpm"), help="sampler (default: the model's own)"
     )
     parser.add_argument(
-        "--cache", choices=CACHES, help="cache of steps, see docs/speed.md (default: none)"
+        "--cache", choices=CACHES, help="cache of steps, see docs/faster.md (default: none)"
     )
     parser.add_argument("--cache-threshold", type=float, help="(default: the cache's own)")
     parser.add_argument("--clips", type=Path, help="folder to save the clips in, as NumPy files")
