@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InvalidInputError, OutputError, mlx_errors
+from ..errors import InvalidInputError, OutputError, mlx_errors, note_resume
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
@@ -276,7 +276,7 @@ class _Keeper:
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
             if windows := len(self.saved.run.windows):
                 done = f"{windows} windows and {done}"
-            error.add_note(f"{done} are kept; continue with: {command}")
+            note_resume(error, f"{done} are kept; continue with: {command}", command)
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""
