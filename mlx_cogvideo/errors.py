@@ -150,6 +150,17 @@ def with_notes(error: BaseException) -> str:
     return "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
 
 
+def note_resume(error: BaseException, note: str, command: str) -> None:
+    """Adds to an error how to go on: a note that people read, and the command for programs."""
+    error.add_note(note)
+    error.resume = command  # type: ignore[attr-defined]
+
+
+def resume_command(error: BaseException) -> str | None:
+    """The command that continues what an error has ended, if `note_resume` was called."""
+    return getattr(error, "resume", None)
+
+
 def is_by_mlx(error: BaseException) -> bool:
     """Whether an error that isn't ours looks like one of MLX's."""
     return isinstance(error, MemoryError) or _BY_MLX.match(str(error)) is not None

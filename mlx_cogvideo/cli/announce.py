@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..checkpoints import DEMO_PATH
 from ..device import size
@@ -11,41 +12,43 @@ from ..pipeline.geometry import Geometry
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.sources import Source
 from ..pipeline.vae_stage import Tiling
-from ..runs.jobs import Plan
+from ..runs.jobs import Failure, Plan
 from ..runs.record import model_title
 from ..runs.resumable import VideoJob
 from ..runs.settings import RunSettings
 from ..video.paths import LATENTS, output_form
 from .common import say
+from .json_events import JsonEvents
 from .options import option_name
 
 logger = logging.getLogger(__name__)
 
 
-def announce(plan: Plan, *, names_model: bool) -> None:
+def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
     """Says on stderr what a plan will do, what it needs, and what of it can't be done.
 
     Args:
         names_model: whether the command, or the run that it repeats or resumes, names the model.
     """
+    needs = most_by_stage(
+        estimate_memory(plan.pipe, job.settings, decode=decodes(job), done=job.done)
+        for job in plan.jobs
+    )
+    available = usable_memory(plan.pipe)
+    events.emit("plan", **_planned(plan), memory=needs, available=available)
     if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
             "smallest real model (14 GB)"
         )
     for failure in plan.failed:
-        say(f"error: {failure.label}: {failure.reason}")
+        report_failure(failure, events)
     for warning in dict.fromkeys(plan.warnings):
         logger.warning("%s", warning)
     if plan.finished:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        needs = most_by_stage(
-            estimate_memory(plan.pipe, job.settings, decode=_decodes(job), done=job.done)
-            for job in plan.jobs
-        )
-        available = usable_memory(plan.pipe)
         show_plan(_lines(plan), needs, available)
         for stage, need in needs.items():
             if need > largest_memory(plan.pipe):
@@ -53,6 +56,47 @@ def announce(plan: Plan, *, names_model: bool) -> None:
                 logger.warning("%s may need more memory than this machine has: %s", stage, advice)
             elif need > available:
                 warn_of_the_moment(stage, need, available)
+
+
+def report_failure(failure: Failure, events: JsonEvents, **about: Any) -> None:
+    """Says that a video of a batch can't be made; `about` tells events which it is."""
+    say(f"error: {failure.label}: {failure.reason}")
+    about = {"video": None, "label": failure.label, "output": None} | about
+    events.emit("failed", **about, error=failure.reason, kind=failure.kind.__name__)
+
+
+def video_fields(number: int, job: VideoJob) -> dict[str, Any]:
+    """What tells a video of a plan apart in events; `number` counts from 1."""
+    return {"video": number, "label": job.label, "output": job.output}
+
+
+def decoded_frames(job: VideoJob) -> int:
+    """Frames that a video's windows decode; where they overlap, more than it has."""
+    windows = 1 + job.settings.extend
+    return windows * job.settings.geometry.num_frames if decodes(job) else 0
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """What an event says of a plan."""
+    videos = []
+    for number, job in enumerate(plan.jobs, start=1):
+        settings, geometry = job.settings, job.settings.geometry
+        videos.append(
+            {
+                **video_fields(number, job),
+                "prompt": settings.prompt,
+                "seed": settings.seed,
+                "frames": settings.total_frames,
+                "width": geometry.width,
+                "height": geometry.height,
+                "fps": job.record["settings"]["fps"],
+                "steps": settings.steps_of_all_windows,
+                "resume_file": job.path,
+                "resumed": plan.resumed.get(job.path),
+            }
+        )
+    model = {"model": model_title(plan.model), "dtype": plan.pipe.dtype_name}
+    return {**model, "videos": videos, "made_before": plan.finished}
 
 
 def warn_of_the_moment(what: str, need: int, available: int) -> None:
@@ -106,7 +150,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     if plan.pipe.adapters:
         adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
         lines.append(("lora", ", ".join(adapters)))
-    if any(map(_decodes, plan.jobs)):
+    if any(map(decodes, plan.jobs)):
         lines.append(("decoding", _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)))
     if len(plan.resumed) == 1:
         lines.append(("resumed", f"after {next(iter(plan.resumed.values()))}"))
@@ -159,5 +203,5 @@ def _decoding(tiling: Tiling, config: AutoencoderConfig, geometry: Geometry) -> 
     return f"tiled: tiles {height} high and {width} wide, which may show at their edges"
 
 
-def _decodes(job: VideoJob) -> bool:
+def decodes(job: VideoJob) -> bool:
     return output_form(job.output) != LATENTS

@@ -24,6 +24,7 @@ from ..machine.system import describe
 from ..nn.backend import on_gpu
 from ..video.paths import publish, write_temporary
 from .common import BASE, FAILED, duration, run, say, with_help
+from .json_events import JsonEvents, add_events_option
 from .options import named, path
 from .parser import Parser
 
@@ -34,24 +35,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(check, arguments)
 
 
-def check(arguments: Sequence[str] | None) -> int | None:
+def check(arguments: Sequence[str], events: JsonEvents) -> int | None:
     args = make_parser().parse_args(arguments)
+    events.start("check", args.json_events)
     if args.report is None:
-        return _check(args)
+        return _check(args, events)
     with locked(args.report, "choose another --report"):
         if args.report.exists():
             raise OutputError(f"{args.report} exists: remove it, or choose another name")
-        return _check(args)
+        return _check(args, events)
 
 
-def _check(args: argparse.Namespace) -> int | None:
+def _check(args: argparse.Namespace, events: JsonEvents) -> int | None:
     results: dict[str, Any] = {"right": False, "stages": {}, "kernels": []}
     results["not_compared"] = [] if on_gpu() else [NO_GPU]
     if not args.stages_only:
         results |= describe()
     try:
         with mlx_errors(out_of_memory="close other programs"):
-            wrong = _compare(results, args)
+            wrong = _compare(results, args, events)
             if not args.stages_only:
                 results |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
     except (CogVideoXError, KeyboardInterrupt) as error:
@@ -59,7 +61,9 @@ def _check(args: argparse.Namespace) -> int | None:
         if args.report is not None:
             _write(args.report, results | {"right": False, "error": str(error) or "interrupted"})
         raise
-    if args.json:
+    if events.on:
+        events.emit("record", path=args.report, record=results)
+    elif args.json:
         print(json.dumps(results))
     else:
         _print(results, wrong)
@@ -70,7 +74,7 @@ def _check(args: argparse.Namespace) -> int | None:
     return FAILED if wrong else None
 
 
-def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
+def _compare(results: dict[str, Any], args: argparse.Namespace, events: JsonEvents) -> list[str]:
     """Adds each comparison to `results` as it is made; returns the names of the wrong ones."""
     wrong = []
     base = resolve_base(args.base, args.model) if args.base is not None else None
@@ -79,13 +83,14 @@ def _compare(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
         for result in check_stages(args.model, DTYPES[name], base):
             results["stages"][name].append({**asdict(result), "right": result.right})
             limit = f", at most {result.tolerance:.0e}" if result.tolerance else ""
-            _print_stage(args, name, result.stage, result.right, f"{result.error:.1e}{limit}")
+            measured = f"{result.error:.1e}{limit}"
+            _print_stage(args, events, name, result.stage, result.right, measured)
             if not result.right:
                 wrong.append(result.stage)
     for kernel in check_kernels(DTYPES):
         results["kernels"].append({**asdict(kernel), "right": kernel.right})
         measured = f"{kernel.snr_db} dB, at least {kernel.limit_db:g}"
-        _print_stage(args, kernel.dtype, kernel.stage, kernel.right, measured)
+        _print_stage(args, events, kernel.dtype, kernel.stage, kernel.right, measured)
         if not kernel.right:
             wrong.append(f"{kernel.stage} in {kernel.dtype} ({kernel.snr_db} dB)")
     results["right"] = not wrong
@@ -99,10 +104,17 @@ def _write(file: Path, results: dict[str, Any]) -> None:
 
 
 def _print_stage(
-    args: argparse.Namespace, dtype: str, stage: str, right: bool, measured: str
+    args: argparse.Namespace,
+    events: JsonEvents,
+    dtype: str,
+    stage: str,
+    right: bool,
+    measured: str,
 ) -> None:
     if not args.json:
-        print(f"{dtype:9} {stage:34} {'right' if right else 'WRONG':6} {measured}", flush=True)
+        text = f"{dtype:9} {stage:34} {'right' if right else 'WRONG':6} {measured}"
+        fields = {"dtype": dtype, "stage": stage, "right": right, "measured": measured}
+        events.tell("comparison", text, **fields)
 
 
 def _print(results: dict[str, Any], wrong: list[str]) -> None:
@@ -208,6 +220,8 @@ def make_parser() -> Parser:
     add("--stages-only", action="store_true")
     add("--model", type=path, default=DEMO_PATH, metavar="FOLDER")
     add("--base", type=named, metavar="MODEL")
-    add("--json", action="store_true")
+    results = parser.add_mutually_exclusive_group()
+    with_help(results, HELP)("--json", action="store_true")
+    add_events_option(results.add_argument)
     add("--report", type=path, metavar="FILE")
     return parser

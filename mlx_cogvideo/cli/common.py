@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import CogVideoXError, InvalidInputError, device_error, is_by_mlx, with_notes
+from .json_events import JsonEvents
 from .options import named, number, path
 from .parser import DONE, FAILED, INTERRUPTED, USAGE, Parser
 from .signals import ended_gently
@@ -66,29 +67,56 @@ def positive(text: str) -> float:
     return value
 
 
-def run(
-    command: Callable[[Sequence[str] | None], int | None], arguments: Sequence[str] | None
-) -> int:
-    """Runs a command and turns how it ends into an exit code and at most one line on stderr."""
+Command = Callable[[Sequence[str], JsonEvents], int | None]
+"""Takes a command line and reports events; returns an exit code, or None if all is done."""
+
+
+def run(command: Command, arguments: Sequence[str] | None) -> int:
+    """Runs a command and turns how it ends into an exit code and at most one line on stderr.
+
+    Args:
+        arguments: command line; None means the process's own.
+    """
+    prepare()
+    show_log_messages()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    events = JsonEvents(arguments)
+    with events.with_warnings(), ended_gently(events.leave):
+        try:
+            code, error = _carried_out(command, arguments, events)
+        except KeyboardInterrupt as again:  # while the first was reported
+            code, error = INTERRUPTED, again
+        except Exception as error:
+            events.end(FAILED, error)
+            raise
+        events.end(code, error)
+    return code
+
+
+def _carried_out(
+    command: Command, arguments: Sequence[str], events: JsonEvents
+) -> tuple[int, BaseException | None]:
+    """Runs a command; returns its exit code and the error that ended it, which has been said."""
     try:
-        prepare()
-        show_log_messages()
-        with ended_gently():
-            return command(arguments) or DONE
+        return command(arguments, events) or DONE, None
     except CogVideoXError as error:
         say(f"error: {explained(error)}")
-        return USAGE if isinstance(error, InvalidInputError) else FAILED
+        return USAGE if isinstance(error, InvalidInputError) else FAILED, error
     except KeyboardInterrupt as error:
-        say(f"interrupted: {with_notes(error) or 'nothing was written'}")
-        return INTERRUPTED
+        if not with_notes(error):
+            error.add_note("nothing was written")
+        say(f"interrupted: {with_notes(error)}")
+        return INTERRUPTED, error
     except OSError as error:
-        say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-        return FAILED
+        ours = OSError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        say(f"error: {ours}")
+        return FAILED, ours
     except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
         if not is_by_mlx(error):
             raise
-        say(f"error: {explained(device_error(error))}")
-        return FAILED
+        by_device = device_error(error)
+        say(f"error: {explained(by_device)}")
+        return FAILED, by_device
 
 
 def say(message: str) -> None:
@@ -183,14 +211,22 @@ def _say_record(record: logging.LogRecord) -> None:
 class Bars:
     """A progress bar for each stage of some work, on stderr; a `pipeline.events.Progress`."""
 
-    def __init__(self, *, quiet: bool = False, **options: Any):
-        """`quiet` shows none; `options` are tqdm's."""
-        self._quiet = quiet
+    def __init__(self, events: JsonEvents, *, quiet: bool = False, **options: Any):
+        """
+        Args:
+            events: get the progress, too; where they are on there are no bars.
+            quiet: shows none.
+            options: tqdm's.
+        """
+        self._events = events
+        self._quiet = quiet or events.on
         self._options = options
         self._stage: str | None = None
         self._bar: tqdm | None = None
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, **more: Any) -> None:
+        """`more` are fields of the event."""
+        self._events.progress(stage, done, total, **more)
         if self._quiet:
             return
         with unheard():
@@ -214,36 +250,32 @@ class Bars:
 
 
 class StageBars(Bars):
-    """The bars of a run.
-
-    After the second step of the first denoising they estimate the rest: the first step is slower.
+    """The bars of a run, which say once how long its denoising takes.
 
     Attributes:
         later: steps of the windows after the one that is denoised.
     """
 
-    def __init__(self, videos: int = 1, others: int = 0, *, quiet: bool = False):
-        """`others` are the steps of all videos but the first."""
-        super().__init__(quiet=quiet, dynamic_ncols=True)
+    def __init__(self, events: JsonEvents, videos: int = 1, *, quiet: bool = False):
+        """`videos` are to be made."""
+        super().__init__(events, quiet=quiet, dynamic_ncols=True)
         self.later = 0
-        self._videos, self._others = videos, others
-        self._steps: list[float] | None = []
+        self._videos, self._said = videos, False
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        super().__call__(stage, done, total)
-        if stage == "denoise" and self._steps is not None and not self._quiet:
+    def __call__(self, stage: str, done: int, total: int, **more: Any) -> None:
+        super().__call__(stage, done, total, **more)
+        if stage == "denoise" and not (self._said or self._quiet):
             self._estimate(total - done + self.later)
 
     def _estimate(self, left: int) -> None:
-        self._steps.append(time.monotonic())
-        if len(self._steps) < 3:
-            return
-        step, self._steps = self._steps[2] - self._steps[1], None
-        if left:
+        time_left = self._events.progress.time
+        step = time_left.pace.get("steps")
+        self._said = step is not None
+        if self._said and left:
             until = time.strftime("%H:%M", time.localtime(time.time() + left * step))
             message = f"about {duration(left * step)} of denoising left, until {until}"
             if self._videos > 1:
-                rest = (left + self._others) * step
+                rest = time_left.work["steps"] * step
                 message += f"; {duration(rest)} for all {self._videos} videos"
             say(message)
 

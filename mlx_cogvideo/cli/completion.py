@@ -7,6 +7,7 @@ from importlib import import_module
 
 from ..errors import InvalidInputError
 from .common import run
+from .json_events import JsonEvents
 from .options import path
 from .streams import tell
 
@@ -24,14 +25,16 @@ def print_completion(commands: Mapping[str, str], arguments: Sequence[str]) -> i
     return run(partial(_print_completion, commands), arguments)
 
 
-def _print_completion(commands: Mapping[str, str], arguments: Sequence[str] | None) -> None:
+def _print_completion(
+    commands: Mapping[str, str], arguments: Sequence[str], events: JsonEvents
+) -> None:
     try:
         import shtab
     except ImportError:
         raise InvalidInputError(
             "--print-completion needs shtab: pip install 'mlx_cogvideo[completion]'"
         ) from None
-    shell = " ".join(arguments or ())
+    shell = " ".join(arguments)
     if shell not in shtab.SUPPORTED_SHELLS:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
         raise InvalidInputError(f"--print-completion takes one of {shells}; got {shell!r}")

@@ -47,9 +47,9 @@ from .common import (
     warn_of_idle,
     with_help,
 )
+from .json_events import OPTION, JsonEvents, add_events_option
 from .options import named, path
 from .parser import Parser
-from .streams import tell
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(convert_command, arguments)
 
 
-def convert_command(arguments: Sequence[str] | None) -> None:
+def convert_command(arguments: Sequence[str], events: JsonEvents) -> None:
     parser = make_parser()
     args = parser.parse_args(arguments)
+    events.start("convert", args.json_events)
     if args.quiet:
         be_quiet()
     if args.info is not None:
-        warn_of_idle(parser, args, "--info", "--quiet")
-        tell(_table(describe_folder(args.info)))
+        warn_of_idle(parser, args, "--info", "--quiet", OPTION)
+        report = describe_folder(args.info)
+        events.tell("record", _table(report), path=args.info, record=report)
         return
     quantization = requested_quantization(args)
     _check_needs(args, quantization)
     check_free(args.mlx_path)
     lock = nullcontext() if args.dry_run else lock_destination(args.mlx_path)
     with lock, awake(args.caffeinate and not args.dry_run):
-        _convert(args, quantization)
+        _convert(args, quantization, events)
 
 
 def _check_needs(args: argparse.Namespace, quantization: Quantization | None) -> None:
@@ -90,21 +92,31 @@ def _check_needs(args: argparse.Namespace, quantization: Quantization | None) ->
             raise InvalidInputError(f"{option} needs {needs}")
 
 
-def _convert(args: argparse.Namespace, quantization: Quantization | None) -> None:
+def _convert(
+    args: argparse.Namespace, quantization: Quantization | None, events: JsonEvents
+) -> None:
     if args.upload_repo:
         check_repo_name(args.upload_repo)
     plan, to_download = _plan(args, quantization)
     announce(plan, args.mlx_path, to_download)
+    events.emit("plan", **_planned(plan), output=args.mlx_path, download=to_download)
     if args.dry_run:
         return
-    _write(plan, args)
+    report = _write(plan, args, events)
     if not is_sat(plan.folder) and (repo := hub_id(args.model)):
         logger.info(
             "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
     if args.upload_repo:
         upload_folder(args.mlx_path, args.upload_repo)
-    tell(str(args.mlx_path))
+    events.tell("output", str(args.mlx_path), output=args.mlx_path, record=report)
+
+
+def _planned(plan: ConversionPlan) -> dict[str, Any]:
+    """What an event says of a conversion."""
+    names = ("name", "bytes_before", "bytes_after")
+    networks = [{name: getattr(part, name) for name in names} for part in plan.components]
+    return {"model": str(plan.model), "networks": networks, "bytes": plan.bytes_after}
 
 
 def _plan(
@@ -156,9 +168,10 @@ def _folder(args: argparse.Namespace) -> tuple[Path, int]:
     return resolve(args.model, args.revision), to_download
 
 
-def _write(plan: ConversionPlan, args: argparse.Namespace) -> None:
+def _write(plan: ConversionPlan, args: argparse.Namespace, events: JsonEvents) -> dict[str, Any]:
     """Writes the model folder with a progress bar, and logs its report."""
-    bars = Bars(quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
+    bars = Bars(events, quiet=args.quiet, unit="B", unit_scale=True, ncols=80)
+    events.progress.time.work = {"bytes": sum(part.bytes_after for part in plan.components)}
     try:
         report = convert(plan, args.mlx_path, bars, args.upload_repo)
     finally:
@@ -328,4 +341,5 @@ def make_parser() -> Parser:
     add("--dry-run", action="store_true")
     add_awake_option(parser.add_argument)
     add("--quiet", action="store_true")
+    add_events_option(parser.add_argument)
     return parser

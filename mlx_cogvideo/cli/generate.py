@@ -28,10 +28,11 @@ from .common import (
     wired_bytes,
 )
 from .config_file import with_config_file
+from .json_events import OPTION, JsonEvents, add_events_option
 from .options import add_setting, add_settings, given_settings, named, path
 from .parser import Parser
 from .session import Session
-from .streams import json_text, tell
+from .streams import json_text
 
 GROUPS = {
     "what": "what to make",
@@ -52,14 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(generate, arguments)
 
 
-def generate(arguments: Sequence[str] | None) -> int | None:
+def generate(arguments: Sequence[str], events: JsonEvents) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
+    events.start("generate", args.json_events)
     if args.quiet:
         be_quiet()
     if args.show is not None:
-        warn_of_idle(parser, args, "--show", "--quiet")
-        show(args.show)
+        warn_of_idle(parser, args, "--show", "--quiet", OPTION)
+        show(args.show, events)
         return None
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
@@ -67,12 +69,13 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     plan = make_plan(read_options(args))
     plan.warnings += _without_effect(args, plan)
     with plan.locks:
-        announce(plan, names_model=bool(args.model or args.replay or args.resume))
+        names_model = bool(args.model or args.replay or args.resume)
+        announce(plan, events, names_model=names_model)
         if args.dry_run:
             return FAILED if plan.failed else None
         manage_memory(plan.pipe.memory_limit, wired)
         with awake(args.caffeinate):
-            return Session(plan, args).run()
+            return Session(plan, args, events).run()
 
 
 def read_options(args: argparse.Namespace) -> Options:
@@ -106,12 +109,12 @@ def _without_effect(args: argparse.Namespace, plan: Plan) -> Iterator[str]:
         yield "--json has no effect: a dry run has no results"
 
 
-def show(file: Path) -> None:
+def show(file: Path, events: JsonEvents) -> None:
     """Prints how an output was made."""
     record = read_record(file)
     if record is None:
         raise InvalidInputError(f"{file} holds no record of how it was made")
-    tell(json_text(record, indent=2))
+    events.tell("record", json_text(record, indent=2), path=file, record=record)
 
 
 def make_parser() -> Parser:
@@ -179,7 +182,9 @@ def make_parser() -> Parser:
         "video-{index}-{seed}.mp4 for several.",
     )
     add("--overwrite", action="store_true", help="Replace files that exist.")
+    add = groups["output"].add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="Print one line of JSON instead of the outputs' names.")
+    add_events_option(add)
     _add_long_options(parser.add_argument_group("long runs").add_argument)
     return parser
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..training.checkpoint import locked_adapter_folder, ways_on
 from ..training.clip_windows import window_count
-from ..training.clips import Clip, choose_spec
+from ..training.clips import choose_spec
 from ..training.estimates import estimate_training_memory, memory_advice
-from ..training.prepare import ClipOptions, prepare, text_problems
+from ..training.prepare import prepare, text_problems
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
@@ -27,9 +28,10 @@ from .announce import most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
+from .json_events import JsonEvents
 from .lora_options import make_parser
 from .signals import Interrupts
-from .streams import printable, tell
+from .streams import printable
 from .training_job import TrainingJob, read_job
 
 logger = logging.getLogger(__name__)
@@ -39,20 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(train, arguments)
 
 
-def train(arguments: Sequence[str] | None) -> int | None:
+def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
     wired = wired_bytes(args)
     distributed = Distributed.connect()
+    events.start("lora", args.json_events, is_main=distributed.is_main)
     if args.quiet or not distributed.is_main:
         be_quiet()
         args.quiet = True
     job = read_job(args, is_main=distributed.is_main)
-    _announce(job, args, distributed.size)
+    _announce(job, args, distributed.size, events)
     for problem in text_problems(job.pipe, job.clips, job.other_texts):
         logger.warning(problem)
     if args.dry_run:
-        return _list_clips(job.clips, job.clip_options) if distributed.is_main else None
+        return _list_clips(job, events) if distributed.is_main else None
     lock = nullcontext()
     if distributed.is_main:
         lock = locked_adapter_folder(args.adapter_path, args.resume)
@@ -61,8 +64,8 @@ def train(arguments: Sequence[str] | None) -> int | None:
     with mlx_errors(), interrupts, lock, awake(args.caffeinate):
         try:
             if args.show_clips:
-                return _show_clips(job, args) if distributed.is_main else None
-            return _run(job, args, interrupts, distributed)
+                return _show_clips(job, args, events) if distributed.is_main else None
+            return _run(job, args, interrupts, distributed, events)
         except KeyboardInterrupt as error:
             if distributed.is_main and not hasattr(error, "__notes__"):
                 error.add_note(ways_on(args.adapter_path, job.settings.iters))
@@ -75,7 +78,9 @@ def train(arguments: Sequence[str] | None) -> int | None:
             raise OutputError("; ".join([problem, *notes])) from error
 
 
-def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> None:
+def _announce(
+    job: TrainingJob, args: argparse.Namespace, processes: int, events: JsonEvents
+) -> None:
     """Says on stderr what will be learned, and how much memory that needs."""
     pipe, clips, specs, settings = job.pipe, job.clips, job.clip_options.specs, job.settings
     without = sum(not clip.caption for clip in clips)
@@ -101,6 +106,17 @@ def _announce(job: TrainingJob, args: argparse.Namespace, processes: int) -> Non
     )
     available, need = pipe.machine.available, max(needs.values())
     show_plan(lines, needs, available)
+    events.emit(
+        "plan",
+        model=str(job.model),
+        dtype=pipe.dtype_name,
+        clips=len(clips),
+        output=args.adapter_path,
+        rank=settings.rank,
+        steps=settings.iters,
+        memory=needs,
+        available=available,
+    )
     if need > pipe.machine.memory:
         logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
@@ -111,10 +127,11 @@ def _described(spec: ClipSpec) -> str:
     return f"{spec.frames} frames of {spec.width}x{spec.height}"
 
 
-def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
+def _list_clips(job: TrainingJob, events: JsonEvents) -> int | None:
     """Prints what would be learned of each clip; returns the exit code."""
-    usable = 0
-    for clip in clips:
+    options, usable = job.clip_options, 0
+    for clip in job.clips:
+        before = usable
         try:
             info = options.measure(clip)
             spec = choose_spec(info, options.specs)
@@ -127,27 +144,35 @@ def _list_clips(clips: Sequence[Clip], options: ClipOptions) -> int | None:
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
-        tell(printable(f"{clip.path}{clip.part}: {use}: {clip.caption}"))
+        name, fields = f"{clip.path}{clip.part}", {"use": use, "caption": clip.caption}
+        text = printable(f"{name}: {use}: {clip.caption}")
+        events.tell("clip", text, path=name, usable=usable > before, **fields)
     return None if usable else FAILED
 
 
-def _show_clips(job: TrainingJob, args: argparse.Namespace) -> int | None:
+def _show_clips(job: TrainingJob, args: argparse.Namespace, events: JsonEvents) -> int | None:
     """Writes what is learned of the first clips and prints where; returns the exit code."""
     identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
     data, folder = (job.clips, job.clip_options, job.cache), args.adapter_path / "samples" / "clips"
     written = show_clips(job.pipe, identity, *data, folder, args.show_clips)
     shown = False
     for path in written:
-        tell(str(path))
+        events.tell("output", str(path), output=path)
         shown = True
     return None if shown else FAILED
 
 
 def _run(
-    job: TrainingJob, args: argparse.Namespace, interrupts: Interrupts, distributed: Distributed
+    job: TrainingJob,
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+    distributed: Distributed,
+    events: JsonEvents,
 ) -> int | None:
     """Prepares the clips and trains; returns the exit code."""
-    bars = Bars(quiet=args.quiet, dynamic_ncols=True)
+    bars = Bars(events, quiet=args.quiet, dynamic_ncols=True)
+    events.progress.about = dict.fromkeys(("loss", "learning_rate"))  # until there are some
+    events.progress.time.work = {"steps": job.settings.iters}
     identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
     also = job.other_texts
     distributed.check_same({"--resume": args.resume})
@@ -170,17 +195,23 @@ def _run(
                 model=identity.get("sha256", identity),
                 distributed=distributed,
                 existing=job.existing,
+                on_save=partial(_saved, events),
             )
-            done = _train(trainer, job, args, texts, bars, interrupts)
+            done = _train(trainer, job, args, texts, bars, interrupts, events)
     finally:
         bars.close()
     if not done:
         if distributed.is_main:
-            say(f"interrupted: {ways_on(args.adapter_path, job.settings.iters)}")
+            raise KeyboardInterrupt
         return INTERRUPTED
     if distributed.is_main:
-        tell(str(args.adapter_path))
+        events.tell("output", str(args.adapter_path), output=args.adapter_path)
     return None
+
+
+def _saved(events: JsonEvents, checkpoint: Path, step: int) -> None:
+    events.emit("checkpoint", path=checkpoint, step=step)
+    events.can_resume()
 
 
 def _train(
@@ -190,25 +221,33 @@ def _train(
     texts: Mapping[str, Path],
     bars: Bars,
     interrupts: Interrupts,
+    events: JsonEvents,
 ) -> bool:
     """Trains, showing each step; returns whether the training is done."""
     if args.resume:
         trainer.resume()
         logger.info("%-8s after %d steps", "resumed", trainer.step)
+        events.can_resume()
+        events.progress.time.work["steps"] -= trainer.step
     folder, fps = args.adapter_path / "samples", job.clip_options.specs[0].fps
 
     def on_step(row: Mapping[str, Any]) -> None:
         step = row["step"]
-        bars("train", step, job.settings.iters)
+        learned = {"loss": row["loss"], "learning_rate": row["learning_rate"]}
+        bars("train", step, job.settings.iters, **learned)
         bars.note(f"loss {row['loss']:.4f}, {size(row['peak_memory'])}")
         if "validation" in row:
             say(f"step {step}: validation loss {row['validation']:.4f}")
+            events.emit("validation", step=step, loss=row["validation"])
         if args.sample_every and step % args.sample_every == 0:
             trainer.save()  # a sample may take long, and fail
-            write_sample_videos(
+            written = write_sample_videos(
                 job.pipe, job.sample_videos, texts, folder, step, fps, lambda: interrupts.wanted
             )
+            for prompt, path in written:
+                events.emit("sample", path=path, step=step, prompt=prompt)
 
+    bars("train", trainer.step, job.settings.iters)
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
     return trainer.train(

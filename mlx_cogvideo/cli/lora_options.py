@@ -19,6 +19,7 @@ from .common import (
     positive,
     with_help,
 )
+from .json_events import add_events_option
 from .options import add_settings, given_settings, named, path
 from .parser import Parser
 
@@ -122,6 +123,7 @@ def make_parser() -> Parser:
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
     add_run_options(groups["machine"].add_argument)
+    add_events_option(groups["machine"].add_argument)
     add("--dry-run", action="store_true")
     add("--show-clips", type=at_least_one, metavar="N")
     return parser

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..called import command
-from ..errors import did_you_mean
+from ..errors import InvalidInputError, did_you_mean
 from ..version import __version__
 from .other_names import EVERYWHERE, OTHER_NAMES
-from .streams import printable
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -20,7 +19,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line long."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"error: {printable(message)} (--help lists the options)\n")
+        raise InvalidInputError(f"{message} (--help lists the options)")
 
 
 class Parser(OneLineParser):

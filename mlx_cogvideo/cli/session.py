@@ -16,7 +16,9 @@ from ..runs.jobs import Failure, Plan
 from ..runs.preview import preview_path, remove_preview
 from ..runs.resumable import VideoJob, encode_all, finish
 from ..runs.saved_run import SavedRun
-from .common import FAILED, StageBars, say
+from .announce import decoded_frames, report_failure, video_fields
+from .common import FAILED, StageBars
+from .json_events import JsonEvents
 from .signals import Interrupts
 from .streams import json_text, tell
 
@@ -30,12 +32,14 @@ class Session:
     others are made.
     """
 
-    def __init__(self, plan: Plan, args: argparse.Namespace):
+    def __init__(self, plan: Plan, args: argparse.Namespace, events: JsonEvents):
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
-        others = sum(job.settings.steps_of_all_windows for job in plan.jobs[1:])
-        self._bars = StageBars(len(plan.jobs), others, quiet=args.quiet)
+        self._events = events
+        names = ("video", "label", "output", "window", "windows")
+        events.progress.about = dict.fromkeys(names)  # until one video is made
+        self._bars = StageBars(events, len(plan.jobs), quiet=args.quiet)
         self._interrupts = Interrupts()
 
     def run(self) -> int | None:
@@ -48,6 +52,7 @@ class Session:
                         self._finish(job, run())
         except (KeyboardInterrupt, CogVideoXError) as error:
             if plan.is_batch and (self.made or any(job.path.exists() for job in plan.jobs)):
+                self._events.can_resume()
                 error.add_note(
                     f"{len(self.made)} of {len(plan.jobs)} videos are made: the same command with "
                     "--resume makes the rest"
@@ -88,6 +93,7 @@ class Session:
         self._interrupts.patient = False
         windows = job.settings.extend - len(saved.run.windows)
         self._bars.later = windows * job.settings.num_inference_steps
+        self._expect(job, saved.steps_in_all - saved.steps_done + self._bars.later)
         record = finish(
             self.plan.pipe,
             job.settings,
@@ -95,7 +101,7 @@ class Session:
             job.path,
             overwrite=self.args.overwrite,
             save_every=self.args.save_every,
-            observers=[self._note, self._previewed(job.output)],
+            observers=[self._note, self._previewed(job)],
             should_stop=lambda: self._interrupts.wanted,
         )
         for output in {saved.output, job.output}:
@@ -103,7 +109,20 @@ class Session:
         self._warn_of_change(job.output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
-            tell(str(job.output))
+            self._events.tell("output", str(job.output), **self._about(job), record=record)
+
+    def _about(self, job: VideoJob) -> dict[str, Any]:
+        return video_fields(1 + self.plan.jobs.index(job), job)
+
+    def _expect(self, job: VideoJob, steps: int) -> None:
+        """Prepares the reports of progress for a video with so many steps to do."""
+        progress = self._events.progress
+        progress.about = {**self._about(job), "window": 1, "windows": 1 + job.settings.extend}
+        rest = self.plan.jobs[self.plan.jobs.index(job) :]
+        progress.time.work = {
+            "steps": steps + sum(each.settings.steps_of_all_windows for each in rest[1:]),
+            "frames": sum(map(decoded_frames, rest)),
+        }
 
     def _warn_of_change(self, output: str) -> None:
         """Tells of files that were replaced while they were used: a record has their digests."""
@@ -115,9 +134,9 @@ class Session:
         if changed:
             logger.warning("the model's files changed during the run: %s may show both", output)
 
-    def _previewed(self, output: str) -> Callable[[Event], None]:
+    def _previewed(self, job: VideoJob) -> Callable[[Event], None]:
         """Draws a preview every few steps; one that can't be written is no reason to stop."""
-        every, path = self.args.preview_every, preview_path(output)
+        every, path = self.args.preview_every, preview_path(job.output)
 
         def draw(event: Event) -> None:
             if every and event.stage == "denoise" and event.done and event.done % every == 0:
@@ -126,6 +145,9 @@ class Session:
                     self.plan.preview.write(path, event.run.denoising.x0[:, leading:])
                 except OutputError as error:
                     logger.warning("no preview: %s", error)
+                else:
+                    step = {"step": event.done, "total": event.total}
+                    self._events.emit("preview", **self._about(job), path=path, **step)
 
         return draw
 
@@ -133,6 +155,8 @@ class Session:
         # Only a step of denoising is worth waiting for: the rest is saved, or quickly done again.
         self._interrupts.patient = event.stage == "denoise" and event.done < event.total
         self._bars(event.stage, event.done, event.total)
+        if event.stage == "decode" and event.done == event.total:
+            self._events.progress.about["window"] += 1  # what is reported next
 
     @contextmanager
     def _reported(self, job: VideoJob) -> Iterator[None]:
@@ -145,7 +169,7 @@ class Session:
             ends_process = isinstance(error, DeviceError) and error.ends_process
             if ends_process or not self.plan.is_batch:
                 raise
-            say(f"error: {failure.label}: {failure.reason}")
+            report_failure(failure, self._events, **self._about(job))
 
     def _results(self) -> dict[str, Any]:
         return {

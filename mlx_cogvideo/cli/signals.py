@@ -5,7 +5,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
@@ -59,7 +59,7 @@ class Interrupts:
             os.write(2, b"\nstopping after this step (once more to stop at once)\n")
         except OSError:
             # The terminal is gone: later messages must not fail.
-            mute(1, 2)
+            mute(2)
 
 
 class _Asked:
@@ -77,11 +77,14 @@ class _Asked:
 
 
 @contextmanager
-def ended_gently() -> Iterator[None]:
+def ended_gently(last_words: Callable[[int, str], None]) -> Iterator[None]:
     """Has SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half done stays.
 
     Where MLX or the GPU hangs, Python never gets to handle a signal. A thread then ends the process
     some seconds after the second one.
+
+    Args:
+        last_words: called by that thread with the exit code and what to say.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -94,7 +97,7 @@ def ended_gently() -> Iterator[None]:
     seen, sent = os.pipe()
     os.set_blocking(sent, False)
     outer = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_leave_if_stuck, args=(seen,), daemon=True)
+    watcher = threading.Thread(target=_leave_if_stuck, args=(seen, last_words), daemon=True)
     watcher.start()
     try:
         yield
@@ -107,13 +110,15 @@ def ended_gently() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_if_stuck(seen: int) -> None:
+def _leave_if_stuck(seen: int, last_words: Callable[[int, str], None]) -> None:
     """Ends the process if its pipe of signals is open for long after the second one."""
     asked, end = _Asked(), None
     while True:
         left = None if end is None else max(0.0, end - time.monotonic())
         if not select.select([seen], [], [], left)[0]:
-            os.write(2, b"stopped inside a step that doesn't end; what was saved before is kept\n")
+            message = "stopped inside a step that doesn't end; what was saved before is kept"
+            last_words(130, message)
+            os.write(2, f"{message}\n".encode())
             os._exit(130)
         number = int.from_bytes(os.read(seen, 1), "big")
         if not number:

@@ -51,7 +51,7 @@ def tell(line: str) -> None:
     That it can't be printed, often because its reader has ended, doesn't undo the results.
     """
     try:
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)  # in one piece, whatever interrupts it
     except OSError as error:
         mute(1)
         if not isinstance(error, BrokenPipeError):
@@ -67,9 +67,8 @@ def unheard() -> Iterator[None]:
         mute(2)
 
 
-def mute(*streams: int) -> None:
-    """Has what is written to these go nowhere from now on."""
+def mute(stream: int) -> None:
+    """Has what is written to it go nowhere from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)
+    os.dup2(nowhere, stream)
     os.close(nowhere)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..called import command, shell_word
-from ..errors import InvalidInputError, OutputError, mlx_errors
+from ..errors import InvalidInputError, OutputError, mlx_errors, note_resume
 from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.recording import Meter, Record
@@ -276,7 +276,7 @@ class _Keeper:
             done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
             if windows := len(self.saved.run.windows):
                 done = f"{windows} windows and {done}"
-            error.add_note(f"{done} are kept; continue with: {resume}")
+            note_resume(error, f"{done} are kept; continue with: {resume}", resume)
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""

@@ -86,7 +86,7 @@ def save_checkpoint(
     settings: dict[str, Any],
     data: dict[str, str],
     keep: int | None,
-) -> None:
+) -> Path:
     """Writes a checkpoint into the folder of a training, to which nobody else writes.
 
     Args:
@@ -94,6 +94,9 @@ def save_checkpoint(
         settings: settings of the training by name.
         data: digests of the clips, the model and the prior prompts. A training that resumes from
             the checkpoint must have the same.
+
+    Returns:
+        The checkpoint's own folder.
 
     Raises:
         OutputError: it can't be written.
@@ -115,6 +118,7 @@ def save_checkpoint(
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
     for old in [] if keep is None else before[::-1][keep - 1 :]:
         shutil.rmtree(old)
+    return final
 
 
 def load_checkpoint(

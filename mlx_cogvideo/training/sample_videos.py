@@ -1,7 +1,7 @@
 """Videos that show on the way what an adapter has learned so far."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def write_sample_videos(
     step: int,
     fps: float,
     should_stop: Callable[[], bool] = lambda: False,
-) -> None:
+) -> Iterator[tuple[str, Path]]:
     """Makes the videos with the adapter of a step and writes ``STEP-NUMBER.mp4`` for each.
 
     A video that can't be made is skipped with a warning, and the training continues.
@@ -34,6 +34,9 @@ def write_sample_videos(
     Args:
         texts: files of the embeddings of the prompts and of "".
         should_stop: asked after each denoising step and each decoded part; True makes no more.
+
+    Yields:
+        The prompt and the file of each video, as they are written.
     """
     for number, settings in enumerate(videos):
         output = folder / f"{step:07}-{number}.mp4"
@@ -48,6 +51,7 @@ def write_sample_videos(
                     return
                 write_video(output, frames, fps, overwrite=True)
             logger.info("%-8s %s", "sample", output)
+            yield settings.prompt, output
         except (CogVideoXError, OSError) as error:
             logger.warning("no sample of %r: %s", settings.prompt, error)
 

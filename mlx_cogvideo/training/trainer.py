@@ -58,6 +58,7 @@ class Trainer:
         model: dict[str, Any] | None = None,
         distributed: Distributed = ALONE,
         existing: Adapter | None = None,
+        on_save: Callable[[Path, int], None] = lambda checkpoint, step: None,
     ):
         """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
 
@@ -71,6 +72,7 @@ class Trainer:
             model: a ``checkpoints.model_identity``. A training of another model isn't resumed.
             distributed: the processes that train together, each on `settings.batch_size` clips.
             existing: the adapter to start from, which fits `settings`; None starts a new one.
+            on_save: called with each checkpoint that is written, and its number of steps.
 
         Raises:
             InvalidInputError: the processes have different settings, clips or models.
@@ -78,6 +80,7 @@ class Trainer:
         self.pipe, self.settings, self.distributed = pipe, settings, distributed
         self.folder, self.keep, self.step = folder, keep, 0
         self._saved: tuple[Path, int] | None = None
+        self._on_save = on_save
         self.data = content_digests(model, pipe.dtype_name, samples, prior)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.transformer = pipe.transformer
@@ -265,9 +268,11 @@ class Trainer:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_adapter(self.folder)
-        save_checkpoint(self.folder, checkpoint, self._settings_together(), self.data, keep)
+        settings = self._settings_together()
+        saved = save_checkpoint(self.folder, checkpoint, settings, self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
         self._saved = self.folder, self.step
+        self._on_save(saved, self.step)
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""

@@ -42,6 +42,7 @@ def shell(script: str, folder, output: str = "video.mp4") -> subprocess.Complete
         pytest.param('"$@" <&- >&- 2>&-', 0, "", id="all are closed"),
         pytest.param('"$@" 2>/dev/full', 0, "", id="stderr is full"),
         pytest.param('"$@" --quiet >/dev/full', 0, "No space left", id="stdout is full"),
+        pytest.param('"$@" --quiet --json-events | head -n 1', 0, "", id="events have no reader"),
     ],
 )
 def test_a_video_is_made_whatever_becomes_of_the_streams(tmp_path, script, code, message):
@@ -61,21 +62,23 @@ def test_a_name_is_printed_where_the_terminal_lacks_its_letters(tmp_path):
 
 @pytest.mark.parametrize(("name", "pause"), [("SIGINT", 0.1), ("SIGTERM", 1.2)])
 def test_a_step_that_never_ends_is_left_after_the_second_signal(tmp_path, name, pause):
-    command = [sys.executable, "-c", STUCK, *RUN[2:], "video.mp4", "--quiet"]
+    command = [sys.executable, "-c", STUCK, *RUN[2:], "video.mp4", "--quiet", "--json-events"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "stuck\n"
+    assert "stuck\n" in iter(process.stdout.readline, "")
     process.send_signal(getattr(signal, name))
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(pause)
     process.send_signal(getattr(signal, name))
     began = time.monotonic()
-    _, messages = process.communicate(timeout=30)
+    events, messages = process.communicate(timeout=30)
     assert process.returncode == 130
     assert 4 < time.monotonic() - began < 12
     last = messages.splitlines()[-1]
     assert last == "stopped inside a step that doesn't end; what was saved before is kept"
+    (end,) = map(json.loads, events.splitlines())
+    assert (end["event"], end["error"], end["exit_code"]) == ("end", last, 130)
 
 
 def test_a_record_is_shown_without_what_terminals_obey(tmp_path, capsys):
