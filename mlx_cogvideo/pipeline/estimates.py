@@ -164,7 +164,7 @@ def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> 
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)
     if network != "vae" and 2 * weights > available and not pipe.is_packed(network):
-        return f"a {network.replace('_', ' ')} in 4 bits needs less (mlx_cogvideo.convert)"
+        return f"-q 4 needs less, a {network.replace('_', ' ')} in 4 bits"
     if stage == "encode" or weights > available:
         return "no setting makes it less"
     return _smaller(pipe, settings)

@@ -17,6 +17,7 @@ from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.settings import VideoSettings
 from ..video import check_output_path, write_video
 from .record import Meter, make_record
+from .settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class OneCall(VideoSettings):
     model: str | Path | None = field(default=None, kw_only=False)
     cfg_scale: float | None = None
     output_path: str | Path | None = None
+    quantize: int | None = field(default=None, metadata=about(RunSettings, "quantize"))
 
     def call(self) -> Call:
         """The arguments of the pipeline's call."""
@@ -79,7 +81,7 @@ def generate_video(arguments: OneCall) -> np.ndarray:
 
 def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     model = default_model() if arguments.model is None else arguments.model
-    pipe = CogVideoXPipeline.from_pretrained(model)
+    pipe = CogVideoXPipeline.from_pretrained(model, quantize=arguments.quantize)
     settings = prepare(pipe, arguments.call())
     identity = {} if path is None else model_identity(model, pipe.folder)
     record = make_record(pipe, settings, identity, fps=pipe.fps)

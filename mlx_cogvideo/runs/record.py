@@ -81,6 +81,7 @@ def make_record(
             **settings.source.digests(),
             "lora": [adapter.identity(scale) for adapter, scale in pipe.adapters],
             "dtype": pipe.dtype_name,
+            **({} if pipe.quantize is None else {"quantize": pipe.quantize}),
             "compile": compile,
             "fps": float(fps),
         },

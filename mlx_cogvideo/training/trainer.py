@@ -78,7 +78,7 @@ class Trainer:
         self.pipe, self.settings, self.distributed = pipe, settings, distributed
         self.folder, self.keep, self.step = folder, keep, 0
         self._saved: tuple[Path, int] | None = None
-        self.data = content_digests(model, pipe.dtype_name, samples, prior)
+        self.data = content_digests(model, pipe.precision, samples, prior)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.transformer = pipe.transformer
         self.transformer.freeze()
