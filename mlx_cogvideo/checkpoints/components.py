@@ -32,6 +32,7 @@ PACKED = (*FLOATING, "U32", "U8")
 """Types of the parts of quantized weights."""
 
 NO_PACKINGS: Mapping[str, Quantization] = MappingProxyType({})
+"""The quantization of layers by path, where all stay as they are stored."""
 
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}
 """T5's token embedding, and the name under which some checkpoints store it, too or alone."""
@@ -156,7 +157,7 @@ def load_component(
 def _packed(folder: Path, name: str, weight: mx.array, how: Quantization) -> Mapping[str, mx.array]:
     """The parameters of a packed weight by name."""
     if not mx.isfinite(weight).all().item():  # packing would make numbers of it
-        _refuse(folder, "NaN or infinity in what is to be quantized", [name])
+        raise CheckpointError(f"{folder} has NaN or infinity in {name}: take another copy of it")
     layer = name.removesuffix(".weight")
     return {f"{layer}.{part}": array for part, array in how.pack(weight).items()}
 

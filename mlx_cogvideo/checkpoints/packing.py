@@ -73,7 +73,7 @@ class LoadPlan:
             for name, (config, folder) in networks.items():
                 module = NETWORKS[name][0](config)
                 self.packings[name] = _packings(module, folder, self.in_files[name], quantization)
-            self._check_not_idle(quantization)
+            self._check_effect(quantization)
         self.tensors = {
             name: _as_loaded(stored, self.packings[name]) for name, stored in self.in_files.items()
         }
@@ -90,7 +90,7 @@ class LoadPlan:
         packed = (self.in_files[name] for name, layers in self.packings.items() if layers)
         return sum(tensor.bytes for tensors in packed for tensor in tensors.values())
 
-    def _check_not_idle(self, quantization: Quantization) -> None:
+    def _check_effect(self, quantization: Quantization) -> None:
         """Warns where the model has these bits already.
 
         Raises:

@@ -112,7 +112,7 @@ def _delicate(paths: Collection[str]) -> set[str]:
 
 
 def standard_packings(module: nn.Module, requested: Quantization) -> dict[str, Quantization]:
-    """The standard recipe for the layers of a network that divide into groups, by path."""
+    """The standard recipe for a network's layers whose width divides into groups, by path."""
     layers = linear_layers(module)
     wanted = packings(layers, requested, "standard")
     return {path: how for path, how in wanted.items() if how.fits(layers[path][1])}
