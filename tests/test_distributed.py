@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     prompts = tmp_path / "prior.txt"
     prompts.write_text("a red circle\na blue square\na green triangle\n")
     more = ["--prior-prompts", prompts, "--grad-accumulation-steps", 2, "--learning-rate", 1e-3]
-    more += ["--iters", 8, "--save-every", 4, "-q"]
+    more += ["--iters", 8, "--save-every", 4, "--quiet"]
     one, two = tmp_path / "one", tmp_path / "two"
     each = ["--batch-size", 1, "--prior-batch-size", 1]
     done = launched(command(clips, two, *more, *each))
@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
 
 def test_two_processes_resume_bit_for_bit(clips, tmp_path):
     folders = [tmp_path / name for name in ("whole", "stopped")]
-    more = ["--batch-size", 1, "--warmup", 1, "-q"]
+    more = ["--batch-size", 1, "--warmup", 1, "--quiet"]
     launched(command(clips, folders[0], *more, "--iters", 6))
     launched(command(clips, folders[1], *more, "--iters", 3))
     launched(command(clips, folders[1], *more, "--iters", 6, "--resume"))
@@ -121,7 +121,7 @@ def test_a_late_process_changes_nothing(clips, tmp_path):
         "Distributed.all_mean = sleep_first\n"
         "sys.exit(main())\n"
     )
-    more = ["--batch-size", 1, "--warmup", 0, "--iters", 2, "-q"]
+    more = ["--batch-size", 1, "--warmup", 0, "--iters", 2, "--quiet"]
     folders = [tmp_path / name for name in ("punctual", "late")]
     for folder, script in zip(folders, (SCRIPT, late), strict=True):
         launched(command(clips, folder, *more), script)
@@ -169,7 +169,7 @@ def test_when_a_process_is_lost_the_other_saves_a_checkpoint_and_ends(clips, tmp
     (checkpoint,) = (adapter / "checkpoints").iterdir()
     steps = int(checkpoint.name)
     assert steps >= 3 and rows in (0, steps)
-    more = ["--iters", steps + 2, "--save-every", 5000, "--batch-size", 2, "--resume", "-q"]
+    more = ["--iters", steps + 2, "--save-every", 5000, "--batch-size", 2, "--resume", "--quiet"]
     assert main(command(clips, adapter, *more)) == 0
     assert len((adapter / "log.jsonl").read_text().splitlines()) == rows + 2
 

@@ -6,6 +6,7 @@ checked in the files' headers before any weight is read.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -29,6 +30,9 @@ FLOATING = ("F32", "F16", "BF16")
 
 PACKED = (*FLOATING, "U32", "U8")
 """Types of the parts of quantized weights."""
+
+NO_PACKINGS: Mapping[str, Quantization] = MappingProxyType({})
+"""The quantization of layers by path, where all stay as they are stored."""
 
 TIED = {"shared.weight": "encoder.embed_tokens.weight"}
 """T5's token embedding, and the name under which some checkpoints store it, too or alone."""
@@ -111,32 +115,59 @@ def _is_packed(name: str, stored: Mapping[str, TensorInfo]) -> bool:
     return part in ("weight", "scales", "biases") and f"{layer}.scales" in stored
 
 
-def load_component(module: nn.Module, folder: Path, dtype: mx.Dtype | None = None) -> nn.Module:
+def load_component(
+    module: nn.Module,
+    folder: Path,
+    dtype: mx.Dtype | None = None,
+    packings: Mapping[str, Quantization] = NO_PACKINGS,
+) -> nn.Module:
     """Loads the weights of `folder` into `module` and returns it, evaluated.
 
-    Memory: the weights in `dtype` and, temporarily, one tensor as stored.
+    Memory: the weights as they are loaded and, temporarily, one tensor as stored.
 
     Args:
         module: a network made from the folder's configuration.
         dtype: of the parameters; None keeps the stored one.
+        packings: linear layers that are quantized as they are read, by path.
 
     Raises:
-        CheckpointError: as `check_component`.
+        CheckpointError: as `check_component`, or a weight to quantize has NaN or infinity in it.
     """
     stored = check_component(module, folder)
+    quantize_layers(module, packings)
     take = open_tensors(stored)
-    weights = []
+    weights: list[tuple[str, mx.array]] = []
     for name in stored:
-        weight = take(name)
-        if weight.ndim >= 4:
-            weight = mx.contiguous(mx.moveaxis(weight, 1, -1))
-        if dtype is not None and mx.issubdtype(weight.dtype, mx.floating):
-            weight = weight.astype(dtype)
-        mx.eval(weight)
-        weights.append((name, weight))
+        how = packings.get(name.removesuffix(".weight"))
+        if how is None:
+            parts = {name: _channels_last(take(name))}
+        else:
+            parts = _packed(folder, name, take(name), how)
+        if dtype is not None:
+            parts = {part: _cast(array, dtype) for part, array in parts.items()}
+        mx.eval(parts)
+        weights += parts.items()
+        if how is not None:
+            mx.clear_cache()  # of the weight as it was stored
     module.load_weights(weights)
     module.eval()
     return module
+
+
+def _packed(folder: Path, name: str, weight: mx.array, how: Quantization) -> Mapping[str, mx.array]:
+    """The parameters of a packed weight by name."""
+    if not mx.isfinite(weight).all().item():  # packing would make numbers of it
+        raise CheckpointError(f"{folder} has NaN or infinity in {name}: take another copy of it")
+    layer = name.removesuffix(".weight")
+    return {f"{layer}.{part}": array for part, array in how.pack(weight).items()}
+
+
+def _channels_last(weight: mx.array) -> mx.array:
+    return mx.contiguous(mx.moveaxis(weight, 1, -1)) if weight.ndim >= 4 else weight
+
+
+def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def open_tensors(stored: Mapping[str, TensorInfo]) -> Callable[[str], mx.array]:

@@ -16,16 +16,17 @@ from ..device import Machine, this_machine
 from ..nn.autoencoder import AutoencoderKLCogVideoX
 from ..nn.backend import on_gpu
 from ..nn.low_rank import add_adapter
-from ..nn.quantization import Quantization, linear_layers, packings, quantize_layers
+from ..nn.quantization import Quantization, linear_layers, quantize_layers, standard_packings
 from ..nn.t5 import T5EncoderModel
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .adapter_scales import check_scale
 from .adapter_set import AdapterSet
 from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
-from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
+from .components import FLOATING, Dtype, find_dtype, load_component, upstream_shape
 from .identity import model_identity
 from .networks import NETWORKS, make_network
+from .packing import LoadPlan, find_quantization
 from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
 from .variants import Variant, match_variant
@@ -139,16 +140,19 @@ class ModelFolder(ModelConfigurations):
         base: Base | None = None,
         *,
         download: bool = True,
+        quantize: int | None = None,
     ):
+        """See `from_pretrained`."""
         self.folder, self.base, self.download = Path(folder), base, download
         self.name: str | Path = folder
+        quantization = find_quantization(quantize)
         contents = read_configurations(self.folder, base)
         self._networks: dict[str, nn.Module] = {}
         self.adapter_set = AdapterSet()
         self._kept: set[str] = set()
         self.scheduler_config = contents["scheduler"]
         self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"], base)
-        super().__init__(contents, dtype)
+        super().__init__(contents, dtype, quantization)
 
     @classmethod
     def from_pretrained(
@@ -160,6 +164,7 @@ class ModelFolder(ModelConfigurations):
         download: bool = True,
         base: str | Path | None = None,
         base_revision: str | None = None,
+        quantize: int | None = None,
         torch_dtype: Any = None,
     ) -> Self:
         """Opens a model: its configurations and file headers; weights are read when needed.
@@ -174,21 +179,25 @@ class ModelFolder(ModelConfigurations):
             base: the model that gives the components which `model` lacks, such as a finetune that
                 has a ``transformer`` alone.
             base_revision: as `revision`, for the base.
+            quantize: bits to which the weights of the transformer and the text encoder are
+                quantized while they are read, 2, 3, 4, 5, 6 or 8, to the numbers of a folder that
+                the converter makes with its standard recipe. None leaves them as they are stored.
             torch_dtype: ignored, with a warning; scripts for diffusers have it.
 
         Raises:
-            InvalidInputError: an argument is of another kind, or there is a base and the model
-                lacks nothing.
+            InvalidInputError: an argument is of another kind, there is a base and the model lacks
+                nothing, or the model is quantized to other bits already.
             ModelNotFoundError: there is no such model.
             CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
         """
         check_path("model", model)
         dtype = find_dtype(dtype)  # before a download
+        find_quantization(quantize)
         folder, rest = resolve_model(model, revision, download=download), None
         if base is not None:
             check_path("base", base)
             rest = resolve_base(base, folder, base_revision, download=download)
-        made = cls(folder, dtype, rest, download=download)
+        made = cls(folder, dtype, rest, download=download, quantize=quantize)
         made.name = model
         if torch_dtype is not None:
             logger.warning("torch_dtype is ignored: computing in %s; see dtype", made.dtype_name)
@@ -203,12 +212,26 @@ class ModelFolder(ModelConfigurations):
         return component_folder(self.folder, name, self.base)
 
     @cached_property
+    def load_plan(self) -> LoadPlan:
+        """What becomes of the tensors in the files when they are loaded."""
+        networks = {name: (config, self.component(name)) for name, config in self.configs.items()}
+        return LoadPlan(networks, self._quantization)
+
+    @property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
-        """The tensors of each network by name, from the headers of its files."""
-        return {
-            name: check_component(network(self.configs[name]), self.component(name))
-            for name, (network, _) in NETWORKS.items()
-        }
+        """The tensors of each network by name, as they are loaded."""
+        return self.load_plan.tensors
+
+    @property
+    def quantize(self) -> int | None:
+        """Bits to which weights are quantized while they are read, or None."""
+        return self.load_plan.bits
+
+    @property
+    def precision(self) -> str:
+        """``"bfloat16"``, or ``"bfloat16, quantized to 4 bits"`` if that is done while reading."""
+        bits = self.quantize
+        return self.dtype_name if bits is None else f"{self.dtype_name}, quantized to {bits} bits"
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -236,7 +259,9 @@ class ModelFolder(ModelConfigurations):
     def _network(self, name: str) -> nn.Module:
         if name not in self._networks:
             network = NETWORKS[name][0](self.configs[name])
-            self._networks[name] = load_component(network, self.component(name), self.dtype)
+            self._networks[name] = load_component(
+                network, self.component(name), self.dtype, self.load_plan.packings[name]
+            )
             if name == "transformer":
                 for adapter, scale in self.adapters:
                     add_adapter(network, adapter.load(scale))
@@ -315,11 +340,7 @@ def _converted_tensors(
     """The tensors that the converter makes of a network with this text in its ``config.json``."""
     network = make_network(name, json.loads(config))
     if quantization is not None:
-        layers = linear_layers(network)
-        wanted = packings(layers, quantization, "standard")
-        quantize_layers(
-            network, {path: how for path, how in wanted.items() if how.fits(layers[path][1])}
-        )
+        quantize_layers(network, standard_packings(network, quantization))
     return {
         path: TensorInfo(NAMES[tensor.dtype], upstream_shape(tensor.shape))
         for path, tensor in tree_flatten(network.parameters())

@@ -1,10 +1,14 @@
 """What is about to happen, in a few lines before it does."""
 
 import logging
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from ..called import command
 from ..checkpoints import DEMO_PATH
+from ..checkpoints.model_folder import ModelFolder
 from ..device import size
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
@@ -20,6 +24,9 @@ from ..video.paths import LATENTS, output_form
 from .common import say
 from .json_events import JsonEvents
 from .options import option_name
+
+LONG_TO_QUANTIZE = 4_000_000_000
+"""Bytes of networks that take long to quantize."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +117,18 @@ def warn_of_the_moment(what: str, need: int, available: int) -> None:
     )
 
 
+def how_to_quantize_once(pipe: ModelFolder, model: str | Path) -> Iterator[tuple[str, str]]:
+    """A line about a model that takes long to quantize each time it is loaded.
+
+    Args:
+        model: its name.
+    """
+    if pipe.load_plan.bytes_to_quantize >= LONG_TO_QUANTIZE:
+        words = ["--model", str(model), *(("--base", pipe.base.name) if pipe.base else ())]
+        convert = f"{command('convert')} {shlex.join(words)} -q {pipe.quantize}"
+        yield "weights", f"quantized each time they are loaded; {convert} does it once"
+
+
 def most_by_stage(estimates: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Bytes that each stage needs at most, from an estimate for each video or shape of clips."""
     needs: dict[str, int] = {}
@@ -138,7 +157,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     size_and_rate = f"{geometry.width}x{geometry.height}, {fps:g} a second"
     others = f" and {len(plan.jobs) - 1} more" if len(plan.jobs) > 1 else ""
     lines = [
-        ("model", f"{model_title(plan.model)}, {plan.pipe.dtype_name}"),
+        ("model", f"{model_title(plan.model)}, {plan.pipe.precision}"),
+        *how_to_quantize_once(plan.pipe, plan.model["name"]),
         ("video", f"{_frames(settings)} of {size_and_rate}"),
         ("output", job.output + others),
         ("sampling", _sampling(settings) + ("" if others else f", seed {settings.seed}")),

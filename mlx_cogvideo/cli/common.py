@@ -49,6 +49,22 @@ class WithScale(argparse.Action):
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), pair])
 
 
+class Bits(argparse.Action):
+    """``--quantize BITS``; many a program's ``-q`` stands for quiet, and has no number."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options | {"nargs": "?", "type": str})
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            setattr(namespace, self.dest, int(values or ""))
+        except ValueError:
+            parser.error(
+                "-q needs the number of bits to quantize the weights to, such as -q 4; for less "
+                "output, give --quiet"
+            )
+
+
 def at_least_one(text: str) -> int:
     return not_negative(text, least=1)
 
@@ -152,7 +168,7 @@ def add_run_options(add: Callable[..., Any]) -> None:
         metavar="FILE",
         help="Read options from a TOML, JSON or YAML file; command-line options override it.",
     )
-    add("--quiet", "-q", action="store_true", help="Print only warnings and errors.")
+    add("--quiet", action="store_true", help="Print only warnings and errors.")
 
 
 def add_awake_option(add: Callable[..., Any]) -> None:

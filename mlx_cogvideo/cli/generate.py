@@ -18,6 +18,7 @@ from .awake import awake
 from .common import (
     BASE,
     FAILED,
+    Bits,
     WithScale,
     add_run_options,
     at_least_one,
@@ -145,7 +146,8 @@ def make_parser() -> Parser:
         metavar="FILE",
         help="Print how FILE, an output of this program, was made, and stop.",
     )
-    groups = add_settings(parser, RunSettings, GROUPS, leave_out=("prompt", "seed", "lora"))
+    own = ("prompt", "seed", "lora", "quantize")
+    groups = add_settings(parser, RunSettings, GROUPS, leave_out=own)
     add = groups["sampling"].add_argument
     add_setting(
         add,
@@ -164,7 +166,9 @@ def make_parser() -> Parser:
         "mlx_model if it exists, else the bundled demo.",
     )
     add("--base", type=named, metavar="MODEL", help=f"{BASE} Default: none.")
-    groups["memory"].add_argument(
+    add = groups["memory"].add_argument
+    add_setting(add, RunSettings, "quantize", action=Bits)
+    add(
         "--memory-limit",
         type=positive,
         metavar="GIB",

@@ -24,7 +24,7 @@ from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from ..video import ClipSpec
-from .announce import most_by_stage, show_plan, warn_of_the_moment
+from .announce import how_to_quantize_once, most_by_stage, show_plan, warn_of_the_moment
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
@@ -92,7 +92,8 @@ def _announce(
     source = settings.resume_adapter_file
     start = f", started from {source}" if source else ""
     lines = [
-        ("model", f"{job.model}, {pipe.dtype_name}"),
+        ("model", f"{job.model}, {pipe.precision}"),
+        *how_to_quantize_once(pipe, job.model),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_folder import ModelConfigurations
+from ..checkpoints.packing import BITS_IN_WORDS
 from ..errors import InvalidInputError
 from ..training.clip_windows import PLACES
 from ..training.settings import TrainingSettings
@@ -13,6 +14,7 @@ from ..video.clip import TIMEOUT
 from ..video.writer import FASTEST, SLOWEST
 from .common import (
     BASE,
+    Bits,
     add_run_options,
     at_least_one,
     not_negative,
@@ -73,6 +75,9 @@ HELP = {
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
+    "-q": "Quantize the weights of the transformer and the text encoder to BITS while they are "
+    f"loaded, as the converter does: {BITS_IN_WORDS}. The adapter isn't quantized. Default: as "
+    "they are stored.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",
     "--show-clips": "Write the first N clips as they are learned to samples/clips in "
@@ -122,6 +127,7 @@ def make_parser() -> Parser:
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
     add("--dtype", choices=DTYPES)
+    add("-q", "--quantize", action=Bits, metavar="BITS")
     add_run_options(groups["machine"].add_argument)
     add_events_option(groups["machine"].add_argument)
     add("--dry-run", action="store_true")

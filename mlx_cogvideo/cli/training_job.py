@@ -67,7 +67,7 @@ def read_job(args: argparse.Namespace, *, is_main: bool) -> TrainingJob:
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
     pipe = CogVideoXPipeline.from_pretrained(
-        model, dtype, download=not args.dry_run, base=args.base
+        model, dtype, download=not args.dry_run, base=args.base, quantize=args.quantize
     )
     for line in without_effect(args, pipe):
         logger.warning("%s", line)

@@ -13,6 +13,7 @@ from ..checkpoints.compatibility import check_model, check_networks, open_tokeni
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
+from ..checkpoints.packing import packed_tensors
 from ..checkpoints.resolve import Base
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
@@ -60,13 +61,7 @@ class TensorPlan:
         """The tensors that are written, by name."""
         if self.wanted is None:
             return {self.name: TensorInfo(self.dtype, self.shape)}
-        types = {
-            "weight": "U32",
-            "scales": self.dtype if self.wanted.has_biases else "U8",
-            "biases": self.dtype,
-        }
-        shapes = self.wanted.packed_shapes(*self.shape)
-        return {f"{self.layer}.{part}": TensorInfo(types[part], shapes[part]) for part in shapes}
+        return packed_tensors(self.layer, self.shape, self.dtype, self.wanted)
 
 
 @dataclass

@@ -190,12 +190,11 @@ def _written(
     if tensor.wanted is None:
         faults.look_at(tensor, weight, cast, cast)
         return {tensor.name: cast}
-    how = tensor.wanted.arguments()
-    packed = mx.quantize(cast, **how)
-    approximation = mx.dequantize(*packed, **how)
+    packed = tensor.wanted.pack(cast)
+    approximation = mx.dequantize(*packed.values(), **tensor.wanted.arguments())
     faults.look_at(tensor, weight, cast, approximation)
     quality.add(tensor, cast, approximation)
-    return dict(zip(tensor.entries, packed, strict=True))
+    return {f"{tensor.layer}.{part}": array for part, array in packed.items()}
 
 
 class _Faults:

@@ -70,6 +70,15 @@ class Quantization:
         shapes = {"weight": (outputs, inputs * self.bits // 32), "scales": groups}
         return shapes | ({"biases": groups} if self.has_biases else {})
 
+    def pack(self, weight: mx.array) -> dict[str, mx.array]:
+        """Packs a weight ``[outputs, inputs]``; its scales have the weight's dtype, or are uint8.
+
+        Returns:
+            The parameters of the packed weight, as in `packed_shapes`.
+        """
+        parts = self.packed_shapes(*weight.shape)
+        return dict(zip(parts, mx.quantize(weight, **self.arguments()), strict=True))
+
 
 RECIPES = ("standard", "uniform", "mixed")
 """Which layers have 8 bits if fewer are requested: the kinds in `SENSITIVE`, none, or also values,
@@ -100,6 +109,13 @@ def _delicate(paths: Collection[str]) -> set[str]:
     edge = max(1, blocks // 8)
     at_an_end = {path for path, number in numbers.items() if not edge <= number < blocks - edge}
     return at_an_end | {p for p in paths if p.endswith((".to_v", ".ff.net.2", ".SelfAttention.v"))}
+
+
+def standard_packings(module: nn.Module, requested: Quantization) -> dict[str, Quantization]:
+    """The standard recipe for a network's layers whose width divides into groups, by path."""
+    layers = linear_layers(module)
+    wanted = packings(layers, requested, "standard")
+    return {path: how for path, how in wanted.items() if how.fits(layers[path][1])}
 
 
 class QuantizedLinear(nn.Module):

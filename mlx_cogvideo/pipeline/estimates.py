@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..called import command
 from ..checkpoints.model_folder import ModelFolder
 from ..device import Machine, size
 from ..diffusion.step_cache import CACHED_ARRAYS
@@ -165,7 +164,7 @@ def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> 
     network = {"encode": "text_encoder", "denoise": "transformer"}.get(stage, "vae")
     weights = pipe.weight_bytes(network)
     if network != "vae" and 2 * weights > available and not pipe.is_packed(network):
-        return f"a {network.replace('_', ' ')} in 4 bits needs less ({command('convert')} -q 4)"
+        return f"-q 4 needs less, a {network.replace('_', ' ')} in 4 bits"
     if stage == "encode" or weights > available:
         return "no setting makes it less"
     return _smaller(pipe, settings)

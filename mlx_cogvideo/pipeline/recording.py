@@ -42,6 +42,7 @@ def make_record(
             **settings.source.digests(),
             "lora": [adapter.identity(scale) for adapter, scale in model.adapters],
             "dtype": model.dtype_name,
+            **({} if model.quantize is None else {"quantize": model.quantize}),
             "compile": compile,
             "fps": float(fps),
         },

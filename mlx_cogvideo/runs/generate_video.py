@@ -39,6 +39,7 @@ class OneCall(RunSettings):
     model: str | Path | None = field(default=None, kw_only=False)
     cfg_scale: float | None = None
     output_path: str | Path | None = None
+    quantize: int | None = field(default=None, metadata=about(RunSettings, "quantize"))
 
     def call(self) -> Call:
         """The arguments of the pipeline's call."""
@@ -83,7 +84,7 @@ def generate_video(arguments: OneCall) -> np.ndarray:
 
 def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     model = default_model() if arguments.model is None else arguments.model
-    pipe = CogVideoXPipeline.from_pretrained(model, arguments.dtype)
+    pipe = CogVideoXPipeline.from_pretrained(model, arguments.dtype, quantize=arguments.quantize)
     for adapter in arguments.lora:
         if isinstance(adapter, str) or len(adapter) != 2:
             raise InvalidInputError(

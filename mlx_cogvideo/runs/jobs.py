@@ -159,6 +159,7 @@ class _Planner:
             download=not options.dry_run,
             base=base.get("name"),
             base_revision=base.get("revision"),
+            quantize=(self.given if options.model else self.settings).get("quantize"),
         )
         for source, scale in adapters:
             pipe.load_lora(source, scale)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.components import DTYPES
+from ..checkpoints.packing import BITS, BITS_IN_WORDS
 from ..pipeline.fields import Range, setting, settings_of
 from ..pipeline.settings import VideoSettings
 
@@ -28,6 +29,16 @@ class RunSettings(VideoSettings):
         group="memory",
         choices=tuple(DTYPES),
         if_none="the model's own, and float32 on the CPU",
+    )
+    quantize: int | None = setting(
+        None,
+        "Quantize the weights of the transformer and the text encoder to BITS while they are "
+        f"loaded, as the converter does: {BITS_IN_WORDS}.",
+        "-q",
+        group="memory",
+        metavar="BITS",
+        if_none="as they are stored",
+        within=Range(BITS.__contains__, BITS_IN_WORDS),
     )
     compile: bool = setting(
         True, "Fuse operations with mx.compile. --no-compile is for debugging.", group="memory"

@@ -11,7 +11,7 @@ from .prepare import Sample
 
 
 def content_digests(
-    model: dict[str, Any] | None, dtype: str, samples: Sequence[Sample], prior: Sequence[Path]
+    model: dict[str, Any] | None, precision: str, samples: Sequence[Sample], prior: Sequence[Path]
 ) -> dict[str, str]:
     """Digests of the model, the clips and the prior prompts, by names for messages.
 
@@ -21,7 +21,7 @@ def content_digests(
         [each.latents.name, each.text.name, each.image and each.image.name] for each in samples
     )
     contents = {
-        "model's weights": [model, dtype],
+        "model's weights": [model, precision],
         "clips": [[spec_identity(each.spec), *f] for each, f in zip(samples, files, strict=True)],
         "prior prompts": [path.name for path in prior],
     }

@@ -61,5 +61,5 @@ def memory_advice(pipe: ModelFolder) -> str:
     ways = [] if learned else ["a smaller size"]
     ways.append("fewer frames")
     if not pipe.is_packed("transformer"):
-        ways.append("a quantized --model")
+        ways.append("-q 4")
     return f"{' or '.join(ways)} need less"

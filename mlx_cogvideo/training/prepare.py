@@ -226,7 +226,7 @@ def _texts(
     about = {
         "encoder": [digests.get(name, digests) for name in ("text_encoder", "tokenizer")],
         "length": pipe.configs["transformer"].max_text_seq_length,
-        "dtype": pipe.dtype_name,
+        "dtype": pipe.precision,
     }
     paths = {caption: cache.path({**about, "caption": caption}) for caption in captions}
     missing = [caption for caption, path in paths.items() if not path.is_file()]

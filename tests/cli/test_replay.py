@@ -12,7 +12,7 @@ from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.video import read_record, read_video, write_latents, write_video
 
 DRY = ["--frames", "9", "--dry-run"]
-OF_OTHERS = ("image_latent_scale", "source_tiling", "cache", "cache_threshold")
+OF_OTHERS = ("image_latent_scale", "source_tiling", "cache", "cache_threshold", "quantize")
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_a_video_to_video_record_can_be_replayed(output, clip):
     settings = read_record(output)["settings"]
     assert settings["video"] == str(clip) and settings["strength"] == 0.5
     assert len(settings["video_sha256"]) == 64
-    assert run("--replay", output, "--output", "again.mp4", "-q") == 0
+    assert run("--replay", output, "--output", "again.mp4", "--quiet") == 0
     first, again = (read_video(path)[0] for path in (output, "again.mp4"))
     assert (first == again).all()
 
@@ -357,7 +357,7 @@ def test_an_extended_run_is_the_same_after_an_interruption(output, capsys):
     assert (read_video(output)[0] == read_video("again.mp4")[0]).all()
     record = read_record("again.mp4")
     assert (record["settings"]["extend"], record["settings"]["overlap"]) == (2, 9)
-    assert run("--replay", "again.mp4", "--output", "third.mp4", "-q") == 0
+    assert run("--replay", "again.mp4", "--output", "third.mp4", "--quiet") == 0
     assert (read_video(output)[0] == read_video("third.mp4")[0]).all()
 
 
@@ -395,7 +395,7 @@ def test_a_callback_that_stops_a_run_ends_its_windows_too():
 def test_an_option_of_a_replay_also_replaces_the_settings_that_depend_on_it(output):
     whole = ["--frames", 17, "--extend", 1, "--overlap", 1, "--cache", "teacache"]
     assert generate(output, *whole, "--guidance-range", 0, 1) == 0
-    again = ["--replay", output, "--overwrite", "-q", "--output"]
+    again = ["--replay", output, "--overwrite", "--quiet", "--output"]
     assert run(*again, "a.mp4", "--extend", 0, "--cache", "first-block") == 0
     settings = read_record("a.mp4")["settings"]
     assert (settings.get("overlap"), settings["cache_threshold"]) == (None, 0.1)
