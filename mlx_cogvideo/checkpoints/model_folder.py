@@ -23,8 +23,10 @@ from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
 from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
 from .networks import NETWORKS, make_network
+from .official import official_config
 from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
+from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
 
 
@@ -120,7 +122,10 @@ class ModelFolder(ModelConfigurations):
         scheduler_config: contents of ``scheduler_config.json``.
         adapters: the adapters that ``load_lora`` has added, with their scales.
         download: whether an adapter may be downloaded.
+        to_download: bytes of its files that aren't here; 0 unless it is a `PlannedPipeline`.
     """
+
+    to_download = 0
 
     def __init__(
         self,
@@ -131,14 +136,23 @@ class ModelFolder(ModelConfigurations):
         download: bool = True,
     ):
         self.folder, self.base, self.download = Path(folder), base, download
-        contents = read_configurations(self.folder, base)
+        contents = self._read_configurations()
         self._networks: dict[str, nn.Module] = {}
         self.adapters: list[tuple[Adapter, float]] = []
         self._adapter_bytes = 0
         self._kept: set[str] = set()
         self.scheduler_config = contents["scheduler"]
-        self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"], base)
+        self.tokenizer = self._open_tokenizer(contents["text_encoder"])
         super().__init__(contents, dtype)
+
+    def _read_configurations(self) -> dict[str, dict[str, Any]]:
+        return read_configurations(self.folder, self.base)
+
+    def _open_tokenizer(self, text_encoder: Mapping[str, Any]) -> T5Tokenizer:
+        return open_tokenizer(self.folder, text_encoder, self.base)
+
+    def _read_headers(self, name: str) -> dict[str, TensorInfo]:
+        return check_component(NETWORKS[name][0](self.configs[name]), self.component(name))
 
     @classmethod
     def from_pretrained(
@@ -185,10 +199,7 @@ class ModelFolder(ModelConfigurations):
     @cached_property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
         """The tensors of each network by name, from the headers of its files."""
-        return {
-            name: check_component(network(self.configs[name]), self.component(name))
-            for name, (network, _) in NETWORKS.items()
-        }
+        return {name: self._read_headers(name) for name in NETWORKS}
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -273,7 +284,7 @@ def official_model(
     variant: Variant, quantization: Quantization | None = None
 ) -> ModelConfigurations:
     """The configurations of an official model, in 16 bits or quantized by the converter."""
-    contents = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
+    contents = {name: official_config(variant, name) for name in NETWORKS}
     return ModelConfigurations(contents, mx.bfloat16, quantization)
 
 

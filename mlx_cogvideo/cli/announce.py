@@ -3,19 +3,22 @@
 import logging
 from collections.abc import Iterable, Mapping
 
-from ..checkpoints import BUNDLED
-from ..device import size
+from ..called import command
+from ..checkpoints import BUNDLED, hub_cache
+from ..device import free_space, size
+from ..machine.measured import measured
+from ..machine.speed import chip_ceilings, run_seconds
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.sources import Source
 from ..pipeline.vae_stage import Tiling
-from ..runs.jobs import Plan
 from ..runs.record import model_title
 from ..runs.resumable import VideoJob
+from ..runs.run_plan import Plan
 from ..video.paths import LATENTS, output_form
-from .common import say
+from .common import duration, say
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +41,64 @@ def announce(plan: Plan) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        needs = most_by_stage(
-            estimate_memory(plan.pipe, job.settings, decode=_decodes(job), done=job.done)
-            for job in plan.jobs
-        )
-        available = usable_memory(plan.pipe)
-        show_plan(_lines(plan), needs, available)
-        for stage, need in needs.items():
-            if need > largest_memory(plan.pipe):
-                advice = memory_advice(plan.pipe, plan.jobs[0].settings, stage)
-                logger.warning("%s may need more memory than this machine has: %s", stage, advice)
-            elif need > available:
-                warn_of_the_moment(stage, need, available)
+        lines = [*_lines(plan), *download_lines(plan.pipe.to_download), *_time(plan)]
+        _announce_needs(plan, lines)
+
+
+def announce_download(count: int, plan: Plan | None) -> None:
+    """Says on stderr what a run needs whose model is about to be downloaded.
+
+    Args:
+        count: bytes to download.
+        plan: what will be done, if that is known before the download.
+    """
+    lines = download_lines(count)
+    if plan is not None and plan.jobs:
+        _announce_needs(plan, [*lines, *_time(plan)])
+    else:
+        show_lines(lines)
+
+
+def download_lines(count: int) -> list[tuple[str, str]]:
+    """The line about a download of so many bytes, if there is one."""
+    if not count:
+        return []
+    cache = hub_cache()
+    return [("download", f"{size(count)} into {cache}, {size(free_space(cache))} free")]
+
+
+def _announce_needs(plan: Plan, lines: Iterable[tuple[str, str]]) -> None:
+    """Says what will be done, how much memory it needs, and whether this machine has that."""
+    needs = most_by_stage(
+        estimate_memory(plan.pipe, job.settings, decode=_decodes(job), done=job.done)
+        for job in plan.jobs
+    )
+    available = usable_memory(plan.pipe)
+    show_plan(lines, needs, available)
+    for stage, need in needs.items():
+        if need > largest_memory(plan.pipe):
+            advice = memory_advice(plan.pipe, plan.jobs[0].settings, stage)
+            logger.warning("%s may need more memory than this machine has: %s", stage, advice)
+        elif need > available:
+            warn_of_the_moment(stage, need, available)
+
+
+def _time(plan: Plan) -> list[tuple[str, str]]:
+    """The line about the time that the videos of an official model take."""
+    pipe, jobs = plan.pipe, [job for job in plan.jobs if "denoise" not in job.done]
+    if pipe.variant is None or not jobs:
+        return []
+    known = measured()
+    ceilings = known.of(pipe.dtype_name) if known else None
+    source = f"measured by {command('check')} on {known.date}" if known else ""
+    if ceilings is None:
+        ceilings, source = chip_ceilings(pipe.machine, pipe.dtype_name), "estimated from its chip"
+    if ceilings is None:
+        return [("time", f"unknown: {command('check')} measures this machine")]
+    seconds = sum(run_seconds(pipe, job.settings, ceilings) for job in jobs)
+    less = plan.resumed or any(job.settings.cache for job in jobs)
+    about = "at most" if less else "about"
+    return [("time", f"{about} {duration(seconds)} of denoising on this machine ({source})")]
 
 
 def warn_of_the_moment(what: str, need: int, available: int) -> None:
@@ -80,7 +129,12 @@ def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], availa
     """
     by_stage = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     memory = f"about {by_stage or 'nothing'}; {size(available)} available"
-    for title, text in [*lines, ("memory", memory)]:
+    show_lines([*lines, ("memory", memory)])
+
+
+def show_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Says on stderr what titles stand for."""
+    for title, text in lines:
         logger.info("%-8s %s", title, text)
 
 

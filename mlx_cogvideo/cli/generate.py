@@ -13,7 +13,7 @@ from ..runs.jobs import Plan, make_plan
 from ..runs.origin import Options
 from ..runs.settings import RunSettings
 from ..video import read_record
-from .announce import announce
+from .announce import announce, announce_download
 from .awake import awake
 from .common import (
     BASE,
@@ -64,7 +64,7 @@ def generate(arguments: Sequence[str] | None) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
-    plan = make_plan(read_options(args))
+    plan = make_plan(read_options(args), announce_download)
     plan.warnings += _without_effect(args, plan)
     with plan.locks:
         announce(plan)
