@@ -1,18 +1,20 @@
-"""The memory of this machine: how much it has, how much is free, and how much MLX may keep."""
+"""The memory of this machine, how much of it MLX may keep, and the room on its disks."""
 
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
 
+from .errors import OutputError
 from .nn.backend import backend, chip, kernel_operations, uses_winograd
 
 GIB = 2**30
@@ -141,3 +143,52 @@ def manage_memory(limit: int | None = None, wired: int | None = None) -> None:
     mx.set_cache_limit(available // 8)
     if wired is not None and backend() == "metal":
         mx.set_wired_limit(min(wired, machine_memory()))
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a command is about to write.
+
+    Attributes:
+        folder: where they go; it need not exist yet.
+        bytes: how many.
+        what: what they are, such as ``the download``.
+        instead: what to do where the disk is too full, beside making room.
+    """
+
+    folder: Path
+    bytes: int
+    what: str
+    instead: str
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes of the disk that a folder is on, or will be on."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def check_room(needs: Iterable[Need]) -> None:
+    """Checks that each disk has room for all that goes to it.
+
+    Raises:
+        OutputError: one has not.
+    """
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    for together in disks.values():
+        free, total = free_space(together[0].folder), sum(need.bytes for need in together)
+        if total > free:
+            first = max(together, key=lambda need: need.bytes)
+            parts = " and ".join(f"{need.what} needs {size(need.bytes)}" for need in together)
+            more = f" ({size(total - free)} are missing)" if total - free >= 1024 else ""
+            raise OutputError(
+                f"the disk of {first.folder} has {size(free)} free and {parts}{more}: make room, "
+                f"or {first.instead}"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the first one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())

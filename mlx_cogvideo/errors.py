@@ -22,6 +22,10 @@ class ModelNotFoundError(CogVideoXError, FileNotFoundError):
     """No model folder, hub repository or alias has the given name."""
 
 
+class NotDownloadedError(ModelNotFoundError):
+    """A hub repository isn't in the local cache, and nothing may be downloaded."""
+
+
 class CheckpointError(CogVideoXError, ValueError):
     """A model folder can't be used: files are missing, damaged or of another shape."""
 

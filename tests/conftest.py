@@ -17,6 +17,12 @@ def pytest_report_header() -> str:
     return BLAS
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Keeps what a check measures out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """Makes a checkpoint's tokenizer folder with a small spiece.model of T5's conventions."""

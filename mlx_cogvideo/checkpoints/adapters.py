@@ -35,6 +35,7 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OWN_FILES = (DIFFUSERS_FILE, PEFT_FILE)
+NOT_CHECKED = "%s isn't in the local cache: a dry run can't check this adapter"
 ADAPTER_FILES = (*OWN_FILES, CONFIG_FILE)
 
 METADATA_KEY = "lora_adapter_metadata"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..errors import CheckpointError
 from ..nn.quantization import Quantization
@@ -16,14 +15,15 @@ from .components import (
     check_tensors,
     open_tensors,
     stored_quantization,
-    upstream_shape,
 )
 from .json_files import read_config
 from .networks import make_network
+from .official import official_config, official_tensors
 from .resolve import Base, component_folder
 from .sat import SatTensor, open_sat
 from .sat_configs import text_encoder_config, transformer_config, vae_config
 from .tensor_files import TensorInfo
+from .variants import Variant
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,24 @@ class ComponentSource:
 
 
 def folder_source(
-    folder: Path, name: str, assumed_dtype: str | None = None, base: Base | None = None
+    folder: Path, name: str, base: Base | None = None, stand_in: Variant | None = None
 ) -> ComponentSource:
     """The source of a component in a model folder.
 
     Args:
-        assumed_dtype: the tensors' type if only the configuration is there; None reads their files.
         base: the model that gives the components which the folder lacks.
+        stand_in: an official model that isn't downloaded: what neither of them has is as there.
 
     Raises:
         CheckpointError: the component is missing, damaged or not what its configuration says.
     """
     source = component_folder(folder, name, base)
+    if stand_in is not None and not source.is_dir():
+        return ComponentSource(
+            official_config(stand_in, name), official_tensors(stand_in, name), None
+        )
     config = read_config(source / "config.json")
-    network = make_network(name, config)
-    if assumed_dtype is not None:
-        stored = {
-            tensor: TensorInfo(assumed_dtype, upstream_shape(parameter.shape))
-            for tensor, parameter in tree_flatten(network.parameters())
-        }
-        return ComponentSource(config, stored, None)
-    stored = check_component(network, source)
+    stored = check_component(make_network(name, config), source)
     quantized = stored_quantization(source, stored)
     return ComponentSource(config, stored, partial(open_tensors, stored), quantized)
 

@@ -29,10 +29,16 @@ def model_identity(model: str | Path, folder: Path, base: Base | None = None) ->
         ``{"name": hub id, "revision": commit}`` or ``{"name": as called, "sha256": {component:
         digest}}``; with a base the second form, and the names of both.
     """
-    names = _names(model, folder)
-    if base is not None:
-        return names | {"base": _names(base.name, base.folder), "sha256": _digests(folder, base)}
-    return names if "revision" in names else names | {"sha256": _digests(folder)}
+    names = model_names(model, folder, base)
+    if base is None and "revision" in names:
+        return names
+    return names | {"sha256": _digests(folder, base)}
+
+
+def model_names(model: str | Path, folder: Path, base: Base | None = None) -> dict[str, Any]:
+    """The part of a `model_identity` for which no file is read."""
+    others = {} if base is None else {"base": _names(base.name, base.folder)}
+    return _names(model, folder) | others
 
 
 def _names(model: str | Path, folder: Path) -> dict[str, str]:

@@ -23,12 +23,14 @@ from .adapter_scales import check_scale
 from .adapter_set import AdapterSet
 from .adapters import Adapter, open_adapter
 from .compatibility import check_networks, open_tokenizer, read_configurations
-from .components import FLOATING, Dtype, find_dtype, load_component, upstream_shape
+from .components import FLOATING, Dtype, check_component, find_dtype, load_component, upstream_shape
 from .identity import model_identity
 from .networks import NETWORKS, make_network
+from .official import official_config
 from .packing import LoadPlan, find_quantization
 from .resolve import Base, check_path, component_folder, resolve_base, resolve_model
 from .tensor_files import DTYPES, NAMES, TensorInfo
+from .tokenizer import T5Tokenizer
 from .variants import Variant, match_variant
 
 logger = logging.getLogger(__name__)
@@ -131,7 +133,10 @@ class ModelFolder(ModelConfigurations):
         adapter_set: the adapters that ``load_lora`` has added, by name.
         name: what the user called the model.
         download: whether an adapter may be downloaded.
+        to_download: bytes of its files that aren't here; 0 unless it is a `PlannedPipeline`.
     """
+
+    to_download = 0
 
     def __init__(
         self,
@@ -146,13 +151,22 @@ class ModelFolder(ModelConfigurations):
         self.folder, self.base, self.download = Path(folder), base, download
         self.name: str | Path = folder
         quantization = find_quantization(quantize)
-        contents = read_configurations(self.folder, base)
+        contents = self._read_configurations()
         self._networks: dict[str, nn.Module] = {}
         self.adapter_set = AdapterSet()
         self._kept: set[str] = set()
         self.scheduler_config = contents["scheduler"]
-        self.tokenizer = open_tokenizer(self.folder, contents["text_encoder"], base)
+        self.tokenizer = self._open_tokenizer(contents["text_encoder"])
         super().__init__(contents, dtype, quantization)
+
+    def _read_configurations(self) -> dict[str, dict[str, Any]]:
+        return read_configurations(self.folder, self.base)
+
+    def _open_tokenizer(self, text_encoder: Mapping[str, Any]) -> T5Tokenizer:
+        return open_tokenizer(self.folder, text_encoder, self.base)
+
+    def _read_headers(self, name: str) -> dict[str, TensorInfo]:
+        return check_component(NETWORKS[name][0](self.configs[name]), self.component(name))
 
     @classmethod
     def from_pretrained(
@@ -215,7 +229,8 @@ class ModelFolder(ModelConfigurations):
     def load_plan(self) -> LoadPlan:
         """What becomes of the tensors in the files when they are loaded."""
         networks = {name: (config, self.component(name)) for name, config in self.configs.items()}
-        return LoadPlan(networks, self._quantization)
+        in_files = {name: self._read_headers(name) for name in networks}
+        return LoadPlan(networks, in_files, self._quantization)
 
     @property
     def stored(self) -> Mapping[str, Mapping[str, TensorInfo]]:
@@ -329,7 +344,7 @@ def official_model(
     variant: Variant, quantization: Quantization | None = None
 ) -> ModelConfigurations:
     """The configurations of an official model, in 16 bits or quantized by the converter."""
-    contents = {"transformer": variant.architecture, "vae": {}, "text_encoder": {}}
+    contents = {name: official_config(variant, name) for name in NETWORKS}
     return ModelConfigurations(contents, mx.bfloat16, quantization)
 
 

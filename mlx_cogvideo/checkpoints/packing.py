@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ..errors import InvalidInputError
 from ..nn.quantization import MODES, Quantization, standard_packings
-from .components import NO_PACKINGS, check_component, stored_quantization
+from .components import NO_PACKINGS, stored_quantization
 from .networks import NETWORKS
 from .tensor_files import TensorInfo
 
@@ -50,23 +50,24 @@ class LoadPlan:
     """
 
     def __init__(
-        self, networks: Mapping[str, tuple[Any, Path]], quantization: Quantization | None = None
+        self,
+        networks: Mapping[str, tuple[Any, Path]],
+        in_files: Mapping[str, Mapping[str, TensorInfo]],
+        quantization: Quantization | None = None,
     ):
-        """Reads the headers of a model's files.
+        """Decides which layers are quantized.
 
         Args:
             networks: the configuration of each network, and the folder of its files.
+            in_files: the tensors of each network by name, from the headers of its files.
             quantization: for the layers of the converter's standard recipe; None changes nothing.
 
         Raises:
-            CheckpointError: files or tensors are missing, damaged, unexpected or mis-shaped.
+            CheckpointError: a ``config.json`` doesn't say how layers are quantized.
             InvalidInputError: a network is quantized to other bits already, or no layer can be
                 quantized.
         """
-        self.in_files = {
-            name: check_component(NETWORKS[name][0](config), folder)
-            for name, (config, folder) in networks.items()
-        }
+        self.in_files = in_files
         self._requested = quantization
         self.packings = dict.fromkeys(networks, NO_PACKINGS)
         if quantization is not None:

@@ -12,7 +12,13 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from ..called import command
-from ..errors import InvalidInputError, ModelNotFoundError, did_you_mean, first_line
+from ..errors import (
+    InvalidInputError,
+    ModelNotFoundError,
+    NotDownloadedError,
+    did_you_mean,
+    first_line,
+)
 from .json_files import read_config
 from .variants import ALIASES, NAMES, OWNERS, VARIANTS, Variant
 
@@ -82,6 +88,7 @@ def resolve_model(
     Raises:
         InvalidInputError: a folder or a bundled model is given a revision.
         ModelNotFoundError: it is none of these, or the hub refuses it.
+        NotDownloadedError: it isn't in the cache, and `download` is False.
     """
     repo = hub_id(model)
     if repo is None and revision is not None:
@@ -98,20 +105,18 @@ def resolve_base(
     revision: str | None = None,
     *,
     download: bool = True,
-    weights: bool = True,
 ) -> Base:
     """Finds the components that a model's folder lacks; of a hub repository only they are fetched.
 
     Args:
         base: a name as for `resolve_model`.
         folder: the model's folder.
-        weights: False fetches configurations alone.
 
     Raises:
         InvalidInputError: the folder lacks nothing.
         ModelNotFoundError: as `resolve_model`.
     """
-    patterns = base_patterns(folder) if weights else CONFIGURATIONS
+    patterns = base_patterns(folder)
     found = resolve_model(base, revision, download=download, patterns=patterns)
     return Base(str(base), found)
 
@@ -122,11 +127,21 @@ def base_patterns(folder: Path) -> list[str]:
     Raises:
         InvalidInputError: it needs none.
     """
+    missing = missing_components(folder)
+    files = ("*.json", "*.safetensors", "spiece.model")
+    return ["*.json", *(f"{name}/{file}" for name in missing for file in files)]
+
+
+def missing_components(folder: Path) -> list[str]:
+    """The components that a model's folder lacks, which a base is to give.
+
+    Raises:
+        InvalidInputError: it lacks none.
+    """
     missing = [name for name in COMPONENTS if not component_folder(folder, name).is_dir()]
     if not missing:
         raise InvalidInputError(f"{folder} holds all parts of a model: leave out the base")
-    files = ("*.json", "*.safetensors", "spiece.model")
-    return ["*.json", *(f"{name}/{file}" for name in missing for file in files)]
+    return missing
 
 
 def download_bytes(
@@ -265,10 +280,10 @@ def _fetch(
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
         problem = "is no folder here, isn't in the local cache, and the hub can't be reached"
         if not download:
-            problem = (
-                "is no folder here and isn't in the local cache: without --dry-run it is "
+            raise NotDownloadedError(
+                f"{repo!r} is no folder here and isn't in the local cache: without --dry-run it is "
                 "downloaded first"
-            )
+            ) from None
     except hub_errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         problem = f"couldn't be fetched: the hub answered with status {status}; try again later"

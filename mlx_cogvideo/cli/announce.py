@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ..called import command
-from ..checkpoints import DEMO_PATH
+from ..checkpoints import DEMO_PATH, hub_cache
 from ..checkpoints.model_folder import ModelFolder
-from ..device import size
+from ..device import free_space, size
+from ..machine.measured import measured
+from ..machine.speed import chip_ceilings, run_seconds
 from ..nn.autoencoder import AutoencoderConfig
 from ..pipeline.estimates import estimate_memory, largest_memory, memory_advice, usable_memory
 from ..pipeline.geometry import Geometry
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.sources import Source
 from ..pipeline.vae_stage import Tiling
-from ..runs.jobs import Failure, Plan
 from ..runs.record import model_title
 from ..runs.resumable import VideoJob
+from ..runs.run_plan import Failure, Plan
 from ..runs.settings import RunSettings
 from ..video.paths import LATENTS, output_form
-from .common import say
+from .common import duration, say
 from .json_events import JsonEvents
 from .options import option_name
 
@@ -37,12 +39,7 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
     Args:
         names_model: whether the command, or the run that it repeats or resumes, names the model.
     """
-    needs = most_by_stage(
-        estimate_memory(plan.pipe, job.settings, decode=decodes(job), done=job.done)
-        for job in plan.jobs
-    )
-    available = usable_memory(plan.pipe)
-    events.emit("plan", **_planned(plan), memory=needs, available=available)
+    events.emit("plan", **_planned(plan))
     if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
@@ -56,13 +53,82 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        show_plan(_lines(plan), needs, available)
-        for stage, need in needs.items():
-            if need > largest_memory(plan.pipe):
-                advice = memory_advice(plan.pipe, plan.jobs[0].settings, stage)
-                logger.warning("%s may need more memory than this machine has: %s", stage, advice)
-            elif need > available:
-                warn_of_the_moment(stage, need, available)
+        lines = [*_lines(plan), *download_lines(plan.pipe.to_download), *_time(plan)]
+        _show_needs(plan, lines)
+
+
+def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None:
+    """Says on stderr what a run needs whose model is about to be downloaded.
+
+    Args:
+        count: bytes to download.
+        plan: what will be done, if that is known before the download.
+    """
+    lines = begin_download(count, events)
+    if plan is not None and plan.jobs:
+        _show_needs(plan, [*lines, *_time(plan)])
+    else:
+        show_lines(lines)
+
+
+def begin_download(count: int, events: JsonEvents) -> list[tuple[str, str]]:
+    """Reports a download of so many bytes, which comes next; returns the line about it."""
+    cache = hub_cache()
+    events.emit("download", bytes=count, folder=cache, free=free_space(cache))
+    return download_lines(count)
+
+
+def download_lines(count: int) -> list[tuple[str, str]]:
+    """The line about a download of so many bytes, if there is one."""
+    if not count:
+        return []
+    cache = hub_cache()
+    return [("download", f"{size(count)} into {cache}, {size(free_space(cache))} free")]
+
+
+def _needs(plan: Plan) -> dict[str, int]:
+    """Bytes that each stage of a plan needs at most."""
+    return most_by_stage(
+        estimate_memory(plan.pipe, job.settings, decode=decodes(job), done=job.done)
+        for job in plan.jobs
+    )
+
+
+def _show_needs(plan: Plan, lines: Iterable[tuple[str, str]]) -> None:
+    """Says what will be done, how much memory it needs, and whether this machine has that."""
+    needs, available = _needs(plan), usable_memory(plan.pipe)
+    show_plan(lines, needs, available)
+    for stage, need in needs.items():
+        if need > largest_memory(plan.pipe):
+            advice = memory_advice(plan.pipe, plan.jobs[0].settings, stage)
+            logger.warning("%s may need more memory than this machine has: %s", stage, advice)
+        elif need > available:
+            warn_of_the_moment(stage, need, available)
+
+
+def _seconds(plan: Plan) -> tuple[float | None, str]:
+    """How long the denoising of an official model's videos takes, and how that is known."""
+    pipe, jobs = plan.pipe, [job for job in plan.jobs if "denoise" not in job.done]
+    if pipe.variant is None or not jobs:
+        return None, ""
+    known = measured()
+    ceilings = known.of(pipe.dtype_name) if known else None
+    source = f"measured by {command('check')} on {known.date}" if known else ""
+    if ceilings is None:
+        ceilings, source = chip_ceilings(pipe.machine, pipe.dtype_name), "estimated from its chip"
+    if ceilings is None:
+        return None, f"unknown: {command('check')} measures this machine"
+    return sum(run_seconds(pipe, job.settings, ceilings) for job in jobs), source
+
+
+def _time(plan: Plan) -> list[tuple[str, str]]:
+    """The line about the time that the videos of an official model take."""
+    seconds, source = _seconds(plan)
+    if seconds is None:
+        return [("time", source)] if source else []
+    less = plan.resumed or any(job.settings.cache for job in plan.jobs)
+    about = "at most" if less else "about"
+    return [("time", f"{about} {duration(seconds)} of denoising on this machine ({source})")]
 
 
 def report_failure(failure: Failure, events: JsonEvents, **about: Any) -> None:
@@ -103,7 +169,15 @@ def _planned(plan: Plan) -> dict[str, Any]:
             }
         )
     model = {"model": model_title(plan.model), "dtype": plan.pipe.dtype_name}
-    return {**model, "videos": videos, "made_before": plan.finished}
+    return {
+        **model,
+        "videos": videos,
+        "made_before": plan.finished,
+        "memory": _needs(plan),
+        "available": usable_memory(plan.pipe),
+        "download": plan.pipe.to_download,
+        "seconds": _seconds(plan)[0],
+    }
 
 
 def warn_of_the_moment(what: str, need: int, available: int) -> None:
@@ -146,7 +220,12 @@ def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], availa
     """
     by_stage = ", ".join(f"{stage} {size(need)}" for stage, need in needs.items())
     memory = f"about {by_stage or 'nothing'}; {size(available)} available"
-    for title, text in [*lines, ("memory", memory)]:
+    show_lines([*lines, ("memory", memory)])
+
+
+def show_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Says on stderr what titles stand for."""
+    for title, text in lines:
         logger.info("%-8s %s", title, text)
 
 

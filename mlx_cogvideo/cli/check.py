@@ -18,6 +18,7 @@ from ..device import size
 from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked
 from ..machine.kernels import check_kernels
+from ..machine.measured import keep_measured
 from ..machine.speed import MAC_SIZES, Ceilings, measure_ceilings, report
 from ..machine.stages import check_stages
 from ..machine.system import describe
@@ -55,7 +56,9 @@ def _check(args: argparse.Namespace, events: JsonEvents) -> int | None:
         with mlx_errors(out_of_memory="close other programs"):
             wrong = _compare(results, args, events)
             if not args.stages_only:
-                results |= report([measure_ceilings(dtype) for dtype in DTYPES.values()])
+                ceilings = [measure_ceilings(dtype) for dtype in DTYPES.values()]
+                keep_measured(ceilings)
+                results |= report(ceilings)
     except (CogVideoXError, KeyboardInterrupt) as error:
         # A report is needed most from a machine that can't finish the check.
         if args.report is not None:
@@ -126,7 +129,7 @@ def _print(results: dict[str, Any], wrong: list[str]) -> None:
     if "device" in results:
         _print_machine(results)
         _print_ceilings(results["ceilings"])
-        _print_outlook(results["outlook"])
+        _print_outlook(results["outlook"], results["disk_free"])
         print("\n" + macs_table(results["macs"]))
 
 
@@ -150,14 +153,22 @@ def _print_ceilings(rows: list[dict[str, Any]]) -> None:
         print(f"{ceilings.dtype:9} {rates} {ceilings.bandwidth / 1e9:8.0f} GB/s")
 
 
-def _print_outlook(rows: list[dict[str, Any]]) -> None:
+def _print_outlook(rows: list[dict[str, Any]], free: int) -> None:
     print("\nOn this machine, at the model's own size and with guidance; an estimate:")
-    print(f"{'':12} {'a step':>9} {'50 steps':>10} {'16 bits':>10} {'4 bits':>10}  take")
+    titles = (f"{title:>10}" for title in ("50 steps", "16 bits", "4 bits", "download"))
+    print(f"{'':12} {'a step':>9} {' '.join(titles)}  take")
     for row in rows:
         step = f"{row['step']:.1f} s" if row["step"] < 99.5 else duration(row["step"])
         needs = (size(row[name]) for name in ("memory", "memory_packed"))
         both = " ".join(f"{need:>10}" for need in needs)
-        print(f"{row['variant']:12} {step:>9} {duration(row['video']):>10} {both}  {row['advice']}")
+        download = size(row["download"]) if row["download"] else "none"
+        times = f"{step:>9} {duration(row['video']):>10}"
+        print(f"{row['variant']:12} {times} {both} {download:>10}  {row['advice']}")
+    too_large = [row["variant"] for row in rows if row["download"] > free]
+    print(
+        f"The disk of the downloads has {size(free)} free"
+        + (f": no room for {', '.join(too_large)}" if too_large else "")
+    )
 
 
 def macs_table(choices: list[dict[str, Any]]) -> str:

@@ -2,27 +2,17 @@
 
 import argparse
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import (
-    BUNDLED,
-    download_bytes,
-    hub_cache,
-    hub_id,
-    resolve_configuration,
-    resolve_model,
-    resolve_text_encoder,
-)
-from ..checkpoints.compatibility import check_model
+from ..checkpoints import BUNDLED, hub_id
 from ..checkpoints.components import DTYPES
+from ..checkpoints.download import download_need, pending_bytes
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.resolve import Base, base_patterns, resolve_base
-from ..checkpoints.sat import is_sat, open_sat
+from ..checkpoints.sat import is_sat
 from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
 from ..conversion import (
@@ -31,11 +21,11 @@ from ..conversion import (
     convert,
     describe_folder,
     lock_destination,
-    plan_conversion,
 )
-from ..device import size
-from ..errors import InvalidInputError, OutputError
+from ..device import Need, check_room, free_space, size
+from ..errors import InvalidInputError, NotDownloadedError, OutputError
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
+from .announce import begin_download, download_lines, show_lines
 from .awake import awake
 from .common import (
     BASE,
@@ -47,6 +37,7 @@ from .common import (
     warn_of_idle,
     with_help,
 )
+from .conversion_job import download_and_plan, plan_before_download
 from .json_events import OPTION, JsonEvents, add_events_option
 from .options import named, path
 from .parser import Parser
@@ -97,11 +88,18 @@ def _convert(
 ) -> None:
     if args.upload_repo:
         check_repo_name(args.upload_repo)
-    plan, to_download = _plan(args, quantization)
-    announce(plan, args.mlx_path, to_download)
-    events.emit("plan", **_planned(plan), output=args.mlx_path, download=to_download)
     if args.dry_run:
+        plan, count = plan_before_download(args, quantization)
+        _announce(plan, count, args.mlx_path, events)
+        try:
+            check_room(_needs(args, plan, count))
+        except OutputError as error:
+            logger.warning("%s", error)
         return
+    is_announced = _announce_download(args, quantization, events)
+    plan = download_and_plan(args, quantization)
+    if not is_announced:
+        _announce(plan, 0, args.mlx_path, events)
     report = _write(plan, args, events)
     if not is_sat(plan.folder) and (repo := hub_id(args.model)):
         logger.info(
@@ -112,60 +110,41 @@ def _convert(
     events.tell("output", str(args.mlx_path), output=args.mlx_path, record=report)
 
 
-def _planned(plan: ConversionPlan) -> dict[str, Any]:
-    """What an event says of a conversion."""
-    names = ("name", "bytes_before", "bytes_after")
-    networks = [{name: getattr(part, name) for name in names} for part in plan.components]
-    return {"model": str(plan.model), "networks": networks, "bytes": plan.bytes_after}
+def _announce_download(
+    args: argparse.Namespace, quantization: Quantization | None, events: JsonEvents
+) -> bool:
+    """Says what is about to be downloaded, and what will be made of it.
 
-
-def _plan(
-    args: argparse.Namespace, quantization: Quantization | None
-) -> tuple[ConversionPlan, int]:
-    """The plan, and the bytes that are to download, or in a dry run would be."""
-    sat = is_sat(Path(args.model))
-    folder, to_download = (Path(args.model), 0) if sat else _folder(args)
-    base = None
-    if args.base:
-        base, more = _base(args, folder)
-        to_download += more
-    plan = plan_conversion(
-        args.model,
-        folder,
-        quantization=quantization,
-        recipe=args.quant_predicate or "standard",
-        dtype=DTYPES.get(args.dtype),
-        dequantize=args.dequantize,
-        components=args.components or tuple(NETWORKS),
-        text_encoder=_text_encoder(args) if sat else None,
-        assumed_dtype="BF16" if args.dry_run and to_download else None,
-        lora=args.lora or (),
-        base=base,
-    )
-    return plan, to_download
-
-
-def _base(args: argparse.Namespace, folder: Path) -> tuple[Base, int]:
-    """Where the components are that a folder lacks; the bytes to download."""
-    to_download = download_bytes(args.base, patterns=base_patterns(folder))
-    _check_room(args, to_download)
-    weights = not (args.dry_run and to_download)
-    return resolve_base(args.base, folder, weights=weights), to_download
-
-
-def _folder(args: argparse.Namespace) -> tuple[Path, int]:
-    """The folder of the model, in a dry run with its configurations alone; the bytes to download.
+    Returns:
+        Whether the plan was announced: an official model's is known before its download.
 
     Raises:
-        OutputError: there is no room for the download.
+        OutputError: a disk has no room for the download and the result.
     """
-    to_download = download_bytes(args.model, args.revision)
-    _check_room(args, to_download)
-    if to_download and not args.dry_run and not args.base:
-        # Before the weights: a model that can't be used isn't worth their download.
-        check_model(resolve_configuration(args.model, args.revision))
-    resolve = resolve_configuration if args.dry_run and to_download else resolve_model
-    return resolve(args.model, args.revision), to_download
+    if is_sat(Path(args.model)):
+        return False
+    count, plan = pending_bytes(args.model, args.revision, args.base), None
+    if not count:
+        return False
+    with suppress(NotDownloadedError):  # a plan needs the configurations
+        plan, _ = plan_before_download(args, quantization)
+    check_room(_needs(args, plan, count))
+    if plan is not None:
+        _announce(plan, count, args.mlx_path, events)
+    lines = begin_download(count, events)
+    if plan is None:
+        show_lines(lines)
+    return plan is not None
+
+
+def _needs(args: argparse.Namespace, plan: ConversionPlan | None, count: int) -> list[Need]:
+    """The room that a download of so many bytes needs, and that of the result if it is known."""
+    parent = args.mlx_path.absolute().parent
+    result = [] if plan is None else [(parent, plan.bytes_after)]
+    return [
+        *download_need(count),
+        *(Need(*each, "the result", "choose another --mlx-path") for each in result),
+    ]
 
 
 def _write(plan: ConversionPlan, args: argparse.Namespace, events: JsonEvents) -> dict[str, Any]:
@@ -178,17 +157,7 @@ def _write(plan: ConversionPlan, args: argparse.Namespace, events: JsonEvents) -
         bars.close()
     for line in _table(report).splitlines():
         logger.info("%s", line)
-
-
-def _text_encoder(args: argparse.Namespace) -> Path:
-    """The model with the tokenizer of a SAT checkpoint, and its text encoder if that is missing."""
-    name = args.text_encoder or "2b"
-    weights = "text_encoder" not in open_sat(Path(args.model)).networks
-    if weights and args.dry_run and hub_id(name):
-        raise InvalidInputError(
-            f"a dry run doesn't download T5 from {name}: give --text-encoder a folder"
-        )
-    return resolve_text_encoder(name, weights=weights)
+    return report
 
 
 def requested_quantization(args: argparse.Namespace) -> Quantization | None:
@@ -224,26 +193,17 @@ def _choices(numbers: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _check_room(args: argparse.Namespace, to_download: int) -> None:
-    """Raises OutputError if the hub's cache has no room for the download."""
-    if args.dry_run or not to_download:
-        return
-    cache = hub_cache()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < to_download:
-        raise OutputError(
-            f"the disk of {cache} has {size(free)} free and the download needs "
-            f"{size(to_download)}: make room, or set HF_HOME to another disk"
-        )
-
-
-def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
-    """Logs what will be downloaded and written, and the free disk space."""
+def _announce(
+    plan: ConversionPlan, to_download: int, destination: Path, events: JsonEvents
+) -> None:
+    """Says what will be downloaded and written, and the free disk space."""
+    names = ("name", "bytes_before", "bytes_after")
+    networks = [{name: getattr(part, name) for name in names} for part in plan.components]
+    whole = {"bytes": plan.bytes_after, "output": destination, "download": to_download}
+    events.emit("plan", model=str(plan.model), networks=networks, **whole)
     variant = f" ({plan.variant.name})" if plan.variant else ""
     logger.info("%-9s %s%s", "source", plan.model, variant)
-    if to_download:
-        logger.info("%-9s %s into %s", "download", size(to_download), hub_cache())
+    show_lines(download_lines(to_download))
     logger.info("%-9s %s", "into", destination)
     for adapter, scale in plan.adapters:
         logger.info("%-9s %s at %g", "lora", adapter.source, scale)
@@ -252,7 +212,7 @@ def announce(plan: ConversionPlan, destination: Path, to_download: int) -> None:
         bits = f"{part.bits_per_weight:.2f} bits a weight"
         logger.info("%-14s %9s -> %9s, %s", part.name, before, after, bits)
     parent = destination.absolute().parent
-    free = shutil.disk_usage(parent).free if parent.is_dir() else 0
+    free = free_space(parent)
     logger.info("%-14s %9s, %s free", "in all", size(plan.bytes_after), size(free))
     unfit = Counter(layer_kind(layer) for part in plan.components for layer in part.unfit)
     if unfit:

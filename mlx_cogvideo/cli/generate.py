@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..checkpoints import BUNDLED
@@ -13,7 +14,7 @@ from ..runs.jobs import Plan, make_plan
 from ..runs.origin import Options
 from ..runs.settings import RunSettings
 from ..video import read_record
-from .announce import announce
+from .announce import announce, announce_download
 from .awake import awake
 from .common import (
     BASE,
@@ -67,7 +68,7 @@ def generate(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
-    plan = make_plan(read_options(args))
+    plan = make_plan(read_options(args), partial(announce_download, events=events))
     plan.warnings += _without_effect(args, plan)
     with plan.locks:
         names_model = bool(args.model or args.replay or args.resume)

@@ -10,10 +10,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import model_identity
-from ..device import manage_memory, size
+from ..checkpoints import default_model, model_identity
+from ..checkpoints.download import download_need, pending_bytes
+from ..device import check_room, manage_memory, size
 from ..distributed import Distributed
-from ..errors import CogVideoXError, InvalidInputError, OutputError, mlx_errors
+from ..errors import (
+    CogVideoXError,
+    InvalidInputError,
+    NotDownloadedError,
+    OutputError,
+    mlx_errors,
+)
 from ..training.checkpoint import locked_adapter_folder, ways_on
 from ..training.clip_windows import window_count
 from ..training.clips import choose_spec
@@ -24,7 +31,15 @@ from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from ..video import ClipSpec
-from .announce import how_to_quantize_once, most_by_stage, show_plan, warn_of_the_moment
+from .announce import (
+    begin_download,
+    download_lines,
+    how_to_quantize_once,
+    most_by_stage,
+    show_lines,
+    show_plan,
+    warn_of_the_moment,
+)
 from .awake import awake
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
@@ -50,10 +65,7 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.quiet or not distributed.is_main:
         be_quiet()
         args.quiet = True
-    job = read_job(args, is_main=distributed.is_main)
-    _announce(job, args, distributed.size, events)
-    for problem in text_problems(job.pipe, job.clips, job.other_texts):
-        logger.warning(problem)
+    job = _open_job(args, distributed, events)
     if args.dry_run:
         return _list_clips(job, events) if distributed.is_main else None
     lock = nullcontext()
@@ -78,6 +90,44 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
             raise OutputError("; ".join([problem, *notes])) from error
 
 
+def _open_job(
+    args: argparse.Namespace, distributed: Distributed, events: JsonEvents
+) -> TrainingJob:
+    """Reads and announces the job: before a download, where the model is an official one."""
+    announced = False
+    if distributed.is_main and not args.dry_run:
+        announced = _announce_download(args, distributed.size, events)
+    job = read_job(args, is_main=distributed.is_main, plans=args.dry_run)
+    if not announced:
+        _announce(job, args, distributed.size, events)
+    for problem in text_problems(job.pipe, job.clips, job.other_texts):
+        logger.warning(problem)
+    return job
+
+
+def _announce_download(args: argparse.Namespace, processes: int, events: JsonEvents) -> bool:
+    """Says what will be downloaded.
+
+    Returns:
+        Whether the job was announced, too: an official model's needs are known before.
+
+    Raises:
+        OutputError: the disk has no room for the download.
+    """
+    count = pending_bytes(args.model or default_model(), base=args.base)
+    if not count:
+        return False
+    check_room(download_need(count))
+    try:
+        job = read_job(args, is_main=True, plans=True)
+    except NotDownloadedError:  # a plan needs the configurations
+        show_lines(begin_download(count, events))
+        return False
+    _announce(job, args, processes, events)
+    begin_download(count, events)
+    return True
+
+
 def _announce(
     job: TrainingJob, args: argparse.Namespace, processes: int, events: JsonEvents
 ) -> None:
@@ -99,6 +149,7 @@ def _announce(
         ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
+    lines += download_lines(pipe.to_download)
     batch_size = settings.batch_size + settings.prior_batch_size
     parameters = adapter_parameters(pipe.configs["transformer"], settings)
     geometries = (pipe.geometry(spec.frames, spec.height, spec.width) for spec in specs)
@@ -117,6 +168,7 @@ def _announce(
         steps=settings.iters,
         memory=needs,
         available=available,
+        download=pipe.to_download,
     )
     if need > pipe.machine.memory:
         logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))

@@ -10,6 +10,7 @@ from ..checkpoints import Adapter, default_model
 from ..checkpoints.components import DTYPES
 from ..errors import InvalidInputError
 from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.planned import open_to_plan
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
@@ -52,8 +53,12 @@ class TrainingJob:
         return [*(video.prompt for video in self.sample_videos), *self.prior]
 
 
-def read_job(args: argparse.Namespace, *, is_main: bool) -> TrainingJob:
-    """Checks everything that can be checked before anything is computed."""
+def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> TrainingJob:
+    """Checks everything that can be checked before anything is computed.
+
+    Args:
+        plans: whether the job is only planned: nothing is downloaded.
+    """
     check_needs(args)
     settings, prior = read_settings(args), []
     if args.prior_prompts:
@@ -66,9 +71,8 @@ def read_job(args: argparse.Namespace, *, is_main: bool) -> TrainingJob:
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
-    pipe = CogVideoXPipeline.from_pretrained(
-        model, dtype, download=not args.dry_run, base=args.base, quantize=args.quantize
-    )
+    opened = open_to_plan if plans else CogVideoXPipeline.from_pretrained
+    pipe = opened(model, dtype, base=args.base, quantize=args.quantize)
     for line in without_effect(args, pipe):
         logger.warning("%s", line)
     settings, existing = _starting_point(pipe, args, settings)

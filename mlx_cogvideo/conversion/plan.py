@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import SHARED_KEY, Adapter, component_folder, open_adapter, read_config
+from ..checkpoints import SHARED_KEY, Adapter, component_folder, read_config
 from ..checkpoints.compatibility import check_model, check_networks, open_tokenizer
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
@@ -22,6 +22,7 @@ from ..checkpoints.variants import Variant, match_variant
 from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from .fused import open_adapters
 
 COPIED = (
     "model_index.json",
@@ -142,9 +143,10 @@ def plan_conversion(
     dequantize: bool = False,
     components: Collection[str] = tuple(NETWORKS),
     text_encoder: Path | None = None,
-    assumed_dtype: str | None = None,
     lora: Collection[tuple[str | Path, float]] = (),
     base: Base | None = None,
+    stand_in: Variant | None = None,
+    download: bool = True,
 ) -> ConversionPlan:
     """Plans what a conversion writes; reads configurations and file headers only.
 
@@ -160,9 +162,10 @@ def plan_conversion(
         text_encoder: for SAT checkpoints, a model folder with the tokenizer, and with the text
             encoder unless the source contains one.
         lora: adapters to fuse into the transformer, and their scales.
-        assumed_dtype: type of the source's tensors if only its configurations are here; None
-            reads the files.
         base: the model that gives the components which the folder lacks.
+        stand_in: an official model that isn't downloaded: components that aren't here are planned
+            as its.
+        download: False leaves out adapters of the hub that aren't in the local cache.
 
     Raises:
         CheckpointError: the folder has no CogVideoX model, or one that is damaged or incomplete, or
@@ -171,7 +174,7 @@ def plan_conversion(
             quantized, or has no layer that can be quantized as requested; or an adapter's scale
             isn't a finite number.
     """
-    sources, extra = _sources(folder, base, text_encoder, assumed_dtype)
+    sources, extra = _sources(folder, base, text_encoder, stand_in)
     plans = [plan_component(name, sources[name]) for name in NETWORKS]
     _check_quantized(model, plans, components, dequantize=dequantize)
     for plan in plans:
@@ -186,9 +189,7 @@ def plan_conversion(
     adapters = []
     if lora:
         layers = linear_layers(CogVideoXTransformer3DModel(config))
-        adapters = [(open_adapter(source, layers), scale) for source, scale in lora]
-        for adapter, scale in adapters:
-            adapter.load(scale)  # so that NaN is reported before anything is written
+        adapters = list(open_adapters(lora, layers, download=download))
     variant = match_variant(config)
     return ConversionPlan(
         folder, model, base, variant, quantization, recipe, plans, extra, adapters
@@ -219,12 +220,14 @@ def _check_quantized(
 
 
 def _sources(
-    folder: Path, base: Base | None, text_encoder: Path | None, assumed_dtype: str | None
+    folder: Path, base: Base | None, text_encoder: Path | None, stand_in: Variant | None
 ) -> tuple[dict[str, ComponentSource], dict[str, Path | dict[str, Any]]]:
     """The sources of the networks, and the other files of the model."""
     if not is_sat(folder):
-        check_model(folder, base)
-        sources = {name: folder_source(folder, name, assumed_dtype, base) for name in NETWORKS}
+        if stand_in is None:
+            check_model(folder, base)
+        sources = {name: folder_source(folder, name, base, stand_in) for name in NETWORKS}
+        check_networks({name: source.config for name, source in sources.items()})
         return sources, _files(folder, COPIED, base)
     sources = sat_sources(folder)
     if "vae" not in sources:
@@ -234,9 +237,10 @@ def _sources(
             f"{folder} holds no tokenizer: name a model that does, --text-encoder"
         )
     if "text_encoder" not in sources:
-        sources["text_encoder"] = folder_source(text_encoder, "text_encoder", assumed_dtype)
+        sources["text_encoder"] = folder_source(text_encoder, "text_encoder", stand_in=stand_in)
     check_networks({name: source.config for name, source in sources.items()})
-    open_tokenizer(text_encoder, sources["text_encoder"].config)
+    if stand_in is None:
+        open_tokenizer(text_encoder, sources["text_encoder"].config)
     extra: dict[str, Path | dict[str, Any]] = _files(text_encoder, ("tokenizer/*",))
     return sources, extra | sat_configurations(sources["transformer"].config)
 

@@ -4,14 +4,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
+from ..checkpoints import hub_cache
+from ..checkpoints.components import DTYPES
 from ..checkpoints.model_folder import ModelConfigurations, official_model
+from ..checkpoints.official import not_downloaded
 from ..checkpoints.variants import VARIANTS, Variant
-from ..device import mac
+from ..device import Machine, free_space, mac
 from ..nn.attention import attention
+from ..nn.backend import KERNEL_SECONDS, is_known
 from ..nn.quantization import Quantization
 from ..pipeline.estimates import (
     choose_tiling,
@@ -21,6 +25,8 @@ from ..pipeline.estimates import (
     text_memory,
     vae_memory,
 )
+from ..pipeline.geometry import Geometry
+from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import model_geometry
 from ..pipeline.vae_stage import Tiling
 
@@ -30,6 +36,10 @@ SECONDS = 0.25
 # Norms and elementwise parts of a block are counted as reads and writes of arrays as large as its
 # tokens. The number follows from their times on an H100.
 ARRAYS_PER_BLOCK = 30
+OPERATIONS_PER_BYTE = 25
+"""Operations in the time in which a Mac's memory moves a byte: Apple publishes 68 GB/s for an M1
+and 400 GB/s for an M2 Max."""
+
 PACKINGS = {"16 bits": None, "8 bits": Quantization(8, 64), "4 bits": Quantization(4, 64)}
 """The sizes of an official model that are estimated."""
 
@@ -52,6 +62,17 @@ class Ceilings:
     attention: float
     bandwidth: float
 
+    def checked(self) -> Self:
+        """These ceilings, if they can be those of a machine.
+
+        Raises:
+            ValueError: a rate isn't a finite number above 0.
+        """
+        rates = self.matmul, self.attention, self.bandwidth
+        if not all(isinstance(r, int | float) and 0 < r < float("inf") for r in rates):
+            raise ValueError(f"{rates} can't be rates")
+        return self
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -63,6 +84,7 @@ class Outlook:
         memory: bytes at the peak of a run in 16 bits, with the modes that ``generate`` chooses.
         memory_packed: the same in 4 bits.
         advice: which of these to use on this machine.
+        download: bytes of its files that aren't in the hub's cache.
     """
 
     variant: str
@@ -71,6 +93,7 @@ class Outlook:
     memory: int
     memory_packed: int
     advice: str
+    download: int
 
 
 @dataclass(frozen=True)
@@ -168,15 +191,44 @@ def _seconds(compute: Callable[[mx.array], mx.array], x: mx.array) -> float:
     return best
 
 
+def step_seconds(
+    model: ModelConfigurations, geometry: Geometry, ceilings: Ceilings, *, batch: int = 2
+) -> float:
+    """Estimates the seconds that a step of denoising takes.
+
+    Args:
+        batch: passes of the transformer; guidance takes 2.
+    """
+    config = model.configs["transformer"]
+    tokens, dim, layers = config.token_count(geometry.latent_shape), config.dim, config.num_layers
+    products = 24 * dim**2 * tokens / ceilings.matmul
+    scores = 4 * tokens**2 * dim / ceilings.attention
+    itemsize = DTYPES[ceilings.dtype].size
+    rest = ARRAYS_PER_BLOCK * tokens * dim * itemsize / ceilings.bandwidth
+    return batch * layers * (products + scores + rest)
+
+
+def run_seconds(
+    model: ModelConfigurations, settings: ResolvedSettings, ceilings: Ceilings
+) -> float:
+    """Estimates the seconds that the denoising of a video takes, without a cache of steps."""
+    batch = 2 if settings.guided else 1
+    step = step_seconds(model, settings.geometry, ceilings, batch=batch)
+    return settings.steps_of_all_windows * step
+
+
+def chip_ceilings(machine: Machine, dtype: str) -> Ceilings | None:
+    """What a Mac reaches at least by the table of chips; None for other machines and chips."""
+    if machine.backend != "metal" or not is_known(machine.chip):
+        return None
+    rate = machine.kernel_operations / KERNEL_SECONDS
+    return Ceilings(dtype, rate, rate, rate / OPERATIONS_PER_BYTE)
+
+
 def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
     """An estimate of a model's time and memory here, at its own size and with guidance."""
     model = official_model(variant)
-    config, shape = model.configs["transformer"], model_geometry(model).latent_shape
-    tokens, dim, layers = config.token_count(shape), config.dim, config.num_layers
-    products = 24 * dim**2 * tokens / ceilings.matmul
-    scores = 4 * tokens**2 * dim / ceilings.attention
-    rest = ARRAYS_PER_BLOCK * tokens * dim * 2 / ceilings.bandwidth
-    step = 2 * layers * (products + scores + rest)
+    step = step_seconds(model, model_geometry(model), ceilings)
     needs, fitting = [], []
     for bits in ("16 bits", "4 bits"):
         model = official_model(variant, PACKINGS[bits])
@@ -185,7 +237,9 @@ def outlook(variant: Variant, ceilings: Ceilings) -> Outlook:
         if need <= largest_memory(model):
             fitting.append(f"{bits}, tiled" if mode == "tiled" else bits)
     advice = next(iter(fitting), "fewer frames or a smaller size, in 4 bits")
-    return Outlook(variant.alias, step, 50 * step, *needs, advice)
+    missing = not_downloaded(variant.repo)
+    download = sum(missing.bytes.values()) if missing else 0
+    return Outlook(variant.alias, step, 50 * step, *needs, advice, download)
 
 
 def report(ceilings: list[Ceilings]) -> dict[str, Any]:
@@ -197,6 +251,7 @@ def report(ceilings: list[Ceilings]) -> dict[str, Any]:
     return {
         "dtype": dtype_advice(ceilings),
         "ceilings": [asdict(c) for c in ceilings],
+        "disk_free": free_space(hub_cache()),
         "outlook": [asdict(outlook(variant, fastest)) for variant in VARIANTS],
         "macs": [{**asdict(choice), "fits": choice.fits} for choice in choices_on_macs()],
     }

@@ -58,9 +58,17 @@ def kernel_operations(of_chip: str | None = None) -> float:
         if backend() != "metal":
             return math.inf
         of_chip = chip()
-    name = of_chip.removeprefix("Apple ").strip()
-    peak = PEAK_TERAFLOPS.get(name, min(PEAK_TERAFLOPS.values()))
+    peak = PEAK_TERAFLOPS.get(_chip_name(of_chip), min(PEAK_TERAFLOPS.values()))
     return KERNEL_SECONDS * SUSTAINED * peak * 1e12
+
+
+def is_known(of_chip: str) -> bool:
+    """Whether a table gives the rate of a chip, such as ``Apple M2 Max``."""
+    return _chip_name(of_chip) in PEAK_TERAFLOPS
+
+
+def _chip_name(of_chip: str) -> str:
+    return of_chip.removeprefix("Apple ").strip()
 
 
 def kernels(operations: float) -> int:

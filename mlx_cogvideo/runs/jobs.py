@@ -1,23 +1,31 @@
 """From options to a list of videos to make. Everything that can be checked beforehand is."""
 
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..checkpoints import default_model, model_identity
+from ..checkpoints.adapters import NOT_CHECKED
 from ..checkpoints.components import DTYPES
-from ..device import size
-from ..errors import CogVideoXError, InvalidInputError, OutputError, with_notes
+from ..checkpoints.download import download_need, pending_bytes
+from ..checkpoints.identity import model_names
+from ..device import check_room
+from ..errors import (
+    CogVideoXError,
+    InvalidInputError,
+    NotDownloadedError,
+    OutputError,
+    with_notes,
+)
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.pipeline import CogVideoXPipeline
+from ..pipeline.planned import open_to_plan
 from ..pipeline.recording import Record, make_record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
@@ -38,53 +46,24 @@ from .record import (
     version_differences,
 )
 from .resumable import VideoJob, remove_fallback
+from .run_plan import Failure, Plan
 from .saved_run import remove_saved, saved_path
 from .settings import BY_MEMORY, RunSettings, video_settings
+from .space import saved_needs
 
 _OTHER_OUTPUT = "choose another --output"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A video that can't be made. An exception itself would keep its frames in memory."""
-
-    label: str
-    kind: type[CogVideoXError]
-    reason: str
-
-
-@dataclass
-class Plan:
-    """What a command is about to do.
-
-    Attributes:
-        pipe, model: the model, and its ``model_identity``.
-        is_batch: whether more than one video is requested.
-        jobs: the videos to make.
-        resumed: for those of them that are resumed, what has been done.
-        finished: outputs that exist already.
-        failed: what can't be made.
-        warnings: what won't be as it was.
-        preview: what previews are drawn with, if any are.
-        locks: keep other processes from writing what this one is about to; to be closed.
-    """
-
-    pipe: CogVideoXPipeline
-    model: dict[str, Any]
-    is_batch: bool
-    jobs: list[VideoJob] = field(default_factory=list)
-    resumed: dict[Path, str] = field(default_factory=dict)
-    finished: list[str] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    preview: Preview | None = None
-    locks: ExitStack = field(default_factory=ExitStack)
-
-
-def make_plan(options: Options) -> Plan:
+def make_plan(
+    options: Options, before_download: Callable[[int, Plan | None], None] = lambda *_: None
+) -> Plan:
     """Opens the model and decides what becomes of each requested video.
 
     What is found on disk stays so until the plan's locks are closed.
+
+    Args:
+        before_download: gets the bytes that are about to be downloaded, and a plan for an official
+            model, which is known without its files.
 
     Raises:
         CogVideoXError: none of them can be made.
@@ -96,7 +75,7 @@ def make_plan(options: Options) -> Plan:
             check_no_address(name, path)
             raise InvalidInputError(f"{path or repr(path)} doesn't exist")
     with ExitStack() as locks:
-        plan = _Planner(options, find_origin(options), locks).plan()
+        plan = _Planner(options, find_origin(options), locks, before_download).plan()
         plan.locks = locks.pop_all()
         return plan
 
@@ -104,8 +83,15 @@ def make_plan(options: Options) -> Plan:
 class _Planner:
     """Works out a plan; keeps what the options mean for all videos alike."""
 
-    def __init__(self, options: Options, origin: Origin, locks: ExitStack):
+    def __init__(
+        self,
+        options: Options,
+        origin: Origin,
+        locks: ExitStack,
+        before_download: Callable[[int, Plan | None], None],
+    ):
         self.options, self.origin, self.locks = options, origin, locks
+        self.before_download = before_download
         self.given = {n: v for n, v in options.given.items() if n not in ("prompt", "seed")}
         recorded = dict(origin.recorded)
         if options.memory_limit is not None:
@@ -121,11 +107,11 @@ class _Planner:
         else:
             text = self.settings["prompt"] if options.prompt is None else options.prompt
             prompts = [Prompt(text)]
-        pipe, model = self._open_model()
         is_batch = options.prompt_file is not None or len(self.seeds) > 1
-        self.result = Plan(pipe, model, is_batch)
+        self.result = Plan(*self._open_model(), is_batch)
+        self.result.warnings += self._add_adapters()
         if options.previews:
-            self.result.preview = Preview(pipe)
+            self.result.preview = Preview(self.result.pipe)
         jobs = list(self._requested_jobs(prompts))
         check_distinct(job.output for job in jobs)
         self.result.warnings += self._warnings(jobs)
@@ -136,7 +122,7 @@ class _Planner:
                 self._fail(job.label, error)
         self.result.warnings += self._lost_text(prompts)
         self._check_not_empty(jobs)
-        _check_space(self.result)
+        self._check_room()
         return self.result
 
     def _open_model(self) -> tuple[CogVideoXPipeline, dict[str, Any]]:
@@ -145,28 +131,60 @@ class _Planner:
             then = {}
         name = options.model or then.get("name") or default_model()
         base = {"name": options.base} if options.base is not None else then.get("base", {})
-        recorded = self.origin.recorded
-        adapters = [(each["source"], each["scale"]) for each in recorded.get("lora", [])]
-        adapters = self.given.get("lora", adapters)
         if options.replay is not None:
+            recorded = self.origin.recorded
             sources = [self.given.get(kind, recorded.get(kind)) for kind in ("image", "video")]
-            names = [name, base.get("name"), *(source for source, _ in adapters), *sources]
+            names = [name, base.get("name"), *(source for source, _ in self._adapters()), *sources]
             say_what_is_opened(options.replay, names)
-        pipe = CogVideoXPipeline.from_pretrained(
-            name,
-            DTYPES.get(self.settings.get("dtype")),
-            revision=then.get("revision"),
-            download=not options.dry_run,
-            base=base.get("name"),
-            base_revision=base.get("revision"),
-            quantize=(self.given if options.model else self.settings).get("quantize"),
-        )
-        for source, scale in adapters:
-            pipe.load_lora(source, scale)
+        parts = {
+            "revision": then.get("revision"),
+            "base": base.get("name"),
+            "base_revision": base.get("revision"),
+        }
+        if not options.dry_run and (count := pending_bytes(name, **parts)):
+            self._announce_download(count)
+        opened = open_to_plan if options.dry_run else CogVideoXPipeline.from_pretrained
+        quantize = (self.given if options.model else self.settings).get("quantize")
+        dtype = DTYPES.get(self.settings.get("dtype"))
+        pipe = opened(name, dtype, **parts, quantize=quantize)
         if not self.compile:
             mx.disable_compile()
         pipe.memory_limit = options.memory_limit
-        return pipe, model_identity(name, pipe.folder, pipe.base)
+        identify = model_names if pipe.to_download else model_identity
+        return pipe, identify(name, pipe.folder, pipe.base)
+
+    def _announce_download(self, count: int) -> None:
+        """Says what the runs need before so many bytes are downloaded; refuses what can't be."""
+        needs, plan = download_need(count), None
+        with suppress(NotDownloadedError):  # a plan needs the configurations
+            plan = make_plan(replace(self.options, dry_run=True))
+            needs += saved_needs(plan.pipe.configs["transformer"], plan.jobs)
+        check_room(needs)
+        self.before_download(count, plan)
+
+    def _adapters(self) -> list[tuple[str, float]]:
+        """The adapters and their scales, as they are given or recorded."""
+        recorded = self.origin.recorded.get("lora", [])
+        return self.given.get("lora", [(each["source"], each["scale"]) for each in recorded])
+
+    def _add_adapters(self) -> Iterator[str]:
+        """Loads the adapters; a dry run, which downloads none, warns of those that aren't here."""
+        for source, scale in self._adapters():
+            try:
+                self.result.pipe.load_lora(source, scale)
+            except NotDownloadedError:
+                yield NOT_CHECKED % source
+
+    def _check_room(self) -> None:
+        """Raises OutputError where a disk is too full; before a download, a plan warns of it."""
+        plan = self.result
+        saved = saved_needs(plan.pipe.configs["transformer"], plan.jobs)
+        try:
+            check_room([*download_need(plan.pipe.to_download), *saved])
+        except OutputError as error:
+            if not plan.pipe.to_download:
+                raise
+            plan.warnings.append(str(error))
 
     def _requested_jobs(self, prompts: list[Prompt]) -> Iterator[VideoJob]:
         """The videos as they were requested, before anything on disk is looked at."""
@@ -325,25 +343,3 @@ def _of_prompt(prompt: Prompt, seed: int | None) -> dict[str, Any]:
     if prompt.image is not None:
         settings["image"] = prompt.image
     return settings
-
-
-def _check_space(plan: Plan) -> None:
-    """Raises OutputError where a disk is too full for what the runs save."""
-    config = plan.pipe.configs["transformer"]
-    needs: dict[Path, int] = {}
-    for job in plan.jobs:
-        settings = job.settings
-        embeds = config.max_text_seq_length * config.text_embed_dim * (1 + settings.guided)
-        # Latents and x0, twice for the moment in which one save takes the place of another.
-        # What it starts from, and the windows before the last, come on top.
-        latents = (1 + (not settings.source.is_noise) + settings.extend / 4) * 4
-        latents = int(latents * prod(settings.geometry.latent_shape))
-        before = needs.setdefault(job.path.parent, 4 * (embeds + latents))
-        needs[job.path.parent] = before + 4 * embeds
-    for folder, need in needs.items():
-        free = shutil.disk_usage(folder).free
-        if free < need:
-            raise OutputError(
-                f"the disk of {folder} has {size(free)} free and more than {size(need)} are "
-                "needed: make room, or choose another --output"
-            )

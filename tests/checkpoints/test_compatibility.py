@@ -39,11 +39,7 @@ def planned(folder) -> None:
     plan_conversion("it", folder, quantization=Quantization(4, 64))
 
 
-def planned_from_configurations(folder) -> None:
-    assert plan_conversion("it", folder, assumed_dtype="BF16").bytes_after
-
-
-WAYS = [opened, planned, planned_from_configurations, describe_folder]
+WAYS = [opened, planned, describe_folder]
 
 
 @pytest.mark.parametrize("seed", range(4))

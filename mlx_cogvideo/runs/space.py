@@ -1,0 +1,27 @@
+"""The room on the disk that the saved runs of a plan need."""
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from ..device import Need
+from ..nn.config import TransformerConfig
+from .resumable import VideoJob
+
+
+def saved_needs(config: TransformerConfig, jobs: Iterable[VideoJob]) -> list[Need]:
+    """The room that each folder of saved runs needs."""
+    needs: dict[Path, int] = {}
+    for job in jobs:
+        settings = job.settings
+        embeds = config.max_text_seq_length * config.text_embed_dim * (1 + settings.guided)
+        # Latents and x0, twice for the moment in which one save takes the place of another.
+        # What it starts from, and the windows before the last, come on top.
+        latents = (1 + (not settings.source.is_noise) + settings.extend / 4) * 4
+        latents = int(latents * prod(settings.geometry.latent_shape))
+        before = needs.setdefault(job.path.parent, 4 * (embeds + latents))
+        needs[job.path.parent] = before + 4 * embeds
+    return [
+        Need(folder, count, "the saved run", "choose another --output")
+        for folder, count in needs.items()
+    ]
