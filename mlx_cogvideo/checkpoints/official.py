@@ -27,10 +27,7 @@ from .resolve import (
 )
 from .sat_configs import sat_configurations
 from .tensor_files import TensorInfo
-from .variants import VARIANTS, Variant
-
-OWNERS = ("THUDM", "zai-org")
-"""The organization that publishes the models on the hub, under its earlier and its present name."""
+from .variants import NAMES, VARIANTS, Variant
 
 _ROTARY = {"use_rotary_positional_embeddings": True}
 _V1_5 = _ROTARY | {"patch_bias": False, "sample_frames": 81}
@@ -74,8 +71,7 @@ def official_variant(model: str | Path) -> Variant | None:
     Raises:
         ModelNotFoundError: as `hub_id`.
     """
-    owner, _, name = (hub_id(model) or "").rpartition("/")
-    return next((v for v in VARIANTS if v.name == name), None) if owner in OWNERS else None
+    return NAMES.get((hub_id(model) or "").lower())
 
 
 def official_config(variant: Variant, component: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.components import DTYPES
-from ..checkpoints.model_folder import ModelConfigurations
+from ..checkpoints.model_configurations import ModelConfigurations
 from ..checkpoints.packing import BITS_IN_WORDS
 from ..errors import InvalidInputError
 from ..training.clip_windows import PLACES

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..checkpoints import hub_cache
 from ..checkpoints.components import DTYPES
-from ..checkpoints.model_folder import ModelConfigurations, official_model
+from ..checkpoints.model_configurations import ModelConfigurations, official_model
 from ..checkpoints.official import not_downloaded
 from ..checkpoints.variants import VARIANTS, Variant
 from ..device import Machine, free_space, mac

@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints.model_folder import ModelConfigurations, ModelFolder
+from ..checkpoints.model_configurations import ModelConfigurations
+from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.denoising import Sampling
 from ..diffusion.guidance import check_uncond, schedule_name
 from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name

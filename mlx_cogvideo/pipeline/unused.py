@@ -5,7 +5,7 @@ They are reported rather than refused, so that a recorded run with such a settin
 
 from collections.abc import Collection, Iterator
 
-from ..checkpoints.model_folder import ModelConfigurations
+from ..checkpoints.model_configurations import ModelConfigurations
 from .resolved import ResolvedSettings
 
 

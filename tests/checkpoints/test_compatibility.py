@@ -10,7 +10,7 @@ from config_mutations import linked_demo, mutate, mutations, read
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.checkpoints.model_folder import ModelConfigurations
+from mlx_cogvideo.checkpoints.model_configurations import ModelConfigurations
 from mlx_cogvideo.checkpoints.networks import NETWORKS
 from mlx_cogvideo.cli import check, convert, lora
 from mlx_cogvideo.conversion import convert as convert_model

@@ -10,7 +10,7 @@ from config_mutations import linked_demo
 
 from mlx_cogvideo import CheckpointError, CogVideoXPipeline, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.checkpoints.model_folder import ModelConfigurations
+from mlx_cogvideo.checkpoints.model_configurations import ModelConfigurations
 from mlx_cogvideo.checkpoints.recommended import KEY, RecommendedSettings
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.convert import main as convert

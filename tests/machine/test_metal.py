@@ -10,7 +10,7 @@ from commands import PROMPT, SMALL, errors, generate, run
 from support import pretend_metal, relative_error
 
 from mlx_cogvideo import CogVideoXPipeline, DeviceError, device
-from mlx_cogvideo.checkpoints.model_folder import ModelConfigurations, official_model
+from mlx_cogvideo.checkpoints.model_configurations import ModelConfigurations, official_model
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli import awake
 from mlx_cogvideo.cli.convert import main as convert
