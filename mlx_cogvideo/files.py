@@ -86,17 +86,16 @@ _held: dict[Path, _Lock] = {}
 
 
 @contextmanager
-def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[None]:
+def locked(path: Path, advice: str) -> Iterator[None]:
     """Keeps all other processes and threads from writing `path`.
 
-    The lock is the system's (``flock``) on a hidden file, and ends with the process in any case.
-    The file is removed with the lock. If a killed process has left it, it names the temporaries to
-    remove. A thread that holds the lock may take it again.
+    The lock is the system's (``flock``) on the hidden file ``.NAME.lock`` beside `path`, and ends
+    with the process in any case. The file is removed with the lock. If a killed process has left
+    it, it names the temporaries to remove. A thread that holds the lock may take it again.
 
     Args:
         path: an output, which need not exist.
         advice: the message's advice, such as ``choose another --output``.
-        lock_file: the hidden file; None is ``.NAME.lock`` beside `path`.
 
     Raises:
         OutputError: another process holds the lock, which the message names, or the lock's file
@@ -107,7 +106,7 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
     if (held := _held.get(key)) is not None and held.owner == owner:
         yield
         return
-    file = lock_file or _neighbour(key, "", ".lock")
+    file = _neighbour(key, "", ".lock")
     lock = _acquire(key, file, path, advice, owner)
     lock.write()
     _note(file)
@@ -122,9 +121,9 @@ def locked(path: Path, advice: str, lock_file: Path | None = None) -> Iterator[N
             keep(file)
 
 
-def check_unlocked(path: Path, advice: str, lock_file: Path | None = None) -> None:
+def check_unlocked(path: Path, advice: str) -> None:
     """Raises OutputError if another process holds the lock that `locked` takes; writes nothing."""
-    file = lock_file or _neighbour(absolute(path), "", ".lock")
+    file = _neighbour(absolute(path), "", ".lock")
     try:
         stream = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -57,13 +57,13 @@ def relative_error(actual, expected) -> float:
 
 
 @contextmanager
-def locked_elsewhere(path: Path, lock_file: Path | None = None) -> Iterator[None]:
+def locked_elsewhere(path: Path) -> Iterator[None]:
     """Holds the lock of an output in another thread, which looks like another process to this
     one."""
     acquired, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with locked(path, "wait", lock_file):
+        with locked(path, "wait"):
             acquired.set()
             release.wait()
 

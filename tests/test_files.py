@@ -203,15 +203,15 @@ def test_temporaries_of_a_killed_command_beside_and_inside_its_output_are_remove
         "video, preview = locked(Path('v.mp4'), ''), locked(Path('v.mp4.preview.gif'), '')",
         "video.__enter__(), preview.__enter__()",
         "temporary_path(Path('v.mp4.preview.gif')).touch()",
-        "training = locked(Path('a'), '', Path('a/.lock').absolute())",
+        "training = locked(Path('a'), '')",
         "training.__enter__()",
         "temporary_path(Path('a/weights.safetensors'), '.part.safetensors').touch()",
         "sample = locked(Path('a/samples/1.mp4'), '')",
         "sample.__enter__()",
         "temporary_path(Path('a/samples/1.mp4')).touch()",
     )
-    assert len(names(folder)) == 4 and len(names(folder / "a" / "samples")) == 3
-    with locked(folder / "v.mp4", ""), locked(folder / "a", "", folder / "a" / ".lock"):
+    assert len(names(folder)) == 5 and len(names(folder / "a" / "samples")) == 3
+    with locked(folder / "v.mp4", ""), locked(folder / "a", ""):
         pass
     assert names(folder) == {"a"} and names(folder / "a") == {"samples"}
     assert names(folder / "a" / "samples") == {".mine.part"}

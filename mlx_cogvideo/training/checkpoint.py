@@ -13,14 +13,11 @@ import mlx.core as mx
 from ..called import shell_word
 from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
-from ..files import check_unlocked, locked
+from ..files import absolute, check_unlocked, locked
 from .settings import changed_settings
 
 CHECKPOINTS = "checkpoints"
 ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
-LOCK = ".lock"
-"""The name of the locked file in the folder of an adapter that is being trained."""
-
 OTHER_FOLDER = "choose another --adapter-path"
 
 
@@ -187,19 +184,21 @@ def check_adapter_folder(folder: Path, resume: bool) -> None:
         CheckpointError: there is no training to resume.
     """
     # The lock is checked first: another training may have written the rest so far.
-    check_unlocked(folder, OTHER_FOLDER, folder / LOCK)
+    check_unlocked(folder, OTHER_FOLDER)
     _check_contents(folder, resume)
 
 
 @contextmanager
 def locked_adapter_folder(folder: Path, resume: bool) -> Iterator[None]:
-    """Makes a folder and keeps other trainings out of it inside the block.
+    """Makes a folder and keeps other trainings and conversions out of it inside the block.
 
     Raises:
-        OutputError: another training runs there, or has run there since `check_adapter_folder`.
+        OutputError: another process writes it, or a training has run there since
+            `check_adapter_folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, OTHER_FOLDER, folder / LOCK):
+    absolute(folder).parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder, OTHER_FOLDER):
+        folder.mkdir(exist_ok=True)
         _check_contents(folder, resume)
         yield
 

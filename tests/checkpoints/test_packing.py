@@ -9,11 +9,12 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, load_component, read_config
+from mlx_cogvideo.checkpoints.components import check_component
 from mlx_cogvideo.checkpoints.networks import make_network
 from mlx_cogvideo.checkpoints.packing import LoadPlan
 from mlx_cogvideo.conversion import convert, plan_conversion
 from mlx_cogvideo.errors import CheckpointError, InvalidInputError
-from mlx_cogvideo.nn.autoencoder import AutoencoderConfig
+from mlx_cogvideo.nn.autoencoder import AutoencoderConfig, AutoencoderKLCogVideoX
 from mlx_cogvideo.nn.quantization import Quantization, standard_packings
 
 FOUR_BITS = Quantization(4, 64)
@@ -130,5 +131,6 @@ def test_bits_that_mlx_lacks_are_refused_before_a_download(bits):
 def test_a_model_without_a_layer_to_quantize_is_refused(tmp_path):
     vae = DEMO_PATH / "vae"
     config = AutoencoderConfig.from_dict(read_config(vae / "config.json"))
+    in_files = {"vae": check_component(AutoencoderKLCogVideoX(config), vae)}
     with pytest.raises(InvalidInputError, match="no layer can be quantized with groups of 64"):
-        LoadPlan({"vae": (config, vae)}, FOUR_BITS)
+        LoadPlan({"vae": (config, vae)}, in_files, FOUR_BITS)

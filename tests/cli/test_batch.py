@@ -162,12 +162,12 @@ def test_a_memory_limit_does_not_make_a_finished_video_again(folder, monkeypatch
 def test_a_video_made_with_other_settings_is_no_finished_one(folder, capsys):
     assert batch("--seed", 1) == 1
     capsys.readouterr()
-    assert batch("--seed", 1, 2, "--guidance", 2) == 1
+    assert batch("--seed", 1, 2, "--guidance", 3) == 1
     failures = errors(capsys.readouterr().err)
     assert "out/1-1.mp4 exists" in failures[1]
-    assert "guidance_scale was 6.0 and is now 2.0" in failures[1]
+    assert "guidance_scale was 2.0 and is now 3.0" in failures[1]
     assert len(failures) == 6
-    assert batch("--seed", 1, 2, "--guidance", 2, "--overwrite") == 1
+    assert batch("--seed", 1, 2, "--guidance", 3, "--overwrite") == 1
     assert names(folder) == TEN
 
 

@@ -503,7 +503,7 @@ def test_a_truncated_log_does_not_prevent_resuming(clips, adapter):
 
 def test_a_second_training_in_the_same_folder_is_refused(clips, adapter, capsys):
     adapter.mkdir()
-    with locked_elsewhere(adapter, adapter / ".lock"):
+    with locked_elsewhere(adapter):
         assert lora(clips, adapter, "--iters", 1) == 1
     (line,) = errors(capsys.readouterr().err)
     assert str(adapter) in line and f"process {os.getpid()}" in line
@@ -514,7 +514,7 @@ def test_a_second_training_in_the_same_folder_is_refused(clips, adapter, capsys)
 @pytest.mark.parametrize("options", [[], ["--resume"], ["--dry-run"]], ids=str)
 def test_a_locked_folder_is_the_first_error(clips, adapter, capsys, options):
     (adapter / "checkpoints" / "0000001").mkdir(parents=True)
-    with locked_elsewhere(adapter, adapter / ".lock"):
+    with locked_elsewhere(adapter):
         assert lora(clips, adapter, "--iters", 1, *options) == 1
     (line,) = errors(capsys.readouterr().err)
     assert str(adapter) in line and f"process {os.getpid()}" in line

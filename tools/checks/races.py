@@ -5,7 +5,8 @@
 Two runs of ``generate.py`` with the same ``--output`` start together, or two conversions into the
 same folder. One of them writes the output, from the first to the last byte. The other reports in
 one line that another process writes it, or that it exists. Two batches that share one video still
-make the others. Of two trainings in one folder, only one trains. Nothing else is left behind.
+make the others. Of two trainings in one folder, only one trains, and two that share a cache of
+latents train to the same bytes as one alone. Nothing else is left behind.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,6 +26,7 @@ import numpy as np
 
 from mlx_cogvideo.runs.saved_run import SavedRun
 from mlx_cogvideo.video import read_record, read_video, write_video
+from mlx_cogvideo.video.paths import frame_files
 
 ROOT = Path(__file__).parents[2]
 GENERATE = [sys.executable, str(ROOT / "generate.py"), "--quiet", "--steps", "3", "--seed", "1"]
@@ -31,6 +34,7 @@ GENERATE += ["--frames", "9", "--height", "32", "--width", "48"]
 CONVERT = [sys.executable, "-m", "mlx_cogvideo.convert", "--model", "demo", "--quiet"]
 LORA = [sys.executable, str(ROOT / "lora.py"), "--quiet", "--iters", "2", "--rank", "2"]
 LORA += ["--frames", "9", "--height", "32", "--width", "48"]
+ADAPTER = "pytorch_lora_weights.safetensors"
 PROMPTS = ("a red circle moves right on a white background", "a blue square grows on black")
 REFUSED = re.compile(
     r"error: (?:seed \d: )?(\S+) (?:is being written by process (\d+) on \S+ since [\d:]+: .*"
@@ -66,8 +70,9 @@ class Race:
         return {file.name for file in self.folder.iterdir()}
 
 
-def frames(file: Path) -> np.ndarray:
-    return read_video(file)[0]
+def frames(output: Path) -> np.ndarray:
+    files = frame_files(output) if output.is_dir() else [output]
+    return np.concatenate([read_video(file)[0] for file in files])
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
@@ -78,22 +83,23 @@ def tensors(folder: Path) -> dict[str, bytes]:
     }
 
 
-def generations(folder: Path) -> Callable[[Path, float], str]:
-    """Two prompts to one file: the video shows the prompt in its record."""
-    commands = [[*GENERATE, "--prompt", prompt, "--output", "v.mp4"] for prompt in PROMPTS]
+def generations(folder: Path, output: str = "v.mp4") -> Callable[[Path, float], str]:
+    """Two prompts to one output: the video shows the prompt in its record."""
+    commands = [[*GENERATE, "--prompt", prompt, "--output", output] for prompt in PROMPTS]
     expected = []
-    for command in commands:
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        expected.append(frames(folder / "v.mp4"))
-        (folder / "v.mp4").unlink()
+    for i, command in enumerate(commands):
+        place = folder / str(i)
+        place.mkdir()
+        subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
+        expected.append(frames(place / output))
 
     def race(place: Path, delay: float) -> str:
         race = Race(place, commands, delay)
         won = race.winner()
-        assert race.files() == {"v.mp4"}, race.files()
-        record = read_record(place / "v.mp4")
+        assert race.files() == {output}, race.files()
+        record = read_record(place / output)
         assert record["settings"]["prompt"] == PROMPTS[won]
-        assert np.array_equal(frames(place / "v.mp4"), expected[won])
+        assert np.array_equal(frames(place / output), expected[won])
         return f"the {('first', 'second')[won]} wrote it"
 
     return race
@@ -168,12 +174,56 @@ def conversions(folder: Path) -> Callable[[Path, float], str]:
     return race
 
 
-def trainings(folder: Path) -> Callable[[Path, float], str]:
-    """Two ranks in one folder: the adapter and its log come from the same training."""
+def adapters(folder: Path) -> Callable[[Path, float], str]:
+    """A conversion into the folder of a training: it is a model or an adapter, and no mixture."""
+    make_clips(folder)
+    commands = [
+        [*CONVERT, "-q", "4", "--mlx-path", "m"],
+        [*LORA, "--data", str(folder / "clips"), "--adapter-path", "m"],
+    ]
+
+    def race(place: Path, delay: float) -> str:
+        race = Race(place, commands, delay)
+        won = race.winner()
+        assert race.files() == {"m"}, race.files()
+        names = {file.name for file in (place / "m").iterdir()}
+        assert ("model_index.json" in names, ADAPTER in names) == ((True, False), (False, True))[
+            won
+        ]
+        return f"the {('conversion', 'training')[won]} wrote it"
+
+    return race
+
+
+def caches(folder: Path) -> Callable[[Path, float], str]:
+    """Two trainings with one new cache of latents: both adapters are those of one alone."""
+    make_clips(folder)
+    command = [*LORA, "--data", str(folder / "clips"), "--cache", "cache", "--adapter-path"]
+    subprocess.run([*command, "alone"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    expected = (folder / "alone" / ADAPTER).read_bytes()
+
+    def race(place: Path, delay: float) -> str:
+        race = Race(place, [[*command, "a"], [*command, "b"]], delay)
+        assert [end[2] for end in race.ends] == [0, 0], race.ends
+        assert race.files() == {"a", "b", "cache"}, race.files()
+        assert all((place / name / ADAPTER).read_bytes() == expected for name in "ab")
+        assert all(file.suffix == ".safetensors" for file in (place / "cache").iterdir())
+        return "both trained"
+
+    return race
+
+
+def make_clips(folder: Path) -> None:
+    """A folder ``clips`` with one clip and its caption."""
     (folder / "clips").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
     write_video(folder / "clips" / "a.mp4", noise, 8)
     (folder / "clips" / "a.txt").write_text("noise")
+
+
+def trainings(folder: Path) -> Callable[[Path, float], str]:
+    """Two ranks in one folder: the adapter and its log come from the same training."""
+    make_clips(folder)
     ranks = (2, 4)
 
     def race(place: Path, delay: float) -> str:
@@ -183,8 +233,8 @@ def trainings(folder: Path) -> Callable[[Path, float], str]:
         ]
         race = Race(place, commands, delay)
         won = race.winner()
-        assert ".lock" not in {file.name for file in (place / "a").iterdir()}
-        adapter = mx.load(str(place / "a" / "pytorch_lora_weights.safetensors"))
+        assert race.files() == {"a"}, race.files()
+        adapter = mx.load(str(place / "a" / ADAPTER))
         assert {min(tensor.shape) for tensor in adapter.values()} == {ranks[won]}
         assert len((place / "a" / "log.jsonl").read_text().splitlines()) == 2
         return f"the {('first', 'second')[won]} trained"
@@ -194,10 +244,13 @@ def trainings(folder: Path) -> Callable[[Path, float], str]:
 
 KINDS = {
     "generate": generations,
+    "frames": partial(generations, output="frames"),
     "batch": batches,
     "resume": resumes,
     "convert": conversions,
     "lora": trainings,
+    "convert and lora": adapters,
+    "cache": caches,
 }
 
 
