@@ -99,6 +99,7 @@ def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
     chosen = {**DEFAULTS, **model.recommended, **given}
     if not isinstance(chosen["scheduler"], Scheduler):
         chosen["scheduler"] = scheduler_name(chosen["scheduler"], model.scheduler_config)
+    chosen["guidance_scale"] = float(chosen["guidance_scale"])
     return chosen | {"dynamic_cfg": schedule_name(chosen["dynamic_cfg"])}
 
 

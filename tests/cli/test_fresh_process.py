@@ -27,9 +27,11 @@ COMMANDS = {
     "generate.py --show": [str(ROOT / "generate.py"), "--show", "a.mp4"],
     "generate.py --replay": [str(ROOT / "generate.py"), "--replay", "a.mp4", "-o", "b.mp4"],
     "generate.py 5b": [str(ROOT / "generate.py"), "--prompt", "a", "--model", "5b", "--dry-run"],
+    "generate.py me": [str(ROOT / "generate.py"), "--prompt", "a", "--model", "me/it", "--dry-run"],
     "-m mlx_cogvideo": ["-m", "mlx_cogvideo", "generate", "-p", PROMPT, *RUN],
     "-m convert": ["-m", "mlx_cogvideo.convert", "--model", "demo", "-q"],
     "-m convert 5b": ["-m", "mlx_cogvideo.convert", "-q", "--dry-run"],
+    "-m convert me": ["-m", "mlx_cogvideo.convert", "--model", "me/it", "--dry-run"],
     "-m convert --info": ["-m", "mlx_cogvideo.convert", "--info", str(checkpoints.DEMO_PATH)],
     "-m convert --lora": ["-m", "mlx_cogvideo.convert", "--model", "demo", "--lora", "adapter"],
     "-m check": ["-m", "mlx_cogvideo.check", "--help"],
@@ -39,7 +41,7 @@ COMMANDS = {
         *["--frames", "9", "--height", "32", "--width", "48"],
     ],
 }
-NOT_THERE = {"generate.py 5b", "-m convert 5b"}
+NOT_THERE = {"generate.py me", "-m convert me"}
 """Commands that need the hub; without it they end with one line."""
 
 
@@ -80,7 +82,7 @@ def test_a_command_works_alone_in_its_process(material, tmp_path, name):
         (tmp_path / file).symlink_to(material / file)
     ended = run(tmp_path, *COMMANDS[name], code=1 if name in NOT_THERE else 0)
     if name in NOT_THERE:
-        begin = "error: 'THUDM/CogVideoX-5b' is no folder here"
+        begin = "error: 'me/it' is no folder here"
         assert ended.stderr.startswith(begin) and "isn't in the local cache" in ended.stderr
 
 
@@ -111,8 +113,12 @@ def test_a_bad_name_for_an_upload_is_refused_alone_in_its_process(tmp_path):
 
 FUNCTIONS = {
     mlx_cogvideo: {
+        **dict.fromkeys(("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "VideoOutput")),
+        "CogVideoXImageToVideoPipeline": "CogVideoXImageToVideoPipeline.from_pretrained("
+        "'demo-i2v')",
         "CogVideoXPipeline": "CogVideoXPipeline.from_pretrained('demo')('a', num_frames=9, "
         "height=32, width=48, num_inference_steps=1)",
+        "CogVideoXVideoToVideoPipeline": "CogVideoXVideoToVideoPipeline.from_pretrained('demo')",
         "generate_video": "generate_video('a', num_frames=9, height=32, width=48, "
         "num_inference_steps=1, output_path='b.mp4')",
     },

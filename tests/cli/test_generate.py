@@ -185,7 +185,7 @@ def test_the_plan_is_printed_before_the_start(output, capsys):
         "model    demo, float32",
         "video    9 frames of 48x32, 12 a second",
         f"output   {output}",
-        "sampling 2 steps of dpm, guidance 6 (wave), seed 1",
+        "sampling 2 steps of dpm, guidance 2 (wave), seed 1",
     ):
         assert f"{line}\n" in messages
     memory = r"memory   about encode \d+ MiB, denoise \d+ MiB, decode \d+ MiB; \d"
@@ -194,7 +194,9 @@ def test_the_plan_is_printed_before_the_start(output, capsys):
 
 def test_a_run_that_may_not_fit_into_memory_is_a_warning(output, monkeypatch, capsys):
     machine = Machine("cpu", "", 10 * 2**20)
-    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_configurations.this_machine", lambda: machine
+    )
     assert generate(output, "--tiling", "exact", "--dry-run") == 0
     messages = warnings(capsys.readouterr().err)
     assert any("decode" in line and "--tiling tiled" in line for line in messages)
@@ -231,7 +233,7 @@ def test_a_dry_run_downloads_nothing(output, monkeypatch, capsys):
         raise LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", from_cache)
-    assert generate(output, "--dry-run", "--model", "5b") == 1
+    assert generate(output, "--dry-run", "--model", "me/my-model") == 1
     assert local == [True]
     assert "--dry-run" in errors(capsys.readouterr().err)[0]
 
@@ -314,7 +316,9 @@ def test_the_tiling_mode_is_printed_and_recorded(output, capsys, options, messag
 
 def test_with_little_memory_a_video_is_decoded_in_tiles(output, capsys, monkeypatch):
     machine = Machine("cpu", "", 2**20)
-    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_configurations.this_machine", lambda: machine
+    )
     assert generate(output, "--height", 96, "--width", 96, "--dry-run") == 0
     assert "tiles 48 high and 48 wide" in capsys.readouterr().err
 

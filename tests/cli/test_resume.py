@@ -31,6 +31,7 @@ from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.cli.signals import Interrupts
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel
 from mlx_cogvideo.runs.saved_run import SavedRun
+from mlx_cogvideo.version import __version__
 from mlx_cogvideo.video import read_record, read_video
 
 
@@ -174,7 +175,7 @@ def test_the_record_lists_each_interruption(stopped, folder):
     [
         (["--steps", "5"], "num_inference_steps was 4 and is now 5"),
         (["--seed", "2"], "seed was 1 and is now 2"),
-        (["--guidance", "2"], "guidance_scale was 6.0 and is now 2.0"),
+        (["--guidance", "3"], "guidance_scale was 2.0 and is now 3.0"),
         (["--dtype", "bfloat16"], "dtype was 'float32' and is now 'bfloat16'"),
         (["--scheduler", "ddim"], "scheduler was 'dpm' and is now 'ddim'"),
         (["--prompt", "a cat"], f"prompt was '{PROMPT}' and is now 'a cat'"),
@@ -207,9 +208,9 @@ def test_a_model_may_move_to_another_folder(stopped, folder):
 
 
 def test_another_version_is_a_warning(stopped, folder, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_cogvideo.runs.record.__version__", "9.9")
+    monkeypatch.setattr("mlx_cogvideo.pipeline.recording.__version__", "9.9")
     assert run("--resume") == 0
-    assert "mlx_cogvideo was 0.1.0 and is now 9.9" in capsys.readouterr().err
+    assert f"mlx_cogvideo was {__version__} and is now 9.9" in capsys.readouterr().err
 
 
 def test_a_new_run_replaces_an_unfinished_one_only_with_overwrite(stopped, folder, capsys):

@@ -12,12 +12,8 @@ import pytest
 from winograd import emulated, nowhere
 
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.checkpoints.model_folder import (
-    ModelConfigurations,
-    ModelFolder,
-    official_model,
-    read_configurations,
-)
+from mlx_cogvideo.checkpoints.model_configurations import ModelConfigurations, official_model
+from mlx_cogvideo.checkpoints.model_folder import ModelFolder, read_configurations
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.check import main
 from mlx_cogvideo.conversion import convert, plan_conversion
@@ -135,7 +131,9 @@ def test_the_estimate_of_a_model_follows_from_the_ceilings():
 )
 def test_the_advice_is_the_choice_for_the_available_memory(monkeypatch, available, advice):
     machine = Machine("cuda", "", available * 2**30)
-    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_configurations.this_machine", lambda: machine
+    )
     ceilings = Ceilings("bfloat16", 7e14, 4e14, 2.5e12)
     by_alias = {variant.alias: outlook(variant, ceilings).advice for variant in VARIANTS}
     assert [by_alias[alias] for alias in ("2b", "5b", "1.5-5b")] == advice

@@ -71,27 +71,32 @@ def test_elsewhere_than_on_a_mac_nothing_is_set(monkeypatch):
 # Memory.
 
 CHOSEN = """
-2b      16 -      8.9e   8.9e   8.9e   8.9e   8.9e   8.9e   8.9e   8.9e
-2b      8  5.2t   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
-2b      4  3.5t   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
-5b      16 -      -      12.6e  12.6e  12.6e  12.6e  12.6e  12.6e  12.6e
-5b      8  -      8.0e   8.0e   8.0e   8.0e   8.0e   8.0e   8.0e   8.0e
-5b      4  4.7ts  5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
-1.5-5b  16 -      -      14.6es 16.1e  16.1e  16.1e  16.1e  16.1e  16.1e
-1.5-5b  8  -      8.6ts  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
-1.5-5b  4  -      9.3t   14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
+2b         16 -      8.9e   8.9e   8.9e   8.9e   8.9e   8.9e   8.9e   8.9e
+2b         8  5.2t   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
+2b         4  3.5t   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
+5b         16 -      -      12.6e  12.6e  12.6e  12.6e  12.6e  12.6e  12.6e
+5b         8  -      8.0e   8.0e   8.0e   8.0e   8.0e   8.0e   8.0e   8.0e
+5b         4  4.7ts  5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e   5.8e
+5b-i2v     16 -      -      12.7e  12.7e  12.7e  12.7e  12.7e  12.7e  12.7e
+5b-i2v     8  -      8.1e   8.1e   8.1e   8.1e   8.1e   8.1e   8.1e   8.1e
+5b-i2v     4  4.8ts  5.9e   5.9e   5.9e   5.9e   5.9e   5.9e   5.9e   5.9e
+1.5-5b     16 -      -      14.6es 16.1e  16.1e  16.1e  16.1e  16.1e  16.1e
+1.5-5b     8  -      8.6ts  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
+1.5-5b     4  -      9.3t   14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
+1.5-5b-i2v 16 -      -      14.6es 16.1e  16.1e  16.1e  16.1e  16.1e  16.1e
+1.5-5b-i2v 8  -      8.7ts  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
+1.5-5b-i2v 4  -      9.3t   14.6e  14.6e  14.6e  14.6e  14.6e  14.6e  14.6e
 """
 """Choices by the memory of a Mac: GiB of the stage that needs most, the VAE's mode (e: strips), and
-whether the passes of guidance are split (s). Image-to-video models have the same choices."""
+whether the passes of guidance are split (s)."""
 
 
 def test_the_choices_on_macs_of_all_sizes_fit():
     expected = {}
     for line in CHOSEN.split("\n")[1:-1]:
         variant, bits, *cells = line.split()
-        for suffix in ("", "-i2v"):
-            key = f"{variant}{suffix}", f"{bits} bits"
-            expected |= {(*key, size): c for size, c in zip(MAC_SIZES, cells, strict=True)}
+        key = variant, f"{bits} bits"
+        expected |= {(*key, size): c for size, c in zip(MAC_SIZES, cells, strict=True)}
     for choice in choices_on_macs():
         mode = {"none": "w", "exact": "e", "tiled": "t"}[choice.tiling]
         cell = f"{choice.memory / GIB:.1f}{mode}{'s' * choice.split_guidance}"
@@ -138,7 +143,9 @@ def test_tiles_are_chosen_by_the_machine_and_not_by_the_moment():
 
 def test_a_run_that_needs_more_than_is_free_now_gets_a_warning(monkeypatch, capsys, tmp_path):
     machine = Machine("cpu", "", 2**40, free=lambda: 2**20)
-    monkeypatch.setattr("mlx_cogvideo.checkpoints.model_folder.this_machine", lambda: machine)
+    monkeypatch.setattr(
+        "mlx_cogvideo.checkpoints.model_configurations.this_machine", lambda: machine
+    )
     assert generate(tmp_path / "video.mp4") == 0
     logged = capsys.readouterr().err
     assert "1 MiB are free now: close other programs, or it may take several times" in logged

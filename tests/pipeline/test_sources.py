@@ -596,7 +596,7 @@ def test_the_sizes_and_frames_that_models_were_trained_on(
 def test_a_text_model_of_one_size_warns_of_portrait_and_of_frames(output, monkeypatch, capsys):
     variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b")
     monkeypatch.setattr(
-        "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
+        "mlx_cogvideo.checkpoints.model_configurations.match_variant", lambda config: variant
     )
     portrait = ["--height", 1360, "--width", 768, "--frames", 73]
     assert generate(output, "--dry-run", *portrait) == 0
@@ -613,7 +613,7 @@ def test_a_text_model_of_one_size_warns_of_portrait_and_of_frames(output, monkey
 def test_a_size_that_a_model_was_not_trained_on_is_warned_of(output, monkeypatch, capsys):
     variant = next(variant for variant in VARIANTS if variant.alias == "1.5-5b-i2v")
     monkeypatch.setattr(
-        "mlx_cogvideo.checkpoints.model_folder.match_variant", lambda config: variant
+        "mlx_cogvideo.checkpoints.model_configurations.match_variant", lambda config: variant
     )
     assert generate(output, "--dry-run", "--frames", 17) == 0
     (warning,) = warnings(capsys.readouterr().err)

@@ -187,9 +187,8 @@ def adapters(folder: Path) -> Callable[[Path, float], str]:
         won = race.winner()
         assert race.files() == {"m"}, race.files()
         names = {file.name for file in (place / "m").iterdir()}
-        assert ("model_index.json" in names, ADAPTER in names) == ((True, False), (False, True))[
-            won
-        ]
+        assert ("model_index.json" in names) == (won == 0)
+        assert (ADAPTER in names) == (won == 1)
         return f"the {('conversion', 'training')[won]} wrote it"
 
     return race
