@@ -122,6 +122,7 @@ def test_the_bundled_demo_makes_the_same_video_in_diffusers(monkeypatch, sampler
     video = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)(
         PROMPT,
         num_inference_steps=STEPS,
+        guidance_scale=6,  # diffusers' default
         scheduler=noise.for_ours() if sampler == "dpm" else "ddim",
         latents=ours(frames_first(latents)),
         output_type="np",
@@ -148,6 +149,7 @@ def test_an_adapter_makes_the_same_video_in_diffusers_at_its_default_scale(tmp_p
     video = pipe(
         PROMPT,
         num_inference_steps=STEPS,
+        guidance_scale=6,
         scheduler="ddim",
         latents=ours(frames_first(latents)),
         output_type="np",

@@ -167,6 +167,7 @@ def test_the_bundled_i2v_demo_makes_the_same_video_in_diffusers(tmp_path, poster
         PROMPT,
         image=image,
         num_inference_steps=STEPS,
+        guidance_scale=6,  # diffusers' default
         scheduler="ddim",
         latents=ours(frames_first(latents)),
         output_type="np",
