@@ -280,7 +280,10 @@ def _sampling(settings: ResolvedSettings) -> str:
 def _recommended(settings: ResolvedSettings) -> str:
     """What a model recommends, as options of the command."""
     names = settings.recommended
-    return ", ".join(f"{option_name(RunSettings, n)} {getattr(settings, n)}" for n in names)
+    values = (getattr(settings, name) for name in names)
+    shown = (f"{v:g}" if isinstance(v, float) else v for v in values)
+    options = (option_name(RunSettings, name) for name in names)
+    return ", ".join(f"{option} {v}" for option, v in zip(options, shown, strict=True))
 
 
 def _frames(settings: ResolvedSettings) -> str:
