@@ -179,14 +179,39 @@ def sample(
         text: ``[N, L, D]``; `empty`: ``[1, L, D]``.
         images: for image to video, the latents of pictures, shaped like the result.
     """
+    scheduler = make_scheduler(steps)
+    side = CONFIG["sample_height"]
+    shape = (len(text), (FRAMES - 1) // 4 + 1, side, side, CONFIG["in_channels"])
+    noise = mx.random.normal(shape, key=mx.random.key(seed))
+    return denoise(transformer, scheduler, noise, text, empty, guidance, images=images)
+
+
+def make_scheduler(steps: int) -> CogVideoXDDIMScheduler:
+    """DDIM with so many steps."""
     scheduler = CogVideoXDDIMScheduler.from_config(SCHEDULER_CONFIG)
     scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def denoise(
+    transformer: CogVideoXTransformer3DModel,
+    scheduler: CogVideoXDDIMScheduler,
+    latents: mx.array,
+    text: mx.array,
+    empty: mx.array,
+    guidance: float,
+    *,
+    first: int = 0,
+    images: mx.array | None = None,
+) -> mx.array:
+    """Takes the sampler's steps from number `first` to the last; see `sample`.
+
+    Args:
+        latents: scaled, with the noise of step `first`.
+    """
     dtype, count = transformer.proj_out.weight.dtype, len(text)
-    side = CONFIG["sample_height"]
-    shape = (count, (FRAMES - 1) // 4 + 1, side, side, CONFIG["in_channels"])
-    latents = mx.random.normal(shape, key=mx.random.key(seed))
     rows = mx.concatenate([mx.repeat(empty, count, axis=0), text]).astype(dtype)
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[first:]:
         given = _with_images(latents, images)
         both = mx.concatenate([given, given]).astype(dtype)
         velocity = transformer(both, rows, mx.full(2 * count, int(t))).astype(mx.float32)
