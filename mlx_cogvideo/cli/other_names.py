@@ -2,6 +2,7 @@
 
 _GPU = "isn't needed: MLX computes on the GPU if there is one"
 _MEMORY = "isn't needed: what memory is short for is chosen by itself"
+_BITS = "give the number of bits, such as -q 4"
 
 EVERYWHERE = {
     "--model-path": "--model",
@@ -19,6 +20,11 @@ EVERYWHERE = {
 OTHER_NAMES = {
     "generate": {
         "--hf-path": "--model",
+        "--bits": "--quantize",
+        "--q-bits": "--quantize",
+        "--quantization-scheme": _BITS,
+        "--load-in-4bit": _BITS,
+        "--load-in-8bit": _BITS,
         "--prompts": "--prompt-file",
         "--prompt-path": "--prompt-file",
         "--neg-prompt": "--negative-prompt",
@@ -75,6 +81,10 @@ OTHER_NAMES = {
     },
     "lora": {
         "--hf-path": "--model",
+        "--bits": "--quantize",
+        "--q-bits": "--quantize",
+        "--load-in-4bit": _BITS,
+        "--load-in-8bit": _BITS,
         "--train": "isn't needed: the command trains",
         "--data-root": "--data",
         "--data-dir": "--data",

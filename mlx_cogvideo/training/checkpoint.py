@@ -211,6 +211,8 @@ def _check_contents(folder: Path, resume: bool) -> None:
         raise OutputError(f"{folder} holds a training: {OTHER_FOLDER}, or continue with --resume")
     elif holds_adapter(folder):
         raise OutputError(f"{folder} holds an adapter: {OTHER_FOLDER}")
+    elif (folder / "model_index.json").exists():
+        raise OutputError(f"{folder} holds a model: {OTHER_FOLDER}")
 
 
 def check_writable(folder: Path, option: str) -> None:

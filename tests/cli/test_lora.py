@@ -511,6 +511,19 @@ def test_a_second_training_in_the_same_folder_is_refused(clips, adapter, capsys)
     assert lora(clips, adapter, "--iters", 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [("model_index.json", "a model"), ("pytorch_lora_weights.safetensors", "an adapter")],
+)
+def test_a_folder_that_holds_something_else_is_refused(clips, adapter, capsys, file, what):
+    adapter.mkdir()
+    (adapter / file).write_text("{}")
+    assert lora(clips, adapter, "--iters", 1) == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert f"{adapter} holds {what}: choose another --adapter-path" in line
+    assert [path.name for path in adapter.iterdir()] == [file]
+
+
 @pytest.mark.parametrize("options", [[], ["--resume"], ["--dry-run"]], ids=str)
 def test_a_locked_folder_is_the_first_error(clips, adapter, capsys, options):
     (adapter / "checkpoints" / "0000001").mkdir(parents=True)

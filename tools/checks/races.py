@@ -38,7 +38,7 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 PROMPTS = ("a red circle moves right on a white background", "a blue square grows on black")
 REFUSED = re.compile(
     r"error: (?:seed \d: )?(\S+) (?:is being written by process (\d+) on \S+ since [\d:]+: .*"
-    r"|exists\b.*|holds an adapter: .*|holds a training: .*)"
+    r"|exists\b.*|holds an? (?:adapter|model|training): .*)"
 )
 
 

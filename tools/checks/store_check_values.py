@@ -1,4 +1,4 @@
-"""Stores PyTorch's results of the demo's stages, for ``python -m mlx_cogvideo.check``.
+"""Stores PyTorch's results of the demo's stages, for ``mlx-cogvideo check``.
 
     python tools/checks/store_check_values.py
 
