@@ -4,7 +4,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,12 +12,11 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from commands import errors, generate, heeding_ctrl_c
+from commands import errors, generate
 from huggingface_hub import errors as hub_errors
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
-from mlx_cogvideo.checkpoints.tensor_files import SafetensorsWriter
 from mlx_cogvideo.cli.convert import main
 from mlx_cogvideo.cli.main import main as mlx_cogvideo
 from mlx_cogvideo.video import read_record
@@ -52,23 +50,6 @@ def test_the_usual_command_makes_a_model_that_generate_uses_by_default(folder, c
 def test_four_bits_can_be_requested_by_several_options(folder, arguments):
     assert run("--hf-path", "demo", "--mlx-path", "small", "--quiet", *arguments) == 0
     assert CogVideoXPipeline.from_pretrained("small").weight_bytes("transformer") < 3_000_000
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_a_signal_leaves_nothing_behind(folder, monkeypatch, capsys, name):
-    write, calls = SafetensorsWriter.write, iter(range(1000))
-
-    def be_stopped(*arguments) -> None:
-        if next(calls) == 20:
-            assert [path.name[:5] for path in folder.iterdir() if path.is_dir()] == [".copy"]
-            os.kill(os.getpid(), getattr(signal, name))
-        write(*arguments)
-
-    monkeypatch.setattr(SafetensorsWriter, "write", be_stopped)
-    with heeding_ctrl_c():
-        assert run("--model", "demo", "--mlx-path", "copy", "--quiet") == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written\n"
-    assert list(folder.iterdir()) == []
 
 
 def test_bits_group_size_mode_and_recipe_can_be_set(folder, capsys):

@@ -66,7 +66,7 @@ def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
         assert not others.keys() & options, "an option of its own is no other name"
         for name, meaning in (EVERYWHERE | others).items():
             assert meaning in options if meaning.startswith("-") else " " in meaning, name
-            assert re.fullmatch("--[a-z]+(-[a-z]+)*", name)
+            assert re.fullmatch("--[a-z]+(-[a-z0-9]+)*", name)
 
 
 @pytest.mark.parametrize(
