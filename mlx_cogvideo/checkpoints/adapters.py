@@ -24,7 +24,7 @@ from .adapter_names import PREFIX, AdapterNames, sat_part
 from .adapter_scales import check_scale, layer_scale, patterned_alphas
 from .components import FLOATING, listed
 from .json_files import read_config, write_config
-from .resolve import fetch_file, hub_id
+from .resolve import expanded, fetch_file, hub_id
 from .sat import sat_file
 from .tensor_files import open_arrays, read_header, read_metadata, save_arrays
 from .torch_file import TorchFile, tensors_in
@@ -270,7 +270,7 @@ def layer_in_block(layer: str) -> str:
 
 
 def _find(source: str | Path, download: bool) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not str(source).strip():
         raise ModelNotFoundError("an adapter's name is empty: give a file, a folder or a hub id")
     if path.exists() and not path.is_dir():

@@ -1,5 +1,6 @@
 """Resolves the name that a user gives to a model: a folder, an alias or a hub id."""
 
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -62,6 +63,11 @@ def check_path(name: str, value: Any) -> None:
         raise InvalidInputError(f"{name} must be a text or a path; got {type(value).__name__}")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with a home folder for its ``~``; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def default_model() -> Path:
     """The model when none is given: the folder ``mlx_model`` if there is one, else the demo."""
     converted = Path("mlx_model")
@@ -95,7 +101,7 @@ def resolve_model(
         raise InvalidInputError(f"{model} isn't of the hub and has no revision {revision}")
     if repo is not None:
         return Path(_fetch(repo, revision, patterns, download))
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     return folder if folder.is_dir() else BUNDLED[str(model)]
 
 
@@ -220,9 +226,9 @@ def hub_id(model: str | Path) -> str | None:
     known = f"give a folder, a hub id or one of {', '.join([*BUNDLED, *ALIASES])}"
     if not name.strip():
         raise ModelNotFoundError(f"the name of the model is empty: {known}")
-    if name in BUNDLED or Path(model).expanduser().is_dir():
+    if name in BUNDLED or expanded(model).is_dir():
         return None
-    if Path(model).expanduser().is_file():
+    if expanded(model).is_file():
         raise ModelNotFoundError(
             f"{name} is a file: give the folder of a model in the official layout, or convert a "
             f"file of the SAT code (.pt) first ({command('convert')})"
@@ -289,7 +295,7 @@ def _fetch(
         problem = f"couldn't be fetched: the hub answered with status {status}; try again later"
     except hub_errors.DryRunError:
         raise
-    except network_errors() as error:
+    except (*network_errors(), UnicodeDecodeError) as error:  # the last of a damaged cache
         reason = first_line(error)
         problem = f"couldn't be fetched ({reason}): run this again to continue the download"
     raise ModelNotFoundError(f"{repo!r} {problem}")

@@ -39,7 +39,8 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
     Args:
         names_model: whether the command, or the run that it repeats or resumes, names the model.
     """
-    events.emit("plan", **_planned(plan))
+    if events.on:
+        events.emit("plan", **_planned(plan))
     if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "

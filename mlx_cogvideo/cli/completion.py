@@ -32,7 +32,7 @@ def _print_completion(
         import shtab
     except ImportError:
         raise InvalidInputError(
-            "--print-completion needs shtab: pip install 'mlx_cogvideo[completion]'"
+            "--print-completion needs the package shtab: pip install shtab"
         ) from None
     shell = " ".join(arguments)
     if shell not in shtab.SUPPORTED_SHELLS:

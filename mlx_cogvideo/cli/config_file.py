@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.resolve import expanded
 from ..errors import InvalidInputError
 from .config_formats import read_options
 from .options import path as path_type
@@ -51,7 +52,7 @@ def _option(parser: Parser, path: Path, name: str) -> str:
     if name.replace("_", "-") in ("config", "help", "version"):
         raise InvalidInputError(f"{path} has {name!r}, which is for the command line only")
     try:
-        return parser.own_name(f"--{name}")
+        return parser.own_name(f"-{name}" if len(name) == 1 else f"--{name}")
     except UnknownOption as problem:
         raise InvalidInputError(f"{path}: {problem} (--help lists the options)") from None
 
@@ -87,7 +88,7 @@ def _values(path: Path, option: str, action: argparse.Action, value: Any) -> lis
                 f"{path}: {option} can't be {reprlib.repr(each)}: put a text in quotes"
             )
     if action.type in (Path, path_type):  # as a shell does
-        return [str(Path(str(each)).expanduser()) for each in values]
+        return [str(expanded(str(each))) for each in values]
     return [str(each) for each in values]
 
 

@@ -93,12 +93,15 @@ def _help() -> str:
 
 def _refuse(name: str) -> int:
     from ..errors import did_you_mean
+    from .streams import printable, unheard
 
     if name.startswith("-"):
         problem = f"{name} follows no command, such as {command('generate')}"
     else:
         problem = f"unknown command {name!r}{did_you_mean(name, COMMANDS)}"
-    sys.stderr.write(f"error: {problem} ({command('--help')} lists the commands)\n")
+    line = printable(f"error: {problem} ({command('--help')} lists the commands)")
+    with unheard():
+        print(line, file=sys.stderr, flush=True)
     return 2
 
 

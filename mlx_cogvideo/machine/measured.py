@@ -7,6 +7,7 @@ The file is ``mlx_cogvideo/speed.json`` in the user's cache folder: ``$XDG_CACHE
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -14,12 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
+from ..checkpoints import read_config
+from ..errors import CheckpointError, OutputError
 from ..video.paths import publish, write_temporary
 from .speed import Ceilings
 from .system import describe
 
 FORMAT = 1
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MACHINE = ("device", "architecture", "memory", "mlx", "system")
 """Parts of a description on which the speed depends."""
 
@@ -49,8 +52,8 @@ def speed_file() -> Path:
     # As the XDG specification has it, a relative path counts as none.
     if os.path.isabs(own):
         return Path(own) / "mlx_cogvideo" / "speed.json"
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return caches / "mlx_cogvideo" / "speed.json"
+    caches = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(os.path.expanduser(caches)) / "mlx_cogvideo" / "speed.json"
 
 
 def keep_measured(ceilings: Iterable[Ceilings]) -> None:
@@ -74,8 +77,10 @@ def measured() -> Measured | None:
     """What was measured on this machine, with this MLX and system; None if nothing was."""
     found = _machines().get(_this_machine())
     try:
+        if found and _DATE.fullmatch(found["date"]) is None:
+            raise ValueError("that is no day")
         return found and Measured(
-            str(found["date"]), tuple(Ceilings(**row).checked() for row in found["ceilings"])
+            found["date"], tuple(Ceilings(**row).checked() for row in found["ceilings"])
         )
     except (TypeError, KeyError, ValueError):
         _warn()
@@ -85,14 +90,12 @@ def measured() -> Measured | None:
 def _machines() -> dict[str, Any]:
     """The contents of the file, by machine; nothing if it isn't there or can't be used."""
     try:
-        contents = json.loads(speed_file().read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        contents = None
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        if not speed_file().exists():
+            return {}
+        contents = read_config(speed_file())
+    except (OSError, CheckpointError):
         return _warn()
-    machines = contents.get("machines")
+    machines = contents.get("machines") if contents.get("format") == FORMAT else None
     return machines if isinstance(machines, dict) else _warn()
 
 

@@ -118,6 +118,23 @@ def test_a_wrong_short_name_is_answered_by_the_nearest(name, meant):
     assert str(error.value) == f"no model {name!r}: did you mean {meant}?"
 
 
+@pytest.mark.parametrize("name", ["~nobody-here/model", "~nobody-here"])
+def test_the_home_of_an_unknown_user_is_no_model(name):
+    with pytest.raises(ModelNotFoundError, match=f"no model '{name}'"):
+        CogVideoXPipeline.from_pretrained(name)
+    with pytest.raises(ModelNotFoundError, match=f"no adapter '{name}'"):
+        CogVideoXPipeline.from_pretrained("demo").load_lora(name)
+
+
+def test_a_damaged_cache_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        b"\xff".decode()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelNotFoundError, match=r"couldn't be fetched \('utf-8' codec"):
+        resolve_model(REPO)
+
+
 def test_a_revision_is_requested_and_without_download_only_from_the_cache(requests):
     resolve_model(REPO, "v1", download=False)
     assert requests[0][2] == {"revision": "v1", "local_files_only": True}

@@ -1,6 +1,7 @@
 """What a check measures is kept, and a plan of an official model tells the time by it."""
 
 import json
+import os
 import time
 
 import pytest
@@ -89,7 +90,29 @@ def test_a_file_that_cannot_be_used_is_ignored_with_a_word(file, capsys, text):
     assert measured().date == TODAY
 
 
-@pytest.mark.parametrize("row", [{}, {"dtype": "float32"}, {"matmul": -1}, {"matmul": "fast"}, 7])
+def test_a_pipe_in_the_place_of_the_file_is_ignored(file, capsys):
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    assert run("--model", "5b", "--prompt", "a", "--dry-run") == 0
+    assert capsys.readouterr().err.count(f"warning: {file} can't be used and is ignored") == 1
+
+
+@pytest.mark.parametrize("date", ["soon", "2026-11-26\n", 7, {}])
+def test_a_date_that_is_none_is_ignored(file, date):
+    keep_measured([RATES])
+    contents = json.loads(file.read_text())
+    (mine,) = contents["machines"].values()
+    mine["date"] = date
+    file.write_text(json.dumps(contents))
+    assert measured() is None
+
+
+WRONG = [-1, "fast", True, 1e-308, 1e300]
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"dtype": "float32"}, 7, *({"matmul": rate} for rate in WRONG)]
+)
 def test_rates_that_cannot_be_are_ignored(file, row):
     keep_measured([RATES])
     contents = json.loads(file.read_text())
