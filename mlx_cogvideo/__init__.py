@@ -64,12 +64,13 @@ _MODULES = {
     "generate_video": "runs.generate_video",
 }
 """Where a public name is, unless it is an error."""
-_ROOMS = {"checkpoints", "diffusion", "errors", "nn", "pipeline", "runs", "video"}
+_SUBMODULES = {"checkpoints", "diffusion", "errors", "nn", "pipeline", "runs", "utils", "video"}
+"""Modules that need no import of their own."""
 
 
 def __getattr__(name: str) -> Any:
     """Imports what is public on its first use: commands begin, and show help, without MLX."""
-    if name in _ROOMS:
+    if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -78,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -141,6 +141,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f": did you mean {by_lower[near[0]]}?" if near else ""
 
 
+def alternatives(choices: Iterable[object]) -> str:
+    """What something may be, in words for a message, such as ``2, 3 or 4``."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def wider_dtype(
     dtype: str, in_float32: str = "the weights of the model or of an adapter are bad"
 ) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, alternatives
 from ..nn.config import AutoencoderConfig, SchedulerConfig, T5Config, TransformerConfig
 from .json_files import read_config
 from .layout import check_layout
@@ -114,11 +114,10 @@ def open_tokenizer(
 def _check_class(folder: Path, name: str, config: Mapping[str, Any]) -> None:
     found, allowed = config.get("_class_name"), CLASSES.get(name)
     if found is not None and allowed is not None and found not in allowed:
-        *others, last = allowed
-        choices = f"{', '.join(others)} or {last}" if others else last
         where = name if "." in name else f"{name}/config.json"
+        known = alternatives(allowed)
         raise CheckpointError(
-            f"{folder} holds a {str(found)[:60]} ({where}): only {choices} can be used"
+            f"{folder} holds a {str(found)[:60]} ({where}): only {known} can be used"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, alternatives
 from ..nn.quantization import MODES, Quantization, standard_packings
 from .components import NO_PACKINGS, stored_quantization
 from .networks import NETWORKS
@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 BITS, (GROUP_SIZE, *_) = MODES["affine"]
 """Bits that weights can be quantized to, and how many of them share a scale."""
 
-*_SMALLER, _LARGEST = BITS
-BITS_IN_WORDS = f"{', '.join(map(str, _SMALLER))} or {_LARGEST}"
+BITS_IN_WORDS = alternatives(BITS)
 
 
 def find_quantization(bits: Any) -> Quantization | None:
@@ -102,13 +101,18 @@ class LoadPlan:
         if not any(
             name.endswith(".scales") for stored in self.in_files.values() for name in stored
         ):
-            raise InvalidInputError(
-                f"no layer can be quantized with groups of {quantization.group_size}: their "
-                "widths don't divide by it"
-            )
+            raise no_layer_fits(quantization)
         logger.warning(
             "quantize has no effect: the model is quantized to %d bits already", quantization.bits
         )
+
+
+def no_layer_fits(quantization: Quantization) -> InvalidInputError:
+    """The error where groups divide the width of no layer."""
+    return InvalidInputError(
+        f"no layer can be quantized with groups of {quantization.group_size}: their widths don't "
+        "divide by it"
+    )
 
 
 def _packings(

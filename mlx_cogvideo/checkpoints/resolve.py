@@ -37,8 +37,6 @@ COMPONENTS = ("text_encoder", "tokenizer", "transformer", "vae", "scheduler")
 CONFIGURATIONS = ["*.json", "*/*.json", "tokenizer/spiece.model"]
 DOWNLOADED = [*CONFIGURATIONS, "*/*.safetensors"]
 
-_CACHED = "models--{}--{}"
-"""The name of a repository's folder in the hub's cache."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = (".safetensors", ".pt", ".bin", ".ckpt", ".gguf", ".pth")
 """Endings of names that are meant for files."""
@@ -244,13 +242,18 @@ def hub_id(model: str | Path) -> str | None:
 def _official(variant: Variant) -> str:
     """The repository of an official model, under the owner's name that is in the cache already."""
     repos = [variant.repo, *(f"{owner}/{variant.name}" for owner in OWNERS)]
-    cached = (repo for repo in repos if (hub_cache() / _CACHED.format(*repo.split("/"))).is_dir())
+    cached = (repo for repo in repos if cached_repository(repo).is_dir())
     return next(cached, variant.repo)
 
 
 def hub_cache() -> Path:
     """The folder that downloads go to."""
     return Path(hub_constants.HF_HUB_CACHE)
+
+
+def cached_repository(repo: str) -> Path:
+    """The folder of a hub repository in the cache, whether or not it is there."""
+    return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 def network_errors() -> tuple[type[Exception], ...]:

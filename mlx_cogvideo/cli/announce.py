@@ -39,8 +39,9 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
     Args:
         names_model: whether the command, or the run that it repeats or resumes, names the model.
     """
+    needs, (seconds, source) = _needs(plan), _seconds(plan)
     if events.on:
-        events.emit("plan", **_planned(plan))
+        events.emit("plan", **_planned(plan, needs, seconds))
     if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
@@ -54,8 +55,8 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
         outputs = plan.finished[0] if len(plan.finished) == 1 else f"{len(plan.finished)} videos"
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
-        lines = [*_lines(plan), *download_lines(plan.pipe.to_download), *_time(plan)]
-        _show_needs(plan, lines)
+        download, time = download_lines(plan.pipe.to_download), _time(plan, seconds, source)
+        _show_needs(plan, [*_lines(plan), *download, *time], needs)
 
 
 def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None:
@@ -65,18 +66,18 @@ def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None
         count: bytes to download.
         plan: what will be done, if that is known before the download.
     """
-    lines = begin_download(count, events)
+    report_download(count, events)
+    lines = download_lines(count)
     if plan is not None and plan.jobs:
-        _show_needs(plan, [*lines, *_time(plan)])
+        _show_needs(plan, [*lines, *_time(plan, *_seconds(plan))], _needs(plan))
     else:
         show_lines(lines)
 
 
-def begin_download(count: int, events: JsonEvents) -> list[tuple[str, str]]:
-    """Reports a download of so many bytes, which comes next; returns the line about it."""
+def report_download(count: int, events: JsonEvents) -> None:
+    """Reports, as an event, that a download of so many bytes comes next."""
     cache = hub_cache()
     events.emit("download", bytes=count, folder=cache, free=free_space(cache))
-    return download_lines(count)
 
 
 def download_lines(count: int) -> list[tuple[str, str]]:
@@ -95,9 +96,9 @@ def _needs(plan: Plan) -> dict[str, int]:
     )
 
 
-def _show_needs(plan: Plan, lines: Iterable[tuple[str, str]]) -> None:
+def _show_needs(plan: Plan, lines: Iterable[tuple[str, str]], needs: Mapping[str, int]) -> None:
     """Says what will be done, how much memory it needs, and whether this machine has that."""
-    needs, available = _needs(plan), usable_memory(plan.pipe)
+    available = usable_memory(plan.pipe)
     show_plan(lines, needs, available)
     for stage, need in needs.items():
         if need > largest_memory(plan.pipe):
@@ -122,9 +123,8 @@ def _seconds(plan: Plan) -> tuple[float | None, str]:
     return sum(run_seconds(pipe, job.settings, ceilings) for job in jobs), source
 
 
-def _time(plan: Plan) -> list[tuple[str, str]]:
-    """The line about the time that the videos of an official model take."""
-    seconds, source = _seconds(plan)
+def _time(plan: Plan, seconds: float | None, source: str) -> list[tuple[str, str]]:
+    """The line about the time that the videos of an official model take, from `_seconds`."""
     if seconds is None:
         return [("time", source)] if source else []
     less = plan.resumed or any(job.settings.cache for job in plan.jobs)
@@ -150,8 +150,8 @@ def decoded_frames(job: VideoJob) -> int:
     return windows * job.settings.geometry.num_frames if decodes(job) else 0
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
-    """What an event says of a plan."""
+def _planned(plan: Plan, needs: Mapping[str, int], seconds: float | None) -> dict[str, Any]:
+    """What an event says of a plan, with the bytes of `_needs` and the time of `_seconds`."""
     videos = []
     for number, job in enumerate(plan.jobs, start=1):
         settings, geometry = job.settings, job.settings.geometry
@@ -174,10 +174,10 @@ def _planned(plan: Plan) -> dict[str, Any]:
         **model,
         "videos": videos,
         "made_before": plan.finished,
-        "memory": _needs(plan),
+        "memory": needs,
         "available": usable_memory(plan.pipe),
         "download": plan.pipe.to_download,
-        "seconds": _seconds(plan)[0],
+        "seconds": seconds,
     }
 
 
@@ -225,7 +225,7 @@ def show_plan(lines: Iterable[tuple[str, str]], needs: Mapping[str, int], availa
 
 
 def show_lines(lines: Iterable[tuple[str, str]]) -> None:
-    """Says on stderr what titles stand for."""
+    """Prints lines on stderr, each after its title."""
     for title, text in lines:
         logger.info("%-8s %s", title, text)
 

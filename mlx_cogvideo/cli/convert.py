@@ -23,9 +23,9 @@ from ..conversion import (
     lock_destination,
 )
 from ..device import Need, check_room, free_space, size
-from ..errors import InvalidInputError, NotDownloadedError, OutputError
+from ..errors import InvalidInputError, NotDownloadedError, OutputError, alternatives
 from ..nn.quantization import MODES, RECIPES, Quantization, layer_kind
-from .announce import begin_download, download_lines, show_lines
+from .announce import download_lines, report_download, show_lines
 from .awake import awake
 from .common import (
     BASE,
@@ -131,9 +131,9 @@ def _announce_download(
     check_room(_needs(args, plan, count))
     if plan is not None:
         _announce(plan, count, args.mlx_path, events)
-    lines = begin_download(count, events)
-    if plan is None:
-        show_lines(lines)
+    else:
+        show_lines(download_lines(count))
+    report_download(count, events)
     return plan is not None
 
 
@@ -182,15 +182,11 @@ def _quantization(mode: str, bits: int | None, group_size: int | None) -> Quanti
     bits = bits or (4 if 4 in all_bits else all_bits[0])
     group_size = group_size or all_sizes[0]
     if bits not in all_bits:
-        raise InvalidInputError(f"{mode} has {_choices(all_bits)} bits; got {bits}")
+        raise InvalidInputError(f"{mode} has {alternatives(all_bits)} bits; got {bits}")
     if group_size not in all_sizes:
-        raise InvalidInputError(f"{mode} has groups of {_choices(all_sizes)}; got {group_size}")
+        sizes = alternatives(sorted(all_sizes))
+        raise InvalidInputError(f"{mode} has groups of {sizes}; got {group_size}")
     return Quantization(bits, group_size, mode)
-
-
-def _choices(numbers: Sequence[int]) -> str:
-    *others, last = map(str, sorted(numbers))
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _announce(
@@ -202,11 +198,10 @@ def _announce(
     whole = {"bytes": plan.bytes_after, "output": destination, "download": to_download}
     events.emit("plan", model=str(plan.model), networks=networks, **whole)
     variant = f" ({plan.variant.name})" if plan.variant else ""
-    logger.info("%-9s %s%s", "source", plan.model, variant)
-    show_lines(download_lines(to_download))
-    logger.info("%-9s %s", "into", destination)
-    for adapter, scale in plan.adapters:
-        logger.info("%-9s %s at %g", "lora", adapter.source, scale)
+    lines = [("source", f"{plan.model}{variant}"), *download_lines(to_download)]
+    lines.append(("into", str(destination)))
+    lines += [("lora", f"{adapter.source} at {scale:g}") for adapter, scale in plan.adapters]
+    show_lines(lines)
     for part in plan.components:
         before, after = size(part.bytes_before), size(part.bytes_after)
         bits = f"{part.bits_per_weight:.2f} bits a weight"

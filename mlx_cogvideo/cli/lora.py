@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from ..video import ClipSpec
 from .announce import (
-    begin_download,
     download_lines,
     how_to_quantize_once,
     most_by_stage,
+    report_download,
     show_lines,
     show_plan,
     warn_of_the_moment,
@@ -118,14 +118,15 @@ def _announce_download(args: argparse.Namespace, processes: int, events: JsonEve
     if not count:
         return False
     check_room(download_need(count))
-    try:
+    job = None
+    with suppress(NotDownloadedError):  # a plan needs the configurations
         job = read_job(args, is_main=True, plans=True)
-    except NotDownloadedError:  # a plan needs the configurations
-        show_lines(begin_download(count, events))
-        return False
-    _announce(job, args, processes, events)
-    begin_download(count, events)
-    return True
+    if job is not None:
+        _announce(job, args, processes, events)
+    else:
+        show_lines(download_lines(count))
+    report_download(count, events)
+    return job is not None
 
 
 def _announce(

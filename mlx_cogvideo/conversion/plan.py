@@ -13,7 +13,7 @@ from ..checkpoints.compatibility import check_model, check_networks, open_tokeni
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
 from ..checkpoints.networks import NETWORKS
-from ..checkpoints.packing import packed_tensors
+from ..checkpoints.packing import no_layer_fits, packed_tensors
 from ..checkpoints.resolve import Base
 from ..checkpoints.sat import VAE_FILES, is_sat
 from ..checkpoints.sat_configs import sat_configurations
@@ -181,10 +181,7 @@ def plan_conversion(
         if plan.name in components:
             _decide(plan, quantization, recipe, dtype)
     if quantization is not None and not any(t.wanted for plan in plans for t in plan.tensors):
-        raise InvalidInputError(
-            f"no layer can be quantized with groups of {quantization.group_size}: their widths "
-            "don't divide by it"
-        )
+        raise no_layer_fits(quantization)
     config = transformer_config(plans)
     adapters = []
     if lora:

@@ -48,12 +48,11 @@ class Measured:
 
 def speed_file() -> Path:
     """The file with the measurements of this user's machines."""
-    own = os.environ.get("XDG_CACHE_HOME", "")
-    # As the XDG specification has it, a relative path counts as none.
-    if os.path.isabs(own):
-        return Path(own) / "mlx_cogvideo" / "speed.json"
-    caches = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    return Path(os.path.expanduser(caches)) / "mlx_cogvideo" / "speed.json"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # the XDG specification ignores a relative path
+        own = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        caches = Path(os.path.expanduser(own))
+    return caches / "mlx_cogvideo" / "speed.json"
 
 
 def keep_measured(ceilings: Iterable[Ceilings]) -> None:

@@ -13,7 +13,7 @@ from ..nn.config import TransformerConfig
 from .estimates import check_memory_limit
 from .events import Progress
 from .fields import about
-from .output import check_output_type
+from .output import NO_LATENTS, check_output_type
 from .resolved import ResolvedSettings
 from .resolver import resolve
 from .run_stages import TILED, encode_prompt, join_embeds, needs_negative, warn_of_lost_text
@@ -120,7 +120,7 @@ def _check_latents(call: Call, settings: ResolvedSettings) -> None:
         advice = ": move their channels last, as permute(0, 1, 3, 4, 2) does" if is_first else ""
         raise InvalidInputError(f"latents must have shape {shape}; got {given}{advice}")
     if settings.extend:
-        raise InvalidInputError("a video of several windows has no latents of its own")
+        raise InvalidInputError(NO_LATENTS)
 
 
 def _check_texts(call: Call, config: TransformerConfig, encodes: bool) -> None:

@@ -75,6 +75,9 @@ class DiffusersNames(ModelFolder):
             weight_name: name of the file in that folder or repository.
             adapter_name: what ``set_adapters`` calls it; None is ``default_0`` and so on.
             subfolder: folder of the file in that repository.
+
+        Raises:
+            InvalidInputError, ModelNotFoundError, CheckpointError: as ``load_lora``.
         """
         name = adapter_name if isinstance(adapter_name, str | None) else adapter_name[0]
         parts = [str(source), *filter(None, (subfolder, weight_name))]
@@ -104,6 +107,9 @@ class DiffusersNames(ModelFolder):
         """Multiplies the weights of the adapters, and keeps them until ``unfuse_lora``.
 
         They stay beside the model's weights: nothing is rounded, and no time is saved.
+
+        Raises:
+            InvalidInputError: `lora_scale` isn't a finite number.
         """
         self.adapter_set.fuse(lora_scale)
         self.reload_transformer()

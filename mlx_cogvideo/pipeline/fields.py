@@ -5,6 +5,7 @@ Command lines, Python signatures, records and the documentation's tables are mad
 
 import inspect
 import math
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
@@ -41,7 +42,14 @@ def above(limit: int) -> Range:
 
 
 SHARE = Range(lambda value: 0 <= value <= 1, "from 0 to 1")
-SEED = Range(lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1")
+SEEDS = 2**63
+"""Number of seeds, which are counted from 0."""
+SEED = Range(lambda value: 0 <= value < SEEDS, "from 0 to 2**63 - 1")
+
+
+def random_seed() -> int:
+    """A seed for a video that is given none, short enough to type."""
+    return secrets.randbelow(2**32)
 
 
 NOTHING = object()

@@ -1,7 +1,6 @@
 """The arguments of a pipeline's call as diffusers names them, for one video or several."""
 
 import logging
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -12,13 +11,11 @@ import numpy as np
 from ..checkpoints.model_folder import ModelFolder
 from ..errors import InvalidInputError
 from .call import Call, PromptedSettings, prepare
-from .fields import about
+from .fields import SEEDS, about, random_seed
 from .resolved import ResolvedSettings
 from .step_hook import TENSORS
 
 logger = logging.getLogger(__name__)
-
-_SEEDS = 2**63
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,8 +155,8 @@ class PipelineCall(Call):
         first = self.seed if self.generator is None else seed_of(self.generator)
         if count == 1:
             return [first]
-        first = secrets.randbelow(2**32) if first is None else first
-        return [(first + i) % _SEEDS for i in range(count)]
+        first = random_seed() if first is None else first
+        return [(first + i) % SEEDS for i in range(count)]
 
 
 def seed_of(generator: Any) -> int:
@@ -172,10 +169,10 @@ def seed_of(generator: Any) -> int:
         return generator
     if isinstance(generator, mx.array) and (generator.shape, generator.dtype) == ((2,), mx.uint32):
         high, low = (int(word) for word in np.array(generator))
-        return ((high << 32) + low) % _SEEDS
+        return ((high << 32) + low) % SEEDS
     if callable(getattr(generator, "initial_seed", None)):
         logger.warning("the generator gives its seed only: the noise is MLX's, not PyTorch's")
-        return int(generator.initial_seed()) % _SEEDS
+        return int(generator.initial_seed()) % SEEDS
     raise InvalidInputError(
         "generator must be an integer, a key of mx.random.key, or a generator of PyTorch; got "
         f"{type(generator).__name__}"

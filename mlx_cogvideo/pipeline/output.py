@@ -22,6 +22,8 @@ OUTPUT_TYPES = {
 }
 """The values of `output_type`, and what they give."""
 
+NO_LATENTS = "a video of several windows has no latents of its own"
+
 STREAMED_TYPES = ("np", "uint8", "latent")
 """Types that a run's events can have."""
 
@@ -127,7 +129,7 @@ def check_output_type(
         known = ", ".join(f"{name} ({OUTPUT_TYPES[name]})" for name in types)
         raise InvalidInputError(f"output_type must be one of {known}; got {output_type!r}")
     if extend and output_type == "latent":
-        raise InvalidInputError("a video of several windows has no latents of its own")
+        raise InvalidInputError(NO_LATENTS)
     if output_type == "pil":
         _pillow()
 

@@ -31,7 +31,8 @@ class PlannedPipeline(CogVideoXPipeline):
         base: Base | None = None,
         quantize: int | None = None,
     ):
-        """
+        """Opens what is here of a model; the rest is as in the official one.
+
         Args:
             missing: the official model, whose built-in configurations stand in for its files.
             folder, dtype, base, quantize: as for `ModelFolder`; components that neither folder

@@ -1,6 +1,5 @@
 """From settings as they are given to settings for one model: nothing left open, all checked."""
 
-import secrets
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name
 from ..diffusion.step_cache import IDENTITY, POLYNOMIALS, resolve_cache_threshold
 from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg
+from .fields import random_seed
 from .geometry import Geometry
 from .resolved import ResolvedSettings, check_steps
 from .settings import VideoSettings
@@ -74,7 +74,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
         "source_tiling": source.tiling if encodes else None,
         "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
-        "seed": secrets.randbelow(2**32) if settings.seed is None else settings.seed,
+        "seed": random_seed() if settings.seed is None else settings.seed,
         "sequential_guidance": sequential,
         "tiling": decoding.mode,
         "tile_size": decoding.tile_size,

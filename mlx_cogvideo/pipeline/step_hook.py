@@ -31,7 +31,7 @@ class StepHook:
 
     def __init__(self, pipe: Any, callback: StepCallback | None):
         self._pipe, self._callback = pipe, callback
-        self._takes_pipe = callback is not None and not takes(callback, 3)
+        self._takes_pipe = callback is not None and not _takes(callback, 3)
         self.stopped = False
 
     def __call__(self, state: DenoisingState) -> DenoisingState:
@@ -52,7 +52,7 @@ class StepHook:
 
 def check_callback(name: str, callback: Any, *counts: int) -> None:
     """Raises InvalidInputError unless something can be called with one of these argument counts."""
-    if callback is None or (callable(callback) and any(takes(callback, n) for n in counts)):
+    if callback is None or (callable(callback) and any(_takes(callback, n) for n in counts)):
         return
     words = " or ".join({3: "three", 4: "four"}[count] for count in counts)
     raise InvalidInputError(
@@ -60,13 +60,13 @@ def check_callback(name: str, callback: Any, *counts: int) -> None:
     )
 
 
-def takes(callback: Any, count: int) -> bool:
+def _takes(callback: Any, count: int) -> bool:
     """Whether something can be called with so many arguments."""
     try:
         inspect.signature(callback).bind(*[None] * count)
     except TypeError:
         return False
-    except ValueError:  # one of C, which doesn't tell
+    except ValueError:  # a function in C without a signature
         return True
     return True
 

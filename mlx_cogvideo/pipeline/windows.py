@@ -14,6 +14,7 @@ import numpy as np
 from ..diffusion.denoising import DenoisingState
 from ..errors import InvalidInputError
 from .events import Event, RunState
+from .fields import SEEDS
 from .resolved import ResolvedSettings
 
 OVERLAP = 9
@@ -107,7 +108,7 @@ def window_settings(
     """
     if number == 0:
         return settings
-    seed = (settings.seed + number * _SEED_STEP) % 2**63
+    seed = (settings.seed + number * _SEED_STEP) % SEEDS
     if tail.dtype != np.uint8:
         tail = np.round(tail * 255).astype(np.uint8)
     source = replace(settings.source, image=None, video=None, prefix=tail)

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
+from ..pipeline.output import NO_LATENTS
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import open_to_plan
 from ..pipeline.recording import Record, make_record
@@ -301,7 +302,7 @@ class _Planner:
         plan, overwrite = self.result, self.options.overwrite
         latents_only = output_form(job.output) == LATENTS
         if latents_only and job.settings.extend:
-            raise InvalidInputError("a video of several windows has no latents of its own")
+            raise InvalidInputError(NO_LATENTS)
         if latents_only:
             check_output_path(job.output, overwrite)
         else:
