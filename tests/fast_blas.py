@@ -19,9 +19,9 @@ def preload() -> str:
     """Loads OpenBLAS for this process and those that it starts, and returns a line about it."""
     if sys.platform != "linux":
         return "BLAS: the system's"
-    choose_kernels()
     if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
         return f"BLAS: {os.environ.get('LD_PRELOAD', 'loaded before the tests')}"
+    choose_kernels()  # not of one that is loaded already: children would have other kernels
     for library in libraries():
         try:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

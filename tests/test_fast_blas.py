@@ -23,6 +23,16 @@ def test_a_bare_process_finds_openblas_and_gives_it_to_those_that_it_starts():
     assert done.stdout == f"BLAS: {libraries()[0]}\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not libraries(), reason="there is no OpenBLAS here")
+def test_a_blas_that_is_loaded_already_keeps_its_kernels_in_children_too():
+    variables = environment() | {"LD_PRELOAD": str(libraries()[0])}
+    variables.pop("OPENBLAS_CORETYPE", None)
+    code = "import fast_blas, os; print(os.environ.get('OPENBLAS_CORETYPE'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+
+
 def test_the_report_names_the_blas():
     assert BLAS.startswith("BLAS: ") and "\n" not in BLAS
     if sys.platform == "linux" and libraries():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_configurations import ModelConfigurations
-from ..checkpoints.packing import BITS_IN_WORDS
 from ..errors import InvalidInputError
+from ..pipeline.fields import settings_of
+from ..runs.settings import RunSettings
 from ..training.clip_windows import PLACES
 from ..training.settings import TrainingSettings
 from ..video.clip import TIMEOUT
@@ -75,8 +76,7 @@ HELP = {
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
-    "-q": "Quantize the weights of the transformer and the text encoder to BITS while they are "
-    f"loaded, as the converter does: {BITS_IN_WORDS}. The adapter isn't quantized. Default: as "
+    "-q": f"{settings_of(RunSettings)['quantize'].help} The adapter isn't quantized. Default: as "
     "they are stored.",
     "--dry-run": "List what would be learned of each clip and the memory that training needs, and "
     "stop.",

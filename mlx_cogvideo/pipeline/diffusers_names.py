@@ -73,15 +73,18 @@ class DiffusersNames(ModelFolder):
         Args:
             source: a file, a folder or a hub id.
             weight_name: name of the file in that folder or repository.
-            adapter_name: what ``set_adapters`` calls it; None is ``default_0`` and so on.
+            adapter_name: what ``set_adapters`` calls it, also as a list of one name; None is
+                ``default_0`` and so on.
             subfolder: folder of the file in that repository.
 
         Raises:
             InvalidInputError, ModelNotFoundError, CheckpointError: as ``load_lora``.
         """
-        name = adapter_name if isinstance(adapter_name, str | None) else adapter_name[0]
+        names = [None] if adapter_name is None else _names("adapter_name", adapter_name)
+        if len(names) != 1:
+            raise InvalidInputError(f"adapter_name must be one name; got {adapter_name!r}")
         parts = [str(source), *filter(None, (subfolder, weight_name))]
-        self.load_lora("/".join(parts), name=name)
+        self.load_lora("/".join(parts), name=names[0])
 
     def set_adapters(
         self,
@@ -93,7 +96,7 @@ class DiffusersNames(ModelFolder):
         Raises:
             InvalidInputError: no adapter has such a name, or a weight isn't a number.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = _names("adapter_names", adapter_names)
         weights = 1.0 if adapter_weights is None else adapter_weights
         scales = list(weights) if isinstance(weights, Sequence) else [weights] * len(names)
         self.adapter_set.choose(names, [1.0 if scale is None else scale for scale in scales])
@@ -123,6 +126,18 @@ class DiffusersNames(ModelFolder):
         """Removes all adapters but those that ``fuse_lora`` keeps."""
         self.adapter_set.unload()
         self.reload_transformer()
+
+
+def _names(argument: str, given: Any) -> list[str]:
+    """Names that are given as one text or as a list of texts.
+
+    Raises:
+        InvalidInputError: they are neither.
+    """
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(f"{argument} must be a text or a list of texts; got {given!r}")
+    return list(names)
 
 
 def _nothing_to_do(call: str, why: str) -> None:

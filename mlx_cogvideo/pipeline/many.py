@@ -107,7 +107,8 @@ class PipelineCall(Call):
             (self.timesteps is None, "timesteps can't be given: use num_inference_steps"),
             (self.attention_kwargs is None, "attention_kwargs: use set_adapters for LoRA scales"),
             (
-                tensors is None or set(tensors) <= set(TENSORS),
+                tensors is None
+                or (isinstance(tensors, list | tuple) and all(name in TENSORS for name in tensors)),
                 "callback_on_step_end_tensor_inputs can only have latents",
             ),
             (

@@ -85,8 +85,9 @@ def generate_video(arguments: OneCall) -> np.ndarray:
 def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
     model = default_model() if arguments.model is None else arguments.model
     pipe = CogVideoXPipeline.from_pretrained(model, arguments.dtype, quantize=arguments.quantize)
-    for adapter in arguments.lora:
-        if isinstance(adapter, str) or len(adapter) != 2:
+    adapters = arguments.lora if isinstance(arguments.lora, list | tuple) else [arguments.lora]
+    for adapter in adapters:
+        if not isinstance(adapter, list | tuple) or len(adapter) != 2:
             raise InvalidInputError(
                 f"lora must be a list of adapters and scales, [(file, scale), ...]; got {adapter!r}"
             )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from clips import make_clip
 from commands import PROMPT, SMALL
+from support import environment
 
 import mlx_cogvideo
 from mlx_cogvideo import checkpoints, conversion, video
@@ -177,6 +178,18 @@ PREPARED = {
     conversion: "DEMO = __import__('mlx_cogvideo').checkpoints.DEMO_PATH",
     video: "import numpy as np\nFRAME = np.zeros((1, 32, 48, 3), np.uint8)",
 }
+
+
+def test_submodules_need_no_import_of_their_own():
+    code = (
+        "import mlx_cogvideo as m, sys; assert 'mlx.core' not in sys.modules; "
+        "assert set(m.__all__) | {'pipeline', 'utils'} <= set(dir(m)); "
+        "print(m.utils.load_video.__name__, m.pipeline.__name__, m.errors.OutputError is "
+        "m.OutputError, hasattr(m, 'nothing'))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.stdout == "load_video mlx_cogvideo.pipeline True False\n", done.stderr
 
 
 def test_every_public_function_is_called():

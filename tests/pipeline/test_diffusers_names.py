@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -189,6 +190,7 @@ def test_a_callback_stops_a_run_as_in_diffusers(pipe):
         ({"attention_kwargs": {"scale": 0.5}}, "attention_kwargs: use set_adapters"),
         ({"max_sequence_length": 226}, "max_sequence_length is 32 here"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "can only have latents"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "can only have latents"),
         ({"use_dynamic_cfg": True, "dynamic_cfg": "wave"}, "give one of them"),
         ({"generator": 1, "seed": 1}, "generator is seed: give one of them"),
         ({"generator": "1"}, "generator must be an integer, a key of mx.random.key"),
@@ -259,6 +261,17 @@ def test_adapters_are_chosen_by_name_and_fused_ones_stay(pipe, tmp_path):
         pipe.set_adapters("b")
 
 
+def test_an_adapter_has_one_name_and_names_are_texts(pipe, tmp_path):
+    make_adapter(tmp_path / "one")
+    pipe.load_lora_weights(tmp_path / "one", adapter_name=["a"])
+    assert pipe.get_active_adapters() == ["a"]
+    for names in ([], ["b", "c"]):
+        with pytest.raises(InvalidInputError, match="adapter_name must be one name"):
+            pipe.load_lora_weights(tmp_path / "one", adapter_name=names)
+    with pytest.raises(InvalidInputError, match="adapter_names must be a text or a list of texts"):
+        pipe.set_adapters(5)
+
+
 def test_pipelines_of_a_task_say_what_they_need(pipe):
     with pytest.raises(InvalidInputError, match="makes videos of text: open it with CogVideoXPip"):
         CogVideoXImageToVideoPipeline.from_pretrained("demo")
@@ -308,5 +321,9 @@ def test_generate_video_takes_the_settings_of_a_run(tmp_path, monkeypatch):
     assert (settings["fps"], settings["compile"], settings["dtype"]) == (5, False, "float32")
     assert [adapter["scale"] for adapter in settings["lora"]] == [0.5]
     assert read_video("a.mp4")[1] == 5
+
+
+@pytest.mark.parametrize("lora", [["a"], [Path("a")], [("a",)], "a", 5], ids=str)
+def test_adapters_without_a_scale_are_refused(lora):
     with pytest.raises(InvalidInputError, match="lora must be a list of adapters and scales"):
-        generate_video(PROMPT, "demo", lora=["adapter"])
+        generate_video(PROMPT, "demo", lora=lora)
