@@ -43,9 +43,9 @@ defaults."""
 
 _TYPES = {"2b": "F16"}
 """Type of a model's weights where it isn't bfloat16."""
-# Not verified on the hub. The official converter keeps the VAE in float32, and T5 unless it is
-# requested to cast it; the models of 1.5 are assumed to be written so. The hub's own sizes are
-# used where it can be asked.
+# An assumption, not checked on the hub: 1.5 is stored as the official converter writes it, which
+# keeps the VAE in float32, and T5 too without --typecast_text_encoder. Before a download, the sizes
+# that the hub reports are used instead.
 _FLOAT32 = {("1.5-5b", "text_encoder"), ("1.5-5b", "vae")}
 _FLOAT32 |= {("1.5-5b-i2v", name) for _, name in _FLOAT32}
 
