@@ -57,10 +57,10 @@ def this_machine() -> Machine:
     return Machine(backend(), chip(), machine_memory(), uses_winograd(), available_memory)
 
 
-def mac(gigabytes: int) -> Machine:
-    """A Mac with this much memory in GB, and the slowest chip."""
+def mac(gigabytes: int, chip: str = "") -> Machine:
+    """A Mac with this much memory in GB, and a chip such as ``M2 Max``: by default the slowest."""
     share = 3 / 4 if gigabytes >= 36 else 2 / 3  # what Metal recommends for the GPU
-    return Machine("metal", "", int(share * gigabytes * GIB))
+    return Machine("metal", chip, int(share * gigabytes * GIB))
 
 
 def machine_memory() -> int:

@@ -3,6 +3,21 @@
 _GPU = "isn't needed: MLX computes on the GPU if there is one"
 _MEMORY = "isn't needed: what memory is short for is chosen by itself"
 _BITS = "give the number of bits, such as -q 4"
+_ONCE = "only the command convert has this option: convert the model once"
+_QUANTIZATION = {
+    "--bits": "--quantize",
+    "--q-bits": "--quantize",
+    "--quantization": "--quantize",
+    "--quantization-bits": "--quantize",
+    "--quantization-scheme": _BITS,
+    "--load-in-4bit": _BITS,
+    "--load-in-8bit": _BITS,
+    "--q-group-size": _ONCE,
+    "--group-size": _ONCE,
+    "--q-mode": _ONCE,
+    "--quant-predicate": _ONCE,
+}
+"""What generate and lora know of quantization beside ``-q``."""
 
 EVERYWHERE = {
     "--model-path": "--model",
@@ -19,12 +34,8 @@ EVERYWHERE = {
 
 OTHER_NAMES = {
     "generate": {
+        **_QUANTIZATION,
         "--hf-path": "--model",
-        "--bits": "--quantize",
-        "--q-bits": "--quantize",
-        "--quantization-scheme": _BITS,
-        "--load-in-4bit": _BITS,
-        "--load-in-8bit": _BITS,
         "--prompts": "--prompt-file",
         "--prompt-path": "--prompt-file",
         "--neg-prompt": "--negative-prompt",
@@ -80,11 +91,8 @@ OTHER_NAMES = {
         "--push-to-hub": "give the repository, --upload-repo ME/NAME",
     },
     "lora": {
+        **_QUANTIZATION,
         "--hf-path": "--model",
-        "--bits": "--quantize",
-        "--q-bits": "--quantize",
-        "--load-in-4bit": _BITS,
-        "--load-in-8bit": _BITS,
         "--train": "isn't needed: the command trains",
         "--data-root": "--data",
         "--data-dir": "--data",

@@ -122,12 +122,16 @@ class Choice:
         return self.memory <= self.limit
 
 
-def choices_on_macs() -> Iterator[Choice]:
-    """The choices for each official model, in each number of bits, on Macs of all sizes."""
+def choices_on_macs(chip: str = "") -> Iterator[Choice]:
+    """The choices for each official model, in each number of bits, on Macs of all sizes.
+
+    Args:
+        chip: of all these Macs; by default the slowest, which needs the least memory.
+    """
     for variant, (bits, packing) in product(VARIANTS, PACKINGS.items()):
         model = official_model(variant, packing)
         for gigabytes in MAC_SIZES:
-            model.machine = mac(gigabytes)
+            model.machine = mac(gigabytes, chip)
             mode, split, memory = _choose(model)
             limit = model.machine.memory
             yield Choice(variant.alias, bits, gigabytes, memory, limit, mode, split)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -105,6 +106,16 @@ def test_the_choices_on_macs_of_all_sizes_fit():
         if not choice.fits:  # then no other mode needs less
             assert choice.tiling == "tiled" or choice.memory > memory.WHOLE_FRAMES
             assert choice.split_guidance or choice.variant == "2b"
+
+
+@pytest.mark.parametrize(("chip", "more"), [("M4", 0.27), ("M2 Max", 0.61), ("M3 Ultra", 0.61)])
+def test_a_faster_chip_makes_the_same_choices_in_a_little_more_memory(chip, more):
+    """docs/memory.md says how much: its kernels may take more operations at once."""
+    increases = []
+    for slowest, faster in zip(choices_on_macs(), choices_on_macs(chip), strict=True):
+        assert replace(faster, memory=slowest.memory) == slowest and faster.fits == slowest.fits
+        increases.append((faster.memory - slowest.memory) / GIB)
+    assert min(increases) >= 0 and max(increases) == pytest.approx(more, abs=0.005)
 
 
 def official(machine: Machine, alias: str = "5b") -> ModelConfigurations:

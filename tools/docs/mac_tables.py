@@ -45,9 +45,9 @@ def seconds(chip: str, alias: str) -> float:
 
 
 @cache
-def choices() -> dict[tuple[int, str, str], Choice]:
-    """What the command chooses, by a Mac's memory, a model, and bits."""
-    return {(c.gigabytes, c.variant, c.bits): c for c in choices_on_macs()}
+def choices(chip: str) -> dict[tuple[int, str, str], Choice]:
+    """What the command chooses on Macs with a chip, by their memory, a model, and bits."""
+    return {(c.gigabytes, c.variant, c.bits): c for c in choices_on_macs(chip)}
 
 
 def advice() -> str:
@@ -57,7 +57,7 @@ def advice() -> str:
         "|---|---|---|---|---|",
     ]
     for gigabytes, chip, alias, bits in ADVICE:
-        chosen = choices()[gigabytes, alias, f"{bits or 16} bits"]
+        chosen = choices(chip)[gigabytes, alias, f"{bits or 16} bits"]
         assert chosen.fits, f"{alias} doesn't fit {gigabytes} GB"
         model = f"{VIDEOS[alias].name}, {bits or 16} bits"
         quantized = f" -q {bits}" if bits else ""
