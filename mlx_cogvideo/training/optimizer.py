@@ -19,7 +19,7 @@ def make_optimizer(settings: TrainingSettings) -> optim.Optimizer:
 
 
 def _learning_rate(settings: TrainingSettings) -> Callable[[mx.array], mx.array] | float:
-    rate, warmup = settings.learning_rate, min(settings.warmup, settings.iters // 2)
+    rate, warmup = settings.effective_learning_rate, min(settings.warmup, settings.iters // 2)
     if settings.schedule == "cosine":
         after = optim.cosine_decay(rate, max(settings.iters - warmup, 1))
     else:

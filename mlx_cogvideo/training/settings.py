@@ -16,6 +16,8 @@ from ..pipeline.sources import IMAGE_LATENT_SCALES
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SCHEDULES = ("constant", "cosine")
+FINE_TUNE_TYPES = ("lora", "full")
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 
 adapter_setting = partial(setting, group="adapter")
 training_setting = partial(setting, group="training")
@@ -30,6 +32,12 @@ class TrainingSettings:
         InvalidInputError: a number is out of its range.
     """
 
+    fine_tune_type: str = adapter_setting(
+        "lora",
+        "What is trained: lora trains an adapter, full all weights of the transformer.",
+        choices=FINE_TUNE_TYPES,
+        before="lora",
+    )
     rank: int = adapter_setting(64, "Rank of the adapter.", within=at_least(1))
     alpha: float | None = adapter_setting(
         None,
@@ -51,11 +59,35 @@ class TrainingSettings:
         metavar="ADAPTER",
         if_none="a new adapter",
     )
-    iters: int = training_setting(
-        1000, "Updates of the adapter.", within=at_least(1), may_change=True
+    train_layers: tuple[str, ...] | None = adapter_setting(
+        None,
+        "Weights that a full training changes: patterns of their paths in the transformer, such as "
+        '"transformer_blocks.*.attn1.*".',
+        metavar="PATTERN",
+        if_none="all",
     )
-    learning_rate: float = training_setting(
-        1e-4, "Learning rate of AdamW.", metavar="RATE", within=above(0)
+    iters: int = training_setting(
+        1000, "Updates of the weights.", within=at_least(1), may_change=True
+    )
+    optimizer: str | None = training_setting(
+        None,
+        "Optimizer. adamw keeps two float32 numbers for each weight, adamw_8bit two of 8 bits, and "
+        "adafactor a few numbers for each row and column.",
+        choices=OPTIMIZERS,
+        if_none="adamw for an adapter, adafactor for all weights",
+    )
+    master_weights: bool = training_setting(
+        False,
+        "Train a float32 copy of weights that are stored in 16 bits. By default they are rounded "
+        "stochastically after each update.",
+        before=False,
+    )
+    learning_rate: float | None = training_setting(
+        None,
+        "Learning rate.",
+        metavar="RATE",
+        within=above(0),
+        if_none="0.0001 for an adapter, 0.00001 for all weights",
     )
     schedule: str = training_setting(
         "constant",
@@ -69,7 +101,7 @@ class TrainingSettings:
         metavar="UPDATES",
         within=at_least(0),
     )
-    weight_decay: float = training_setting(1e-4, "Weight decay of AdamW.", within=at_least(0))
+    weight_decay: float = training_setting(1e-4, "Weight decay of the optimizer.", within=at_least(0))
     clip_norm: float = training_setting(
         1.0,
         "Largest norm of the gradient; a larger gradient is scaled down.",
@@ -121,6 +153,19 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_values(self)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all weights are trained, and not an adapter."""
+        return self.fine_tune_type == "full"
+
+    @property
+    def effective_optimizer(self) -> str:
+        return self.optimizer or ("adafactor" if self.is_full else "adamw")
+
+    @property
+    def effective_learning_rate(self) -> float:
+        return self.learning_rate or (1e-5 if self.is_full else 1e-4)
 
     @property
     def effective_alpha(self) -> float:

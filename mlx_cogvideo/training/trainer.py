@@ -314,6 +314,8 @@ class Trainer:
         return asdict(settings) | {
             "batch_size": size * settings.batch_size,
             "prior_batch_size": size * settings.prior_batch_size,
+            "learning_rate": settings.effective_learning_rate,
+            "optimizer": settings.effective_optimizer,
         }
 
     @contextmanager
