@@ -101,7 +101,9 @@ class TrainingSettings:
         metavar="UPDATES",
         within=at_least(0),
     )
-    weight_decay: float = training_setting(1e-4, "Weight decay of the optimizer.", within=at_least(0))
+    weight_decay: float = training_setting(
+        1e-4, "Weight decay of the optimizer.", within=at_least(0)
+    )
     clip_norm: float = training_setting(
         1.0,
         "Largest norm of the gradient; a larger gradient is scaled down.",
