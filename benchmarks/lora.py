@@ -96,7 +96,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 
     if "parts" in how:
-        attention_backward._has_own_backward = lambda dtype: False
+        attention_backward.has_own_backward = lambda dtype: False
     network = our_network(args.folder, how[0]).freeze()
     add_adapter(network, new_adapter(network, TrainingSettings(rank=RANK, alpha=ALPHA)))
     mx.eval(network.parameters())

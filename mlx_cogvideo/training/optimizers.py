@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import mlx.core as mx
 
@@ -77,6 +78,13 @@ class AdamW(Optimizer):
         weight = (weight - rate * change).astype(parameter.dtype)
         state = {"m": mx.where(finite, m, state["m"]), "v": mx.where(finite, v, state["v"])}
         return mx.where(finite, weight, parameter), state, squares
+
+
+def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
+    """The arrays of many tensors' states, by the tensor's path and their own name."""
+    return {
+        f"{path}.{name}": array for path, state in states.items() for name, array in state.items()
+    }
 
 
 def make_optimizer(settings: TrainingSettings) -> Optimizer:

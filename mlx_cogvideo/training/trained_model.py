@@ -21,7 +21,7 @@ from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import MODEL, TRANSFORMER, Checkpoint
 from .loss import Batch, TransformerLoss
-from .optimizers import State, make_optimizer
+from .optimizers import State, flat_states, make_optimizer
 from .settings import TrainingSettings
 from .trained_adapter import Agree
 
@@ -127,12 +127,7 @@ class TrainedModel:
     def checkpoint(self, step: int) -> Checkpoint:
         """What a training goes on from after `step` updates."""
         weights = {path: self._weight(path) for path in self._places}
-        states = {
-            f"{path}.{name}": array
-            for path, state in self._states.items()
-            for name, array in state.items()
-        }
-        return Checkpoint(step, weights, states, TRANSFORMER)
+        return Checkpoint(step, weights, flat_states(self._states), TRANSFORMER)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint. Memory: an array of it at a time, if it isn't read yet."""
