@@ -541,9 +541,7 @@ def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where)
     assert lora(clips, whole, "--iters", 4) == 0
     text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
     owner, name = (
-        (TransformerLoss, "loss_and_gradients")
-        if where == "gradients"
-        else (AdamW, "update")
+        (TransformerLoss, "loss_and_gradients") if where == "gradients" else (AdamW, "update")
     )
     compute, last = getattr(owner, name), 3 if where == "gradients" else 2 * TENSORS + 5
 
