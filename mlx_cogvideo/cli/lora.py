@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,13 @@ from ..errors import (
     mlx_errors,
 )
 from ..training.checkpoint import locked_adapter_folder, ways_on
-from ..training.clip_windows import window_count
-from ..training.clips import choose_spec
 from ..training.estimates import estimate_training_memory, memory_advice
+from ..training.log import TRAINING
 from ..training.prepare import prepare, text_problems
 from ..training.sample_videos import write_sample_videos
 from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
-from ..video import ClipSpec
 from .announce import (
     download_lines,
     how_to_quantize_once,
@@ -41,12 +40,14 @@ from .announce import (
     warn_of_the_moment,
 )
 from .awake import awake
+from .clip_list import described, list_clips
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
+from .reports import Reports
 from .signals import Interrupts
-from .streams import printable
+from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
         args.quiet = True
     job = _open_job(args, distributed, events)
     if args.dry_run:
-        return _list_clips(job, events) if distributed.is_main else None
+        return list_clips(job, events) if distributed.is_main else None
     lock = nullcontext()
     if distributed.is_main:
         lock = locked_adapter_folder(args.adapter_path, args.resume)
@@ -133,9 +134,8 @@ def _announce(
     job: TrainingJob, args: argparse.Namespace, processes: int, events: JsonEvents
 ) -> None:
     """Says on stderr what will be learned, and how much memory that needs."""
-    pipe, clips, specs, settings = job.pipe, job.clips, job.clip_options.specs, job.settings
-    without = sum(not clip.caption for clip in clips)
-    captions = f", {without} without a caption" if without else ""
+    pipe, specs, settings = job.pipe, job.clip_options.specs, job.settings
+    held_out = sum(clip.held_out for clip in job.clips)
     updates = f"steps of {settings.batch_size}"
     if settings.accumulate > 1:
         updates = f"updates of {settings.accumulate} times {settings.batch_size}"
@@ -145,8 +145,8 @@ def _announce(
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
-        ("clips", f"{len(clips)} from {args.data}{captions}"),
-        ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
+        *data_lines(args, job.clips),
+        ("as", f"{' or '.join(map(described, specs))}, {specs[0].fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
@@ -163,7 +163,8 @@ def _announce(
         "plan",
         model=str(job.model),
         dtype=pipe.dtype_name,
-        clips=len(clips),
+        clips=len(job.clips) - held_out,
+        held_out=held_out,
         output=args.adapter_path,
         rank=settings.rank,
         steps=settings.iters,
@@ -175,33 +176,6 @@ def _announce(
         logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
         warn_of_the_moment("this", need, available)
-
-
-def _described(spec: ClipSpec) -> str:
-    return f"{spec.frames} frames of {spec.width}x{spec.height}"
-
-
-def _list_clips(job: TrainingJob, events: JsonEvents) -> int | None:
-    """Prints what would be learned of each clip; returns the exit code."""
-    options, usable = job.clip_options, 0
-    for clip in job.clips:
-        before = usable
-        try:
-            info = options.measure(clip)
-            spec = choose_spec(info, options.specs)
-            if info.frames < (1 if spec.repeat_last else spec.frames):
-                use = f"left out, {info.frames} frames at {spec.fps:g} a second"
-            else:
-                count = window_count(info.frames, spec, options.windows)
-                use = f"{count} windows of " if count > 1 else ""
-                use += f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
-                usable += 1
-        except InvalidInputError as error:
-            use = f"left out, {error}"
-        name, fields = f"{clip.path}{clip.part}", {"use": use, "caption": clip.caption}
-        text = printable(f"{name}: {use}: {clip.caption}")
-        events.tell("clip", text, path=name, usable=usable > before, **fields)
-    return None if usable else FAILED
 
 
 def _show_clips(job: TrainingJob, args: argparse.Namespace, events: JsonEvents) -> int | None:
@@ -259,6 +233,9 @@ def _run(
             raise KeyboardInterrupt
         return INTERRUPTED
     if distributed.is_main:
+        if best := trainer.validation.best:
+            about = f"step {best.step}, validation loss {best.validation:.4f}"
+            logger.info("%-8s %s, in %s", "best", about, trainer.best_result)
         events.tell("output", str(trainer.result), output=trainer.result)
     return None
 
@@ -290,9 +267,9 @@ def _train(
         learned = {"loss": row["loss"], "learning_rate": row["learning_rate"]}
         bars("train", step, job.settings.iters, **learned)
         bars.note(f"loss {row['loss']:.4f}, {size(row['peak_memory'])}")
+        reports.row(row)
         if "validation" in row:
-            say(f"step {step}: validation loss {row['validation']:.4f}")
-            events.emit("validation", step=step, loss=row["validation"])
+            _tell_validation(row, trainer.validation.is_best(step), events)
         if args.sample_every and step % args.sample_every == 0:
             trainer.save()  # a sample may take long, and fail
             written = write_sample_videos(
@@ -300,13 +277,33 @@ def _train(
             )
             for prompt, path in written:
                 events.emit("sample", path=path, step=step, prompt=prompt)
+                reports.video(path, prompt, step)
 
     bars("train", trainer.step, job.settings.iters)
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
-    return trainer.train(
-        save_every=args.save_every,
-        validate_every=args.val_every,
-        on_step=on_step,
-        should_stop=lambda: interrupts.wanted,
-    )
+    with Reports(
+        args.report_to if trainer.distributed.is_main else (),
+        args.adapter_path,
+        {"model": str(job.model), **asdict(job.settings)},
+        step=trainer.step,
+        project=args.project_name,
+        quiet=args.quiet or events.on,
+    ) as reports:
+        return trainer.train(
+            save_every=args.save_every,
+            validate_every=validation_interval(args),
+            on_step=on_step,
+            should_stop=lambda: interrupts.wanted,
+        )
+
+
+def _tell_validation(row: Mapping[str, Any], is_best: bool, events: JsonEvents) -> None:
+    """Says the losses of a row's validation."""
+    step, loss, learned = row["step"], row["validation"], row.get(TRAINING)
+    clips = "on training clips"
+    if learned is not None:
+        clips = f"on held-out clips, {learned:.4f} {clips}"
+    best = "; the best so far" if is_best else ""
+    say(f"step {step}: validation loss {loss:.4f} {clips}{best}")
+    events.emit("validation", step=step, loss=loss, training_loss=learned, best=is_best)

@@ -25,6 +25,9 @@ from .common import (
 from .json_events import add_events_option
 from .options import add_settings, given_settings, named, path
 from .parser import Parser
+from .reports import services
+from .training_data import HELP as DATA_HELP
+from .training_data import add_data_options, check_data
 
 SAMPLE_STEPS = 25
 
@@ -38,7 +41,7 @@ GROUPS = {
 }
 
 HELP = {
-    "--data": "Folder of clips and their captions, or a table of them. Required.",
+    **DATA_HELP,
     "--prior-prompts": "Text file of prompts, one a line, whose videos should not change (prior "
     "preservation). Default: none.",
     "--model": "Folder, hub id or short name of the model, as to make a video. Default: the folder "
@@ -63,18 +66,19 @@ HELP = {
     "--timeout": "Seconds that opening a clip or reading from it may take; a slower clip is left "
     f"out. Default: {TIMEOUT:g}.",
     "--cache": "Folder that keeps the encoded clips and captions. Default: .mlx_cogvideo in "
-    "the folder of the clips.",
+    "the folder of the clips, or of the first --data.",
     "--adapter-path": "Folder that gets the adapter, its checkpoints and the log. Default: "
     "adapters.",
     "--save-every": "Updates between two checkpoints. Default: 250.",
-    "--keep-checkpoints": "Number of checkpoints to keep; older ones are removed. Default: 3 of an "
-    "adapter, 1 of a whole model.",
-    "--val-every": "Updates between two validations, which compute the loss at fixed noise and "
-    "timesteps. Default: 0, never.",
+    "--keep-checkpoints": "Number of checkpoints to keep, beside the best one if clips are held "
+    "out; older ones are removed. Default: 3 of an adapter, 1 of a whole model.",
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
     "--sample-prompt": "Prompt of a video that is made during the training; TEXT@@IMAGE for "
     "image-to-video models. May be given several times.",
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
+    "--report-to": "Also report the training to wandb or tensorboard, or to both with a comma "
+    "between them. tensorboard writes to --adapter-path. Default: none.",
+    "--project-name": "Project of Weights & Biases that gets the run. Default: mlx_cogvideo.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
     "-q": f"{settings_of(RunSettings)['quantize'].help} The adapter isn't quantized. Default: as "
@@ -99,7 +103,7 @@ def make_parser() -> Parser:
     groups = add_settings(parser, TrainingSettings, GROUPS)
 
     add = with_help(groups["data"], HELP)
-    add("--data", type=path, required=True, metavar="PATH")
+    add_data_options(add)
     add("--prior-prompts", type=path, metavar="FILE")
     add("--model", type=named)
     add("--base", type=named, metavar="MODEL")
@@ -120,10 +124,12 @@ def make_parser() -> Parser:
     add("--adapter-path", type=path, default=Path("adapters"), metavar="DIR")
     add("--save-every", type=at_least_one, default=250, metavar="UPDATES")
     add("--keep-checkpoints", type=at_least_one, metavar="N")
-    add("--val-every", type=not_negative, default=0, metavar="UPDATES")
+    add("--val-every", type=not_negative, metavar="UPDATES")
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
     add("--sample-steps", type=int, metavar="STEPS")
+    add("--report-to", type=services, default=(), metavar="SERVICE")
+    add("--project-name", type=named, metavar="NAME")
 
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
@@ -162,6 +168,9 @@ OF_ALL_WEIGHTS = ("train_layers", "master_weights")
 def check_needs(args: argparse.Namespace) -> None:
     """Raises InvalidInputError where an option has no effect, because it needs another one."""
     _check_kind(args)
+    check_data(args)
+    if args.project_name and "wandb" not in args.report_to:
+        raise InvalidInputError("--project-name needs --report-to wandb")
     for name in ("prior_batch_size", "prior_weight"):
         if getattr(args, name) is not None and not args.prior_prompts:
             raise InvalidInputError(f"--{name.replace('_', '-')} needs --prior-prompts")
@@ -202,6 +211,8 @@ def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Itera
     iters = TrainingSettings.iters if args.iters is None else args.iters
     if args.sample_every > iters:
         yield f"--sample-every {args.sample_every} has no effect: there are {iters} updates"
+    if len(args.data) == 1 and args.data[0].weight is not None:
+        yield f"the weight of --data {args.data[0].path} has no effect: there is no other --data"
     if args.prior_prompts and args.prior_batch_size == 0:
         yield "--prior-prompts has no effect: --prior-batch-size is 0"
     if args.image_dropout is not None and not pipe.takes_image:

@@ -14,7 +14,7 @@ from ..pipeline.planned import open_to_plan
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
-from ..training.clips import Clip, find_clips
+from ..training.clips import Clip
 from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions
@@ -22,6 +22,8 @@ from ..training.settings import TrainingSettings
 from ..video import ClipSpec
 from .lora_options import SAMPLE_STEPS, check_needs, read_settings, without_effect
 from .options import given_settings
+from .reports import check_packages
+from .training_data import cache_folder, find_all_clips, hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class TrainingJob:
 
     Attributes:
         model: the model's folder, hub id or short name, as it was given.
+        clips: the clips to learn, and then those that are held out.
         prior: prompts whose videos should not change.
         sample_videos: videos to make during the training.
         existing: adapter to start from.
@@ -63,11 +66,11 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
     settings, prior = read_settings(args), []
     if args.prior_prompts:
         prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
-    clips = find_clips(args.data, args.adapter_path)
+    clips, held_out = find_all_clips(args)
     if is_main:
         check_adapter_folder(args.adapter_path, args.resume)
-    folder = args.data if args.data.is_dir() else args.data.parent
-    cache = args.cache or folder / ".mlx_cogvideo"
+        check_packages(args.report_to)
+    cache = cache_folder(args)
     check_writable(cache, "--cache")
     model = args.model or default_model()
     dtype = DTYPES.get(args.dtype)
@@ -77,6 +80,7 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
         logger.warning("%s", line)
     settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
+    clips = hold_out(args, clips, held_out, settings.seed, options)
     steps = SAMPLE_STEPS if args.sample_steps is None else args.sample_steps
     videos = [
         _sample_video(pipe, text, options.specs[0], settings, steps) for text in args.sample_prompt

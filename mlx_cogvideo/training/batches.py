@@ -17,12 +17,14 @@ from ..diffusion.conditioning import place_image, with_leading
 from ..distributed import ALONE, Distributed
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.sources import image_latent_scale
+from .layouts import DataSet
 from .loss import Batch
 from .prepare import Sample, load_text
 from .settings import TrainingSettings
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 VALIDATION_CLIPS = 8
+"""Clips of a validation: more would make it as long as many steps."""
 
 
 class Draw(NamedTuple):
@@ -48,7 +50,16 @@ class Batches:
         distributed: Distributed = ALONE,
     ):
         """See `Trainer` for the arguments."""
-        self._pipe, self._samples, self._settings = pipe, samples, settings
+        self._pipe, self._settings = pipe, settings
+        self._learned = [sample for sample in samples if not sample.clip.held_out]
+        self._held_out = [sample for sample in samples if sample.clip.held_out]
+        by_data_set: dict[DataSet, list[Sample]] = {}
+        for sample in self._learned:
+            data_set = sample.clip.data_set if sample.clip.data_set.weight else DataSet()
+            by_data_set.setdefault(data_set, []).append(sample)
+        self._data_sets = list(by_data_set.values())
+        weights = np.cumsum([data_set.weight or 1.0 for data_set in by_data_set])
+        self._bounds = weights / weights[-1]
         self._prior, self._distributed = prior, distributed
         self._unconditional = load_text(unconditional)
 
@@ -89,14 +100,15 @@ class Batches:
         return replace(batch, prior=settings.prior_batch_size, prior_weight=settings.prior_weight)
 
     def _clips(self, number: int) -> list[Sample]:
-        """The clips of all processes' batch, which have one shape.
+        """The clips of all processes' batch, which have one shape and are of one data set.
 
-        Each epoch has all clips in a new order. The last batch of a shape in an epoch is filled up
-        with clips from its beginning.
+        Each epoch has all clips of a data set in a new order. The last batch of a shape in an epoch
+        is filled up with clips from its beginning.
         """
+        data_set, number = self._data_set(number)
         size = self._settings.batch_size * self._distributed.size
         by_shape: dict[tuple[int, int, int], list[Sample]] = {}
-        for sample in self._samples:
+        for sample in data_set:
             shape = sample.spec.frames, sample.spec.height, sample.spec.width
             by_shape.setdefault(shape, []).append(sample)
         count = sum(ceil(len(samples) / size) for samples in by_shape.values())
@@ -111,9 +123,27 @@ class Batches:
             ]
         return batches[random.permutation(count)[place]]
 
-    def validation(self) -> Iterator[Batch]:
-        """The first clips at fixed timesteps, with fixed noise."""
-        for seed, sample in enumerate(self._samples[:VALIDATION_CLIPS]):
+    def _data_set(self, number: int) -> tuple[list[Sample], int]:
+        """The data set of a batch, drawn by weight, and the number of the batch in it."""
+        if len(self._data_sets) == 1:
+            return self._data_sets[0], number
+        random = np.random.default_rng([self._settings.seed, 2])
+        drawn = np.searchsorted(self._bounds, random.random(number + 1), side="right")
+        return self._data_sets[drawn[-1]], int((drawn[:-1] == drawn[-1]).sum())
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are clips for validation only."""
+        return bool(self._held_out)
+
+    def validation(self, *, held_out: bool) -> Iterator[Batch]:
+        """The first clips at fixed timesteps, with fixed noise.
+
+        Args:
+            held_out: whether to take the clips that are held out, or those that are learned.
+        """
+        samples = self._held_out if held_out else self._learned
+        for seed, sample in enumerate(samples[:VALIDATION_CLIPS]):
             for timestep in VALIDATION_TIMESTEPS:
                 yield self._clip(sample, timestep, mx.random.key(seed), load_text(sample.text))
 

@@ -24,17 +24,31 @@ MODEL = "model"
 OTHER_FOLDER = "choose another --adapter-path"
 
 
+class Best(NamedTuple):
+    """The step with the lowest validation loss on held-out clips so far.
+
+    Attributes:
+        clips: digest of those clips.
+    """
+
+    step: int
+    validation: float
+    clips: str
+
+
 class Checkpoint(NamedTuple):
     """A number of steps and the arrays after them, by path.
 
     Attributes:
         file: name of the file with the weights.
+        best: the best step, whose checkpoint is kept.
     """
 
     step: int
     weights: dict[str, mx.array]
     optimizer: dict[str, mx.array]
     file: str = ADAPTER
+    best: Best | None = None
 
     def is_finite(self) -> bool:
         """Whether no array has NaN or infinity in it."""
@@ -99,7 +113,8 @@ def save_checkpoint(
     """Writes a checkpoint into the folder of a training, to which nobody else writes.
 
     Args:
-        keep: number of checkpoints to keep: this one and the last ones before it. None keeps all.
+        keep: number of checkpoints to keep: this one and the last ones before it. The best one is
+            kept, too. None keeps all.
         settings: settings of the training by name.
         data: digests of the clips, the model and the prior prompts. A training that resumes from
             the checkpoint must have the same.
@@ -111,10 +126,11 @@ def save_checkpoint(
         OutputError: it can't be written.
     """
     checkpoints = folder / CHECKPOINTS
-    final, partial = checkpoints / f"{checkpoint.step:07}", checkpoints / ".partial"
+    final, partial = _checkpoint_folder(folder, checkpoint.step), checkpoints / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    about = {"step": checkpoint.step, "settings": settings, "data": data}
+    best = checkpoint.best and checkpoint.best._asdict()
+    about = {"step": checkpoint.step, "settings": settings, "data": data, "best": best}
     try:
         save_arrays(partial / checkpoint.file, checkpoint.weights)
         save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
@@ -126,25 +142,31 @@ def save_checkpoint(
     partial.rename(final)
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
     for old in [] if keep is None else before[::-1][keep - 1 :]:
-        shutil.rmtree(old)
+        if best is None or int(old.name) != best["step"]:
+            shutil.rmtree(old)
     return final
 
 
 def load_checkpoint(
-    folder: Path, like: Checkpoint, settings: dict[str, Any], data: dict[str, str]
+    folder: Path,
+    like: Checkpoint,
+    settings: dict[str, Any],
+    data: dict[str, str],
+    step: int | None = None,
 ) -> Checkpoint:
-    """The last checkpoint of a training.
+    """A checkpoint of a training.
 
     Args:
         like: a checkpoint with arrays of the same names and shapes.
+        step: number of its steps; None takes the last one.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
         InvalidInputError: it was saved with other settings, clips or models. Settings that may
             change, such as the number of updates, are not compared.
     """
-    checkpoint = last_checkpoint(folder)
-    step, recorded, recorded_data = _read_training(checkpoint)
+    checkpoint = last_checkpoint(folder) if step is None else _checkpoint_folder(folder, step)
+    step, recorded, recorded_data, best = _read_training(checkpoint)
     changes = changed_settings(recorded, json.loads(json.dumps(settings)))
     changes += [
         f"the {name} differ" for name, digest in data.items() if recorded_data.get(name) != digest
@@ -156,16 +178,25 @@ def load_checkpoint(
         )
     weights = _read_arrays(checkpoint / like.file, like.weights)
     optimizer = _read_arrays(checkpoint / OPTIMIZER, like.optimizer)
-    return Checkpoint(step, weights, optimizer, like.file)
+    return Checkpoint(step, weights, optimizer, like.file, best)
 
 
-def _read_training(checkpoint: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
+def _checkpoint_folder(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / f"{step:07}"
+
+
+def _read_training(
+    checkpoint: Path,
+) -> tuple[int, dict[str, Any], dict[str, str], Best | None]:
+    """The steps, settings, data and best step that a checkpoint records."""
     try:
         training = read_config(checkpoint / TRAINING)
         step = training["step"]
         if step != int(checkpoint.name):
             raise ValueError(f"it gives step {step}")
-        return step, dict(training["settings"]), dict(training["data"])
+        best = training.get("best")  # older checkpoints have none
+        best = None if best is None else Best(**best)
+        return step, dict(training["settings"]), dict(training["data"]), best
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise _damaged(checkpoint, f"{TRAINING}: {error}") from None
 

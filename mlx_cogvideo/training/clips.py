@@ -31,7 +31,8 @@ def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     """
     if not data.is_dir() and not (data.is_file() and data.suffix.lower() in TABLES):
         raise InvalidInputError(f"{data} is not a folder, or a table ({', '.join(TABLES)})")
-    samples = [leave_out / name for name in ("", "samples", "checkpoints")] if leave_out else []
+    results = ("", "samples", "checkpoints", "best")
+    samples = [leave_out / name for name in results] if leave_out else []
     layouts = Layouts(data, samples)
     try:
         counts = Counter(layouts.clips())

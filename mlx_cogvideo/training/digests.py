@@ -13,19 +13,31 @@ from .prepare import Sample
 def content_digests(
     model: dict[str, Any] | None, precision: str, samples: Sequence[Sample], prior: Sequence[Path]
 ) -> dict[str, str]:
-    """Digests of the model, the clips and the prior prompts, by names for messages.
-
-    Files of the cache are named by what they were made of.
-    """
-    files = (
-        [each.latents.name, each.text.name, each.image and each.image.name] for each in samples
-    )
+    """Digests of the model, the clips to learn and the prior prompts, by names for messages."""
+    learned = [each for each in samples if not each.clip.held_out]
+    weights = {each.clip.data_set: each.clip.data_set.weight or 0.0 for each in learned}
+    clips = [_identity(each) for each in learned]
+    if total := sum(weights.values()):
+        shares = [weights[each.clip.data_set] / total for each in learned]
+        clips = [[*identity, share] for identity, share in zip(clips, shares, strict=True)]
     contents = {
         "model's weights": [model, precision],
-        "clips": [[spec_identity(each.spec), *f] for each, f in zip(samples, files, strict=True)],
+        "clips": clips,
         "prior prompts": [path.name for path in prior],
     }
-    return {
-        name: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        for name, content in contents.items()
-    }
+    return {name: _digest(content) for name, content in contents.items()}
+
+
+def held_out_digest(samples: Sequence[Sample]) -> str:
+    """A digest of the clips that are held out."""
+    return _digest([_identity(each) for each in samples if each.clip.held_out])
+
+
+def _identity(sample: Sample) -> list[Any]:
+    """What identifies a sample: files of the cache are named by what they were made of."""
+    image = sample.image and sample.image.name
+    return [spec_identity(sample.spec), sample.latents.name, sample.text.name, image]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

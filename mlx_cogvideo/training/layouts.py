@@ -3,9 +3,10 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import filterfalse
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoints import holds_adapter
 from ..checkpoints.components import listed
@@ -30,19 +31,35 @@ IGNORED |= {"Thumbs.db", "desktop.ini"}
 """What systems leave in folders, beside hidden files."""
 
 
+class DataSet(NamedTuple):
+    """A folder or table of clips.
+
+    Attributes:
+        weight: its share of the batches, before the weights are divided by their sum. Clips of data
+            sets without a weight are drawn as those of one data set.
+    """
+
+    path: Path | None = None
+    weight: float | None = None
+
+
 @dataclass(frozen=True)
 class Clip:
-    """A clip to learn.
+    """A clip to learn, or to validate with.
 
     Attributes:
         caption: on one line; "" if it has none.
         start, end: the part to learn, in seconds; None is the clip's end.
+        data_set: where the clip was found.
+        held_out: whether it is for validation only.
     """
 
     path: Path
     caption: str
     start: float = 0.0
     end: float | None = None
+    data_set: DataSet = field(default=DataSet(), compare=False)
+    held_out: bool = field(default=False, compare=False)
 
     @property
     def part(self) -> str:

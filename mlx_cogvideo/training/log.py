@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 LOG = "log.jsonl"
+TRAINING = "training_validation"
+"""Name of the validation loss on clips that are learned, where others are held out."""
 
 WIDTH, HEIGHT, MARGIN = 800, 400, 50
 SMOOTHING = 0.97
 """Size of the plot, and the smoothing of its loss."""
+
+BLUE, RED, ORANGE = "#1f77b4", "#d62728", "#ff7f0e"
+
+Points = list[tuple[int, float]]
+"""Steps and their values."""
 
 
 def append_row(log: Path, row: dict[str, Any]) -> None:
@@ -39,20 +46,15 @@ def read_rows(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_plot(log: Path, picture: Path) -> None:
-    """Writes an SVG of the smoothed loss of each step and the validation loss."""
+    """Writes an SVG of the smoothed loss of each step and the losses of the validations."""
     rows = list(read_rows(log))
     if len(rows) < 2:
         return
-    smooth, average, weight = [], 0.0, 0.0
-    for row in rows:
-        average = SMOOTHING * average + (1 - SMOOTHING) * row["loss"]
-        weight = SMOOTHING * weight + 1 - SMOOTHING
-        smooth.append((row["step"], average / weight))
-    validation = [(row["step"], row["validation"]) for row in rows if "validation" in row]
-    top = max(value for _, value in smooth + validation)
+    lines = [("loss, smoothed", BLUE, _smoothed(rows)), *_validations(rows)]
+    top = max(value for *_, values in lines for _, value in values)
     last = rows[-1]["step"]
 
-    def line(values: list[tuple[int, float]], color: str) -> str:
+    def line(values: Points, color: str) -> str:
         points = " ".join(
             f"{MARGIN + step / last * (WIDTH - 2 * MARGIN):.1f},"
             f"{HEIGHT - MARGIN - value / top * (HEIGHT - 2 * MARGIN):.1f}"
@@ -69,17 +71,34 @@ def write_plot(log: Path, picture: Path) -> None:
         'font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<path d="M{MARGIN} {MARGIN}V{bottom}H{right}" fill="none" stroke="#333"/>',
-        line(smooth, "#1f77b4"),
-        text(MARGIN + 8, MARGIN - 24, "loss, smoothed", "#1f77b4"),
         text(4, MARGIN + 4, f"{top:.3g}"),
         text(MARGIN - 14, bottom + 4, "0"),
         text(right - 20, bottom + 20, f"{last} steps"),
     ]
-    if validation:
-        parts += [
-            line(validation, "#d62728"),
-            text(MARGIN + 130, MARGIN - 24, "validation, at fixed noise", "#d62728"),
-        ]
+    for place, (words, color, values) in enumerate(lines):
+        parts += [line(values, color), text(MARGIN + 8 + 240 * place, MARGIN - 24, words, color)]
     partial = picture.with_name(f"{picture.name}.partial")
     partial.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
     partial.replace(picture)
+
+
+def _smoothed(rows: list[dict[str, Any]]) -> Points:
+    """A running average of the loss of each step."""
+    points, average, weight = [], 0.0, 0.0
+    for row in rows:
+        average = SMOOTHING * average + (1 - SMOOTHING) * row["loss"]
+        weight = SMOOTHING * weight + 1 - SMOOTHING
+        points.append((row["step"], average / weight))
+    return points
+
+
+def _validations(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Points]]:
+    """The lines of the validations: their words, color and points."""
+
+    validated = [row for row in rows if "validation" in row]
+    held_out = [(row["step"], row["validation"]) for row in validated if TRAINING in row]
+    learned = [(row["step"], row.get(TRAINING, row["validation"])) for row in validated]
+    if learned:
+        yield "training clips, at fixed noise", ORANGE, learned
+    if held_out:
+        yield "held-out clips, at fixed noise", RED, held_out

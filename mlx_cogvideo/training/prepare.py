@@ -5,7 +5,7 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class ClipOptions:
     timeout: float = TIMEOUT
     windows: int = 1
     places: str = "spread"
+    _digests: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""
@@ -86,8 +87,10 @@ class ClipOptions:
         return read_clip(clip.path, spec, self.position(self.digest(clip)), self.timeout)
 
     def digest(self, clip: Clip) -> str:
-        """The digest of a clip's file or frames."""
-        return content_digest(clip.path, self.timeout)
+        """The digest of a clip's file or frames, which are read once."""
+        if clip.path not in self._digests:
+            self._digests[clip.path] = content_digest(clip.path, self.timeout)
+        return self._digests[clip.path]
 
     def position(self, digest: str) -> tuple[float, float]:
         """The place at which a clip is cropped, vertical and horizontal, from 0 to 1.
@@ -153,7 +156,8 @@ def prepare(
         The samples, and the file of the embeddings of each text.
 
     Raises:
-        InvalidInputError: none of the clips can be read.
+        InvalidInputError: none of the clips to learn can be read, none of a data set with a weight,
+            or none of those that are held out.
     """
     digests = model.get("sha256", model)
     captions = ["", *also, *(clip.caption for clip in clips)]
@@ -173,12 +177,21 @@ def prepare(
                 problems.append(str(error))
                 logger.warning("left out: %s", error)
             on_progress("clips", number, len(clips))
-    if not samples:
-        more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
-        raise InvalidInputError(f"no clip can be used: {problems[0]}{more}")
+    usable = {_purpose(sample.clip) for _, sample in samples}
+    for clip in clips:
+        if _purpose(clip) not in usable:
+            more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
+            raise InvalidInputError(f"no clip{_purpose(clip)} can be used: {problems[0]}{more}")
     # The first windows come first: validation takes the first samples.
     samples.sort(key=lambda each: each[0])
     return [sample for _, sample in samples], texts
+
+
+def _purpose(clip: Clip) -> str:
+    """What a clip is for, in words with a blank in front; "" if it is drawn with all others."""
+    if clip.held_out:
+        return " that is held out"
+    return f" of {clip.data_set.path}" if clip.data_set.weight else ""
 
 
 def encode_windows(

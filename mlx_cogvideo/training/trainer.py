@@ -20,14 +20,18 @@ from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
-from .checkpoint import load_checkpoint, save_checkpoint, ways_on
-from .digests import content_digests
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .digests import content_digests, held_out_digest
 from .estimates import memory_advice
 from .log import LOG, append_row, cut_log, write_plot
 from .prepare import Sample
 from .settings import TrainingSettings
 from .trained_adapter import TrainedAdapter
 from .trained_model import TrainedModel
+from .validation import Validation
+
+BEST = "best"
+"""Name of the folder with the result of the best step."""
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
@@ -39,7 +43,9 @@ class Trainer:
     Attributes:
         step: updates done.
         result: the folder that the training has made, once it is done.
+        best_result: the same of the best step, where clips are held out.
         batches: draws the clips of each step.
+        validation: validates the training.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Trainer:
         """Prepares the pipeline's transformer, which must be kept (``pipe.keeping``).
 
         Args:
+            samples: the clips to learn, and those that are held out.
             unconditional: file of the empty caption's embeddings.
             folder: where the adapter, its checkpoints and the log are written.
             keep: number of checkpoints to keep.
@@ -75,7 +82,7 @@ class Trainer:
         """
         self.pipe, self.settings, self.distributed = pipe, settings, distributed
         self.folder, self.keep, self.step = folder, keep, 0
-        self.result = folder
+        self.result = self.best_result = folder
         self._saved: tuple[Path, int] | None = None
         self._on_save = on_save
         self.data = content_digests(model, pipe.precision, samples, prior)
@@ -85,9 +92,16 @@ class Trainer:
             self.trained = TrainedModel(pipe, settings, distributed)
         else:
             self.trained = TrainedAdapter(pipe, settings, distributed, existing)
+        held_out = held_out_digest(samples)
+        self.validation = Validation(self.batches, self.trained.loss.loss, held_out)
         source = existing and existing.identity(1.0)["sha256"]
         distributed.check_same(
-            {"settings": settings, **self.data, "adapters to start from": source}
+            {
+                "settings": settings,
+                **self.data,
+                "held-out clips": held_out,
+                "adapters to start from": source,
+            }
         )
 
     @property
@@ -131,12 +145,13 @@ class Trainer:
                 row, stop = self._update(should_stop)
                 if is_main:
                     self._log(row, validate_every)
-                    if stop or self.is_done or self.step % save_every == 0:
+                    due = self.step % save_every == 0 or self.validation.is_best(self.step)
+                    if stop or self.is_done or due:
                         self.save()
                     on_step(row)
                     stop = stop or self._stops_alone(should_stop)
             if is_main and self.is_done:
-                self.result = self.trained.finish(self.folder)
+                self._finish()
             self.distributed.wait()  # for what the main process saves
         return self.is_done
 
@@ -144,9 +159,19 @@ class Trainer:
         """Appends a row to the log, with the validation loss where that is due."""
         try:
             if validate_every and (self.step % validate_every == 0 or self.is_done):
-                row["validation"] = self.validate()
+                row |= self.validation.row(self.step)
         finally:
             append_row(self.folder / LOG, row)
+
+    def _finish(self) -> None:
+        """Has `result` made, and that of the best step."""
+        self.result = self.best_result = self.trained.finish(self.folder)
+        best = self.validation.best
+        if best and not self.settings.is_full:
+            self.best_result = self.folder / BEST
+        elif best and best.step != self.step:
+            self.trained.restore(self._load(best.step))
+            self.best_result = self.trained.finish(self.folder / BEST)
 
     def _stops_alone(self, should_stop: Callable[[], bool]) -> bool:
         """Whether a single process should stop, before another step; then the training is saved.
@@ -211,26 +236,10 @@ class Trainer:
             f"{wider_dtype(self.pipe.dtype_name)}"
         )
 
-    def validate(self) -> float:
-        """The loss at fixed timesteps and noise, which falls when the adapter learns.
-
-        The loss of a step, at a random timestep, doesn't show that.
-
-        Raises:
-            GenerationError: it is NaN or infinite.
-        """
-        losses = [self.trained.loss.loss(batch).item() for batch in self.batches.validation()]
-        if not np.isfinite(losses).all():
-            raise GenerationError(
-                f"the validation loss after step {self.step} is {np.mean(losses)}: try a lower "
-                "learning rate, or another dtype"
-            )
-        return float(np.mean(losses))
-
     def save(self) -> None:
         """Writes the adapter, a checkpoint and the plot of the loss, once for each step.
 
-        The last `keep` checkpoints are kept.
+        The last `keep` checkpoints and the best one are kept.
 
         Raises:
             GenerationError: the adapter is NaN or infinite, and nothing was written.
@@ -241,13 +250,16 @@ class Trainer:
     def _save(self, keep: int | None) -> None:
         if self._saved == (self.folder, self.step):
             return
-        checkpoint = self.trained.checkpoint(self.step)
+        checkpoint = self.trained.checkpoint(self.step)._replace(best=self.validation.best)
         if not checkpoint.is_finite():
             raise GenerationError(
                 f"the weights are NaN or infinite after step {self.step}: try a lower learning rate"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trained.save(self.folder)
+        if self.validation.is_best(self.step) and not self.settings.is_full:
+            (self.folder / BEST).mkdir(exist_ok=True)
+            self.trained.save(self.folder / BEST)
         settings = self._settings_together()
         saved = save_checkpoint(self.folder, checkpoint, settings, self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
@@ -262,13 +274,18 @@ class Trainer:
             InvalidInputError: it was saved with other settings, clips or models.
         """
         if self.distributed.is_main:
-            like, settings = self.trained.checkpoint(self.step), self._settings_together()
-            checkpoint = load_checkpoint(self.folder, like, settings, self.data)
+            checkpoint = self._load()
             self.step = checkpoint.step
+            self.validation.resume(checkpoint.best)
             self.trained.restore(checkpoint)
             self._saved = self.folder, self.step
         self.step = self.distributed.broadcast({"step": mx.array(self.step)})["step"].item()
         self.trained.share()
+
+    def _load(self, step: int | None = None) -> Checkpoint:
+        """The checkpoint of a step; None takes the last one."""
+        like, settings = self.trained.checkpoint(self.step), self._settings_together()
+        return load_checkpoint(self.folder, like, settings, self.data, step)
 
     def _settings_together(self) -> dict[str, Any]:
         """The settings with which one process would do the same as all processes together."""
