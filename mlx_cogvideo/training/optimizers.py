@@ -241,7 +241,7 @@ MAGNIFIED = 2.0**60
 
 def _pack(m: mx.array, v: mx.array) -> State:
     """Packs m and the root of v in 8 bits, with a scale and a bias for each group of a row."""
-    state = {}
+    state: State = {}
     for names, array in zip(PACKED, _magnified(m, v), strict=True):
         state |= zip(names, mx.quantize(array, group_size=GROUP, bits=8), strict=True)
     return state
@@ -286,7 +286,8 @@ def _factored_squares(
     columns = _average(columns, column_means, beta, finite)
     row_factor, column_factor = rows.mean(-1, keepdims=True) / rows, 1 / columns
     # The mean square of the change, without an array of the changes.
-    mean_square = (row_factor * (squares @ column_factor[..., None])[..., 0]).mean()
+    row_squares = (squares @ column_factor[..., None])[..., 0] / squares.shape[-1]
+    mean_square = (row_factor * row_squares).mean()
     row_scale = _clipped(rate, mean_square) * mx.sqrt(row_factor)
     column_scale = mx.sqrt(column_factor)
     return [finite, row_scale[..., None], column_scale[..., None, :], rows, columns]
