@@ -100,19 +100,20 @@ class AdamW(Optimizer):
     def _update(
         self, parameter: mx.array, gradient: mx.array, state: State, step: int
     ) -> tuple[mx.array, State, mx.array]:
-        finite = mx.isfinite(_squares(gradient).sum())
+        squares = _squares(gradient)
+        finite = mx.isfinite(squares.sum())
         corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
         rate = mx.array(self.learning_rate(step))
-        m, v = self._moments(gradient, state, finite)
+        m, v = self._moments(gradient, squares, state, finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
         return weight, self._state(m, v, state, finite), finite
 
     def _moments(
-        self, gradient: mx.array, state: State, finite: mx.array
+        self, gradient: mx.array, squares: mx.array, state: State, finite: mx.array
     ) -> tuple[mx.array, mx.array]:
-        return _moments(gradient, state["m"], state["v"], finite)
+        return _moments(gradient, squares, state["m"], state["v"], finite)
 
     def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         return {"m": m, "v": v}
@@ -130,11 +131,11 @@ class AdamW8Bit(AdamW):
         return _pack(**state) if fits and parameter.size >= FEWEST_PACKED else state
 
     def _moments(
-        self, gradient: mx.array, state: State, finite: mx.array
+        self, gradient: mx.array, squares: mx.array, state: State, finite: mx.array
     ) -> tuple[mx.array, mx.array]:
         if "v" in state:
-            return super()._moments(gradient, state, finite)
-        return _moments_from_packed(gradient, *_unpack(state), finite)
+            return super()._moments(gradient, squares, state, finite)
+        return _moments_from_packed(gradient, squares, *_unpack(state), finite)
 
     def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         if "v" in before:
@@ -195,11 +196,10 @@ def _moved(parameter: mx.array, change: mx.array, decay: mx.array, finite: mx.ar
 
 
 def _new_moments(
-    gradient: mx.array, m: mx.array, v: mx.array, finite: mx.array
+    gradient: mx.array, squares: mx.array, m: mx.array, v: mx.array, finite: mx.array
 ) -> tuple[mx.array, mx.array]:
-    gradient = gradient.astype(mx.float32)
-    new_m = BETAS[0] * m + (1 - BETAS[0]) * gradient
-    new_v = BETAS[1] * v + (1 - BETAS[1]) * mx.square(gradient)
+    new_m = BETAS[0] * m + (1 - BETAS[0]) * gradient.astype(mx.float32)
+    new_v = BETAS[1] * v + (1 - BETAS[1]) * squares
     return mx.where(finite, new_m, m), mx.where(finite, new_v, v)
 
 
@@ -260,13 +260,13 @@ def _magnified(m: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
 
 @fused
 def _moments_from_packed(
-    gradient: mx.array, m: mx.array, root_v: mx.array, finite: mx.array
+    gradient: mx.array, squares: mx.array, m: mx.array, root_v: mx.array, finite: mx.array
 ) -> tuple[mx.array, mx.array]:
-    m = m / MAGNIFIED
     # A small root beside large ones of its group is rounded to 0, and m perhaps is not. With the
     # ratio that float32 has at most, the next change stays within float32's bound, too.
-    root = mx.maximum(root_v / MAGNIFIED, mx.abs(m) / LARGEST_RATIO)
-    return _new_moments(gradient, m, mx.square(root), finite)
+    root_v = mx.maximum(root_v, mx.abs(m) / LARGEST_RATIO)
+    v = mx.square(root_v / MAGNIFIED)
+    return _new_moments(gradient, squares, m / MAGNIFIED, v, finite)
 
 
 @fused
