@@ -14,25 +14,34 @@ from ..called import shell_word
 from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
 from ..files import absolute, check_unlocked, locked
-from .settings import changed_settings
+from .settings import TrainingSettings, changed_settings
 
 CHECKPOINTS = "checkpoints"
-ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
+ADAPTER, TRANSFORMER = "adapter.safetensors", "transformer.safetensors"
+OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+MODEL = "model"
+"""Name of the model folder that a full training writes."""
 OTHER_FOLDER = "choose another --adapter-path"
 
 
 class Checkpoint(NamedTuple):
-    """A number of steps and the arrays after them, by path."""
+    """A number of steps and the arrays after them, by path.
+
+    Attributes:
+        file: name of the file with the weights.
+    """
 
     step: int
-    adapter: dict[str, mx.array]
+    weights: dict[str, mx.array]
     optimizer: dict[str, mx.array]
+    file: str = ADAPTER
 
     def is_finite(self) -> bool:
         """Whether no array has NaN or infinity in it."""
-        arrays = [*self.adapter.values(), *self.optimizer.values()]
+        arrays = [*self.weights.values(), *self.optimizer.values()]
         with mx.stream(mx.cpu):  # a GPU that has failed computes nothing any more
-            return mx.stack([mx.isfinite(array).all() for array in arrays]).all().item()
+            # One by one: the results for all weights of a large model would take gigabytes.
+            return all(mx.isfinite(array).all().item() for array in arrays)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
@@ -59,21 +68,24 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return _read_training(found[-1])[1] if found else {}
 
 
-def ways_on(folder: Path, iters: int, resume: str = "--resume") -> str:
+def ways_on(folder: Path, settings: TrainingSettings, resume: str = "--resume") -> str:
     """Says how many of a training's steps are saved, and how to go on from them.
 
     Args:
-        iters: number of steps of the whole training.
+        settings: of the whole training.
         resume: options that continue it.
     """
     found = saved_checkpoints(folder)
     if not found:
         return "no step is saved yet; clips and captions that were prepared are kept"
+    kept = f"{int(found[-1].name)} of {settings.iters} steps are kept in {folder}"
+    ways = f"{kept}; the same command with {resume} continues the training"
+    if settings.is_full:
+        return ways
     adapter = f"--resume-adapter-file {shell_word(folder)}"
     return (
-        f"{int(found[-1].name)} of {iters} steps are kept in {folder}; the same command with "
-        f"{resume} continues the training, and {adapter} with another "
-        "--adapter-path starts a new one from them, with a lower --learning-rate or other clips"
+        f"{ways}, and {adapter} with another --adapter-path starts a new one from them, with a "
+        "lower --learning-rate or other clips"
     )
 
 
@@ -104,7 +116,7 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     about = {"step": checkpoint.step, "settings": settings, "data": data}
     try:
-        save_arrays(partial / ADAPTER, checkpoint.adapter)
+        save_arrays(partial / checkpoint.file, checkpoint.weights)
         save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
         write_config(partial / TRAINING, about)
     except BaseException:  # a disk that is full gets its room back
@@ -142,8 +154,9 @@ def load_checkpoint(
             f"{checkpoint} belongs to another training: {'; '.join(changes)}; to go on from its "
             "adapter, choose another --adapter-path and give --resume-adapter-file"
         )
-    adapter = _read_arrays(checkpoint / ADAPTER, like.adapter)
-    return Checkpoint(step, adapter, _read_arrays(checkpoint / OPTIMIZER, like.optimizer))
+    weights = _read_arrays(checkpoint / like.file, like.weights)
+    optimizer = _read_arrays(checkpoint / OPTIMIZER, like.optimizer)
+    return Checkpoint(step, weights, optimizer, like.file)
 
 
 def _read_training(checkpoint: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -162,9 +175,9 @@ def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
         found = {name: info.shape for name, info in read_header(file).items()}
         if found != {name: array.shape for name, array in like.items()}:
             raise ValueError(f"{file.name} holds other arrays")
-        arrays = mx.load(str(file))
-        mx.eval(arrays)
-        return arrays
+        return mx.load(
+            str(file)
+        )  # each array is read when it is used: they may be as large as memory
     except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise _damaged(file.parent, first_line(error)) from None
 
@@ -211,7 +224,7 @@ def _check_contents(folder: Path, resume: bool) -> None:
         raise OutputError(f"{folder} holds a training: {OTHER_FOLDER}, or continue with --resume")
     elif holds_adapter(folder):
         raise OutputError(f"{folder} holds an adapter: {OTHER_FOLDER}")
-    elif (folder / "model_index.json").exists():
+    elif any((folder / inside / "model_index.json").exists() for inside in ("", MODEL)):
         raise OutputError(f"{folder} holds a model: {OTHER_FOLDER}")
 
 

@@ -6,6 +6,7 @@ to step are arrays, so that a function is compiled once for each shape.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import mlx.core as mx
 
@@ -172,6 +173,13 @@ class Adafactor(Optimizer):
             state = {ROWS: rows, COLUMNS: columns}
         weight = _adafactor(parameter, gradient, self._decay(step), finite, *scales)
         return weight, state, finite
+
+
+def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
+    """The arrays of many tensors' states, by the tensor's path and their own name."""
+    return {
+        f"{path}.{name}": array for path, state in states.items() for name, array in state.items()
+    }
 
 
 def make_optimizer(settings: TrainingSettings) -> Optimizer:

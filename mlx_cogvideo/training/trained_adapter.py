@@ -1,0 +1,144 @@
+"""An adapter in training: its update, its checkpoint and its files."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..checkpoints import Adapter, save_adapter
+from ..diffusion.schedulers import make_scheduler
+from ..distributed import Distributed
+from ..nn.low_rank import add_adapter
+from ..pipeline.pipeline import CogVideoXPipeline
+from .checkpoint import Checkpoint
+from .existing_adapter import existing_layers
+from .loss import Batch, TransformerLoss
+from .optimizers import flat_states, make_optimizer
+from .settings import TrainingSettings, new_adapter
+
+Agree = Callable[[Sequence[mx.array], float | None], None]
+"""Is called with the losses of an update's batches, and the norm of its gradient if that is known,
+before any weight is changed. Raises GenerationError unless they are finite."""
+
+
+class TrainedAdapter:
+    """A transformer with an adapter, and the optimizer that trains it.
+
+    Attributes:
+        loss: computes the loss and its gradients.
+        is_whole: whether no update has been left half done: one that fails is undone.
+    """
+
+    is_whole = True
+
+    def __init__(
+        self,
+        pipe: CogVideoXPipeline,
+        settings: TrainingSettings,
+        distributed: Distributed,
+        existing: Adapter | None = None,
+    ):
+        """Adds the adapter to the pipeline's transformer.
+
+        Args:
+            existing: the adapter to start from, which fits `settings`; None starts a new one.
+        """
+        self._pipe, self._settings, self._distributed = pipe, settings, distributed
+        self._transformer = pipe.transformer.freeze()
+        if existing is None:
+            self._layers = new_adapter(self._transformer, settings)
+        else:
+            self._layers = existing_layers(existing, settings)
+        add_adapter(self._transformer, self._layers)
+        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
+        self._optimizer = make_optimizer(settings)
+        parameters = self._parameters()
+        self._numbers = {path: number for number, path in enumerate(sorted(parameters))}
+        self._states = {path: self._optimizer.initial(p) for path, p in parameters.items()}
+        mx.eval(self._states)
+
+    def _parameters(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self._transformer.trainable_parameters()))
+
+    def update(self, batches: Iterable[Batch], step: int, agree: Agree) -> float:
+        """One update with the mean gradient of some batches.
+
+        Args:
+            step: updates done.
+
+        Returns:
+            The norm of the gradient.
+        """
+        losses, gradients = self._accumulated(batches)
+        gradients, norm = optim.clip_grad_norm(
+            self._distributed.all_mean(gradients), self._settings.clip_norm
+        )
+        agree(losses, norm.item())
+        self._apply(gradients, step)
+        return norm.item()
+
+    def _accumulated(self, batches: Iterable[Batch]) -> tuple[list[mx.array], dict[str, mx.array]]:
+        """The losses of the batches, and their mean gradients."""
+        share = 1 / self._settings.accumulate
+        gradients: dict[str, mx.array] = {}
+        losses = []
+        for batch in batches:
+            batch_losses, found = self.loss.loss_and_gradients(batch)
+            losses.append(batch_losses)
+            if share < 1:
+                found = {path: share * gradient for path, gradient in found.items()}
+            gradients = {path: g + gradients[path] if gradients else g for path, g in found.items()}
+            mx.eval(gradients)
+        return losses, gradients
+
+    def _apply(self, gradients: dict[str, mx.array], step: int) -> None:
+        """Updates the adapter and the optimizer's states, or neither if that fails."""
+        weights, states = {}, {}
+        for path, parameter in self._parameters().items():
+            weights[path], states[path], _ = self._optimizer.update(
+                parameter,
+                gradients[path],
+                self._states[path],
+                step=step,
+                number=self._numbers[path],
+            )
+        mx.eval(weights, states)
+        self._transformer.update(tree_unflatten(list(weights.items())))
+        self._states = states
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of an update, the first of which is step 0."""
+        return self._optimizer.learning_rate(step)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """What a training goes on from after `step` updates."""
+        return Checkpoint(step, self._parameters(), flat_states(self._states))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        mx.eval(checkpoint.weights, checkpoint.optimizer)
+        self._transformer.update(tree_unflatten(list(checkpoint.weights.items())))
+        for path, state in self._states.items():
+            state.update({name: checkpoint.optimizer[f"{path}.{name}"] for name in state})
+
+    def share(self) -> None:
+        """Takes the adapter and the optimizer's state of the main process."""
+        own = self.checkpoint(0)
+        weights, optimizer = map(self._distributed.broadcast, (own.weights, own.optimizer))
+        self.restore(own._replace(weights=weights, optimizer=optimizer))
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter as diffusers and PEFT read it."""
+        rank, alpha = self._settings.rank, self._settings.effective_alpha
+        pipe = self._pipe
+        name = str(pipe.variant.repo if pipe.variant else pipe.folder)
+        # Names of whole paths adapt some of the blocks only.
+        targets = self._settings.targets
+        targets = targets if set(targets) == self._layers.keys() else None
+        save_adapter(folder, self._layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
+
+    def finish(self, folder: Path) -> Path:
+        """What the training has made, which `save` has written."""
+        return folder
