@@ -67,12 +67,12 @@ class Optimizer(ABC):
                 rounding depend on it and on `step`.
 
         Returns:
-            The tensor in its dtype, its state, and whether the gradient was finite, a bool ``[]``.
-            If it wasn't, or the sum of its squares was not, the tensor and its state are unchanged.
+            The tensor in its dtype, its state, and the sum of the squares of the gradient, float32
+            ``[]``. If the sum is NaN or infinite, the tensor and its state are unchanged.
         """
-        weight, state, finite = self._update(parameter, gradient, state, step)
+        weight, state, square = self._update(parameter, gradient, state, step)
         weight = round_stochastically(weight, parameter.dtype, step=step, number=number)
-        return weight, state, finite
+        return weight, state, square
 
     @abstractmethod
     def initial(self, parameter: mx.array) -> State:
@@ -102,14 +102,15 @@ class AdamW(Optimizer):
         self, parameter: mx.array, gradient: mx.array, state: State, step: int
     ) -> tuple[mx.array, State, mx.array]:
         squares = _squares(gradient)
-        finite = mx.isfinite(squares.sum())
+        square = squares.sum()
+        finite = mx.isfinite(square)
         corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
         rate = mx.array(self.learning_rate(step))
         m, v = self._moments(gradient, squares, state, finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
-        return weight, self._state(m, v, state, finite), finite
+        return weight, self._state(m, v, state, finite), square
 
     def _moments(
         self, gradient: mx.array, squares: mx.array, state: State, finite: mx.array
@@ -164,15 +165,15 @@ class Adafactor(Optimizer):
         beta = mx.array(1 - (step + 1) ** DECAY_RATE)
         squares, rate = _squares(gradient), mx.array(self.learning_rate(step))
         if AVERAGE in state:
-            finite, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
+            square, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
             state = {AVERAGE: average}
         else:
-            finite, *scales, rows, columns = _factored_squares(
+            square, *scales, rows, columns = _factored_squares(
                 squares, state[ROWS], state[COLUMNS], beta, rate
             )
             state = {ROWS: rows, COLUMNS: columns}
-        weight = _adafactor(parameter, gradient, self._decay(step), finite, *scales)
-        return weight, state, finite
+        weight = _adafactor(parameter, gradient, self._decay(step), mx.isfinite(square), *scales)
+        return weight, state, square
 
 
 def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
@@ -284,21 +285,21 @@ def _factored_squares(
     """Averages of squares ``[..., rows, columns]`` over each of the last two axes, and over steps.
 
     Returns:
-        Whether the squares are finite; factors by which the gradient becomes the change of the
+        The sum of the squares; factors by which the gradient becomes the change of the
         weight, for its rows ``[..., rows, 1]`` and its columns ``[..., 1, columns]``; and the new
         averages over the columns and over the rows.
     """
-    row_means, column_means = squares.mean(-1), squares.mean(-2)
-    finite = mx.isfinite(row_means.sum() + column_means.sum())
-    rows = _average(rows, row_means, beta, finite)
-    columns = _average(columns, column_means, beta, finite)
+    row_sums, (height, width) = squares.sum(-1), squares.shape[-2:]
+    square = row_sums.sum()
+    rows = _average(rows, row_sums / width, beta, square)
+    columns = _average(columns, squares.sum(-2) / height, beta, square)
     row_factor, column_factor = rows.mean(-1, keepdims=True) / rows, 1 / columns
     # The mean square of the change, without an array of the changes.
-    row_squares = (squares @ column_factor[..., None])[..., 0] / squares.shape[-1]
+    row_squares = (squares @ column_factor[..., None])[..., 0] / width
     mean_square = (row_factor * row_squares).mean()
     row_scale = _clipped(rate, mean_square) * mx.sqrt(row_factor)
     column_scale = mx.sqrt(column_factor)
-    return [finite, row_scale[..., None], column_scale[..., None, :], rows, columns]
+    return [square, row_scale[..., None], column_scale[..., None, :], rows, columns]
 
 
 @fused
@@ -306,15 +307,15 @@ def _average_squares(
     squares: mx.array, average: mx.array, beta: mx.array, rate: mx.array
 ) -> list[mx.array]:
     """`_factored_squares` of a tensor that isn't factored: one factor and average per number."""
-    finite = mx.isfinite(squares.sum())
-    average = _average(average, squares, beta, finite)
+    square = squares.sum()
+    average = _average(average, squares, beta, square)
     rate = _clipped(rate, (squares / average).mean())
-    return [finite, rate * mx.rsqrt(average), average]
+    return [square, rate * mx.rsqrt(average), average]
 
 
-def _average(before: mx.array, squares: mx.array, beta: mx.array, finite: mx.array) -> mx.array:
+def _average(before: mx.array, squares: mx.array, beta: mx.array, total: mx.array) -> mx.array:
     new = beta * before + (1 - beta) * (squares + EPS_OF_SQUARES)
-    return mx.where(finite, new, before)
+    return mx.where(mx.isfinite(total), new, before)
 
 
 @fused
