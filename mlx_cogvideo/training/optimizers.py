@@ -32,6 +32,10 @@ GROUP, FEWEST_PACKED = 64, 4096
 PACKED = tuple((name, f"{name}_scales", f"{name}_biases") for name in ("m", "root_v"))
 """Names of packed states."""
 
+# mx.quantize has no steps below 1e-7, and gradients are often as small. A power of 2 scales them
+# without rounding.
+MAGNIFIED = 2.0**60
+
 
 class Optimizer(ABC):
     """Updates tensors, each as soon as its gradient is there."""
@@ -92,7 +96,8 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """AdamW with bias correction.
 
-    An update of n numbers has up to 16 n bytes of temporary arrays, and those of the new state.
+    Memory of an update, beside the new tensor and its state: 12 bytes a number, 16 if the tensor is
+    float16.
     """
 
     def initial(self, parameter: mx.array) -> State:
@@ -106,14 +111,14 @@ class AdamW(Optimizer):
         finite = mx.isfinite(square)
         corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
         rate = mx.array(self.learning_rate(step))
-        m, v = self._moments(gradient, squares, state, finite)
+        m, v = self._moments(gradient, squares, state, step, finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
         return weight, self._state(m, v, state, finite), square
 
     def _moments(
-        self, gradient: mx.array, squares: mx.array, state: State, finite: mx.array
+        self, gradient: mx.array, squares: mx.array, state: State, step: int, finite: mx.array
     ) -> tuple[mx.array, mx.array]:
         return _moments(gradient, squares, state["m"], state["v"], finite)
 
@@ -124,7 +129,8 @@ class AdamW(Optimizer):
 class AdamW8Bit(AdamW):
     """AdamW that keeps m and the root of v in 8 bits; those of small tensors are float32.
 
-    v itself would need too many bits: the root of a number that is rounded to 0 divides m.
+    v itself has too wide a range: the root of a number that was rounded to 0 would divide m. Memory
+    of an update, beside the new tensor and its state: about 24 bytes a number on a GPU.
     """
 
     def initial(self, parameter: mx.array) -> State:
@@ -133,11 +139,12 @@ class AdamW8Bit(AdamW):
         return _pack(**state) if fits and parameter.size >= FEWEST_PACKED else state
 
     def _moments(
-        self, gradient: mx.array, squares: mx.array, state: State, finite: mx.array
+        self, gradient: mx.array, squares: mx.array, state: State, step: int, finite: mx.array
     ) -> tuple[mx.array, mx.array]:
         if "v" in state:
-            return super()._moments(gradient, squares, state, finite)
-        return _moments_from_packed(gradient, squares, *_unpack(state), finite)
+            return super()._moments(gradient, squares, state, step, finite)
+        ratio = mx.array(largest_ratio(max(step, 1)))
+        return _moments_from_packed(gradient, squares, *_unpack(state), ratio, finite)
 
     def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         if "v" in before:
@@ -149,8 +156,8 @@ class AdamW8Bit(AdamW):
 class Adafactor(Optimizer):
     """Adafactor with a given learning rate and without a first moment, as in transformers.
 
-    The last two axes share the average squares: their mean over each axis is kept. An update of n
-    numbers has up to 8 n bytes of temporary arrays.
+    The average squares are factored over the last two axes: their mean over each axis is kept.
+    Memory of an update, beside the new tensor: 8 bytes a number, 12 if the tensor is float16.
     """
 
     def initial(self, parameter: mx.array) -> State:
@@ -238,14 +245,15 @@ def _adamw(
     return _moved(parameter, rate * _change(m, v, correction_m, correction_v), decay, finite)
 
 
-# |m| is at most this many times the root of v. Both are sums over the gradients, and the
-# Cauchy-Schwarz inequality compares them: ((1 - b1) sum b1^k |g_k|)^2 is at most
-# (1 - b1)^2 sum (b1^2 / b2)^k sum b2^k g_k^2.
-LARGEST_RATIO = (1 - BETAS[0]) / math.sqrt((1 - BETAS[1]) * (1 - BETAS[0] ** 2 / BETAS[1]))
+def largest_ratio(updates: int) -> float:
+    """The largest |m| / √v that AdamW can have after some updates.
 
-# mx.quantize has no steps below 1e-7, and gradients are often as small. A power of 2 scales them
-# without rounding.
-MAGNIFIED = 2.0**60
+    m and v are sums over the gradients g, the last of which is number 0. The Cauchy-Schwarz
+    inequality bounds m² = (1 - b1)² (Σ b1ᵏ gₖ)² by (1 - b1)² Σ (b1² / b2)ᵏ Σ b2ᵏ gₖ².
+    """
+    b1, b2 = BETAS
+    ratio = b1**2 / b2
+    return (1 - b1) * math.sqrt((1 - ratio**updates) / ((1 - b2) * (1 - ratio)))
 
 
 def _pack(m: mx.array, v: mx.array) -> State:
@@ -269,11 +277,16 @@ def _magnified(m: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
 
 @fused
 def _moments_from_packed(
-    gradient: mx.array, squares: mx.array, m: mx.array, root_v: mx.array, finite: mx.array
+    gradient: mx.array,
+    squares: mx.array,
+    m: mx.array,
+    root_v: mx.array,
+    ratio: mx.array,
+    finite: mx.array,
 ) -> tuple[mx.array, mx.array]:
     # A small root beside large ones of its group is rounded to 0, and m perhaps is not. With the
-    # ratio that float32 has at most, the next change stays within float32's bound, too.
-    root_v = mx.maximum(root_v, mx.abs(m) / LARGEST_RATIO)
+    # largest ratio that float32 could have, the next change has float32's bound, too.
+    root_v = mx.maximum(root_v, mx.abs(m) / ratio)
     v = mx.square(root_v / MAGNIFIED)
     return _new_moments(gradient, squares, m / MAGNIFIED, v, finite)
 
