@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..nn.fusion import fused
+from .packed_moments import can_pack, pack, unpack
 from .rounding import round_stochastically
 from .settings import TrainingSettings
 
@@ -25,16 +26,6 @@ DECAY_RATE, EPS_OF_SQUARES = -0.8, 1e-30
 
 AVERAGE, ROWS, COLUMNS = "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"
 """Names of Adafactor's states."""
-
-GROUP, FEWEST_PACKED = 64, 4096
-"""Numbers that share a scale in 8 bits, and the smallest tensor whose states are packed."""
-
-PACKED = tuple((name, f"{name}_scales", f"{name}_biases") for name in ("m", "root_v"))
-"""Names of packed states."""
-
-# mx.quantize has no steps below 1e-7, and gradients are often as small. A power of 2 scales them
-# without rounding.
-MAGNIFIED = 2.0**60
 
 
 class Optimizer(ABC):
@@ -111,46 +102,51 @@ class AdamW(Optimizer):
         finite = mx.isfinite(square)
         corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
         rate = mx.array(self.learning_rate(step))
-        m, v = self._moments(gradient, squares, state, step, finite)
+        m, v = _new_moments(gradient, squares, *self._moments(state, step), finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
-        return weight, self._state(m, v, state, finite), square
+        return weight, self._new_state(m, v, state, finite), square
 
-    def _moments(
-        self, gradient: mx.array, squares: mx.array, state: State, step: int, finite: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        return _moments(gradient, squares, state["m"], state["v"], finite)
+    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
+        """m and v in float32, after some updates."""
+        return state["m"], state["v"]
 
-    def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
+    def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         return {"m": m, "v": v}
 
 
-class AdamW8Bit(AdamW):
-    """AdamW that keeps m and the root of v in 8 bits; those of small tensors are float32.
+def largest_ratio(updates: int) -> float:
+    """The largest |m| / √v that AdamW can have after some updates.
 
-    v itself has too wide a range: the root of a number that was rounded to 0 would divide m. Memory
-    of an update, beside the new tensor and its state: about 24 bytes a number on a GPU.
+    m and v are sums over the gradients g, the last of which is number 0. The Cauchy-Schwarz
+    inequality bounds m² = (1 - b1)² (Σ b1ᵏ gₖ)² by (1 - b1)² Σ (b1² / b2)ᵏ Σ b2ᵏ gₖ².
+    """
+    b1, b2 = BETAS
+    ratio = b1**2 / b2
+    return (1 - b1) * math.sqrt((1 - ratio**updates) / ((1 - b2) * (1 - ratio)))
+
+
+class AdamW8Bit(AdamW):
+    """AdamW that keeps its moments in 8 bits; those of small tensors are float32.
+
+    Memory of an update, beside the new tensor and its state: about 24 bytes a number on a GPU.
     """
 
     def initial(self, parameter: mx.array) -> State:
         state = super().initial(parameter)
-        fits = parameter.ndim >= 2 and parameter.shape[-1] % GROUP == 0
-        return _pack(**state) if fits and parameter.size >= FEWEST_PACKED else state
+        return pack(**state) if can_pack(parameter) else state
 
-    def _moments(
-        self, gradient: mx.array, squares: mx.array, state: State, step: int, finite: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
         if "v" in state:
-            return super()._moments(gradient, squares, state, step, finite)
-        ratio = mx.array(largest_ratio(max(step, 1)))
-        return _moments_from_packed(gradient, squares, *_unpack(state), ratio, finite)
+            return super()._moments(state, updates)
+        return unpack(state, mx.array(largest_ratio(max(updates, 1))))
 
-    def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
+    def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         if "v" in before:
-            return super()._state(m, v, before, finite)
+            return super()._new_state(m, v, before, finite)
         # Packing what was unpacked could change the last bit.
-        return {name: mx.where(finite, new, before[name]) for name, new in _pack(m, v).items()}
+        return {name: mx.where(finite, new, before[name]) for name, new in pack(m, v).items()}
 
 
 class Adafactor(Optimizer):
@@ -211,15 +207,13 @@ def _moved(parameter: mx.array, change: mx.array, decay: mx.array, finite: mx.ar
     return mx.where(finite, weight - (decay * weight + change), weight)
 
 
+@fused
 def _new_moments(
     gradient: mx.array, squares: mx.array, m: mx.array, v: mx.array, finite: mx.array
 ) -> tuple[mx.array, mx.array]:
     new_m = BETAS[0] * m + (1 - BETAS[0]) * gradient.astype(mx.float32)
     new_v = BETAS[1] * v + (1 - BETAS[1]) * squares
     return mx.where(finite, new_m, m), mx.where(finite, new_v, v)
-
-
-_moments = fused(_new_moments)
 
 
 def _change(m: mx.array, v: mx.array, correction_m: mx.array, correction_v: mx.array) -> mx.array:
@@ -245,52 +239,6 @@ def _adamw(
     return _moved(parameter, rate * _change(m, v, correction_m, correction_v), decay, finite)
 
 
-def largest_ratio(updates: int) -> float:
-    """The largest |m| / √v that AdamW can have after some updates.
-
-    m and v are sums over the gradients g, the last of which is number 0. The Cauchy-Schwarz
-    inequality bounds m² = (1 - b1)² (Σ b1ᵏ gₖ)² by (1 - b1)² Σ (b1² / b2)ᵏ Σ b2ᵏ gₖ².
-    """
-    b1, b2 = BETAS
-    ratio = b1**2 / b2
-    return (1 - b1) * math.sqrt((1 - ratio**updates) / ((1 - b2) * (1 - ratio)))
-
-
-def _pack(m: mx.array, v: mx.array) -> State:
-    """Packs m and the root of v in 8 bits, with a scale and a bias for each group of a row."""
-    state: State = {}
-    for names, array in zip(PACKED, _magnified(m, v), strict=True):
-        state |= zip(names, mx.quantize(array, group_size=GROUP, bits=8), strict=True)
-    return state
-
-
-def _unpack(state: State) -> list[mx.array]:
-    """m and the root of v, magnified."""
-    arrays = [[state[name] for name in names] for names in PACKED]
-    return [mx.dequantize(w, scales, biases, GROUP, 8) for w, scales, biases in arrays]
-
-
-@fused
-def _magnified(m: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    return m * MAGNIFIED, mx.sqrt(v) * MAGNIFIED
-
-
-@fused
-def _moments_from_packed(
-    gradient: mx.array,
-    squares: mx.array,
-    m: mx.array,
-    root_v: mx.array,
-    ratio: mx.array,
-    finite: mx.array,
-) -> tuple[mx.array, mx.array]:
-    # A small root beside large ones of its group is rounded to 0, and m perhaps is not. With the
-    # largest ratio that float32 could have, the next change has float32's bound, too.
-    root_v = mx.maximum(root_v, mx.abs(m) / ratio)
-    v = mx.square(root_v / MAGNIFIED)
-    return _new_moments(gradient, squares, m / MAGNIFIED, v, finite)
-
-
 @fused
 def _factored_squares(
     squares: mx.array, rows: mx.array, columns: mx.array, beta: mx.array, rate: mx.array
@@ -298,9 +246,9 @@ def _factored_squares(
     """Averages of squares ``[..., rows, columns]`` over each of the last two axes, and over steps.
 
     Returns:
-        The sum of the squares; factors by which the gradient becomes the change of the
-        weight, for its rows ``[..., rows, 1]`` and its columns ``[..., 1, columns]``; and the new
-        averages over the columns and over the rows.
+        The sum of the squares; factors that turn the gradient into the change of the weight, for
+        its rows ``[..., rows, 1]`` and its columns ``[..., 1, columns]``; and the new averages of
+        its rows and columns.
     """
     row_sums, (height, width) = squares.sum(-1), squares.shape[-2:]
     square = row_sums.sum()
@@ -319,7 +267,7 @@ def _factored_squares(
 def _average_squares(
     squares: mx.array, average: mx.array, beta: mx.array, rate: mx.array
 ) -> list[mx.array]:
-    """`_factored_squares` of a tensor that isn't factored: one factor and average per number."""
+    """`_factored_squares` of a tensor that isn't factored: a factor and an average per number."""
     square = squares.sum()
     average = _average(average, squares, beta, square)
     rate = _clipped(rate, (squares / average).mean())
