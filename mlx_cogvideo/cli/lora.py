@@ -17,7 +17,6 @@ from ..device import check_room, manage_memory, size
 from ..distributed import Distributed
 from ..errors import (
     CogVideoXError,
-    InvalidInputError,
     NotDownloadedError,
     OutputError,
     mlx_errors,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import InvalidInputError
+from ..training.batches import VALIDATION_CLIPS
 from ..training.clips import find_clips
 from ..training.data_sets import (
     find_data_sets,
@@ -138,9 +139,10 @@ def data_lines(args: argparse.Namespace, clips: Sequence[Clip]) -> list[tuple[st
     sources = " and ".join(map(_described, args.data))
     lines = [("clips", f"{len(learned)} from {sources}{captions}")]
     if held_out := len(clips) - len(learned):
-        source = args.val_data or f"them, for --val-split {args.val_split:g}"
+        source = f"from {args.val_data}" if args.val_data else f"by --val-split {args.val_split:g}"
+        some = f" {VALIDATION_CLIPS} of them" if held_out > VALIDATION_CLIPS else ""
         every = f"validated every {validation_interval(args)} updates"
-        lines.append(("held out", f"{held_out} from {source}, {every}"))
+        lines.append(("held out", f"{held_out} {source},{some} {every}"))
     return lines
 
 

@@ -31,7 +31,7 @@ def find_clips(data: Path, leave_out: Path | None = None) -> list[Clip]:
     """
     if not data.is_dir() and not (data.is_file() and data.suffix.lower() in TABLES):
         raise InvalidInputError(f"{data} is not a folder, or a table ({', '.join(TABLES)})")
-    results = ("", "samples", "checkpoints", "best")
+    results = ("", "samples", "checkpoints", "best", "wandb")
     samples = [leave_out / name for name in results] if leave_out else []
     layouts = Layouts(data, samples)
     try:
