@@ -123,6 +123,7 @@ OTHER_NAMES = {
         "--checkpointing-limit": "--keep-checkpoints",
         "--checkpoints-total-limit": "--keep-checkpoints",
         "--steps-per-eval": "--val-every",
+        "--tracker-name": "--project-name",
         "--validation-prompt": "--sample-prompt",
         "--validation-steps": "--sample-every",
         "--resume-from-checkpoint": "give --resume: it continues from the last checkpoint",

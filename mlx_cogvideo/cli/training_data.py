@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 
 from ..errors import InvalidInputError
@@ -15,7 +16,6 @@ from ..training.data_sets import (
 )
 from ..training.layouts import Clip, DataSet
 from ..training.prepare import ClipOptions
-from .common import positive
 from .options import number, path
 
 HELP = {
@@ -48,23 +48,24 @@ class WithWeights(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         found = [*(getattr(namespace, self.dest) or [])]
         for place, value in enumerate(values):
-            weight = _weight(value) if place else None
+            weight = _number(value) if place else None
             if weight is None:
                 found.append(DataSet(value))
             elif value.exists() or found[-1].weight is not None:
                 parser.error(f"{option_string}: {value} is a number: for a path, repeat --data")
+            elif not 0 < weight < inf:
+                parser.error(f"{option_string}: a weight must be above 0, got {value}")
             else:
                 found[-1] = DataSet(found[-1].path, weight)
         setattr(namespace, self.dest, found)
 
 
-def _weight(value: Path) -> float | None:
-    """A word of ``--data`` as a weight; None if it is no number."""
+def _number(value: Path) -> float | None:
+    """A word of ``--data`` as a number; None if it is none."""
     try:
-        weight = number(str(value))
+        return number(str(value))
     except (argparse.ArgumentTypeError, ValueError):
         return None
-    return positive(str(weight))
 
 
 def _share(text: str) -> float:
