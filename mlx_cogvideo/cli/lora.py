@@ -32,6 +32,7 @@ from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from ..video import ClipSpec
 from .announce import (
+    adapter_lines,
     download_lines,
     how_to_quantize_once,
     most_by_stage,
@@ -145,6 +146,7 @@ def _announce(
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
+        *adapter_lines(pipe),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
@@ -163,6 +165,7 @@ def _announce(
         "plan",
         model=str(job.model),
         dtype=pipe.dtype_name,
+        lora=[{"source": each.source, "scale": scale} for each, scale in pipe.adapters],
         clips=len(clips),
         output=args.adapter_path,
         rank=settings.rank,

@@ -16,6 +16,7 @@ from ..video.writer import FASTEST, SLOWEST
 from .common import (
     BASE,
     Bits,
+    WithScale,
     add_run_options,
     at_least_one,
     not_negative,
@@ -44,6 +45,9 @@ HELP = {
     "--model": "Folder, hub id or short name of the model, as to make a video. Default: the folder "
     "mlx_model if it exists, else the bundled demo.",
     "--base": f"{BASE} Default: none.",
+    "--lora": "LoRA adapter that the model has before the training, a file, a folder, a hub id or "
+    "a file there, and its weight. It stays as it is, and videos need it, too. May be given several "
+    "times. Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
     "--height": "Height of a clip in pixels. Default: the model's own.",
     "--width": "Width of a clip in pixels. Default: the model's own.",
@@ -102,6 +106,7 @@ def make_parser() -> Parser:
     add("--prior-prompts", type=path, metavar="FILE")
     add("--model", type=named)
     add("--base", type=named, metavar="MODEL")
+    add("--lora", nargs="+", action=WithScale, default=[], metavar=("ADAPTER", "WEIGHT"))
     add("--frames", type=int, metavar="N")
     add("--height", type=int, metavar="PIXELS")
     add("--width", type=int, metavar="PIXELS")

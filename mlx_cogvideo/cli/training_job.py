@@ -9,8 +9,9 @@ from pathlib import Path
 from ..checkpoints import Adapter, default_model
 from ..checkpoints.components import DTYPES
 from ..errors import InvalidInputError
+from ..files import file_digest
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.planned import open_to_plan
+from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
@@ -73,7 +74,7 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
     dtype = DTYPES.get(args.dtype)
     opened = open_to_plan if plans else CogVideoXPipeline.from_pretrained
     pipe = opened(model, dtype, base=args.base, quantize=args.quantize)
-    for line in without_effect(args, pipe):
+    for line in [*load_adapters(pipe, args.lora), *without_effect(args, pipe)]:
         logger.warning("%s", line)
     settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
@@ -99,6 +100,11 @@ def _starting_point(
     settings, existing = open_existing(
         settings, given, pipe.configs["transformer"], download=pipe.download
     )
+    if any(file_digest(adapter.file) == file_digest(existing.file) for adapter, _ in pipe.adapters):
+        raise InvalidInputError(
+            f"{existing.source} is given as --resume-adapter-file and as --lora, which would add "
+            "it twice: leave out one of them"
+        )
     # Another process has the checkpoint to resume from.
     return settings, None if args.resume else existing
 

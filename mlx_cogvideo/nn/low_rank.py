@@ -77,11 +77,14 @@ def permute_rows(layer: nn.Module, x: mx.array, permutation: mx.array) -> mx.arr
 
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """Switches off the adapters of `module` within its block."""
+    """Switches off the adapters of `module` that are trained within its block.
+
+    Frozen ones stay: they belong to the model that the training starts from.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
     adapters = [layer.adapters for layer in layers]
     for layer in layers:
-        layer.adapters = []
+        layer.adapters = [one for one in layer.adapters if not one.trainable_parameters()]
     try:
         yield
     finally:

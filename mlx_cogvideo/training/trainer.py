@@ -81,7 +81,7 @@ class Trainer:
         self.folder, self.keep, self.step = folder, keep, 0
         self._saved: tuple[Path, int] | None = None
         self._on_save = on_save
-        self.data = content_digests(model, pipe.precision, samples, prior)
+        self.data = content_digests(model, pipe.precision, samples, prior, pipe.adapters)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.transformer = pipe.transformer
         self.transformer.freeze()
