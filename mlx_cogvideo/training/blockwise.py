@@ -8,8 +8,10 @@ through an evaluation schedule, so that no lazy graph holds its temporaries.
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
+from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..nn.attention import attention
@@ -21,6 +23,9 @@ from ..nn.transformer import BlockContext, CogVideoXBlock
 
 WIDE_ELEMENTS = 2**26
 """Elements of the feed-forward part's wide layer whose gradients are taken at a time."""
+
+TEMB = "temb"
+"""The time embedding's name among the gradients of a piece."""
 
 Piece = Callable[..., Sequence[mx.array]]
 Gradients = dict[str, mx.array]
@@ -47,25 +52,40 @@ def _feed_forward(block: CogVideoXBlock, context: BlockContext, x: mx.array) -> 
 
 
 PIECES: dict[Piece, tuple[str, ...]] = {
-    _to_attend: ("norm1.", "attn1.to_q.", "attn1.to_k.", "attn1.to_v.", "attn1.norm_"),
-    _add_attention: ("norm1.", "attn1.to_out."),
-    _feed_forward: ("norm2.", "ff."),
+    _to_attend: ("norm1.", "attn1.to_q.", "attn1.to_k.", "attn1.to_v.", "attn1.norm_", TEMB),
+    _add_attention: ("norm1.", "attn1.to_out.", TEMB),
+    _feed_forward: ("norm2.", "ff.", TEMB),
 }
 """The pieces that treat each token by itself, and the beginnings of their parameters' names."""
+
+
+class BlockGradients(NamedTuple):
+    """The gradients of a block.
+
+    Attributes:
+        parameters: of the trainable parameters, by their paths.
+        x: of the block's input.
+        temb: of the time embedding, or None.
+    """
+
+    parameters: Gradients
+    x: mx.array
+    temb: mx.array | None
 
 
 class BlockBackward:
     """Takes the gradients of a block. The block's frozen weights must not change."""
 
-    def __init__(self, block: CogVideoXBlock):
-        self._block = block
+    def __init__(self, block: CogVideoXBlock, *, with_temb: bool = False):
+        """`with_temb` takes the gradient of the time embedding, too."""
+        self._block, self._with_temb = block, with_temb
         # Compiled as a whole: inside a gradient, MLX undoes the compilation of single functions.
         self._gradients_of = {piece: fused(partial(_gradients, block, piece)) for piece in PIECES}
 
     # Not `__call__`, which holds its arguments until it returns: `cotangent` couldn't be freed.
     def gradients(
         self, x: mx.array, context: BlockContext, cotangent: mx.array, schedule: EvalSchedule
-    ) -> tuple[Gradients, mx.array]:
+    ) -> BlockGradients:
         """The gradients of ``block(x, context)``.
 
         Memory: a dozen arrays as large as `x`, the parts of the wide layer, and tables of scores:
@@ -76,12 +96,11 @@ class BlockBackward:
             x: ``[B, tokens, dim]``.
             cotangent: the gradient of the block's output.
             schedule: the evaluation schedule that they are part of.
-
-        Returns:
-            The gradients of the trainable parameters by their paths, and the gradient of `x`.
         """
         block, found = self._block, {}
         parameters = dict(tree_flatten(block.trainable_parameters()))
+        if self._with_temb:
+            parameters[TEMB] = context.temb
         take = partial(self._take, parameters, context, schedule, found)
         queries, keys, values = _to_attend(block, context, x, schedule)
         attended = schedule.hold(attention(queries, keys, schedule.hold(values)))
@@ -94,7 +113,8 @@ class BlockBackward:
         cotangents = schedule.push_all(cotangents)
         del queries, keys, values, attended, of_attended
         (of_x,) = take(_to_attend, [x], cotangents)
-        return found, schedule.push(of_x + residual)
+        of_temb = found.pop(TEMB, None)
+        return BlockGradients(found, schedule.push(of_x + residual), of_temb)
 
     def _take(
         self,
@@ -109,7 +129,8 @@ class BlockBackward:
         """The gradients of a piece's inputs; those of its parameters are added to `gradients`.
 
         Args:
-            parameters: all trainable parameters of the block.
+            parameters: all trainable parameters of the block, and the time embedding if its
+                gradient is taken.
             gradients: the gradients of parameters that have been found so far.
             inputs, cotangents: arrays whose last axis but one is the tokens.
         """
@@ -144,15 +165,42 @@ def _gradients(
     cotangents: list[mx.array],
 ) -> tuple[Gradients, list[mx.array]]:
     """The gradients of some parameters, and of the inputs of a piece of `block`."""
+
+    def run(temb: mx.array, *inputs: mx.array) -> Sequence[mx.array]:
+        return piece(block, context._replace(temb=temb), *inputs)
+
+    own = dict(parameters)
+    temb = own.pop(TEMB, None)
+    if temb is None:
+        _, found, of_inputs = module_vjp(block, partial(run, context.temb), own, inputs, cotangents)
+        return found, of_inputs
+    _, found, (of_temb, *of_inputs) = module_vjp(block, run, own, [temb, *inputs], cotangents)
+    return {**found, TEMB: of_temb}, of_inputs
+
+
+def module_vjp(
+    module: nn.Module,
+    function: Piece,
+    parameters: dict[str, mx.array],
+    inputs: Sequence[mx.array],
+    cotangents: Sequence[mx.array],
+) -> tuple[list[mx.array], Gradients, list[mx.array]]:
+    """The outputs of ``function(*inputs)``, and gradients of some parameters and of the inputs.
+
+    Args:
+        module: what `function` computes with.
+        parameters: parameters of `module` by their paths.
+        cotangents: the gradients of the outputs.
+    """
     names = list(parameters)
 
     def run(*arrays: mx.array) -> list[mx.array]:
-        block.update(tree_unflatten(list(zip(names, arrays, strict=False))))
-        return list(piece(block, context, *arrays[len(names) :]))
+        module.update(tree_unflatten(list(zip(names, arrays, strict=False))))
+        return list(function(*arrays[len(names) :]))
 
-    own = block.trainable_parameters()
+    before = module.trainable_parameters()
     try:
-        _, found = mx.vjp(run, [*parameters.values(), *inputs], cotangents)
-    finally:  # tracing has left its own arrays in the block
-        block.update(own)
-    return dict(zip(names, found, strict=False)), found[len(names) :]
+        outputs, found = mx.vjp(run, [*parameters.values(), *inputs], [*cotangents])
+    finally:  # tracing has left its own arrays in the module
+        module.update(before)
+    return outputs, dict(zip(names, found, strict=False)), found[len(names) :]

@@ -1,16 +1,24 @@
-"""The loss of an adapter and its gradient, computed block by block."""
+"""The loss of a training and its gradients, computed block by block."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log2
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import Scheduler
 from ..nn.eval_schedule import EvalSchedule
 from ..nn.low_rank import without_adapters
-from ..nn.transformer import CogVideoXTransformer3DModel
-from .blockwise import BlockBackward
+from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
+from .blockwise import BlockBackward, Gradients, module_vjp
+
+BLOCKS = "transformer_blocks."
+HEAD = ("norm_final.", "norm_out.", "proj_out.")
+TIME = ("time_embedding.", "ofs_embedding.")
+"""Beginnings of the paths of the blocks' parameters, of those behind the blocks, and of those that
+make the time embedding."""
 
 SMALLEST_MEAN = 64
 """Size of a clip up to which float16 keeps the gradients of its mean loss exact."""
@@ -55,67 +63,152 @@ def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
     return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
 
 
+class ForwardPass:
+    """A batch after its forward pass, with what the backward pass needs. That uses it up.
+
+    Attributes:
+        losses: of the clips, ``[B]`` in float32.
+        arguments: the transformer's inputs.
+        inputs: the input of each block, ``[B, tokens, dim]``.
+        gradients: of the trainable parameters behind the blocks, multiplied by `scale`.
+        cotangents: one array, the gradient of the last block's output, multiplied by `scale`.
+        temb: the gradient of the time embedding so far in float32, multiplied by `scale`.
+    """
+
+    def __init__(self, arguments: tuple[mx.array, ...], context: BlockContext, scale: float):
+        self.arguments, self.context, self.scale = arguments, context, scale
+        self.inputs: list[mx.array] = []
+        self.cotangents: list[mx.array] = []
+        self.gradients: Gradients = {}
+        self.losses = self.temb = mx.array(0.0)
+
+    def add_temb(self, gradient: mx.array | None) -> None:
+        if gradient is not None:
+            self.temb = self.temb + gradient.astype(mx.float32)
+
+
 class AdapterLoss:
-    """The loss of a transformer with an adapter. Its frozen weights must not change."""
+    """The loss of a transformer and its gradients. Frozen weights must not change."""
 
     def __init__(
         self, transformer: CogVideoXTransformer3DModel, scheduler: Scheduler, dtype: mx.Dtype
     ):
         """`dtype` is the type of the activations."""
         self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
-        self._backward = [BlockBackward(block) for block in transformer.transformer_blocks]
+        trained = dict(tree_flatten(transformer.trainable_parameters()))
+        self._head = [name for name in trained if name.startswith(HEAD)]
+        self._embedding = [name for name in trained if not name.startswith((*HEAD, BLOCKS))]
+        self._with_temb = any(name.startswith(TIME) for name in trained)
+        self._backward = [
+            BlockBackward(block, with_temb=self._with_temb)
+            for block in transformer.transformer_blocks
+        ]
+        trains = [bool(block.trainable_parameters()) for block in transformer.transformer_blocks]
+        self._first = 0 if self._embedding else next((i for i, it in enumerate(trains) if it), 0)
 
-    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Gradients]:
         """Computes the losses of a batch's clips, and the gradients of their total.
 
-        The forward pass runs block by block and keeps only the input of each block. The backward
-        pass computes each block anew. Memory: the inputs of all blocks, and the backward pass of
-        one block or of several small ones.
+        Memory: as `forward` and `backward`, and the gradients.
 
         Returns:
             The losses ``[B]`` in float32, and gradients by the paths of the parameters.
         """
+        done = self.forward(batch)
+        losses, gradients = done.losses, {}
+        for part in self.backward([done]):
+            gradients |= part
+        return losses, gradients
+
+    def forward(self, batch: Batch) -> ForwardPass:
+        """Computes the losses of a batch's clips, and keeps the input of each block.
+
+        Memory: the inputs of all blocks, and the temporaries of one block.
+        """
         transformer = self._transformer
         arguments, target = self._arguments(batch)
-        shape = arguments[0].shape
-        x, context = transformer.embed(*arguments)
-        del arguments
-        mx.eval(x, context)
-        # None ahead of the one that is computed: a tenth slower on an H100, and a gigabyte less.
-        inputs, schedule = [], EvalSchedule(prefetch=0)
-        for block in transformer.transformer_blocks:
-            inputs.append(x)
-            x = block(x, context, schedule)
-
         # The loss is a mean over up to millions of numbers, so the gradient of each may be too
         # small for float16. The loss is scaled by a power of two, which rounds nothing.
         scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
+        x, context = transformer.embed(*arguments)
+        mx.eval(x, context)
+        done = ForwardPass(arguments, context, scale)
+        # None ahead of the one that is computed: a tenth slower on an H100, and a gigabyte less.
+        schedule = EvalSchedule(prefetch=0)
+        for i, block in enumerate(transformer.transformer_blocks):
+            if i >= self._first:
+                done.inputs.append(x)
+            x = block(x, context, schedule)
+        self._differentiate_head(done, x, batch, target)
+        schedule.flush(done.losses)
+        return done
 
-        def loss_of(x: mx.array) -> tuple[mx.array, mx.array]:
-            velocity = transformer.project(x, context, shape)
-            losses = mean_squared_errors(velocity, target)
-            return scale * batch.total(losses), losses
+    def _differentiate_head(
+        self, done: ForwardPass, x: mx.array, batch: Batch, target: mx.array
+    ) -> None:
+        """Computes the losses of a forward pass, and the gradients behind the last block."""
+        transformer, shape = self._transformer, done.arguments[0].shape
 
-        (_, losses), cotangent = mx.value_and_grad(loss_of)(x)
-        schedule.hold(losses)
-        schedule.flush(cotangent)
-        del x
-        gradients: dict[str, mx.array] = {}
-        cotangents = [cotangent]
-        del cotangent
-        for i in reversed(range(len(inputs))):
-            # Both are popped, so that their memory is free once they are used.
-            block_gradients, input_gradient = self._backward[i].gradients(
-                inputs.pop(), context, cotangents.pop(), schedule
-            )
-            cotangents.append(input_gradient)
-            del input_gradient
-            gradients |= {
-                f"transformer_blocks.{i}.{path}": gradient / scale
-                for path, gradient in block_gradients.items()
-            }
-        schedule.flush(cotangents.pop())
-        return losses, gradients
+        def losses_of(x: mx.array, temb: mx.array = done.context.temb) -> list[mx.array]:
+            context = done.context._replace(temb=temb)
+            losses = mean_squared_errors(transformer.project(x, context, shape), target)
+            return [done.scale * batch.total(losses), losses]
+
+        inputs = [x, done.context.temb] if self._with_temb else [x]
+        cotangents = [mx.array(1.0), mx.zeros(len(x))]
+        parameters = _named(transformer, self._head)
+        outputs, done.gradients, of_inputs = module_vjp(
+            transformer, losses_of, parameters, inputs, cotangents
+        )
+        done.losses, done.cotangents = outputs[1], of_inputs[:1]
+        done.add_temb(of_inputs[1] if self._with_temb else None)
+        mx.eval(done.losses, done.cotangents, done.gradients, done.temb)
+
+    def backward(self, passes: Sequence[ForwardPass]) -> Iterator[Gradients]:
+        """Takes the gradients of the mean of the passes' losses, a part of the network at a time.
+
+        The parameters of a part may be changed once its gradients are there. Each block is
+        computed anew. Memory: the backward pass of one block or of several small ones, and the
+        gradients of one block.
+
+        Yields:
+            Gradients by the paths of the parameters: those behind the blocks, those of each block
+            from the last to the first, and those before the blocks.
+        """
+        scales = [done.scale for done in passes]
+        if self._head:
+            yield _mean([done.gradients for done in passes], scales)
+        schedule = EvalSchedule(prefetch=0)
+        for i in reversed(range(self._first, len(self._backward))):
+            found = []
+            for done in passes:
+                # Both are popped, so that their memory is free once they are used.
+                parameters, *flow = self._backward[i].gradients(
+                    done.inputs.pop(), done.context, done.cotangents.pop(), schedule
+                )
+                done.cotangents.append(flow.pop(0))
+                done.add_temb(flow.pop())
+                found.append(parameters)
+            gradients = _mean(found, scales)
+            if gradients:
+                yield {f"{BLOCKS}{i}.{path}": gradients.pop(path) for path in list(gradients)}
+        for done in passes:
+            schedule.flush(done.cotangents[0])
+        if self._embedding:
+            yield _mean([self._differentiate_embedding(done) for done in passes], scales)
+
+    def _differentiate_embedding(self, done: ForwardPass) -> Gradients:
+        """The gradients of the parameters before the first block."""
+
+        def embed() -> list[mx.array]:
+            x, context = self._transformer.embed(*done.arguments)
+            return [x, context.temb]
+
+        cotangents = [done.cotangents.pop(), done.temb.astype(done.context.temb.dtype)]
+        if not self._with_temb:
+            cotangents[1] = mx.zeros_like(done.context.temb)
+        parameters = _named(self._transformer, self._embedding)
+        return module_vjp(self._transformer, embed, parameters, [], cotangents)[1]
 
     def loss(self, batch: Batch) -> mx.array:
         """The mean loss of a batch without gradients, for validation."""
@@ -138,3 +231,28 @@ class AdapterLoss:
             target = mx.concatenate([target[:first], answer.astype(mx.float32)])
             mx.eval(target)
         return arguments, target
+
+
+def _named(transformer: CogVideoXTransformer3DModel, names: Sequence[str]) -> Gradients:
+    """The trainable parameters of these names."""
+    if not names:
+        return {}
+    parameters = dict(tree_flatten(transformer.trainable_parameters()))
+    return {name: parameters[name] for name in names}
+
+
+def _mean(found: list[Gradients], scales: Sequence[float]) -> Gradients:
+    """The mean of several passes' gradients, without their scales. Empties `found`.
+
+    The gradients of one pass keep their types, since a scale is a power of two. Several passes are
+    added in float32.
+    """
+    if len(found) == 1:
+        return {path: gradient / scales[0] for path, gradient in found.pop().items()}
+    means: Gradients = {}
+    for gradients, scale in zip(found, scales, strict=True):
+        for path in list(gradients):
+            part = gradients.pop(path).astype(mx.float32) / (scale * len(scales))
+            means[path] = mx.add(means[path], part) if path in means else part
+        mx.eval(means)
+    return means

@@ -14,7 +14,7 @@ from torch_reference import (
     make_transformer,
     ours,
     random,
-    rotary_embedding,
+    torch_loss,
 )
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
@@ -93,16 +93,3 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
     for path, gradient in gradients.items():
         name = path.replace(".adapters.0.", ".")
         assert relative_error(gradient, expected[name]) < TOLERANCE, path
-
-
-def torch_loss(reference, variant, latents, noise, image, text, timestep) -> torch.Tensor:
-    """The loss as the official trainers write it."""
-    scheduler = diffusers.CogVideoXDDIMScheduler.from_config(OFFICIAL_SCHEDULER_CONFIG)
-    noisy = scheduler.add_noise(latents, noise, timestep)
-    inputs = torch.cat([noisy, image], dim=2) if variant.endswith("i2v") else noisy
-    ofs = torch.full((1,), 2.0) if reference.config.ofs_embed_dim else None
-    rotation = rotary_embedding(reference, latents.shape[1], 8, 12)
-    velocity = reference(inputs, text, timestep, ofs=ofs, image_rotary_emb=rotation).sample
-    x0 = scheduler.get_velocity(velocity, noisy, timestep)
-    weights = 1 / (1 - scheduler.alphas_cumprod[timestep])
-    return (weights.view(-1, 1, 1, 1, 1) * (x0 - latents) ** 2).mean()
