@@ -85,10 +85,12 @@ class TrainedCard:
             more |= {"base_model": self.base}
             more["base_model_relation"] = "finetune" if self.is_full else "adapter"
         if self.trigger_word is not None:
-            more["instance_prompt"] = self.trigger_word
+            more["instance_prompt"] = one_line(self.trigger_word)
         if self.samples:
             videos = self.samples.items()
-            more["widget"] = [{"text": text, "output": {"url": file}} for file, text in videos]
+            more["widget"] = [
+                {"text": one_line(text), "output": {"url": file}} for file, text in videos
+            ]
         data = ModelCardData(
             library_name="diffusers",
             pipeline_tag=self.task,
@@ -100,17 +102,16 @@ class TrainedCard:
     def _introduction(self) -> Iterator[str]:
         base = escaped(self.base or self.model)
         if self.is_full:
-            yield f"A {self.task} model: {base} with all weights of the transformer trained further."
+            yield f"A {self.task} model: {base}, of which the transformer was trained further."
         else:
             yield f"A LoRA adapter for the {self.task} model {base}."
         yield ""
         if self.adapters:
             names = ", ".join(f"{escaped(name)} at {scale:g}" for name, scale in self.adapters)
-            yield (
-                f"These adapters were fused into the base model before the training: {names}."
-                if self.is_full
-                else f"It was trained on the base model with other adapters, and needs them: {names}."
-            )
+            if self.is_full:
+                yield f"These adapters were fused into the base model before: {names}."
+            else:
+                yield f"It was trained beside other adapters, and needs them: {names}."
             yield ""
         if self.trigger_word is not None:
             yield f"Use **{escaped(self.trigger_word)}** in the prompt."
@@ -171,9 +172,13 @@ class TrainedCard:
             yield from ("", f"![The loss of each step]({self.plot})")
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def escaped(text: str) -> str:
     """A text as one line of Markdown in which no character has a meaning of its own."""
-    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+    return _PUNCTUATION.sub(r"\\\1", one_line(text))
 
 
 def write_card(folder: Path, card: TrainedCard) -> bool:

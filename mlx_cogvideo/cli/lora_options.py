@@ -46,7 +46,7 @@ HELP = {
     "mlx_model if it exists, else the bundled demo.",
     "--base": f"{BASE} Default: none.",
     "--lora": "LoRA adapter that the model has before the training, a file, a folder, a hub id or "
-    "a file there, and its weight. It stays as it is, and videos need it, too. May be given several "
+    "a file there, and its weight. It isn't trained, and videos need it, too. May be given several "
     "times. Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
     "--height": "Height of a clip in pixels. Default: the model's own.",
@@ -77,6 +77,10 @@ HELP = {
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
     "--sample-prompt": "Prompt of a video that is made during the training; TEXT@@IMAGE for "
     "image-to-video models. May be given several times.",
+    "--upload-repo": "Upload the finished adapter or model, with its card, to a repository of the "
+    "hub, such as me/my-adapter. Default: none.",
+    "--trigger-word": "Word in the captions that stands for what is learned; the card names it. "
+    "Default: none.",
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--resume": "Continue the training in --adapter-path.",
     "--dtype": "Type of weights and activations. Default: the model's own, and float32 on the CPU.",
@@ -128,6 +132,8 @@ def make_parser() -> Parser:
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
     add("--sample-steps", type=int, metavar="STEPS")
+    add("--trigger-word", type=named, metavar="WORD")
+    add("--upload-repo", type=named, metavar="REPO")
 
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
@@ -171,6 +177,8 @@ def check_needs(args: argparse.Namespace) -> None:
         raise InvalidInputError("--window-places needs --windows, 2 or more")
     if args.dry_run and args.show_clips:
         raise InvalidInputError("--dry-run writes nothing: leave out --show-clips")
+    if args.upload_repo and args.show_clips:
+        raise InvalidInputError("--show-clips trains nothing: leave out --upload-repo")
 
 
 def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:

@@ -53,6 +53,17 @@ class TrainingJob:
         """Texts beside the captions."""
         return [*(video.prompt for video in self.sample_videos), *self.prior]
 
+    @property
+    def shapes(self) -> str:
+        """The shapes in which clips are learned, in words."""
+        specs = self.clip_options.specs
+        return f"{' or '.join(map(described, specs))}, {specs[0].fps:g} a second"
+
+
+def described(spec: ClipSpec) -> str:
+    """The length and size of clips, such as ``17 frames of 384x256``."""
+    return f"{spec.frames} frames of {spec.width}x{spec.height}"
+
 
 def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> TrainingJob:
     """Checks everything that can be checked before anything is computed.

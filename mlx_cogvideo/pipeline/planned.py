@@ -107,9 +107,7 @@ def open_to_plan(
     return CogVideoXPipeline(folder, dtype, rest, download=False, quantize=quantize)
 
 
-def load_adapters(
-    pipe: CogVideoXPipeline, adapters: Iterable[tuple[str, float]]
-) -> Iterator[str]:
+def load_adapters(pipe: CogVideoXPipeline, adapters: Iterable[tuple[str, float]]) -> Iterator[str]:
     """Adds adapters, which are given with their scales, to a model or a plan.
 
     Yields:

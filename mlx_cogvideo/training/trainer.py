@@ -18,6 +18,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import Adapter, save_adapter
+from ..checkpoints.published_names import base_repository, published_adapters, published_model
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
@@ -277,11 +278,13 @@ class Trainer:
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
         rank, alpha = self.settings.rank, self.settings.effective_alpha
-        name = str(self.pipe.variant.repo if self.pipe.variant else self.pipe.folder)
+        name = base_repository(self.pipe) or published_model(self.pipe)
         # Names of whole paths adapt some of the blocks only.
         targets = self.settings.targets
         targets = targets if set(targets) == self.layers.keys() else None
-        save_adapter(folder, self.layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
+        others = published_adapters(self.pipe.adapters)
+        about = {"base_model": name, "targets": targets, "others": others}
+        save_adapter(folder, self.layers, rank=rank, alpha=alpha, **about)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in the main process's folder.

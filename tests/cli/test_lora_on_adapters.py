@@ -63,7 +63,10 @@ def test_it_trains_what_a_training_of_the_fused_model_trains(clips, base, fused,
     )
     print(prior_losses, losses(tmp_path / "fused", "prior_loss"))
     a, b = tensors(tmp_path / "on"), tensors(tmp_path / "fused")
-    print(max(abs(a[n] - b[n]).max() for n in a), [abs(a[n]-b[n]).max()/abs(a[n]).max() for n in a])
-    print("ALL", [(n[-30:], float(abs(a[n]-b[n]).max()), float(abs(a[n]).max())) for n in a])
+    print(
+        max(abs(a[n] - b[n]).max() for n in a),
+        [abs(a[n] - b[n]).max() / abs(a[n]).max() for n in a],
+    )
+    print("ALL", [(n[-30:], float(abs(a[n] - b[n]).max()), float(abs(a[n]).max())) for n in a])
     assert close(tmp_path / "on", tmp_path / "fused")
     assert not close(tmp_path / "on", tmp_path / "alone")
