@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..called import shell_word
 from ..checkpoints.adapter_card import CARD, TrainedCard, write_card
 from ..checkpoints.adapters import ADAPTER_FILES
 from ..checkpoints.published_names import (
