@@ -92,7 +92,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     from mlx_cogvideo.diffusion.schedulers import make_scheduler
     from mlx_cogvideo.nn import attention_backward
     from mlx_cogvideo.nn.low_rank import add_adapter
-    from mlx_cogvideo.training.loss import AdapterLoss, Batch
+    from mlx_cogvideo.training.loss import Batch, TransformerLoss
     from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 
     if "parts" in how:
@@ -102,7 +102,7 @@ def load_ours(args: argparse.Namespace, how: list[str]):
     mx.eval(network.parameters())
     optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    adapter_loss = AdapterLoss(network, scheduler, mx.bfloat16)
+    adapter_loss = TransformerLoss(network, scheduler, mx.bfloat16)
 
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))

@@ -22,17 +22,23 @@ OTHER_FOLDER = "choose another --adapter-path"
 
 
 class Checkpoint(NamedTuple):
-    """A number of steps and the arrays after them, by path."""
+    """A number of steps and the arrays after them, by path.
+
+    Attributes:
+        file: name of the file with the weights.
+    """
 
     step: int
-    adapter: dict[str, mx.array]
+    weights: dict[str, mx.array]
     optimizer: dict[str, mx.array]
+    file: str = ADAPTER
 
     def is_finite(self) -> bool:
         """Whether no array has NaN or infinity in it."""
-        arrays = [*self.adapter.values(), *self.optimizer.values()]
+        arrays = [*self.weights.values(), *self.optimizer.values()]
         with mx.stream(mx.cpu):  # a GPU that has failed computes nothing any more
-            return mx.stack([mx.isfinite(array).all() for array in arrays]).all().item()
+            # One by one: the results for all weights of a large model would take gigabytes.
+            return all(mx.isfinite(array).all().item() for array in arrays)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
@@ -104,7 +110,7 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     about = {"step": checkpoint.step, "settings": settings, "data": data}
     try:
-        save_arrays(partial / ADAPTER, checkpoint.adapter)
+        save_arrays(partial / checkpoint.file, checkpoint.weights)
         save_arrays(partial / OPTIMIZER, checkpoint.optimizer)
         write_config(partial / TRAINING, about)
     except BaseException:  # a disk that is full gets its room back
@@ -144,8 +150,9 @@ def load_checkpoint(
             f"{checkpoint} belongs to another training: {'; '.join(changes)}; to go on from its "
             "adapter, choose another --adapter-path and give --resume-adapter-file"
         )
-    adapter = _read_arrays(checkpoint / ADAPTER, like.adapter)
-    return Checkpoint(step, adapter, _read_arrays(checkpoint / OPTIMIZER, like.optimizer))
+    weights = _read_arrays(checkpoint / like.file, like.weights)
+    optimizer = _read_arrays(checkpoint / OPTIMIZER, like.optimizer)
+    return Checkpoint(step, weights, optimizer, like.file)
 
 
 def _read_training(checkpoint: Path) -> tuple[int, dict[str, Any], dict[str, str]]:

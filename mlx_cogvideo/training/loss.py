@@ -87,7 +87,7 @@ class ForwardPass:
             self.temb = self.temb + gradient.astype(mx.float32)
 
 
-class AdapterLoss:
+class TransformerLoss:
     """The loss of a transformer and its gradients. Frozen weights must not change."""
 
     def __init__(

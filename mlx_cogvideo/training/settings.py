@@ -188,7 +188,8 @@ def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]
         now: settings by name of the training that is to continue it.
     """
     known = settings_of(TrainingSettings)
-    before = {name: about.before for name, about in known.items() if about.before is not None}
+    added = {name: about.before for name, about in known.items() if about.before is not None}
+    before = {name: value for name, value in added.items() if name in now}
     free = {name for name, about in known.items() if about.may_change}
     return [
         f"{name} was {value} and is now {now.get(name)}"

@@ -1,8 +1,8 @@
-"""Trains an adapter on prepared clips, and resumes an interrupted training.
+"""Trains an adapter or a whole transformer on prepared clips, and resumes such a training.
 
 Noise, timesteps and the order of the clips are drawn by seed and step. A checkpoint is therefore
-the adapter, the optimizer's state and the number of steps, and a resumed training gives the same
-adapter bit for bit.
+the weights, the optimizer's state and the number of steps, and a resumed training gives the same
+weights bit for bit.
 """
 
 import time
@@ -13,34 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
 
-from ..checkpoints import Adapter, save_adapter
-from ..checkpoints.published_names import base_repository, published_adapters, published_model
-from ..diffusion.schedulers import make_scheduler
+from ..checkpoints import Adapter
 from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
-from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .checkpoint import load_checkpoint, save_checkpoint, ways_on
 from .digests import content_digests
 from .estimates import memory_advice
-from .existing_adapter import existing_layers
 from .log import LOG, append_row, cut_log, write_plot
-from .loss import AdapterLoss
-from .optimizer import make_optimizer
 from .prepare import Sample
-from .settings import TrainingSettings, new_adapter
+from .settings import TrainingSettings
+from .trained_adapter import TrainedAdapter
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
 
 
 class Trainer:
-    """A transformer with a new adapter, and the optimizer that trains it.
+    """A training: what is trained, the clips, and the folder that gets the result.
 
     Attributes:
         step: updates done.
@@ -61,7 +54,7 @@ class Trainer:
         existing: Adapter | None = None,
         on_save: Callable[[Path, int], None] = lambda checkpoint, step: None,
     ):
-        """Adds the adapter to the pipeline's transformer, which must be kept (``pipe.keeping``).
+        """Prepares the pipeline's transformer, which must be kept (``pipe.keeping``).
 
         Args:
             unconditional: file of the empty caption's embeddings.
@@ -84,17 +77,7 @@ class Trainer:
         self._on_save = on_save
         self.data = content_digests(model, pipe.precision, samples, prior, pipe.adapters)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
-        self.transformer = pipe.transformer
-        self.transformer.freeze()
-        if existing is None:
-            self.layers = new_adapter(self.transformer, settings)
-        else:
-            self.layers = existing_layers(existing, settings)
-        add_adapter(self.transformer, self.layers)
-        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
-        self._loss = AdapterLoss(self.transformer, scheduler, pipe.dtype)
-        self.optimizer = make_optimizer(settings)
-        self.optimizer.init(tree_unflatten(self._parameters()))
+        self.trained = TrainedAdapter(pipe, settings, distributed, existing)
         source = existing and existing.identity(1.0)["sha256"]
         distributed.check_same(
             {"settings": settings, **self.data, "adapters to start from": source}
@@ -103,9 +86,6 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         return self.step >= self.settings.iters
-
-    def _parameters(self) -> dict[str, mx.array]:
-        return dict(tree_flatten(self.transformer.trainable_parameters()))
 
     def train(
         self,
@@ -170,67 +150,57 @@ class Trainer:
         return True
 
     def _update(self, should_stop: Callable[[], bool]) -> tuple[Row, bool]:
-        """One update of the adapter.
+        """One update of the weights.
 
         Returns:
             Its row of the log, and whether one of several processes should stop after it.
         """
-        start = time.perf_counter()
-        losses, gradients = self._accumulated()
-        gradients = self.distributed.all_mean(tree_unflatten(gradients))
-        gradients, norm = optim.clip_grad_norm(gradients, self.settings.clip_norm)
-        # One exchange before the update: the log and the checkpoint are then of the same step.
-        stop = self.distributed.size > 1 and should_stop()
-        *losses, stops = self.distributed.mean([*losses, float(stop)])
-        if not np.isfinite([*losses, norm.item()]).all():
-            raise GenerationError(
-                f"the loss of step {self.step + 1} is {losses[0]} and its gradient {norm.item()}: "
-                f"try a lower learning rate; or {wider_dtype(self.pipe.dtype_name)}"
-            )
-        self._apply(gradients)
+        start, means, stops = time.perf_counter(), [], [0.0]
+
+        def agree(losses: Sequence[mx.array], norm: float | None) -> None:
+            # One exchange before the update: the log and the checkpoint are then of the same step.
+            stop = self.distributed.size > 1 and should_stop()
+            means[:], stops[:] = self._means(losses, stop)
+            if not np.isfinite([*means, norm or 0]).all():
+                raise self._not_finite(means[0], norm)
+
+        count = self.settings.accumulate
+        batches = map(self.batches.draw, range(self.step * count, (self.step + 1) * count))
+        norm = self.trained.update(batches, self.step, agree)
+        if not np.isfinite(norm):
+            raise self._not_finite(means[0], norm)
+        learning_rate = self.trained.learning_rate(self.step)
+        self.step += 1
         row = {
             "step": self.step,
-            **dict(zip(("loss", "prior_loss"), losses, strict=False)),
-            "gradient": norm.item(),
-            "learning_rate": self.optimizer.learning_rate.item(),
+            **dict(zip(("loss", "prior_loss"), means, strict=False)),
+            "gradient": norm,
+            "learning_rate": learning_rate,
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory": mx.get_peak_memory(),
         }
-        return row, stops > 0
+        return row, stops[0] > 0
 
-    def _accumulated(self) -> tuple[list[float], dict[str, mx.array]]:
-        """The mean loss and gradients of an update's batches.
+    def _means(self, losses: Sequence[mx.array], stop: bool) -> tuple[list[float], list[float]]:
+        """The mean loss of all processes' clips, and of their prior prompts if there are any.
 
-        The loss of the prior prompts follows that of the clips if there are prior prompts.
+        Returns:
+            They, and whether a process should stop, as a number above 0.
         """
-        count = self.settings.accumulate
-        gradients, losses = {}, []
-        for part in range(count):
-            batch = self.batches.draw(self.step * count + part)
-            batch_losses, batch_gradients = self._loss.loss_and_gradients(batch)
-            losses.append(np.array(batch_losses))
-            gradients = {
-                path: gradient * (1 / count) + gradients.get(path, 0)
-                for path, gradient in batch_gradients.items()
-            }
-            mx.eval(gradients)
         size = self.settings.batch_size
-        means = [float(np.mean([clips[:size] for clips in losses]))]
+        arrays = [np.array(clips) for clips in losses]
+        means = [float(np.mean([clips[:size] for clips in arrays]))]
         if self.settings.prior_batch_size:
-            means.append(float(np.mean([clips[size:] for clips in losses])))
-        return means, gradients
+            means.append(float(np.mean([clips[size:] for clips in arrays])))
+        *means, stops = self.distributed.mean([*means, float(stop)])
+        return means, [stops]
 
-    def _apply(self, gradients: Any) -> None:
-        """Updates the adapter and the optimizer's state, or neither if that fails."""
-        before = self._checkpoint()
-        try:
-            parameters = self.optimizer.apply_gradients(gradients, tree_unflatten(before.adapter))
-            self.transformer.update(parameters)
-            mx.eval(parameters, self.optimizer.state)
-            self.step += 1
-        except BaseException:
-            self._restore(before)
-            raise
+    def _not_finite(self, loss: float, norm: float | None) -> GenerationError:
+        gradient = "" if norm is None else f" and its gradient {norm}"
+        return GenerationError(
+            f"the loss of step {self.step + 1} is {loss}{gradient}: try a lower learning rate; or "
+            f"{wider_dtype(self.pipe.dtype_name)}"
+        )
 
     def validate(self) -> float:
         """The loss at fixed timesteps and noise, which falls when the adapter learns.
@@ -240,7 +210,7 @@ class Trainer:
         Raises:
             GenerationError: it is NaN or infinite.
         """
-        losses = [self._loss.loss(batch).item() for batch in self.batches.validation()]
+        losses = [self.trained.loss.loss(batch).item() for batch in self.batches.validation()]
         if not np.isfinite(losses).all():
             raise GenerationError(
                 f"the validation loss after step {self.step} is {np.mean(losses)}: try a lower "
@@ -262,29 +232,18 @@ class Trainer:
     def _save(self, keep: int | None) -> None:
         if self._saved == (self.folder, self.step):
             return
-        checkpoint = self._checkpoint()
+        checkpoint = self.trained.checkpoint(self.step)
         if not checkpoint.is_finite():
             raise GenerationError(
-                f"the adapter is NaN or infinite after step {self.step}: try a lower learning rate"
+                f"the weights are NaN or infinite after step {self.step}: try a lower learning rate"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.save_adapter(self.folder)
+        self.trained.save(self.folder)
         settings = self._settings_together()
         saved = save_checkpoint(self.folder, checkpoint, settings, self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
         self._saved = self.folder, self.step
         self._on_save(saved, self.step)
-
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the adapter as diffusers and PEFT read it."""
-        rank, alpha = self.settings.rank, self.settings.effective_alpha
-        name = base_repository(self.pipe) or published_model(self.pipe)
-        # Names of whole paths adapt some of the blocks only.
-        targets = self.settings.targets
-        targets = targets if set(targets) == self.layers.keys() else None
-        others = published_adapters(self.pipe.adapters)
-        about = {"base_model": name, "targets": targets, "others": others}
-        save_adapter(folder, self.layers, rank=rank, alpha=alpha, **about)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in the main process's folder.
@@ -294,22 +253,15 @@ class Trainer:
             InvalidInputError: it was saved with other settings, clips or models.
         """
         if self.distributed.is_main:
-            like = self._checkpoint()
-            self._restore(load_checkpoint(self.folder, like, self._settings_together(), self.data))
+            like, settings = self.trained.checkpoint(self.step), self._settings_together()
+            checkpoint = load_checkpoint(self.folder, like, settings, self.data)
+            self.step = checkpoint.step
+            self.trained.restore(checkpoint)
             self._saved = self.folder, self.step
         self.step = self.distributed.broadcast({"step": mx.array(self.step)})["step"].item()
-        own = self._checkpoint()
-        arrays = [self.distributed.broadcast(each) for each in (own.adapter, own.optimizer)]
-        self._restore(Checkpoint(self.step, *arrays))
-
-    def _checkpoint(self) -> Checkpoint:
-        state = dict(tree_flatten(self.optimizer.state))
-        return Checkpoint(self.step, self._parameters(), state)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.step = checkpoint.step
-        self.transformer.update(tree_unflatten(checkpoint.adapter))
-        self.optimizer.state = tree_unflatten(checkpoint.optimizer)
+        own = self.trained.checkpoint(self.step)
+        weights, optimizer = map(self.distributed.broadcast, (own.weights, own.optimizer))
+        self.trained.restore(own._replace(weights=weights, optimizer=optimizer))
 
     def _settings_together(self) -> dict[str, Any]:
         """The settings with which one process would do the same as all processes together."""

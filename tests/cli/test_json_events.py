@@ -20,7 +20,7 @@ from mlx_cogvideo.cli.json_events import JsonEvents
 from mlx_cogvideo.cli.time_left import TimeLeft
 from mlx_cogvideo.machine.stages import Result
 from mlx_cogvideo.pipeline.pipeline import CogVideoXPipeline
-from mlx_cogvideo.training.loss import AdapterLoss
+from mlx_cogvideo.training.loss import TransformerLoss
 from mlx_cogvideo.version import __version__
 from mlx_cogvideo.video import read_record, write_video
 
@@ -381,7 +381,7 @@ def test_a_training_is_reported_step_by_step(clips, folder, capsys):
 def test_an_interrupted_training_names_the_command_that_continues(
     clips, folder, capsys, monkeypatch
 ):
-    loss, updates = AdapterLoss.loss_and_gradients, []
+    loss, updates = TransformerLoss.loss_and_gradients, []
 
     def interrupted(self, batch):
         updates.append(batch)
@@ -389,7 +389,7 @@ def test_an_interrupted_training_names_the_command_that_continues(
             raise KeyboardInterrupt
         return loss(self, batch)
 
-    monkeypatch.setattr(AdapterLoss, "loss_and_gradients", interrupted)
+    monkeypatch.setattr(TransformerLoss, "loss_and_gradients", interrupted)
     assert lora(clips, "adapter", "--iters", 4, "--json-events") == 130
     captured = capsys.readouterr()
     events = read(captured.out)

@@ -32,7 +32,7 @@ from mlx_cogvideo.cli.lora_options import make_parser
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
-from mlx_cogvideo.training.loss import AdapterLoss, Batch
+from mlx_cogvideo.training.loss import Batch, TransformerLoss
 from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import write_video
@@ -423,7 +423,7 @@ def test_float16_gradients_of_large_clips_are_not_lost():
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         # As if the clip were a thousand times as large: the loss is a mean over all of it.
         large = LargeClip(*(getattr(batch, field.name) for field in fields(batch)))
-        _, found = AdapterLoss(transformer, scheduler, dtype).loss_and_gradients(large)
+        _, found = TransformerLoss(transformer, scheduler, dtype).loss_and_gradients(large)
         gradients[dtype] = mx.concatenate([gradient.flatten() for gradient in found.values()])
     exact, rough = gradients[mx.float32], gradients[mx.float16].astype(mx.float32)
     norms = mx.linalg.norm(exact) * mx.linalg.norm(rough)
@@ -441,7 +441,7 @@ class LargeClip(Batch):
 def test_a_gradient_that_is_not_finite_ends_the_training_before_the_update(
     clips, adapter, monkeypatch, capsys
 ):
-    compute = AdapterLoss.loss_and_gradients
+    compute = TransformerLoss.loss_and_gradients
     calls = []
 
     def broken(*arguments):
@@ -451,7 +451,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_update(
             gradients = {name: g + float("inf") for name, g in gradients.items()}
         return losses, gradients
 
-    monkeypatch.setattr(AdapterLoss, "loss_and_gradients", broken)
+    monkeypatch.setattr(TransformerLoss, "loss_and_gradients", broken)
     options = ["--iters", 4, "--save-every", 1]
     assert lora(clips, adapter, *options) == 1
     assert "step 3" in capsys.readouterr().err
@@ -541,7 +541,7 @@ def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where)
     assert lora(clips, whole, "--iters", 4) == 0
     text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
     owner, name = (
-        (AdapterLoss, "loss_and_gradients")
+        (TransformerLoss, "loss_and_gradients")
         if where == "gradients"
         else (optim.Optimizer, "apply_gradients")
     )

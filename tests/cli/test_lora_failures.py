@@ -16,7 +16,7 @@ from trainings import lora, make_data, read_log, same, tensors
 from mlx_cogvideo.cli import lora as command
 from mlx_cogvideo.training import trainer
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
-from mlx_cogvideo.training.loss import AdapterLoss
+from mlx_cogvideo.training.loss import TransformerLoss
 
 SAMPLES = ["--sample-every", 2, "--sample-prompt", "a red circle", "--sample-steps", 9]
 
@@ -76,14 +76,20 @@ def press_twice(result):
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
 NO_MEMORY = RuntimeError("[malloc] Unable to allocate 9 bytes.")
-GRADIENTS, UPDATE = (AdapterLoss, "loss_and_gradients"), (optim.Optimizer, "apply_gradients")
+GRADIENTS, UPDATE = (TransformerLoss, "loss_and_gradients"), (optim.Optimizer, "apply_gradients")
 FAULTS = {  # where, in which call, what happens, the steps before, and the message
     "NaN loss": (GRADIENTS, 3, nan_loss, 2, "the loss of step 3 is nan"),
     "memory": (GRADIENTS, 3, raising(NO_MEMORY), 2, "memory ran out"),
     "memory in an update": (UPDATE, 3, raising(NO_MEMORY), 2, "memory ran out"),
     "disk full": ((trainer, "append_row"), 3, raising(FULL), 3, "No space left on device"),
-    "validation": ((AdapterLoss, "loss"), 1, raising(NO_MEMORY), 3, "memory ran out"),
-    "NaN in validation": ((AdapterLoss, "loss"), 1, nan_weights, 3, "validation loss after step 3"),
+    "validation": ((TransformerLoss, "loss"), 1, raising(NO_MEMORY), 3, "memory ran out"),
+    "NaN in validation": (
+        (TransformerLoss, "loss"),
+        1,
+        nan_weights,
+        3,
+        "validation loss after step 3",
+    ),
 }
 
 
@@ -162,7 +168,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     in_call(*UPDATE, step, nan_weights)
     assert lora(clips, adapter, "--iters", 4, "--save-every", save_every) == 1
     (line,) = errors(capsys.readouterr().err)
-    assert f"the adapter is NaN or infinite after step {step}" in line
+    assert f"the weights are NaN or infinite after step {step}" in line
     good = (step - 1) // save_every * save_every
     assert kept(adapter)[-1:] == [good] * bool(good)
     assert (f"{good} of 4 steps are kept" if good else "no step is saved yet") in line

@@ -21,7 +21,7 @@ from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn import attention_backward, eval_schedule
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.training import blockwise
-from mlx_cogvideo.training.loss import AdapterLoss, Batch
+from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TOLERANCE = 2e-5
 """Relative to the largest value of a gradient."""
@@ -58,7 +58,7 @@ def test_gradients_of_all_weights_equal_those_of_torch(tmp_path, monkeypatch, va
     config = TransformerConfig.from_dict(load_config(tmp_path / "transformer"))
     model = load_component(CogVideoXTransformer3DModel(config), tmp_path / "transformer")
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    loss = AdapterLoss(model, scheduler, mx.float32)
+    loss = TransformerLoss(model, scheduler, mx.float32)
     passes = [
         loss.forward(
             Batch(

@@ -24,7 +24,7 @@ from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.training import blockwise
-from mlx_cogvideo.training.loss import AdapterLoss, Batch
+from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
 TOLERANCE = 1e-4
@@ -72,7 +72,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         ours(frames_first(image)) if variant.endswith("i2v") else None,
     )
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    objective = AdapterLoss(model, scheduler, mx.float32)
+    objective = TransformerLoss(model, scheduler, mx.float32)
     # First the gradients of another adapter, of which nothing should be left.
     own = model.trainable_parameters()
     model.update(tree_map(lambda parameter: 2 * parameter, own))

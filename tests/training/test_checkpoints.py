@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
 def test_a_training_resumes_from_the_last_checkpoint(tmp_path):
     save(tmp_path, 2, 10)
     (tmp_path / "checkpoints" / "0000013x").mkdir()
-    step, adapter, optimizer = load(tmp_path, {"rank": 4, "iters": 20})
+    step, adapter, optimizer, _ = load(tmp_path, {"rank": 4, "iters": 20})
     assert step == 10
     assert adapter["a"].tolist() == [[10] * 3] * 2 and optimizer["m"].tolist() == [10] * 3
 

@@ -9,7 +9,7 @@ from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from mlx_cogvideo.training import blockwise
-from mlx_cogvideo.training.loss import AdapterLoss, Batch
+from mlx_cogvideo.training.loss import Batch, TransformerLoss
 from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 
 CONFIG = TransformerConfig(
@@ -56,7 +56,7 @@ def test_compiled_gradients_of_some_layers_are_the_others(monkeypatch, bits, tar
     scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
 
     def gradients():
-        objective = AdapterLoss(network(bits, targets), scheduler, mx.float32)
+        objective = TransformerLoss(network(bits, targets), scheduler, mx.float32)
         return objective.loss_and_gradients(batch)[1]
 
     expected = gradients()

@@ -1,0 +1,133 @@
+"""An adapter in training: its update, its checkpoint and its files."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+from ..checkpoints import Adapter, save_adapter
+from ..checkpoints.published_names import base_repository, published_adapters, published_model
+from ..diffusion.schedulers import make_scheduler
+from ..distributed import Distributed
+from ..nn.low_rank import add_adapter
+from ..pipeline.pipeline import CogVideoXPipeline
+from .checkpoint import Checkpoint
+from .existing_adapter import existing_layers
+from .loss import Batch, TransformerLoss
+from .optimizer import make_optimizer
+from .settings import TrainingSettings, new_adapter
+
+Agree = Callable[[Sequence[mx.array], float | None], None]
+"""Is called with the losses of an update's batches, and the norm of its gradient if that is known,
+before any weight is changed. Raises GenerationError unless they are finite."""
+
+
+class TrainedAdapter:
+    """A transformer with an adapter, and the optimizer that trains it.
+
+    Attributes:
+        loss: computes the loss and its gradients.
+        is_whole: whether no update has been left half done: one that fails is undone.
+    """
+
+    is_whole = True
+
+    def __init__(
+        self,
+        pipe: CogVideoXPipeline,
+        settings: TrainingSettings,
+        distributed: Distributed,
+        existing: Adapter | None = None,
+    ):
+        """Adds the adapter to the pipeline's transformer.
+
+        Args:
+            existing: the adapter to start from, which fits `settings`; None starts a new one.
+        """
+        self._pipe, self._settings, self._distributed = pipe, settings, distributed
+        self._transformer = pipe.transformer.freeze()
+        if existing is None:
+            self._layers = new_adapter(self._transformer, settings)
+        else:
+            self._layers = existing_layers(existing, settings)
+        add_adapter(self._transformer, self._layers)
+        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
+        self._optimizer = make_optimizer(settings)
+        self._optimizer.init(tree_unflatten(self._parameters()))
+
+    def _parameters(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self._transformer.trainable_parameters()))
+
+    def update(self, batches: Iterable[Batch], step: int, agree: Agree) -> float:
+        """One update with the mean gradient of some batches.
+
+        Args:
+            step: updates done.
+
+        Returns:
+            The norm of the gradient.
+        """
+        losses, gradients = self._accumulated(batches)
+        gradients = self._distributed.all_mean(tree_unflatten(gradients))
+        gradients, norm = optim.clip_grad_norm(gradients, self._settings.clip_norm)
+        agree(losses, norm.item())
+        self._apply(gradients)
+        return norm.item()
+
+    def _accumulated(self, batches: Iterable[Batch]) -> tuple[list[mx.array], dict[str, mx.array]]:
+        """The losses of the batches, and their mean gradients."""
+        count = self._settings.accumulate
+        gradients, losses = {}, []
+        for batch in batches:
+            batch_losses, batch_gradients = self.loss.loss_and_gradients(batch)
+            losses.append(batch_losses)
+            gradients = {
+                path: gradient * (1 / count) + gradients.get(path, 0)
+                for path, gradient in batch_gradients.items()
+            }
+            mx.eval(gradients)
+        return losses, gradients
+
+    def _apply(self, gradients: Any) -> None:
+        """Updates the adapter and the optimizer's state, or neither if that fails."""
+        before = self.checkpoint(0)
+        try:
+            parameters = self._optimizer.apply_gradients(gradients, tree_unflatten(before.weights))
+            self._transformer.update(parameters)
+            mx.eval(parameters, self._optimizer.state)
+        except BaseException:
+            self.restore(before)
+            raise
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the last update."""
+        return self._optimizer.learning_rate.item()
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """What a training goes on from after `step` updates."""
+        return Checkpoint(step, self._parameters(), dict(tree_flatten(self._optimizer.state)))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self._transformer.update(tree_unflatten(checkpoint.weights))
+        self._optimizer.state = tree_unflatten(checkpoint.optimizer)
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter as diffusers and PEFT read it."""
+        rank, alpha = self._settings.rank, self._settings.effective_alpha
+        pipe = self._pipe
+        about = {
+            "base_model": base_repository(pipe) or published_model(pipe),
+            "others": published_adapters(pipe.adapters),
+        }
+        # Names of whole paths adapt some of the blocks only.
+        targets = self._settings.targets
+        targets = targets if set(targets) == self._layers.keys() else None
+        save_adapter(folder, self._layers, rank=rank, alpha=alpha, targets=targets, **about)
+
+    def finish(self, folder: Path) -> Path:
+        """What the training has made, which `save` has written."""
+        return folder
