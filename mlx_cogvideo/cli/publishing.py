@@ -18,13 +18,14 @@ from ..checkpoints.published_names import (
 )
 from ..checkpoints.upload import check_login, check_repo_name, upload_folder
 from ..errors import InvalidInputError, OutputError
+from ..training.checkpoint import MODEL
 from ..training.prepare import Sample
 from ..version import __version__
 from ..video import read_record
 from .json_events import JsonEvents
 from .training_job import TrainingJob
 
-MODEL, SAMPLES, PLOT = "model", "samples", "loss.svg"
+SAMPLES, PLOT = "samples", "loss.svg"
 _SAMPLE = re.compile(r"(\d{7})-\d+\.mp4")
 
 logger = logging.getLogger(__name__)

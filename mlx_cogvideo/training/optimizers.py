@@ -50,8 +50,8 @@ class Optimizer(ABC):
                 rounding depend on it and on `step`.
 
         Returns:
-            The updated tensor, its state, and whether the gradient was finite, a bool ``[]``. If it
-            wasn't, the tensor and its state are unchanged.
+            The updated tensor, its state, and the sum of the squares of the gradient, ``[]``. If
+            that isn't finite, the tensor and its state are unchanged.
         """
 
 
@@ -65,7 +65,8 @@ class AdamW(Optimizer):
         self, parameter: mx.array, gradient: mx.array, state: State, *, step: int, number: int
     ) -> tuple[mx.array, State, mx.array]:
         rate, g = self.learning_rate(step), gradient.astype(mx.float32)
-        finite = mx.isfinite(mx.square(g).mean())
+        squares = mx.square(g).sum()
+        finite = mx.isfinite(squares)
         m = BETAS[0] * state["m"] + (1 - BETAS[0]) * g
         v = BETAS[1] * state["v"] + (1 - BETAS[1]) * mx.square(g)
         corrections = [1 - beta ** (step + 1) for beta in BETAS]
@@ -75,7 +76,7 @@ class AdamW(Optimizer):
         weight = parameter.astype(mx.float32) * (1 - rate * self._settings.weight_decay)
         weight = (weight - rate * change).astype(parameter.dtype)
         state = {"m": mx.where(finite, m, state["m"]), "v": mx.where(finite, v, state["v"])}
-        return mx.where(finite, weight, parameter), state, finite
+        return mx.where(finite, weight, parameter), state, squares
 
 
 def make_optimizer(settings: TrainingSettings) -> Optimizer:

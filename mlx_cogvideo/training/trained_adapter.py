@@ -112,8 +112,15 @@ class TrainedAdapter:
         return Checkpoint(step, self._parameters(), dict(tree_flatten(self._optimizer.state)))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        self._transformer.update(tree_unflatten(checkpoint.weights))
-        self._optimizer.state = tree_unflatten(checkpoint.optimizer)
+        self._transformer.update(tree_unflatten(list(checkpoint.weights.items())))
+        self._optimizer.state = tree_unflatten(list(checkpoint.optimizer.items()))
+        mx.eval(checkpoint.weights, checkpoint.optimizer)
+
+    def share(self) -> None:
+        """Takes the adapter and the optimizer's state of the main process."""
+        own = self.checkpoint(0)
+        weights, optimizer = map(self._distributed.broadcast, (own.weights, own.optimizer))
+        self.restore(own._replace(weights=weights, optimizer=optimizer))
 
     def save(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
