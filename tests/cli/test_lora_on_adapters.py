@@ -62,10 +62,9 @@ def test_it_learns_what_a_training_of_the_fused_model_learns(clips, base, fused,
 def test_a_packed_model_stays_packed(clips, base, tmp_path):
     rest = [*REST, "--iters", 1, "-q", 8]
     assert lora(clips, tmp_path / "on", "--lora", base, *rest) == 0
-    assert lora(clips, tmp_path / "alone", *rest) == 0
     assert lora(clips, tmp_path / "none", "--lora", base, 0, *rest) == 0
-    losses = [column(tmp_path / name, "loss")[0] for name in ("on", "alone", "none")]
-    assert losses[1] == losses[2] != losses[0]
+    losses = [column(tmp_path / name, "loss")[0] for name in ("on", "none")]
+    assert abs(losses[0] - losses[1]) > 0.01
 
 
 def test_a_sample_is_made_with_all_adapters(clips, base, tmp_path):
@@ -139,3 +138,15 @@ def test_an_adapter_that_cant_be_used_is_one_line(clips, base, tmp_path, capsys,
     assert lora(clips, tmp_path / "new", "--lora", *adapter) in (1, 2)
     (error,) = errors(capsys.readouterr().err)
     assert message in error and not (tmp_path / "new").exists()
+
+
+def test_all_weights_are_trained_with_the_adapters_fused_into_them(clips, base, fused, tmp_path):
+    def weights(folder: Path) -> bytes:
+        return (folder / "model/transformer/diffusion_pytorch_model.safetensors").read_bytes()
+
+    full = ["--fine-tune-type", "full", "--iters", 1, "--warmup", 0, "--learning-rate", 1e-3]
+    size = ["--frames", 9, "--height", 32, "--width", 48]
+    assert lora(clips, tmp_path / "on", *full, "--lora", base, 0.5, small=size) == 0
+    assert lora(clips, tmp_path / "fused", *full, "--model", fused, small=size) == 0
+    assert weights(tmp_path / "on") == weights(tmp_path / "fused")
+    assert lora(clips, tmp_path / "on", *full, "--lora", base, "--resume", small=size) == 2

@@ -165,3 +165,22 @@ def test_a_dry_run_says_what_would_be_uploaded_and_asks_nobody(clips, tmp_path, 
     shown = capsys.readouterr().err
     assert "upload   to me/kites: pytorch_lora_weights.safetensors, " in shown
     assert "no caption contains the trigger word 'zorb'" in shown
+
+
+def test_a_model_is_uploaded_with_its_card_and_its_samples(clips, tmp_path, hub):
+    full = ["--fine-tune-type", "full", "--iters", 1, "--warmup", 0]
+    sample = ["--sample-every", 1, "--sample-steps", 2, "--sample-prompt", "a red circle"]
+    size = ["--frames", 9, "--height", 32, "--width", 48]
+    again = ["--upload-repo", "kites", "--resume"]
+    assert lora(clips, tmp_path / "new", *full, *sample, small=size) == 0
+    assert lora(clips, tmp_path / "new", *full, *again, small=size) == 0
+    files = hub.files["me/kites"]
+    assert {"model_index.json", "transformer/config.json", "vae/config.json"} <= files.keys()
+    assert not any(part in name for name in files for part in ("checkpoints", "log", "cache"))
+    about = front_matter(files["README.md"].decode())
+    assert about["widget"][0]["text"] == "a red circle" and "lora" not in about["tags"]
+    assert "samples/0000001-0.mp4" in files
+    assert "--model me/kites --frames 9" in files["README.md"].decode()
+    (tmp_path / "new/model/README.md").write_text("My own words.\n")
+    assert lora(clips, tmp_path / "new", *full, *again, small=size) == 0
+    assert hub.files["me/kites"]["README.md"] == b"My own words.\n"
