@@ -22,7 +22,7 @@ from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import MODEL, TRANSFORMER, Checkpoint
 from .loss import Batch, TransformerLoss
-from .optimizers import State, make_optimizer
+from .optimizers import State, flat_states, make_optimizer
 from .settings import TrainingSettings
 from .trained_adapter import Agree
 
@@ -119,7 +119,7 @@ class TrainedModel:
                 number=self._numbers[path],
             )
             arrays += [weight, self._set(path, weight), *self._states[path].values()]
-            squares.append(square)
+            squares.append(mx.where(square, 0.0, mx.inf))
         return [*arrays, mx.stack(squares).sum()]
 
     def learning_rate(self, step: int) -> float:
@@ -129,12 +129,7 @@ class TrainedModel:
     def checkpoint(self, step: int) -> Checkpoint:
         """What a training goes on from after `step` updates."""
         weights = {path: self._weight(path) for path in self._places}
-        states = {
-            f"{path}.{name}": array
-            for path, state in self._states.items()
-            for name, array in state.items()
-        }
-        return Checkpoint(step, weights, states, TRANSFORMER)
+        return Checkpoint(step, weights, flat_states(self._states), TRANSFORMER)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint. Memory: an array of it at a time, if it isn't read yet."""
