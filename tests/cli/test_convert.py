@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from adapters import make_adapter
 from commands import errors, generate
 from huggingface_hub import errors as hub_errors
 from uploads import FakeHub
@@ -154,6 +155,16 @@ def test_an_upload_has_a_card_with_the_repository_in_it(folder, monkeypatch, cap
     files = [path for path in (folder / "mlx_model").rglob("*") if path.is_file()]
     assert len(hub.files["me/tiny"]) == len(files) > 10
     assert "--model me/tiny" in hub.files["me/tiny"]["README.md"].decode()
+
+
+def test_an_upload_has_no_path_of_this_machine(folder, monkeypatch):
+    hub = FakeHub(monkeypatch)
+    source, adapter = shutil.copytree(DEMO_PATH, folder / "own"), make_adapter(folder / "style")
+    assert run("--model", source, "--lora", adapter, 0.5, "--upload-repo", "me/tiny") == 0
+    files = hub.files["me/tiny"]
+    for name in ("README.md", "conversion.json"):
+        text = files[name].decode()
+        assert "own" in text and "style" in text and str(folder) not in text
 
 
 def test_nothing_is_converted_for_an_upload_that_must_fail(folder, monkeypatch, capsys):
