@@ -19,8 +19,8 @@ import mlx.core as mx
 from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.components import listed
 from ..checkpoints.model_card import model_card
-from ..checkpoints.published_names import published_name
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.published_names import published_name
 from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
