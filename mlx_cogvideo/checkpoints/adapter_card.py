@@ -65,7 +65,7 @@ class TrainedCard:
         """The whole card."""
         parts = [
             *("---", self._front_matter(), "---", OURS),
-            *("", f"# {escaped(self.name.split('/')[-1])}", ""),
+            *("", f"# {escaped(self.name)}", ""),
             *self._introduction(),
             *self._samples(),
             *("## Use", "", *self._commands()),

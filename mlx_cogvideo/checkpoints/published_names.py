@@ -11,9 +11,16 @@ from .resolve import expanded
 
 
 def published_name(source: str | Path) -> str:
-    """The name of a file or folder without the folders that contain it; a hub id as it is."""
-    path = expanded(source)
-    name = path.absolute().name if path.exists() or path.is_absolute() else str(source)
+    """The name of a file or folder without the folders that contain it; a hub id as it is.
+
+    The model of a training is named with the training's own folder, as in ``kites/model``.
+    """
+    path, name = expanded(source), str(source)
+    if path.exists() or path.is_absolute():
+        path = path.absolute()
+        name = path.name
+        if (path.parent / "log.jsonl").is_file() and path.is_dir():
+            name = f"{path.parent.name}/{name}"
     return " ".join(name.split())
 
 

@@ -143,7 +143,7 @@ class TrainedResult:
     def _card(self, step: int, samples: dict[str, str], plot: str | None) -> TrainedCard:
         pipe, spec = self.job.pipe, self.job.clip_options.specs[0]
         return TrainedCard(
-            name=self.args.upload_repo or published_name(self.args.adapter_path),
+            name=self.args.upload_repo or published_name(self.folder),
             is_full=self.job.settings.is_full,
             base=base_repository(pipe),
             model=published_model(pipe),
@@ -172,7 +172,9 @@ class TrainedResult:
         yield "model", f"{published_model(job.pipe)}, {job.pipe.precision}"
         if settings.is_full:
             yield "trained weights", " ".join(settings.train_layers or ["all"])
-            yield "rounding", "float32 copy" if settings.master_weights else "stochastic"
+            if job.pipe.dtype_name != "float32":
+                rounding = "of a float32 copy" if settings.master_weights else "stochastic"
+                yield "rounding", rounding
         else:
             yield "rank", str(settings.rank)
             yield "alpha", f"{settings.effective_alpha:g}"

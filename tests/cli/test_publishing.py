@@ -173,6 +173,7 @@ def test_a_model_is_uploaded_with_its_card_and_its_samples(clips, tmp_path, hub)
     size = ["--frames", 9, "--height", 32, "--width", 48]
     again = ["--upload-repo", "kites", "--resume"]
     assert lora(clips, tmp_path / "new", *full, *sample, small=size) == 0
+    assert "--model new/model --frames 9" in (tmp_path / "new/model/README.md").read_text()
     assert lora(clips, tmp_path / "new", *full, *again, small=size) == 0
     files = hub.files["me/kites"]
     assert {"model_index.json", "transformer/config.json", "vae/config.json"} <= files.keys()
