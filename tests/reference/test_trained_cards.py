@@ -1,14 +1,18 @@
-"""The card of what was trained on an official model."""
+"""The card of what was trained, and its adapter, as the hub, diffusers and PEFT read them."""
 
 import ast
 from dataclasses import replace
 
 import diffusers
+import mlx.core as mx
 import pytest
 from huggingface_hub import ModelCard
+from peft import LoraConfig
 
+from mlx_cogvideo.checkpoints import save_adapter
 from mlx_cogvideo.checkpoints.adapter_card import TrainedCard
 from mlx_cogvideo.checkpoints.variants import NAMES
+from mlx_cogvideo.nn.low_rank import LowRank
 
 OWN = "https://huggingface.co/THUDM/CogVideoX-5b/blob/main/LICENSE"
 
@@ -76,3 +80,12 @@ def test_a_model_is_used_by_its_own_name():
     assert "mlx-cogvideo generate --model me/kites --frames 49" in text
     assert 'from_pretrained("me/kites"' in text
     assert "fused into the base model before: us\\/style at 0.5" in text
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
+def test_peft_opens_an_adapter_that_names_others(tmp_path):
+    additions = {"transformer_blocks.0.attn1.to_q": LowRank(mx.ones((4, 8)), mx.ones((8, 4)), 2)}
+    others = [{"source": "us/style", "scale": 0.5, "sha256": "0"}]
+    save_adapter(tmp_path, additions, rank=4, alpha=8, others=others)
+    config = LoraConfig.from_pretrained(str(tmp_path))
+    assert (config.r, config.lora_alpha, config.target_modules) == (4, 8, {"attn1.to_q"})
