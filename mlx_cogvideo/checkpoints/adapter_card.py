@@ -105,6 +105,8 @@ class TrainedCard:
             yield f"A {self.task} model: {base}, of which the transformer was trained further."
         else:
             yield f"A LoRA adapter for the {self.task} model {base}."
+        if self.base not in (None, self.model):
+            yield f"The training began with {escaped(self.model)}, which comes from that model."
         yield ""
         if self.adapters:
             names = ", ".join(f"{escaped(name)} at {scale:g}" for name, scale in self.adapters)

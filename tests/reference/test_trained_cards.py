@@ -75,6 +75,12 @@ def test_the_code_for_diffusers_calls_what_it_has(alias, is_full, adapters):
     assert ("image=load_image" in code) is (alias == "1.5-5b-i2v")
 
 
+def test_a_model_that_comes_from_the_base_is_named_too():
+    sentence = "The training began with kites\\/model, which comes from that model."
+    assert sentence in card("5b", model="kites/model").text()
+    assert "began" not in card("5b").text()
+
+
 def test_a_model_is_used_by_its_own_name():
     text = card("5b", is_full=True, adapters=[("us/style", 0.5)]).text()
     assert "mlx-cogvideo generate --model me/kites --frames 49" in text
