@@ -158,6 +158,11 @@ def test_an_upload_that_must_fail_is_refused_before_the_training(
     assert message in error and not (tmp_path / "new").exists() and hub.files == {}
 
 
+def test_clips_that_are_shown_arent_uploaded(clips, tmp_path, hub, capsys):
+    assert lora(clips, tmp_path / "new", "--show-clips", 1, "--upload-repo", "kites") == 2
+    assert "leave out --upload-repo" in errors(capsys.readouterr().err)[0]
+
+
 def test_a_dry_run_says_what_would_be_uploaded_and_asks_nobody(clips, tmp_path, hub, capsys):
     hub.login = AssertionError("asked")
     options = ["--upload-repo", "me/kites", "--trigger-word", "zorb", "--dry-run"]
