@@ -233,6 +233,7 @@ def save_adapter(
     alpha: float,
     base_model: str | None = None,
     targets: Sequence[str] | None = None,
+    others: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Writes an adapter that diffusers' ``load_lora_weights`` and PEFT's ``from_pretrained`` open.
 
@@ -243,6 +244,7 @@ def save_adapter(
         alpha: all layers are scaled by alpha / rank.
         base_model: name of the model that it was trained on.
         targets: ends of the names of the layers; None takes their names within a block.
+        others: identities of the adapters that the base model had when this one was trained.
     """
     if targets is None:
         targets = sorted({layer_in_block(layer) for layer in layers})
@@ -251,9 +253,9 @@ def save_adapter(
     about = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
     save_arrays(folder / DIFFUSERS_FILE, _named(layers, PREFIX), about)
     save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), about)
-    write_config(
-        folder / CONFIG_FILE, {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
-    )
+    about = {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
+    # PEFT ignores a field that it doesn't know, with a warning.
+    write_config(folder / CONFIG_FILE, about | ({"base_adapters": [*others]} if others else {}))
 
 
 def _named(layers: Mapping[str, LowRank], prefix: str) -> dict[str, mx.array]:

@@ -30,8 +30,8 @@ from ..training.sample_videos import write_sample_videos
 from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
-from ..video import ClipSpec
 from .announce import (
+    adapter_lines,
     download_lines,
     how_to_quantize_once,
     most_by_stage,
@@ -45,9 +45,10 @@ from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
+from .publishing import TrainedResult, find_repository, trigger_problems, upload_lines
 from .signals import Interrupts
 from .streams import printable
-from .training_job import TrainingJob, read_job
+from .training_job import TrainingJob, described, read_job
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.quiet or not distributed.is_main:
         be_quiet()
         args.quiet = True
+    if distributed.is_main:
+        args.upload_repo = find_repository(args)
     job = _open_job(args, distributed, events)
     if args.dry_run:
         return _list_clips(job, events) if distributed.is_main else None
@@ -100,7 +103,8 @@ def _open_job(
     job = read_job(args, is_main=distributed.is_main, plans=args.dry_run)
     if not announced:
         _announce(job, args, distributed.size, events)
-    for problem in text_problems(job.pipe, job.clips, job.other_texts):
+    problems = text_problems(job.pipe, job.clips, job.other_texts)
+    for problem in [*problems, *trigger_problems(args, job)]:
         logger.warning(problem)
     return job
 
@@ -145,11 +149,13 @@ def _announce(
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
+        *adapter_lines(pipe),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
-        ("as", f"{' or '.join(map(_described, specs))}, {specs[0].fps:g} a second"),
+        ("as", job.shapes),
         ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
+    lines += upload_lines(args, is_full=settings.is_full)
     lines += download_lines(pipe.to_download)
     batch_size = settings.batch_size + settings.prior_batch_size
     parameters = adapter_parameters(pipe.configs["transformer"], settings)
@@ -163,8 +169,10 @@ def _announce(
         "plan",
         model=str(job.model),
         dtype=pipe.dtype_name,
+        lora=[{"source": each.source, "scale": scale} for each, scale in pipe.adapters],
         clips=len(clips),
         output=args.adapter_path,
+        upload=args.upload_repo,
         rank=settings.rank,
         steps=settings.iters,
         memory=needs,
@@ -175,10 +183,6 @@ def _announce(
         logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
         warn_of_the_moment("this", need, available)
-
-
-def _described(spec: ClipSpec) -> str:
-    return f"{spec.frames} frames of {spec.width}x{spec.height}"
 
 
 def _list_clips(job: TrainingJob, events: JsonEvents) -> int | None:
@@ -194,7 +198,7 @@ def _list_clips(job: TrainingJob, events: JsonEvents) -> int | None:
             else:
                 count = window_count(info.frames, spec, options.windows)
                 use = f"{count} windows of " if count > 1 else ""
-                use += f"{_described(spec)} of its {info.frames} of {info.width}x{info.height}"
+                use += f"{described(spec)} of its {info.frames} of {info.width}x{info.height}"
                 usable += 1
         except InvalidInputError as error:
             use = f"left out, {error}"
@@ -236,6 +240,7 @@ def _run(
                 job.pipe, identity, job.clips, job.clip_options, job.cache, bars, also
             )
         bars.close()
+        result = TrainedResult(job, args, samples, distributed.size)
         mx.reset_peak_memory()
         with job.pipe.keeping("transformer"):
             trainer = Trainer(
@@ -249,7 +254,7 @@ def _run(
                 model=identity.get("sha256", identity),
                 distributed=distributed,
                 existing=job.existing,
-                on_save=partial(_saved, events),
+                on_save=partial(_saved, result, events),
             )
             done = _train(trainer, job, args, texts, bars, interrupts, events)
     finally:
@@ -259,13 +264,18 @@ def _run(
             raise KeyboardInterrupt
         return INTERRUPTED
     if distributed.is_main:
+        interrupts.patient = False
+        result.publish(trainer.step, events)
         events.tell("output", str(trainer.result), output=trainer.result)
     return None
 
 
-def _saved(events: JsonEvents, checkpoint: Path, step: int) -> None:
+def _saved(result: TrainedResult, events: JsonEvents, checkpoint: Path, step: int) -> None:
     events.emit("checkpoint", path=checkpoint, step=step)
     events.can_resume()
+    # Another process saves elsewhere what the main one can't any more.
+    if not result.job.settings.is_full and checkpoint.parents[1] == result.folder:
+        result.write_card(step)
 
 
 def _train(

@@ -123,6 +123,8 @@ OTHER_NAMES = {
         "--checkpointing-limit": "--keep-checkpoints",
         "--checkpoints-total-limit": "--keep-checkpoints",
         "--steps-per-eval": "--val-every",
+        "--hub-model-id": "--upload-repo",
+        "--push-to-hub": "give the repository, --upload-repo ME/NAME",
         "--validation-prompt": "--sample-prompt",
         "--validation-steps": "--sample-every",
         "--resume-from-checkpoint": "give --resume: it continues from the last checkpoint",

@@ -20,6 +20,7 @@ from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.components import listed
 from ..checkpoints.model_card import model_card
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.published_names import published_name
 from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
@@ -71,6 +72,8 @@ def convert(
                     _convert(c, part, _additions(plan, c), on_progress) for c in plan.components
                 ]
             report = _report(plan, components)
+            if repo is not None:
+                report = _without_paths(report)
             for name, contents in plan.extra.items():
                 copy = part / name
                 copy.parent.mkdir(exist_ok=True)
@@ -297,3 +300,12 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
             for component, part in zip(plan.components, components, strict=True)
         },
     }
+
+
+def _without_paths(report: dict[str, Any]) -> dict[str, Any]:
+    """A report for others, in which no file or folder of this machine has its path."""
+    source = {**report["source"], "name": published_name(report["source"]["name"])}
+    if "base" in source:
+        source["base"] = {**source["base"], "name": published_name(source["base"]["name"])}
+    adapters = [{**each, "source": published_name(each["source"])} for each in report["lora"]]
+    return {**report, "source": source, "lora": adapters}

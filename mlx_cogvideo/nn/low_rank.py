@@ -75,13 +75,33 @@ def permute_rows(layer: nn.Module, x: mx.array, permutation: mx.array) -> mx.arr
     return mx.addmm(layer.bias[permutation], x, weight) if "bias" in layer else x @ weight
 
 
+def fuse_adapters(module: nn.Module) -> None:
+    """Adds all adapters of `module` to the weights of their layers, and removes them.
+
+    Layers that are packed keep theirs. The sums are rounded to the types of the weights. Memory: a
+    layer in float32, one at a time.
+    """
+    fused = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, LoRALinear) and isinstance(layer.linear, nn.Linear):
+            linear = fused[path] = layer.linear
+            products = (adapter.product() for adapter in layer.adapters)
+            weight = sum(products, start=linear.weight.astype(mx.float32))
+            linear.weight = weight.astype(linear.weight.dtype)
+            mx.eval(linear.weight)
+    module.update_modules(tree_unflatten(fused))
+
+
 @contextmanager
 def without_adapters(module: nn.Module) -> Iterator[None]:
-    """Switches off the adapters of `module` within its block."""
+    """Switches off the adapters of `module` that are trained within its block.
+
+    Frozen ones stay: they belong to the model that the training starts from.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
     adapters = [layer.adapters for layer in layers]
     for layer in layers:
-        layer.adapters = []
+        layer.adapters = [one for one in layer.adapters if not one.trainable_parameters()]
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import Adapter, save_adapter
+from ..checkpoints.published_names import base_repository, published_adapters, published_model
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
 from ..nn.fusion import fused
@@ -133,11 +134,14 @@ class TrainedAdapter:
         """Writes the adapter as diffusers and PEFT read it."""
         rank, alpha = self._settings.rank, self._settings.effective_alpha
         pipe = self._pipe
-        name = str(pipe.variant.repo if pipe.variant else pipe.folder)
+        about = {
+            "base_model": base_repository(pipe) or published_model(pipe),
+            "others": published_adapters(pipe.adapters),
+        }
         # Names of whole paths adapt some of the blocks only.
         targets = self._settings.targets
         targets = targets if set(targets) == self._layers.keys() else None
-        save_adapter(folder, self._layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
+        save_adapter(folder, self._layers, rank=rank, alpha=alpha, targets=targets, **about)
 
     def finish(self, folder: Path) -> Path:
         """What the training has made, which `save` has written."""
