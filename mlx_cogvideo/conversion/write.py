@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import Addition
 from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
@@ -124,12 +125,12 @@ def _check_absent(destination: Path) -> None:
         raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
 
 
-Additions = Mapping[str, Sequence[LowRank]]
+Additions = Mapping[str, Sequence[Addition]]
 
 
 def _additions(plan: ConversionPlan, component: ComponentPlan) -> Additions:
-    """The products of all adapters for each layer of a component."""
-    additions: dict[str, list[LowRank]] = defaultdict(list)
+    """The additions of all adapters to each layer of a component."""
+    additions: dict[str, list[Addition]] = defaultdict(list)
     if component.name == "transformer":
         for adapter, scale in plan.adapters:
             for layer, addition in adapter.load(scale).items():
@@ -150,8 +151,7 @@ def _convert(
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
             if tensor.name.endswith(".weight"):
-                for addition in additions.get(tensor.layer, ()):
-                    weight = weight.astype(mx.float32) + addition.product()
+                weight = _fused(weight, additions.get(tensor.layer, ()))
             for name, array in _written(tensor, weight, quality, faults).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())
@@ -167,6 +167,14 @@ def _convert(
         "kinds": quality.summary(),
         "left_at_16_bits": plan.unfit,
     }
+
+
+def _fused(weight: mx.array, additions: Sequence[Addition]) -> mx.array:
+    """A weight with its additions, in float32; without any, `weight` itself."""
+    if not additions:
+        return weight
+    base = weight.astype(mx.float32)
+    return reduce(lambda fused, addition: addition.fuse(fused, base), additions, base)
 
 
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:
