@@ -61,8 +61,8 @@ class TrainingSettings:
     )
     resume_adapter_file: str | None = adapter_setting(
         None,
-        "Existing adapter to start from, a file, a folder or a hub id. Its rank, alpha and layers "
-        "are kept; the steps, the learning rate and the clips are new.",
+        "Existing adapter to start from, a file, a folder or a hub id. Its kind, rank, alpha and "
+        "layers are kept; the steps, the learning rate and the clips are new.",
         metavar="ADAPTER",
         if_none="a new adapter",
     )
