@@ -1,11 +1,13 @@
-"""Measures time and memory of LoRA training at full size, ours and diffusers with peft.
+"""Measures time and memory of training at full size, ours and diffusers with peft.
 
     python benchmarks/lora.py 5b
     python benchmarks/lora.py 5b --cases "ours 4-bit" --sizes 17x256x384
+    python benchmarks/lora.py 2b --cases "full adamw_8bit" "full adafactor masters"
 
-Trains an adapter of rank 128 on attention with AdamW, one clip a step. Ours computes gradients
-block by block, diffusers uses checkpointing. `in parts` computes attention's backward as on devices
-where MLX has no fused one. The weights are random, with the official names and shapes, and so are
+Trains an adapter of rank 128 on attention with AdamW, one clip a step, or all weights in bfloat16
+(`full`, with an optimizer and perhaps float32 `masters`). Ours computes gradients block by block,
+diffusers uses checkpointing. `in parts` computes attention's backward as on devices where MLX has
+no fused one. The weights are random, with the official names and shapes, and so are
 latents and text. Each case runs in its own process, which takes two steps of each size and times
 the next ones; the best time is reported. Memory is the peak of what MLX or PyTorch allocated in
 these steps, weights included. A step changes the adapter so little that the losses stay comparable.
@@ -20,13 +22,14 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from cases import add_cases, run_apart
 from step import our_network, prepare, rotation_tables, their_network
 from support import OFFICIAL_SCHEDULER_CONFIG
 
-CASES = ["ours bfloat16", "ours 4-bit", "ours 4-bit in parts", "diffusers"]
+CASES = ["ours bfloat16", "ours 4-bit", "ours 4-bit in parts", "full adafactor", "diffusers"]
 SIZES = ["9x256x384", "17x256x384", "25x320x512", "49x320x512", "49x480x720"]
 RANK, ALPHA, LEARNING_RATE = 128, 64, 1e-9
 
@@ -58,7 +61,9 @@ def main() -> None:
 
 def run_case(args: argparse.Namespace) -> None:
     side, *how = args.case.split()
-    step, memory = {"ours": load_ours, "diffusers": load_diffusers}[side](args, how)
+    step, memory = {"ours": load_ours, "full": load_ours, "diffusers": load_diffusers}[side](
+        args, how
+    )
     config = json.loads((args.folder / "transformer" / "config.json").read_text())
     for size in args.sizes:
         frames, height, width = map(int, size.split("x"))
@@ -86,31 +91,38 @@ def run_case(args: argparse.Namespace) -> None:
 
 def load_ours(args: argparse.Namespace, how: list[str]):
     import mlx.core as mx
-    import mlx.optimizers as optim
-    from mlx.utils import tree_flatten, tree_unflatten
 
-    from mlx_cogvideo.diffusion.schedulers import make_scheduler
+    from mlx_cogvideo.distributed import ALONE
     from mlx_cogvideo.nn import attention_backward
-    from mlx_cogvideo.nn.low_rank import add_adapter
-    from mlx_cogvideo.training.loss import Batch, TransformerLoss
-    from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
+    from mlx_cogvideo.training.loss import Batch
+    from mlx_cogvideo.training.settings import TrainingSettings
+    from mlx_cogvideo.training.trained_adapter import TrainedAdapter
+    from mlx_cogvideo.training.trained_model import TrainedModel
 
     if "parts" in how:
-        attention_backward._has_own_backward = lambda dtype: False
-    network = our_network(args.folder, how[0]).freeze()
-    add_adapter(network, new_adapter(network, TrainingSettings(rank=RANK, alpha=ALPHA)))
-    mx.eval(network.parameters())
-    optimizer = optim.AdamW(learning_rate=LEARNING_RATE)
-    scheduler = make_scheduler("ddim", OFFICIAL_SCHEDULER_CONFIG, mx.random.key(0))
-    adapter_loss = TransformerLoss(network, scheduler, mx.bfloat16)
+        attention_backward.has_own_backward = lambda dtype: False
+    is_full = args.case.startswith("full")
+    pipe = SimpleNamespace(
+        transformer=our_network(args.folder, "bfloat16" if is_full else how[0]),
+        scheduler_config=OFFICIAL_SCHEDULER_CONFIG,
+        dtype=mx.bfloat16,
+    )
+    common = {"learning_rate": LEARNING_RATE, "warmup": 0}
+    if is_full:
+        masters = "masters" in how
+        settings = TrainingSettings(
+            fine_tune_type="full", optimizer=how[0], master_weights=masters, **common
+        )
+        trained = TrainedModel(pipe, settings, ALONE)
+    else:
+        trained = TrainedAdapter(pipe, TrainingSettings(rank=RANK, alpha=ALPHA, **common), ALONE)
+    mx.eval(pipe.transformer.parameters())
+    losses = []
 
     def step(clip, text, noise) -> float:
         batch = Batch(*(mx.array(a) for a in (clip, text, noise)), mx.array([500]))
-        losses, gradients = adapter_loss.loss_and_gradients(batch)
-        parameters = tree_unflatten(tree_flatten(network.trainable_parameters()))
-        network.update(optimizer.apply_gradients(tree_unflatten(gradients), parameters))
-        mx.eval(network.trainable_parameters(), optimizer.state)
-        return losses.item()
+        trained.update([batch], 0, lambda found, norm: losses.append(found[0].item()))
+        return losses.pop()
 
     def memory() -> int:
         peak = mx.get_peak_memory()

@@ -80,7 +80,7 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
             return _run(job, args, interrupts, distributed, events)
         except KeyboardInterrupt as error:
             if distributed.is_main and not hasattr(error, "__notes__"):
-                error.add_note(ways_on(args.adapter_path, job.settings.iters))
+                error.add_note(ways_on(args.adapter_path, job.settings))
             raise
         except CogVideoXError:
             raise
@@ -245,7 +245,7 @@ def _run(
                 texts[""],
                 job.settings,
                 args.adapter_path,
-                keep=args.keep_checkpoints,
+                keep=args.keep_checkpoints or (1 if job.settings.is_full else 3),
                 prior=[texts[prompt] for prompt in job.prior],
                 model=identity.get("sha256", identity),
                 distributed=distributed,
@@ -260,7 +260,7 @@ def _run(
             raise KeyboardInterrupt
         return INTERRUPTED
     if distributed.is_main:
-        events.tell("output", str(args.adapter_path), output=args.adapter_path)
+        events.tell("output", str(trainer.result), output=trainer.result)
     return None
 
 

@@ -67,7 +67,8 @@ HELP = {
     "--adapter-path": "Folder that gets the adapter, its checkpoints and the log. Default: "
     "adapters.",
     "--save-every": "Updates between two checkpoints. Default: 250.",
-    "--keep-checkpoints": "Number of checkpoints to keep; older ones are removed. Default: 3.",
+    "--keep-checkpoints": "Number of checkpoints to keep; older ones are removed. Default: 3 of an "
+    "adapter, 1 of a whole model.",
     "--val-every": "Updates between two validations, which compute the loss at fixed noise and "
     "timesteps. Default: 0, never.",
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
@@ -118,7 +119,7 @@ def make_parser() -> Parser:
     add = with_help(groups["output"], HELP)
     add("--adapter-path", type=path, default=Path("adapters"), metavar="DIR")
     add("--save-every", type=at_least_one, default=250, metavar="UPDATES")
-    add("--keep-checkpoints", type=at_least_one, default=3, metavar="N")
+    add("--keep-checkpoints", type=at_least_one, metavar="N")
     add("--val-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
@@ -153,8 +154,14 @@ def _frame_rate(text: str) -> float:
     return value
 
 
+OF_ADAPTERS = ("rank", "alpha", "targets", "resume_adapter_file")
+OF_ALL_WEIGHTS = ("train_layers", "master_weights")
+"""Settings that mean something in one kind of training only."""
+
+
 def check_needs(args: argparse.Namespace) -> None:
     """Raises InvalidInputError where an option has no effect, because it needs another one."""
+    _check_kind(args)
     for name in ("prior_batch_size", "prior_weight"):
         if getattr(args, name) is not None and not args.prior_prompts:
             raise InvalidInputError(f"--{name.replace('_', '-')} needs --prior-prompts")
@@ -166,6 +173,28 @@ def check_needs(args: argparse.Namespace) -> None:
         raise InvalidInputError("--window-places needs --windows, 2 or more")
     if args.dry_run and args.show_clips:
         raise InvalidInputError("--dry-run writes nothing: leave out --show-clips")
+
+
+def _check_kind(args: argparse.Namespace) -> None:
+    """Raises InvalidInputError for options that don't fit what is trained."""
+    is_full = args.fine_tune_type == "full"
+    known = settings_of(TrainingSettings)
+    for name in OF_ADAPTERS if is_full else OF_ALL_WEIGHTS:
+        if getattr(args, name) is not None:
+            option = (*known[name].options, f"--{name.replace('_', '-')}")[0]
+            kind = "full trains no adapter" if is_full else "it needs --fine-tune-type full"
+            raise InvalidInputError(f"{option} has no effect: {kind}")
+    if not is_full:
+        return
+    if args.clip_norm is not None:
+        raise InvalidInputError(
+            "--clip-norm isn't possible with --fine-tune-type full: a block is updated before the "
+            "gradients of the others are known; the update of each tensor is clipped instead"
+        )
+    if args.quantize is not None:
+        raise InvalidInputError(
+            "-q isn't possible with --fine-tune-type full: quantized weights can't be trained"
+        )
 
 
 def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Iterator[str]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoints import SHARED_KEY, Adapter, component_folder, read_config
+from ..checkpoints import Adapter
 from ..checkpoints.compatibility import check_model, check_networks, open_tokenizer
 from ..checkpoints.component_sources import ComponentSource, folder_source, sat_sources
 from ..checkpoints.components import FLOATING
+from ..checkpoints.model_files import files_of, other_files
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.packing import no_layer_fits, packed_tensors
 from ..checkpoints.resolve import Base
@@ -23,15 +24,6 @@ from ..errors import CheckpointError, InvalidInputError
 from ..nn.quantization import Quantization, layer_kind, linear_layers, packings
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from .fused import open_adapters
-
-COPIED = (
-    "model_index.json",
-    "latent_rgb.json",
-    "tokenizer/*.json",
-    "tokenizer/spiece.model",
-    "scheduler/*.json",
-)
-"""Files of a model folder besides its networks."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +217,7 @@ def _sources(
             check_model(folder, base)
         sources = {name: folder_source(folder, name, base, stand_in) for name in NETWORKS}
         check_networks({name: source.config for name, source in sources.items()})
-        return sources, _files(folder, COPIED, base)
+        return sources, other_files(folder, base)
     sources = sat_sources(folder)
     if "vae" not in sources:
         raise CheckpointError(f"{folder} holds no VAE: put {VAE_FILES[0]} into one folder with it")
@@ -238,38 +230,8 @@ def _sources(
     check_networks({name: source.config for name, source in sources.items()})
     if stand_in is None:
         open_tokenizer(text_encoder, sources["text_encoder"].config)
-    extra: dict[str, Path | dict[str, Any]] = _files(text_encoder, ("tokenizer/*",))
+    extra: dict[str, Path | dict[str, Any]] = files_of(text_encoder, ("tokenizer/*",))
     return sources, extra | sat_configurations(sources["transformer"].config)
-
-
-def _files(
-    folder: Path, patterns: Collection[str], base: Base | None = None
-) -> dict[str, Path | dict[str, Any]]:
-    files: dict[str, Path | dict[str, Any]] = {}
-    for pattern in patterns:
-        name, inside, pattern = pattern.rpartition("/")
-        found = component_folder(folder, name, base) if inside else folder
-        if not inside and base is not None and not any(folder.glob(pattern)):
-            found = base.folder
-        for file in sorted(found.glob(pattern)):
-            if file.is_file() and not file.name.startswith("."):
-                _check_inside(file, found)
-                files[f"{name}{inside}{file.name}"] = file
-    index = files.get("model_index.json")
-    if index is not None:  # components shared by another folder are copied, so drop the reference
-        contents = read_config(index)
-        if contents.pop(SHARED_KEY, None) is not None:
-            files["model_index.json"] = contents
-    return files
-
-
-def _check_inside(file: Path, folder: Path) -> None:
-    """Refuses a link that would bring another file of this machine into a model to be published."""
-    root, target = folder.resolve(), file.resolve()
-    # The hub's cache has the files of a snapshot beside all snapshots.
-    caches = (place.parent / "blobs" for place in root.parents if place.name == "snapshots")
-    if not any(target.is_relative_to(place) for place in (root, *caches)):
-        raise CheckpointError(f"{file} is a link to {target}, outside of the model: copy it there")
 
 
 def plan_component(name: str, source: ComponentSource) -> ComponentPlan:

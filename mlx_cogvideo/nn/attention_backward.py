@@ -1,6 +1,6 @@
 """The gradients of attention, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
@@ -20,33 +20,41 @@ QUERY_MULTIPLE = 128
 
 
 def attention_gradients(
-    queries: mx.array, keys: mx.array, values: mx.array, output: mx.array, cotangent: mx.array
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cotangent_of: Callable[[mx.array], mx.array],
+    schedule: EvalSchedule,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The gradients of ``attention(queries, keys, values)``, in bounded memory.
 
-    MLX's own backward computes scores in blocks on Metal, and in 16 bits on CUDA; there its result
-    is left lazy. Elsewhere it would hold the tables of all scores, so that some heads and queries
-    are computed at a time here.
+    MLX's own backward (see `has_own_backward`) computes scores in blocks on Metal, and in 16 bits
+    on CUDA; there its result is left lazy, and nothing is evaluated. Elsewhere it would hold the
+    tables of all scores, so that some heads and queries are computed at a time here.
 
     Args:
-        output: the result of ``attention``.
-        cotangent: the gradient of `output`.
+        cotangent_of: makes the gradient of the output from the output, once. The forward pass of
+            attention then runs once for both.
+        schedule: the evaluation schedule that the output is part of.
     """
-    if not _has_own_backward(queries.dtype):
-        return _gradients_in_parts(queries, keys, values, output, cotangent)
+    if not has_own_backward(queries.dtype):
+        output = schedule.hold(attention(queries, keys, values))
+        return _gradients_in_parts(queries, keys, values, output, cotangent_of(output))
     tokens = queries.shape[2]
     if backend() == "cuda":
         # A query whose cotangent is zero adds nothing to the gradients of keys and values.
-        padding = [(0, 0), (0, 0), (0, -tokens % QUERY_MULTIPLE), (0, 0)]
-        queries, cotangent = mx.pad(queries, padding), mx.pad(cotangent, padding)
-    arrays = [queries, keys, values]
-    _, (of_queries, *others) = mx.vjp(
-        lambda *arrays: [attention(*arrays, products=BACKWARD_PRODUCTS)], arrays, [cotangent]
-    )
+        queries = mx.pad(queries, [(0, 0), (0, 0), (0, -tokens % QUERY_MULTIPLE), (0, 0)])
+
+    def weighted(*arrays: mx.array) -> mx.array:
+        output = attention(*arrays, products=BACKWARD_PRODUCTS)[:, :, :tokens]
+        # The sum itself is never computed: only its gradient is.
+        return (output * mx.stop_gradient(cotangent_of(mx.stop_gradient(output)))).sum()
+
+    of_queries, *others = mx.grad(weighted, argnums=(0, 1, 2))(queries, keys, values)
     return of_queries[:, :, :tokens], *others
 
 
-def _has_own_backward(dtype: mx.Dtype) -> bool:
+def has_own_backward(dtype: mx.Dtype) -> bool:
     """Whether MLX has a fused backward on this device."""
     return backend() == "metal" or (on_gpu() and dtype.size == 2)
 

@@ -74,6 +74,39 @@ class EvalSchedule:
         return x
 
 
+class RecordedSchedule(EvalSchedule):
+    """Notes what a traced function would evaluate, for another schedule.
+
+    Attributes:
+        arrays: what was held or pushed, in order.
+        elements: the elements of each pushed array, 0 for one that was held.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrays: list[mx.array] = []
+        self.elements: list[int] = []
+
+    def hold(self, x: mx.array) -> mx.array:
+        self.arrays.append(x)
+        self.elements.append(0)
+        return x
+
+    def push(self, x: mx.array, elements: int | None = None) -> mx.array:
+        self.arrays.append(x)
+        self.elements.append(elements or x.size)
+        return x
+
+
+def replay(arrays: list[mx.array], elements: Sequence[int], schedule: EvalSchedule) -> None:
+    """Gives recorded arrays to a schedule. Empties `arrays`."""
+    for count in elements:
+        if count:
+            schedule.push(arrays.pop(0), count)
+        else:
+            schedule.hold(arrays.pop(0))
+
+
 LAZY = EvalSchedule(evaluate=False)
 """A schedule that evaluates nothing."""
 

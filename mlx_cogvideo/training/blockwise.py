@@ -5,7 +5,8 @@ taken for some tokens at a time; attention between them has a backward of its ow
 through an evaluation schedule, so that no lazy graph holds its temporaries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from typing import NamedTuple
@@ -14,9 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..nn.attention import attention
-from ..nn.attention_backward import attention_gradients
-from ..nn.eval_schedule import LAZY, EvalSchedule
+from ..nn import attention_backward
+from ..nn.eval_schedule import LAZY, EvalSchedule, RecordedSchedule, replay
 from ..nn.fusion import fused
 from ..nn.modulation import gated_residual
 from ..nn.transformer import BlockContext, CogVideoXBlock
@@ -81,6 +81,8 @@ class BlockBackward:
         self._block, self._with_temb = block, with_temb
         # Compiled as a whole: inside a gradient, MLX undoes the compilation of single functions.
         self._gradients_of = {piece: fused(partial(_gradients, block, piece)) for piece in PIECES}
+        self._traced = fused(self._trace)
+        self._elements: dict[tuple[int, ...], list[int]] = {}
 
     # Not `__call__`, which holds its arguments until it returns: `cotangent` couldn't be freed.
     def gradients(
@@ -97,24 +99,66 @@ class BlockBackward:
             cotangent: the gradient of the block's output.
             schedule: the evaluation schedule that they are part of.
         """
-        block, found = self._block, {}
-        parameters = dict(tree_flatten(block.trainable_parameters()))
+        parameters = dict(tree_flatten(self._block.trainable_parameters()))
         if self._with_temb:
             parameters[TEMB] = context.temb
+        if attention_backward.has_own_backward(x.dtype):
+            # Arrays of a function that MLX differentiates keep their inputs until it ends. They are
+            # evaluated after that, in the same order.
+            shape = x.shape
+            arrays, found, of_x = self._traced(parameters, context, x, cotangent)
+            del x, cotangent
+            replay(arrays, self._elements[shape], schedule)
+        else:
+            found, of_x = self._run(parameters, context, x, cotangent, schedule)
+        of_temb = found.pop(TEMB, None)
+        return BlockGradients(found, of_x, of_temb)
+
+    def _trace(
+        self, parameters: Gradients, context: BlockContext, x: mx.array, cotangent: mx.array
+    ) -> tuple[list[mx.array], Gradients, mx.array]:
+        """`_run` without evaluation.
+
+        Returns:
+            The arrays to evaluate, in order, and the gradients.
+        """
+        recorded = RecordedSchedule()
+        own = {name: array for name, array in parameters.items() if name != TEMB}
+        with _updated(self._block, own):
+            found, of_x = self._run(parameters, context, x, cotangent, recorded)
+        self._elements[x.shape] = recorded.elements
+        return recorded.arrays, found, of_x
+
+    def _run(
+        self,
+        parameters: Gradients,
+        context: BlockContext,
+        x: mx.array,
+        cotangent: mx.array,
+        schedule: EvalSchedule,
+    ) -> tuple[Gradients, mx.array]:
+        """The gradients of the parameters, and of `x`."""
+        block, found, residuals = self._block, {}, []
+        cotangents = [cotangent]
+        del cotangent
         take = partial(self._take, parameters, context, schedule, found)
         queries, keys, values = _to_attend(block, context, x, schedule)
-        attended = schedule.hold(attention(queries, keys, schedule.hold(values)))
-        between = schedule.push(*_add_attention(block, context, x, attended))
-        (cotangent,) = take(_feed_forward, [between], [cotangent])
-        del between
-        residual, of_attended = take(_add_attention, [x, attended], [cotangent])
-        del cotangent
-        cotangents = attention_gradients(queries, keys, values, attended, of_attended)
-        cotangents = schedule.push_all(cotangents)
-        del queries, keys, values, attended, of_attended
-        (of_x,) = take(_to_attend, [x], cotangents)
-        of_temb = found.pop(TEMB, None)
-        return BlockGradients(found, schedule.push(of_x + residual), of_temb)
+
+        def of_attended(attended: mx.array) -> mx.array:
+            between = schedule.push(*_add_attention(block, context, x, attended))
+            (cotangent,) = take(_feed_forward, [between], [cotangents.pop()])
+            del between
+            residual, cotangent = take(_add_attention, [x, attended], [cotangent])
+            residuals.append(residual)
+            return cotangent
+
+        of_heads = attention_backward.attention_gradients(
+            queries, keys, schedule.hold(values), of_attended, schedule
+        )
+        of_heads = schedule.push_all(of_heads)
+        del queries, keys, values
+        (of_x,) = take(_to_attend, [x], of_heads)
+        return found, schedule.push(of_x + residuals.pop())
 
     def _take(
         self,
@@ -195,12 +239,19 @@ def module_vjp(
     names = list(parameters)
 
     def run(*arrays: mx.array) -> list[mx.array]:
-        module.update(tree_unflatten(list(zip(names, arrays, strict=False))))
-        return list(function(*arrays[len(names) :]))
+        with _updated(module, dict(zip(names, arrays, strict=False))):
+            return list(function(*arrays[len(names) :]))
 
+    outputs, found = mx.vjp(run, [*parameters.values(), *inputs], [*cotangents])
+    return outputs, dict(zip(names, found, strict=False)), found[len(names) :]
+
+
+@contextmanager
+def _updated(module: nn.Module, parameters: dict[str, mx.array]) -> Iterator[None]:
+    """Gives a module other parameters within the block, such as those of a tracing."""
     before = module.trainable_parameters()
     try:
-        outputs, found = mx.vjp(run, [*parameters.values(), *inputs], [*cotangents])
-    finally:  # tracing has left its own arrays in the module
+        module.update(tree_unflatten(list(parameters.items())))
+        yield
+    finally:
         module.update(before)
-    return outputs, dict(zip(names, found, strict=False)), found[len(names) :]

@@ -14,10 +14,13 @@ from ..called import shell_word
 from ..checkpoints import holds_adapter, read_config, read_header, save_arrays, write_config
 from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
 from ..files import absolute, check_unlocked, locked
-from .settings import changed_settings
+from .settings import TrainingSettings, changed_settings
 
 CHECKPOINTS = "checkpoints"
-ADAPTER, OPTIMIZER, TRAINING = "adapter.safetensors", "optimizer.safetensors", "training.json"
+ADAPTER, TRANSFORMER = "adapter.safetensors", "transformer.safetensors"
+OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+MODEL = "model"
+"""Name of the model folder that a full training writes."""
 OTHER_FOLDER = "choose another --adapter-path"
 
 
@@ -65,21 +68,24 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return _read_training(found[-1])[1] if found else {}
 
 
-def ways_on(folder: Path, iters: int, resume: str = "--resume") -> str:
+def ways_on(folder: Path, settings: TrainingSettings, resume: str = "--resume") -> str:
     """Says how many of a training's steps are saved, and how to go on from them.
 
     Args:
-        iters: number of steps of the whole training.
+        settings: of the whole training.
         resume: options that continue it.
     """
     found = saved_checkpoints(folder)
     if not found:
         return "no step is saved yet; clips and captions that were prepared are kept"
+    kept = f"{int(found[-1].name)} of {settings.iters} steps are kept in {folder}"
+    ways = f"{kept}; the same command with {resume} continues the training"
+    if settings.is_full:
+        return ways
     adapter = f"--resume-adapter-file {shell_word(folder)}"
     return (
-        f"{int(found[-1].name)} of {iters} steps are kept in {folder}; the same command with "
-        f"{resume} continues the training, and {adapter} with another "
-        "--adapter-path starts a new one from them, with a lower --learning-rate or other clips"
+        f"{ways}, and {adapter} with another --adapter-path starts a new one from them, with a "
+        "lower --learning-rate or other clips"
     )
 
 
@@ -169,9 +175,9 @@ def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
         found = {name: info.shape for name, info in read_header(file).items()}
         if found != {name: array.shape for name, array in like.items()}:
             raise ValueError(f"{file.name} holds other arrays")
-        arrays = mx.load(str(file))
-        mx.eval(arrays)
-        return arrays
+        return mx.load(
+            str(file)
+        )  # each array is read when it is used: they may be as large as memory
     except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise _damaged(file.parent, first_line(error)) from None
 
@@ -218,7 +224,7 @@ def _check_contents(folder: Path, resume: bool) -> None:
         raise OutputError(f"{folder} holds a training: {OTHER_FOLDER}, or continue with --resume")
     elif holds_adapter(folder):
         raise OutputError(f"{folder} holds an adapter: {OTHER_FOLDER}")
-    elif (folder / "model_index.json").exists():
+    elif any((folder / inside / "model_index.json").exists() for inside in ("", MODEL)):
         raise OutputError(f"{folder} holds a model: {OTHER_FOLDER}")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -16,7 +15,7 @@ from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import Checkpoint
 from .existing_adapter import existing_layers
 from .loss import Batch, TransformerLoss
-from .optimizer import make_optimizer
+from .optimizers import flat_states, make_optimizer
 from .settings import TrainingSettings, new_adapter
 
 Agree = Callable[[Sequence[mx.array], float | None], None]
@@ -56,7 +55,10 @@ class TrainedAdapter:
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
         self._optimizer = make_optimizer(settings)
-        self._optimizer.init(tree_unflatten(self._parameters()))
+        parameters = self._parameters()
+        self._numbers = {path: number for number, path in enumerate(sorted(parameters))}
+        self._states = {path: self._optimizer.initial(p) for path, p in parameters.items()}
+        mx.eval(self._states)
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self._transformer.trainable_parameters()))
@@ -71,48 +73,61 @@ class TrainedAdapter:
             The norm of the gradient.
         """
         losses, gradients = self._accumulated(batches)
-        gradients = self._distributed.all_mean(tree_unflatten(gradients))
-        gradients, norm = optim.clip_grad_norm(gradients, self._settings.clip_norm)
+        gradients, norm = optim.clip_grad_norm(
+            self._distributed.all_mean(gradients), self._settings.clip_norm
+        )
         agree(losses, norm.item())
-        self._apply(gradients)
+        self._apply(gradients, step)
         return norm.item()
 
     def _accumulated(self, batches: Iterable[Batch]) -> tuple[list[mx.array], dict[str, mx.array]]:
         """The losses of the batches, and their mean gradients."""
-        count = self._settings.accumulate
-        gradients, losses = {}, []
+        share = 1 / self._settings.accumulate
+        gradients: dict[str, mx.array] = {}
+        losses = []
         for batch in batches:
-            batch_losses, batch_gradients = self.loss.loss_and_gradients(batch)
+            batch_losses, found = self.loss.loss_and_gradients(batch)
             losses.append(batch_losses)
-            gradients = {
-                path: gradient * (1 / count) + gradients.get(path, 0)
-                for path, gradient in batch_gradients.items()
-            }
+            if share < 1:
+                found = {path: share * gradient for path, gradient in found.items()}
+            gradients = {path: g + gradients[path] if gradients else g for path, g in found.items()}
             mx.eval(gradients)
         return losses, gradients
 
-    def _apply(self, gradients: Any) -> None:
-        """Updates the adapter and the optimizer's state, or neither if that fails."""
-        before = self.checkpoint(0)
-        try:
-            parameters = self._optimizer.apply_gradients(gradients, tree_unflatten(before.weights))
-            self._transformer.update(parameters)
-            mx.eval(parameters, self._optimizer.state)
-        except BaseException:
-            self.restore(before)
-            raise
+    def _apply(self, gradients: dict[str, mx.array], step: int) -> None:
+        """Updates the adapter and the optimizer's states, or neither if that fails."""
+        weights, states = {}, {}
+        for path, parameter in self._parameters().items():
+            weights[path], states[path], _ = self._optimizer.update(
+                parameter,
+                gradients[path],
+                self._states[path],
+                step=step,
+                number=self._numbers[path],
+            )
+        mx.eval(weights, states)
+        self._transformer.update(tree_unflatten(list(weights.items())))
+        self._states = states
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the last update."""
-        return self._optimizer.learning_rate.item()
+        """The learning rate of an update, the first of which is step 0."""
+        return self._optimizer.learning_rate(step)
 
     def checkpoint(self, step: int) -> Checkpoint:
         """What a training goes on from after `step` updates."""
-        return Checkpoint(step, self._parameters(), dict(tree_flatten(self._optimizer.state)))
+        return Checkpoint(step, self._parameters(), flat_states(self._states))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        self._transformer.update(tree_unflatten(checkpoint.weights))
-        self._optimizer.state = tree_unflatten(checkpoint.optimizer)
+        mx.eval(checkpoint.weights, checkpoint.optimizer)
+        self._transformer.update(tree_unflatten(list(checkpoint.weights.items())))
+        for path, state in self._states.items():
+            state.update({name: checkpoint.optimizer[f"{path}.{name}"] for name in state})
+
+    def share(self) -> None:
+        """Takes the adapter and the optimizer's state of the main process."""
+        own = self.checkpoint(0)
+        weights, optimizer = map(self._distributed.broadcast, (own.weights, own.optimizer))
+        self.restore(own._replace(weights=weights, optimizer=optimizer))
 
     def save(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""

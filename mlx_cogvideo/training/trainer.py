@@ -27,6 +27,7 @@ from .log import LOG, append_row, cut_log, write_plot
 from .prepare import Sample
 from .settings import TrainingSettings
 from .trained_adapter import TrainedAdapter
+from .trained_model import TrainedModel
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
@@ -37,6 +38,7 @@ class Trainer:
 
     Attributes:
         step: updates done.
+        result: the folder that the training has made, once it is done.
         batches: draws the clips of each step.
     """
 
@@ -73,11 +75,16 @@ class Trainer:
         """
         self.pipe, self.settings, self.distributed = pipe, settings, distributed
         self.folder, self.keep, self.step = folder, keep, 0
+        self.result = folder
         self._saved: tuple[Path, int] | None = None
         self._on_save = on_save
         self.data = content_digests(model, pipe.precision, samples, prior)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
-        self.trained = TrainedAdapter(pipe, settings, distributed, existing)
+        self.trained: TrainedAdapter | TrainedModel
+        if settings.is_full:
+            self.trained = TrainedModel(pipe, settings, distributed)
+        else:
+            self.trained = TrainedAdapter(pipe, settings, distributed, existing)
         source = existing and existing.identity(1.0)["sha256"]
         distributed.check_same(
             {"settings": settings, **self.data, "adapters to start from": source}
@@ -128,6 +135,8 @@ class Trainer:
                         self.save()
                     on_step(row)
                     stop = stop or self._stops_alone(should_stop)
+            if is_main and self.is_done:
+                self.result = self.trained.finish(self.folder)
             self.distributed.wait()  # for what the main process saves
         return self.is_done
 
@@ -259,9 +268,7 @@ class Trainer:
             self.trained.restore(checkpoint)
             self._saved = self.folder, self.step
         self.step = self.distributed.broadcast({"step": mx.array(self.step)})["step"].item()
-        own = self.trained.checkpoint(self.step)
-        weights, optimizer = map(self.distributed.broadcast, (own.weights, own.optimizer))
-        self.trained.restore(own._replace(weights=weights, optimizer=optimizer))
+        self.trained.share()
 
     def _settings_together(self) -> dict[str, Any]:
         """The settings with which one process would do the same as all processes together."""
@@ -295,12 +302,12 @@ class Trainer:
             self.folder = whole.with_name(f"{whole.name}-rescued-{rank}-{self.step:07}")
             resume += f" --adapter-path {self.folder}"
         try:
-            if self.step > 0:
+            if self.step > 0 and self.trained.is_whole:
                 self._save(keep=None)
         except Exception as problem:  # the first error is the one to report, whatever this is
             if str(problem) != str(error):
                 error.add_note(f"step {self.step} can't be saved: {problem}")
-        note = ways_on(self.folder, self.settings.iters, resume)
+        note = ways_on(self.folder, self.settings, resume)
         if isinstance(error, PeerLostError):
             note += "; with another number of processes, if their batches together are as large"
         error.add_note(note)

@@ -14,14 +14,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 import pytest
 from clips import make_clip
 from commands import errors, generate, heeding_ctrl_c, press_ctrl_c, warnings
 from support import locked_elsewhere
 from trainers import sample_numbers, write_samples
-from trainings import SMALL, lora, make_data, read_log, same, tensors
+from trainings import SMALL, TENSORS, lora, make_data, read_log, same, tensors
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
@@ -33,6 +32,7 @@ from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
+from mlx_cogvideo.training.optimizers import AdamW
 from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
 from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import write_video
@@ -90,16 +90,16 @@ def test_training_lowers_the_loss_at_fixed_noise(clips, adapter):
 @contextmanager
 def ctrl_c_in_update(number: int) -> Iterator[None]:
     """Presses Ctrl-C within an update of the adapter, counted from 1."""
-    updates, apply = [], optim.Optimizer.apply_gradients
+    updates, update = [], AdamW.update
 
-    def interrupted(self, *arguments):
+    def interrupted(self, *arguments, **more):
         updates.append(1)
-        if len(updates) == number:
+        if len(updates) == (number - 1) * TENSORS + 1:
             press_ctrl_c()
-        return apply(self, *arguments)
+        return update(self, *arguments, **more)
 
     with heeding_ctrl_c(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optim.Optimizer, "apply_gradients", interrupted)
+        patch.setattr(AdamW, "update", interrupted)
         yield
 
 
@@ -541,17 +541,15 @@ def test_a_failing_gpu_loses_no_step(clips, adapter, monkeypatch, capsys, where)
     assert lora(clips, whole, "--iters", 4) == 0
     text = "[METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPU)."
     owner, name = (
-        (TransformerLoss, "loss_and_gradients")
-        if where == "gradients"
-        else (optim.Optimizer, "apply_gradients")
+        (TransformerLoss, "loss_and_gradients") if where == "gradients" else (AdamW, "update")
     )
-    compute = getattr(owner, name)
+    compute, last = getattr(owner, name), 3 if where == "gradients" else 2 * TENSORS + 5
 
-    def fail(self, *args):
+    def fail(self, *args, **more):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == last:
             raise RuntimeError(text)
-        return compute(self, *args)
+        return compute(self, *args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)

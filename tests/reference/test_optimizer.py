@@ -5,7 +5,7 @@ import torch
 from support import relative_error
 from torch_reference import random
 
-from mlx_cogvideo.training.optimizer import make_optimizer
+from mlx_cogvideo.training.optimizers import make_optimizer
 from mlx_cogvideo.training.settings import TrainingSettings
 
 TOLERANCE = 1e-6

@@ -1,0 +1,192 @@
+"""The weights of a transformer in training: their update, their checkpoint and the model folder.
+
+Each block is updated as soon as its gradients are there, so that memory holds those of one block. A
+norm over all gradients isn't known by then. The update of each tensor is clipped instead.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from math import inf
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..checkpoints.finetuned import save_finetuned
+from ..diffusion.schedulers import make_scheduler
+from ..distributed import Distributed
+from ..errors import InvalidInputError
+from ..nn.quantization import QuantizedLinear
+from ..nn.transformer import CogVideoXTransformer3DModel
+from ..pipeline.pipeline import CogVideoXPipeline
+from .checkpoint import MODEL, TRANSFORMER, Checkpoint
+from .loss import Batch, TransformerLoss
+from .optimizers import State, flat_states, make_optimizer
+from .settings import TrainingSettings
+from .trained_adapter import Agree
+
+
+class TrainedModel:
+    """A transformer whose weights are trained, all or some of them, and its optimizer.
+
+    Attributes:
+        loss: computes the loss and its gradients.
+        is_whole: whether no update has been left half done.
+    """
+
+    def __init__(
+        self, pipe: CogVideoXPipeline, settings: TrainingSettings, distributed: Distributed
+    ):
+        """Prepares the pipeline's transformer.
+
+        Raises:
+            InvalidInputError: it is quantized, or has no weights that the settings choose.
+        """
+        self._pipe, self._distributed = pipe, distributed
+        self._transformer = pipe.transformer
+        unfreeze_only(self._transformer, settings.train_layers)
+        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+        self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
+        self.is_whole = True
+        self._optimizer = make_optimizer(settings)
+        modules = dict(self._transformer.named_modules())
+        trained = dict(tree_flatten(self._transformer.trainable_parameters()))
+        self._numbers = {path: number for number, path in enumerate(sorted(trained))}
+        self._places = {}
+        for path in trained:
+            owner, _, name = path.rpartition(".")
+            self._places[path] = modules[owner], name
+        self._masters: dict[str, mx.array] = {}
+        if settings.master_weights:
+            self._masters = {path: array.astype(mx.float32) for path, array in trained.items()}
+        self._states: dict[str, State] = {
+            path: self._optimizer.initial(array) for path, array in trained.items()
+        }
+        mx.eval(self._masters, self._states)
+
+    def _weight(self, path: str) -> mx.array:
+        """A weight that is trained: its float32 master if it has one."""
+        owner, name = self._places[path]
+        return self._masters.get(path, owner[name])
+
+    def _set(self, path: str, weight: mx.array) -> mx.array:
+        """Changes a weight, and returns it in the type of the transformer."""
+        owner, name = self._places[path]
+        if path in self._masters:
+            self._masters[path] = weight
+        owner[name] = weight.astype(owner[name].dtype)
+        return owner[name]
+
+    def update(self, batches: Iterable[Batch], step: int, agree: Agree) -> float:
+        """One update with the mean gradient of some batches.
+
+        Args:
+            step: updates done.
+
+        Returns:
+            The norm of the gradient; infinite or NaN if a gradient was. The weights are then those
+            of no step.
+        """
+        passes = [self.loss.forward(batch) for batch in batches]
+        agree([each.losses for each in passes], None)
+        self.is_whole = False
+        squares, running = [], []
+        for gradients in self.loss.backward(passes):
+            mx.eval(running)  # one block's gradients at a time
+            running = self._apply(self._distributed.all_mean(gradients), step)
+            squares += [running.pop()]
+            mx.async_eval(running, squares[-1])
+            del gradients
+        norm = mx.sqrt(mx.stack(squares).sum()).item()
+        self.is_whole = norm < inf
+        return norm
+
+    def _apply(self, gradients: dict[str, mx.array], step: int) -> list[mx.array]:
+        """Updates the parameters of these gradients.
+
+        Returns:
+            The new arrays, and last the sum of the squares of the gradients.
+        """
+        arrays, squares = [], []
+        for path in list(gradients):
+            weight, self._states[path], square = self._optimizer.update(
+                self._weight(path),
+                gradients.pop(path),
+                self._states[path],
+                step=step,
+                number=self._numbers[path],
+            )
+            arrays += [weight, self._set(path, weight), *self._states[path].values()]
+            squares.append(mx.where(square, 0.0, mx.inf))
+        return [*arrays, mx.stack(squares).sum()]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of an update, the first of which is step 0."""
+        return self._optimizer.learning_rate(step)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """What a training goes on from after `step` updates."""
+        weights = {path: self._weight(path) for path in self._places}
+        return Checkpoint(step, weights, flat_states(self._states), TRANSFORMER)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint. Memory: an array of it at a time, if it isn't read yet."""
+        for path, state in self._states.items():
+            mx.eval(self._set(path, checkpoint.weights[path]), self._masters.get(path))
+            for name in state:
+                state[name] = checkpoint.optimizer[f"{path}.{name}"]
+            mx.eval(state)
+        self.is_whole = True
+
+    def share(self) -> None:
+        """Takes the weights and states of the main process, an array at a time."""
+        for path, state in self._states.items():
+            shared = self._distributed.broadcast({**state, path: self._weight(path)})
+            mx.eval(self._set(path, shared.pop(path)), self._masters.get(path))
+            self._states[path] = shared
+
+    def save(self, folder: Path) -> None:
+        """Writes nothing beside the checkpoint: the model folder is as large."""
+
+    def finish(self, folder: Path) -> Path:
+        """Writes the model folder, and returns it."""
+        save_finetuned(folder / MODEL, self._pipe, self._transformer)
+        return folder / MODEL
+
+
+def unfreeze_only(
+    transformer: CogVideoXTransformer3DModel, patterns: tuple[str, ...] | None
+) -> None:
+    """Freezes all parameters of a transformer but those whose paths match a pattern; None is all.
+
+    Raises:
+        InvalidInputError: a pattern matches nothing, or layers are quantized.
+    """
+    if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
+        raise InvalidInputError(
+            "a quantized model can't be trained as a whole: take the original, or train an adapter"
+        )
+    transformer.freeze()
+    trained = chosen(dict(tree_flatten(transformer.parameters())), patterns)
+    modules = dict(transformer.named_modules())
+    for path in trained:
+        owner, _, name = path.rpartition(".")
+        modules[owner].unfreeze(recurse=False, keys=[name])
+
+
+def chosen(paths: Iterable[str], patterns: tuple[str, ...] | None) -> list[str]:
+    """The paths of parameters that match one of the patterns; None is all.
+
+    Raises:
+        InvalidInputError: a pattern matches nothing.
+    """
+    paths = list(paths)
+    if patterns is None:
+        return paths
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise InvalidInputError(
+                f"--train-layers {pattern} matches no weight: their paths are such as "
+                f"{paths[0]} and {paths[-1]}"
+            )
+    return [path for path in paths if any(fnmatchcase(path, each) for each in patterns)]
