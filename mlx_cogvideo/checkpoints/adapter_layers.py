@@ -109,11 +109,14 @@ def _kronecker_fits(
         last = shapes.get(name) or shapes.get(f"{name}_b") or ()
         if len(first) != 2 or len(last) != 2:
             return False, set()
+        size = first[0], last[1]
+        sizes.append(size)
         if name not in shapes:
             ranks |= {first[1], last[0]}
-        sizes.append((first[0], last[1]))
+            if not 0 < first[1] <= max(size):  # tools don't make more, which would cost much
+                return False, set()
     (a, b), (c, d) = sizes
-    return (a * c, b * d) == (outputs, inputs) and len(ranks) < 2 and 0 not in ranks, ranks
+    return (a * c, b * d) == (outputs, inputs) and len(ranks) < 2, ranks
 
 
 def make_layer(tensors: Mapping[str, mx.array], scale: float) -> Addition:

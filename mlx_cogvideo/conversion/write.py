@@ -11,7 +11,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
-from ..nn.low_rank import Addition
+from ..nn.low_rank import Addition, fused_weight
 from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
@@ -151,7 +150,7 @@ def _convert(
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
             if tensor.name.endswith(".weight"):
-                weight = _fused(weight, additions.get(tensor.layer, ()))
+                weight = fused_weight(weight, additions.get(tensor.layer, ()))
             for name, array in _written(tensor, weight, quality, faults).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())
@@ -167,14 +166,6 @@ def _convert(
         "kinds": quality.summary(),
         "left_at_16_bits": plan.unfit,
     }
-
-
-def _fused(weight: mx.array, additions: Sequence[Addition]) -> mx.array:
-    """A weight with its additions, in float32; without any, `weight` itself."""
-    if not additions:
-        return weight
-    base = weight.astype(mx.float32)
-    return reduce(lambda fused, addition: addition.fuse(fused, base), additions, base)
 
 
 def _read(plan: ComponentPlan) -> Iterator[mx.array]:

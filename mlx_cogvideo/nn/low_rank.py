@@ -139,13 +139,6 @@ class DoRA(LowRank):
         return self.lora_magnitude_vector.astype(mx.float32) / mx.maximum(norms, SMALLEST_NORM)
 
 
-def with_magnitudes(low: LowRank, linear: Linear) -> DoRA:
-    """DoRA that has the same effect on a layer as LoRA: its magnitudes are today's norms."""
-    dora = DoRA(low.lora_A, low.lora_B, mx.zeros(len(low.lora_B)), low.scale)
-    dora.lora_magnitude_vector = dora.norms(linear)
-    return dora
-
-
 @fused
 def _grown(y: mx.array, growth: mx.array, bias: mx.array | float = 0) -> mx.array:
     """``y + growth · y``, but for its bias."""
@@ -212,6 +205,15 @@ class LoRALinear(nn.Module):
         return y
 
 
+def with_magnitudes(low: LowRank, layer: Linear | LoRALinear) -> DoRA:
+    """DoRA that doesn't change a layer any more than LoRA: its magnitudes are today's norms."""
+    dora = DoRA(low.lora_A, low.lora_B, mx.zeros(len(low.lora_B)), low.scale)
+    dora.lora_magnitude_vector = dora.norms(
+        layer.linear if isinstance(layer, LoRALinear) else layer
+    )
+    return dora
+
+
 def add_adapter(
     module: nn.Module, layers: Mapping[str, Addition], *, constant: bool = False
 ) -> None:
@@ -235,6 +237,14 @@ def add_adapter(
         if constant and isinstance(addition, DoRA):
             addition.keep_norms(layer.linear)
     module.update_modules(tree_unflatten(wrapped))
+
+
+def fused_weight(weight: mx.array, additions: Sequence[Addition]) -> mx.array:
+    """The weight of a layer with its adapters, in float32; without any, `weight` itself."""
+    if not additions:
+        return weight
+    base = weight.astype(mx.float32)
+    return reduce(lambda fused, addition: addition.fuse(fused, base), additions, base)
 
 
 def permute_rows(layer: nn.Module, x: mx.array, permutation: mx.array) -> mx.array:

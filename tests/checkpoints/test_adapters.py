@@ -159,6 +159,7 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
         (lambda t: lokr(w1=(8, 8), w2=(24, 24, 1, 1)), None, "w2 .24, 24, 1, 1. don't fit"),
         (lambda t: lokr(w1=(8, 8), w2_a=(24, 2), w2_b=(3, 24)), None, "don't fit"),
         (lambda t: lokr(w1=(8, 8), w2_a=(24, 0), w2_b=(0, 24)), None, "don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2_a=(24, 25), w2_b=(25, 24)), None, "don't fit"),
         (lambda t: lokr(w1=(8, 8), w2_a=(24, 2)), None, "has an incomplete set of tensors of"),
         (lambda t: lokr(w1=(8, 8), w2=(24, 24), t2=(2, 2, 3, 3)), None, "LoKr for convolutions"),
         (
@@ -204,7 +205,14 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
     ],
     ids=[
         *("foreign", "LoHa", "LOHA", "dora of another", "magnitudes of inputs", "no magnitudes"),
-        *("lokr size", "lokr of a convolution", "lokr ranks", "lokr rank 0", "lokr half"),
+        *(
+            "lokr size",
+            "lokr of a convolution",
+            "lokr ranks",
+            "lokr rank 0",
+            "lokr rank 25",
+            "lokr half",
+        ),
         *("lokr tucker", "lokr and dora", "lokr config"),
         *("stray", "alpha", "half", "shape", "layer", "none"),
         *("whole numbers", "8 bits", "pattern", "expression"),
