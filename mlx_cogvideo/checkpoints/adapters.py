@@ -158,7 +158,9 @@ def _layer_tensors(
         place = find(name)
         if place is not None:
             layer, part = place
-            found.setdefault(layer, {})[part] = name
+            names = found.setdefault(layer, {})
+            if (other := names.setdefault(part, name)) != name:
+                raise CheckpointError(f"{file} has {other} and {name}, of which one can be used")
         elif find is not sat_part:  # a SAT checkpoint may hold the network itself, too
             unknown.append(name)
     check_kind(file, kind, unknown)
