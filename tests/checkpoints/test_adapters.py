@@ -195,7 +195,7 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
         (
             lambda t: {**t, FIRST.replace("lora_A.weight", "lora.down.weight"): t[FIRST]},
             None,
-            "to_q.lora.down.weight, of which one can be used",
+            "to_q.lora.*, of which one can be used",
         ),
         (lambda t: {"x": mx.ones(1)}, None, "that aren't LoRA"),
         (lambda t: {**t, FIRST: t[FIRST].astype(mx.int32)}, None, "as I32: only F32, F16, BF16"),
