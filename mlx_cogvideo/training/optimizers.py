@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from ..nn.fusion import fused
+from .packed_moments import can_pack, pack, unpack
 from .rounding import round_stochastically
 from .settings import TrainingSettings
 
@@ -25,12 +26,6 @@ DECAY_RATE, EPS_OF_SQUARES = -0.8, 1e-30
 
 AVERAGE, ROWS, COLUMNS = "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"
 """Names of Adafactor's states."""
-
-GROUP, FEWEST_PACKED = 64, 4096
-"""Numbers that share a scale in 8 bits, and the smallest tensor whose states are packed."""
-
-PACKED = tuple((name, f"{name}_scales", f"{name}_biases") for name in ("m", "root_v"))
-"""Names of packed states."""
 
 
 class Optimizer(ABC):
@@ -67,12 +62,12 @@ class Optimizer(ABC):
                 rounding depend on it and on `step`.
 
         Returns:
-            The tensor in its dtype, its state, and whether the gradient was finite, a bool ``[]``.
-            If it wasn't, or the sum of its squares was not, the tensor and its state are unchanged.
+            The tensor in its dtype, its state, and the sum of the squares of the gradient, float32
+            ``[]``. If the sum is NaN or infinite, the tensor and its state are unchanged.
         """
-        weight, state, finite = self._update(parameter, gradient, state, step)
+        weight, state, square = self._update(parameter, gradient, state, step)
         weight = round_stochastically(weight, parameter.dtype, step=step, number=number)
-        return weight, state, finite
+        return weight, state, square
 
     @abstractmethod
     def initial(self, parameter: mx.array) -> State:
@@ -92,7 +87,8 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """AdamW with bias correction.
 
-    An update of n numbers has up to 16 n bytes of temporary arrays, and those of the new state.
+    Memory of an update, beside the new tensor and its state: 12 bytes a number, 16 if the tensor is
+    float16.
     """
 
     def initial(self, parameter: mx.array) -> State:
@@ -101,54 +97,63 @@ class AdamW(Optimizer):
     def _update(
         self, parameter: mx.array, gradient: mx.array, state: State, step: int
     ) -> tuple[mx.array, State, mx.array]:
-        finite = mx.isfinite(_squares(gradient).sum())
+        squares = _squares(gradient)
+        square = squares.sum()
+        finite = mx.isfinite(square)
         corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
         rate = mx.array(self.learning_rate(step))
-        m, v = self._moments(gradient, state, finite)
+        m, v = _new_moments(gradient, squares, *self._moments(state, step), finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
-        return weight, self._state(m, v, state, finite), finite
+        return weight, self._new_state(m, v, state, finite), square
 
-    def _moments(
-        self, gradient: mx.array, state: State, finite: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        return _moments(gradient, state["m"], state["v"], finite)
+    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
+        """m and v in float32, after some updates."""
+        return state["m"], state["v"]
 
-    def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
+    def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         return {"m": m, "v": v}
 
 
-class AdamW8Bit(AdamW):
-    """AdamW that keeps m and the root of v in 8 bits; those of small tensors are float32.
+def largest_ratio(updates: int) -> float:
+    """The largest |m| / √v that AdamW can have after some updates.
 
-    v itself would need too many bits: the root of a number that is rounded to 0 divides m.
+    m and v are sums over the gradients g, the last of which is number 0. The Cauchy-Schwarz
+    inequality bounds m² = (1 - b1)² (Σ b1ᵏ gₖ)² by (1 - b1)² Σ (b1² / b2)ᵏ Σ b2ᵏ gₖ².
+    """
+    b1, b2 = BETAS
+    ratio = b1**2 / b2
+    return (1 - b1) * math.sqrt((1 - ratio**updates) / ((1 - b2) * (1 - ratio)))
+
+
+class AdamW8Bit(AdamW):
+    """AdamW that keeps its moments in 8 bits; those of small tensors are float32.
+
+    Memory of an update, beside the new tensor and its state: about 24 bytes a number on a GPU.
     """
 
     def initial(self, parameter: mx.array) -> State:
         state = super().initial(parameter)
-        fits = parameter.ndim >= 2 and parameter.shape[-1] % GROUP == 0
-        return _pack(**state) if fits and parameter.size >= FEWEST_PACKED else state
+        return pack(**state) if can_pack(parameter) else state
 
-    def _moments(
-        self, gradient: mx.array, state: State, finite: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
         if "v" in state:
-            return super()._moments(gradient, state, finite)
-        return _moments_from_packed(gradient, *_unpack(state), finite)
+            return super()._moments(state, updates)
+        return unpack(state, mx.array(largest_ratio(max(updates, 1))))
 
-    def _state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
+    def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         if "v" in before:
-            return super()._state(m, v, before, finite)
+            return super()._new_state(m, v, before, finite)
         # Packing what was unpacked could change the last bit.
-        return {name: mx.where(finite, new, before[name]) for name, new in _pack(m, v).items()}
+        return {name: mx.where(finite, new, before[name]) for name, new in pack(m, v).items()}
 
 
 class Adafactor(Optimizer):
     """Adafactor with a given learning rate and without a first moment, as in transformers.
 
-    The last two axes share the average squares: their mean over each axis is kept. An update of n
-    numbers has up to 8 n bytes of temporary arrays.
+    The average squares are factored over the last two axes: their mean over each axis is kept.
+    Memory of an update, beside the new tensor: 8 bytes a number, 12 if the tensor is float16.
     """
 
     def initial(self, parameter: mx.array) -> State:
@@ -163,15 +168,15 @@ class Adafactor(Optimizer):
         beta = mx.array(1 - (step + 1) ** DECAY_RATE)
         squares, rate = _squares(gradient), mx.array(self.learning_rate(step))
         if AVERAGE in state:
-            finite, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
+            square, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
             state = {AVERAGE: average}
         else:
-            finite, *scales, rows, columns = _factored_squares(
+            square, *scales, rows, columns = _factored_squares(
                 squares, state[ROWS], state[COLUMNS], beta, rate
             )
             state = {ROWS: rows, COLUMNS: columns}
-        weight = _adafactor(parameter, gradient, self._decay(step), finite, *scales)
-        return weight, state, finite
+        weight = _adafactor(parameter, gradient, self._decay(step), mx.isfinite(square), *scales)
+        return weight, state, square
 
 
 def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
@@ -202,16 +207,13 @@ def _moved(parameter: mx.array, change: mx.array, decay: mx.array, finite: mx.ar
     return mx.where(finite, weight - (decay * weight + change), weight)
 
 
+@fused
 def _new_moments(
-    gradient: mx.array, m: mx.array, v: mx.array, finite: mx.array
+    gradient: mx.array, squares: mx.array, m: mx.array, v: mx.array, finite: mx.array
 ) -> tuple[mx.array, mx.array]:
-    gradient = gradient.astype(mx.float32)
-    new_m = BETAS[0] * m + (1 - BETAS[0]) * gradient
-    new_v = BETAS[1] * v + (1 - BETAS[1]) * mx.square(gradient)
+    new_m = BETAS[0] * m + (1 - BETAS[0]) * gradient.astype(mx.float32)
+    new_v = BETAS[1] * v + (1 - BETAS[1]) * squares
     return mx.where(finite, new_m, m), mx.where(finite, new_v, v)
-
-
-_moments = fused(_new_moments)
 
 
 def _change(m: mx.array, v: mx.array, correction_m: mx.array, correction_v: mx.array) -> mx.array:
@@ -237,46 +239,6 @@ def _adamw(
     return _moved(parameter, rate * _change(m, v, correction_m, correction_v), decay, finite)
 
 
-# |m| is at most this many times the root of v. Both are sums over the gradients, and the
-# Cauchy-Schwarz inequality compares them: ((1 - b1) sum b1^k |g_k|)^2 is at most
-# (1 - b1)^2 sum (b1^2 / b2)^k sum b2^k g_k^2.
-LARGEST_RATIO = (1 - BETAS[0]) / math.sqrt((1 - BETAS[1]) * (1 - BETAS[0] ** 2 / BETAS[1]))
-
-# mx.quantize has no steps below 1e-7, and gradients are often as small. A power of 2 scales them
-# without rounding.
-MAGNIFIED = 2.0**60
-
-
-def _pack(m: mx.array, v: mx.array) -> State:
-    """Packs m and the root of v in 8 bits, with a scale and a bias for each group of a row."""
-    state = {}
-    for names, array in zip(PACKED, _magnified(m, v), strict=True):
-        state |= zip(names, mx.quantize(array, group_size=GROUP, bits=8), strict=True)
-    return state
-
-
-def _unpack(state: State) -> list[mx.array]:
-    """m and the root of v, magnified."""
-    arrays = [[state[name] for name in names] for names in PACKED]
-    return [mx.dequantize(w, scales, biases, GROUP, 8) for w, scales, biases in arrays]
-
-
-@fused
-def _magnified(m: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-    return m * MAGNIFIED, mx.sqrt(v) * MAGNIFIED
-
-
-@fused
-def _moments_from_packed(
-    gradient: mx.array, m: mx.array, root_v: mx.array, finite: mx.array
-) -> tuple[mx.array, mx.array]:
-    m = m / MAGNIFIED
-    # A small root beside large ones of its group is rounded to 0, and m perhaps is not. With the
-    # ratio that float32 has at most, the next change stays within float32's bound, too.
-    root = mx.maximum(root_v / MAGNIFIED, mx.abs(m) / LARGEST_RATIO)
-    return _new_moments(gradient, m, mx.square(root), finite)
-
-
 @fused
 def _factored_squares(
     squares: mx.array, rows: mx.array, columns: mx.array, beta: mx.array, rate: mx.array
@@ -284,36 +246,37 @@ def _factored_squares(
     """Averages of squares ``[..., rows, columns]`` over each of the last two axes, and over steps.
 
     Returns:
-        Whether the squares are finite; factors by which the gradient becomes the change of the
-        weight, for its rows ``[..., rows, 1]`` and its columns ``[..., 1, columns]``; and the new
-        averages over the columns and over the rows.
+        The sum of the squares; factors that turn the gradient into the change of the weight, for
+        its rows ``[..., rows, 1]`` and its columns ``[..., 1, columns]``; and the new averages of
+        its rows and columns.
     """
-    row_means, column_means = squares.mean(-1), squares.mean(-2)
-    finite = mx.isfinite(row_means.sum() + column_means.sum())
-    rows = _average(rows, row_means, beta, finite)
-    columns = _average(columns, column_means, beta, finite)
+    row_sums, (height, width) = squares.sum(-1), squares.shape[-2:]
+    square = row_sums.sum()
+    rows = _average(rows, row_sums / width, beta, square)
+    columns = _average(columns, squares.sum(-2) / height, beta, square)
     row_factor, column_factor = rows.mean(-1, keepdims=True) / rows, 1 / columns
     # The mean square of the change, without an array of the changes.
-    mean_square = (row_factor * (squares @ column_factor[..., None])[..., 0]).mean()
+    row_squares = (squares @ column_factor[..., None])[..., 0] / width
+    mean_square = (row_factor * row_squares).mean()
     row_scale = _clipped(rate, mean_square) * mx.sqrt(row_factor)
     column_scale = mx.sqrt(column_factor)
-    return [finite, row_scale[..., None], column_scale[..., None, :], rows, columns]
+    return [square, row_scale[..., None], column_scale[..., None, :], rows, columns]
 
 
 @fused
 def _average_squares(
     squares: mx.array, average: mx.array, beta: mx.array, rate: mx.array
 ) -> list[mx.array]:
-    """`_factored_squares` of a tensor that isn't factored: one factor and average per number."""
-    finite = mx.isfinite(squares.sum())
-    average = _average(average, squares, beta, finite)
+    """`_factored_squares` of a tensor that isn't factored: a factor and an average per number."""
+    square = squares.sum()
+    average = _average(average, squares, beta, square)
     rate = _clipped(rate, (squares / average).mean())
-    return [finite, rate * mx.rsqrt(average), average]
+    return [square, rate * mx.rsqrt(average), average]
 
 
-def _average(before: mx.array, squares: mx.array, beta: mx.array, finite: mx.array) -> mx.array:
+def _average(before: mx.array, squares: mx.array, beta: mx.array, total: mx.array) -> mx.array:
     new = beta * before + (1 - beta) * (squares + EPS_OF_SQUARES)
-    return mx.where(finite, new, before)
+    return mx.where(mx.isfinite(total), new, before)
 
 
 @fused

@@ -117,7 +117,7 @@ class TrainedModel:
                 number=self._numbers[path],
             )
             arrays += [weight, self._set(path, weight), *self._states[path].values()]
-            squares.append(mx.where(square, 0.0, mx.inf))
+            squares.append(square)
         return [*arrays, mx.stack(squares).sum()]
 
     def learning_rate(self, step: int) -> float:
