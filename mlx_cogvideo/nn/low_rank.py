@@ -88,8 +88,8 @@ class DoRA(LowRank):
     """LoRA that also sets the norm of each row of the weight (arXiv:2402.09353).
 
     The weight becomes ``magnitude · (W + scale · B A) / ‖W + scale · B A‖``. As in PEFT, the norms
-    have no gradient, a scale below 1 leaves the magnitudes as they are, and adapters before this
-    one are multiplied by magnitude / norm, too, and don't count in the norm.
+    have no gradient, and a scale below 1 leaves the magnitudes as they are. Adapters before this
+    one don't count in the norms, and what they add is multiplied by magnitude / norm, too.
     """
 
     def __init__(self, a: mx.array, b: mx.array, magnitude: mx.array, scale: float):
@@ -141,7 +141,7 @@ class DoRA(LowRank):
 
 @fused
 def _grown(y: mx.array, growth: mx.array, bias: mx.array | float = 0) -> mx.array:
-    """``y + growth · y``, but for its bias."""
+    """``(1 + growth) · y`` for the outputs `y` of a layer, whose bias stays as it is."""
     return y + growth * (y - bias)
 
 
@@ -206,7 +206,7 @@ class LoRALinear(nn.Module):
 
 
 def with_magnitudes(low: LowRank, layer: Linear | LoRALinear) -> DoRA:
-    """DoRA that doesn't change a layer any more than LoRA: its magnitudes are today's norms."""
+    """DoRA with the effect that LoRA has on a layer: its magnitudes are the norms at present."""
     dora = DoRA(low.lora_A, low.lora_B, mx.zeros(len(low.lora_B)), low.scale)
     dora.lora_magnitude_vector = dora.norms(
         layer.linear if isinstance(layer, LoRALinear) else layer

@@ -212,9 +212,6 @@ def new_adapter(
 
     DoRA begins with the norms of the weights as its magnitudes, so it changes nothing either.
 
-    Args:
-        transformer: still without an adapter.
-
     Returns:
         The adapter's layers by the paths of the layers that they adapt.
 
