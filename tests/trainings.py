@@ -13,9 +13,6 @@ from mlx_cogvideo.video import write_video
 
 SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--rank", 4, "--warmup", 2]
 
-TENSORS = 2 * 4 * 5
-"""Tensors of such an adapter, which are updated one after another."""
-
 
 def make_data(folder: Path) -> Path:
     """Writes three clips of 12 frames and their captions."""

@@ -21,7 +21,7 @@ from ..nn.fusion import fused
 from ..nn.modulation import gated_residual
 from ..nn.transformer import BlockContext, CogVideoXBlock
 
-WIDE_ELEMENTS = 2**26
+WIDE_ELEMENTS = 2**25
 """Elements of the feed-forward part's wide layer whose gradients are taken at a time."""
 
 TEMB = "temb"

@@ -6,13 +6,13 @@ to step are arrays, so that a function is compiled once for each shape.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
 from ..nn.fusion import fused
 from .packed_moments import can_pack, pack, unpack
-from .rounding import round_stochastically
+from .rounding import round_stochastically, seed
 from .settings import TrainingSettings
 
 State = dict[str, mx.array]
@@ -33,6 +33,7 @@ class Optimizer(ABC):
 
     def __init__(self, settings: TrainingSettings):
         self._settings = settings
+        self._compiled = fused(self._update_all)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update; the first update is `step` 0."""
@@ -65,9 +66,53 @@ class Optimizer(ABC):
             The tensor in its dtype, its state, and the sum of the squares of the gradient, float32
             ``[]``. If the sum is NaN or infinite, the tensor and its state are unchanged.
         """
-        weight, state, square = self._update(parameter, gradient, state, step)
-        weight = round_stochastically(weight, parameter.dtype, step=step, number=number)
-        return weight, state, square
+        (parameter,), (state,), square = self._update_all(
+            [parameter], [gradient], [state], self._numbers(step), [seed(step, number)]
+        )
+        return parameter, state, square
+
+    def update_all(
+        self,
+        parameters: list[mx.array],
+        gradients: list[mx.array],
+        states: list[State],
+        *,
+        step: int,
+        numbers: Sequence[int],
+        scale: mx.array | None = None,
+    ) -> tuple[list[mx.array], list[State], mx.array]:
+        """Updates several tensors as `update` does, in one function that is compiled on a GPU.
+
+        Args:
+            scale: factor of the gradients, ``[]``.
+
+        Returns:
+            The tensors, their states, and the sum of the squares of all gradients.
+        """
+        seeds = [seed(step, number) for number in numbers]
+        scales = [] if scale is None else [scale]
+        return self._compiled(parameters, gradients, states, self._numbers(step), seeds, *scales)
+
+    def _update_all(
+        self,
+        parameters: list[mx.array],
+        gradients: list[mx.array],
+        states: list[State],
+        numbers: State,
+        seeds: list[mx.array],
+        *scales: mx.array,
+    ) -> tuple[list[mx.array], list[State], mx.array]:
+        new, new_states, total = [], [], mx.array(0.0)
+        for parameter, gradient, state, its_seed in zip(
+            parameters, gradients, states, seeds, strict=True
+        ):
+            for scale in scales:
+                gradient = gradient * scale
+            weight, state, square = self._update(parameter, gradient, state, numbers)
+            new.append(round_stochastically(weight, parameter.dtype, its_seed))
+            new_states.append(state)
+            total = total + square
+        return new, new_states, total
 
     @abstractmethod
     def initial(self, parameter: mx.array) -> State:
@@ -75,13 +120,19 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(
-        self, parameter: mx.array, gradient: mx.array, state: State, step: int
+        self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
     ) -> tuple[mx.array, State, mx.array]:
-        """What `update` returns, with the tensor in float32."""
+        """What `update` returns, with the tensor in float32.
 
-    def _decay(self, step: int) -> mx.array:
-        """The part of a weight that its decay takes away."""
-        return mx.array(self.learning_rate(step) * self._settings.weight_decay)
+        Args:
+            numbers: those of `_numbers`.
+        """
+
+    def _numbers(self, step: int) -> State:
+        """The numbers that differ from step to step: the rate, and the part of a weight that its
+        decay takes away."""
+        rate = self.learning_rate(step)
+        return {"rate": mx.array(rate), "decay": mx.array(rate * self._settings.weight_decay)}
 
 
 class AdamW(Optimizer):
@@ -94,22 +145,27 @@ class AdamW(Optimizer):
     def initial(self, parameter: mx.array) -> State:
         return {name: mx.zeros(parameter.shape, mx.float32) for name in ("m", "v")}
 
+    def _numbers(self, step: int) -> State:
+        corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
+        ratio = mx.array(largest_ratio(max(step, 1)))
+        names = ("correction_m", "correction_v", "ratio")
+        return super()._numbers(step) | dict(zip(names, [*corrections, ratio], strict=True))
+
     def _update(
-        self, parameter: mx.array, gradient: mx.array, state: State, step: int
+        self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
     ) -> tuple[mx.array, State, mx.array]:
         squares = _squares(gradient)
         square = squares.sum()
-        finite = mx.isfinite(square)
-        corrections = [mx.array(1 - beta ** (step + 1)) for beta in BETAS]
-        rate = mx.array(self.learning_rate(step))
-        m, v = _new_moments(gradient, squares, *self._moments(state, step), finite)
+        finite, rate = mx.isfinite(square), numbers["rate"]
+        corrections = numbers["correction_m"], numbers["correction_v"]
+        m, v = _new_moments(gradient, squares, *self._moments(state, numbers["ratio"]), finite)
         if self._settings.is_full:
             rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
-        weight = _adamw(parameter, m, v, *corrections, rate, self._decay(step), finite)
+        weight = _adamw(parameter, m, v, *corrections, rate, numbers["decay"], finite)
         return weight, self._new_state(m, v, state, finite), square
 
-    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
-        """m and v in float32, after some updates."""
+    def _moments(self, state: State, ratio: mx.array) -> tuple[mx.array, mx.array]:
+        """m and v in float32; `ratio` is the `largest_ratio` of their updates."""
         return state["m"], state["v"]
 
     def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
@@ -137,10 +193,8 @@ class AdamW8Bit(AdamW):
         state = super().initial(parameter)
         return pack(**state) if can_pack(parameter) else state
 
-    def _moments(self, state: State, updates: int) -> tuple[mx.array, mx.array]:
-        if "v" in state:
-            return super()._moments(state, updates)
-        return unpack(state, mx.array(largest_ratio(max(updates, 1))))
+    def _moments(self, state: State, ratio: mx.array) -> tuple[mx.array, mx.array]:
+        return super()._moments(state, ratio) if "v" in state else unpack(state, ratio)
 
     def _new_state(self, m: mx.array, v: mx.array, before: State, finite: mx.array) -> State:
         if "v" in before:
@@ -162,11 +216,13 @@ class Adafactor(Optimizer):
             return {AVERAGE: mx.zeros(shape)}
         return {ROWS: mx.zeros(shape[:-1]), COLUMNS: mx.zeros(shape[:-2] + shape[-1:])}
 
+    def _numbers(self, step: int) -> State:
+        return super()._numbers(step) | {"beta": mx.array(1 - (step + 1) ** DECAY_RATE)}
+
     def _update(
-        self, parameter: mx.array, gradient: mx.array, state: State, step: int
+        self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
     ) -> tuple[mx.array, State, mx.array]:
-        beta = mx.array(1 - (step + 1) ** DECAY_RATE)
-        squares, rate = _squares(gradient), mx.array(self.learning_rate(step))
+        beta, rate, squares = numbers["beta"], numbers["rate"], _squares(gradient)
         if AVERAGE in state:
             square, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
             state = {AVERAGE: average}
@@ -175,7 +231,7 @@ class Adafactor(Optimizer):
                 squares, state[ROWS], state[COLUMNS], beta, rate
             )
             state = {ROWS: rows, COLUMNS: columns}
-        weight = _adafactor(parameter, gradient, self._decay(step), mx.isfinite(square), *scales)
+        weight = _adafactor(parameter, gradient, numbers["decay"], mx.isfinite(square), *scales)
         return weight, state, square
 
 

@@ -23,7 +23,7 @@ SMALLEST_NORMAL = 2.0**-14
 """float16's smallest normal number. The numbers below it are 2**-24 apart, as those above are."""
 
 
-def round_stochastically(x: mx.array, dtype: mx.Dtype, *, step: int, number: int) -> mx.array:
+def round_stochastically(x: mx.array, dtype: mx.Dtype, seed: mx.array) -> mx.array:
     """Rounds float32 to bfloat16 or float16, to one of the two neighbours of each value.
 
     Values that `dtype` holds exactly stay as they are, as do infinity and NaN. A value between the
@@ -31,14 +31,13 @@ def round_stochastically(x: mx.array, dtype: mx.Dtype, *, step: int, number: int
     in float16, 65504 and 65536.
 
     Args:
-        x: of up to 2**31 elements. A step, a number and a place have the same random bits on each
-            call and device.
+        x: of up to 2**31 elements.
         dtype: float32 returns `x`.
+        seed: with a value's place it gives the same random bits on each call and device.
     """
     if dtype == mx.float32:
         return x
     flat = x.reshape(-1, x.shape[-1] if x.ndim else 1)
-    seed = _word(_seed(step, number))
     rounded = _bfloat16 if dtype == mx.bfloat16 else _float16
     return rounded(flat, seed).reshape(x.shape)
 
@@ -94,8 +93,9 @@ def _random_bits(bits: mx.array, seed: mx.array, count: int) -> mx.array:
     return x >> (32 - count)
 
 
-def _seed(step: int, number: int) -> int:
-    return _hash(_hash(step) + number)
+def seed(step: int, number: int) -> mx.array:
+    """The seed of the random bits of a tensor in a step, uint32 ``[]``."""
+    return _word(_hash(_hash(step) + number))
 
 
 def _hash(x: int) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import Adapter, save_adapter
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
+from ..nn.fusion import fused
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import Checkpoint
@@ -55,8 +55,8 @@ class TrainedAdapter:
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
         self._optimizer = make_optimizer(settings)
+        self._norm = fused(norm)
         parameters = self._parameters()
-        self._numbers = {path: number for number, path in enumerate(sorted(parameters))}
         self._states = {path: self._optimizer.initial(p) for path, p in parameters.items()}
         mx.eval(self._states)
 
@@ -73,12 +73,11 @@ class TrainedAdapter:
             The norm of the gradient.
         """
         losses, gradients = self._accumulated(batches)
-        gradients, norm = optim.clip_grad_norm(
-            self._distributed.all_mean(gradients), self._settings.clip_norm
-        )
-        agree(losses, norm.item())
-        self._apply(gradients, step)
-        return norm.item()
+        gradients = self._distributed.all_mean(gradients)
+        norm = self._norm([*gradients.values()]).item()
+        agree(losses, norm)
+        self._apply(gradients, step, mx.array(min(1, self._settings.clip_norm / (norm + 1e-6))))
+        return norm
 
     def _accumulated(self, batches: Iterable[Batch]) -> tuple[list[mx.array], dict[str, mx.array]]:
         """The losses of the batches, and their mean gradients."""
@@ -94,20 +93,21 @@ class TrainedAdapter:
             mx.eval(gradients)
         return losses, gradients
 
-    def _apply(self, gradients: dict[str, mx.array], step: int) -> None:
+    def _apply(self, gradients: dict[str, mx.array], step: int, scale: mx.array) -> None:
         """Updates the adapter and the optimizer's states, or neither if that fails."""
-        weights, states = {}, {}
-        for path, parameter in self._parameters().items():
-            weights[path], states[path], _ = self._optimizer.update(
-                parameter,
-                gradients[path],
-                self._states[path],
-                step=step,
-                number=self._numbers[path],
-            )
+        parameters = self._parameters()
+        paths = sorted(parameters)
+        weights, states, _ = self._optimizer.update_all(
+            [parameters[path] for path in paths],
+            [gradients[path] for path in paths],
+            [self._states[path] for path in paths],
+            step=step,
+            numbers=range(len(paths)),
+            scale=scale,
+        )
         mx.eval(weights, states)
-        self._transformer.update(tree_unflatten(list(weights.items())))
-        self._states = states
+        self._transformer.update(tree_unflatten(list(zip(paths, weights, strict=True))))
+        self._states = dict(zip(paths, states, strict=True))
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update, the first of which is step 0."""
@@ -147,3 +147,9 @@ class TrainedAdapter:
     def finish(self, folder: Path) -> Path:
         """What the training has made, which `save` has written."""
         return folder
+
+
+def norm(arrays: Sequence[mx.array]) -> mx.array:
+    """The Euclidean norm of all arrays together, ``[]``."""
+    squares = [mx.square(array.astype(mx.float32)).sum() for array in arrays]
+    return mx.sqrt(mx.stack(squares).sum())

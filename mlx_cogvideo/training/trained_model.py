@@ -107,18 +107,18 @@ class TrainedModel:
         Returns:
             The new arrays, and last the sum of the squares of the gradients.
         """
-        arrays, squares = [], []
-        for path in list(gradients):
-            weight, self._states[path], square = self._optimizer.update(
-                self._weight(path),
-                gradients.pop(path),
-                self._states[path],
-                step=step,
-                number=self._numbers[path],
-            )
-            arrays += [weight, self._set(path, weight), *self._states[path].values()]
-            squares.append(square)
-        return [*arrays, mx.stack(squares).sum()]
+        paths = sorted(gradients)
+        weights, states, square = self._optimizer.update_all(
+            [self._weight(path) for path in paths],
+            [gradients.pop(path) for path in paths],
+            [self._states[path] for path in paths],
+            step=step,
+            numbers=[self._numbers[path] for path in paths],
+        )
+        self._states.update(zip(paths, states, strict=True))
+        in_use = [self._set(path, new) for path, new in zip(paths, weights, strict=True)]
+        arrays = [array for state in states for array in state.values()]
+        return [*arrays, *weights, *in_use, square]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update, the first of which is step 0."""

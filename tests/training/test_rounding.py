@@ -6,13 +6,13 @@ import pytest
 from support import needs_compiler
 
 from mlx_cogvideo.nn import fusion
-from mlx_cogvideo.training.rounding import round_stochastically
+from mlx_cogvideo.training.rounding import round_stochastically, seed
 
 TYPES = pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
 
 
 def rounded(x: mx.array, dtype: mx.Dtype, step: int = 0, number: int = 0) -> np.ndarray:
-    result = round_stochastically(x, dtype, step=step, number=number)
+    result = round_stochastically(x, dtype, seed(step, number))
     assert result.dtype == dtype and result.shape == x.shape
     return np.array(result.astype(mx.float32))
 
@@ -41,7 +41,7 @@ def test_small_updates_add_up(dtype):
     first = weight.astype(mx.float32).mean().item()
     nearest = weight
     for step in range(2000):
-        weight = round_stochastically(weight.astype(mx.float32) + 1e-6, dtype, step=step, number=0)
+        weight = round_stochastically(weight.astype(mx.float32) + 1e-6, dtype, seed(step, 0))
         nearest = (nearest.astype(mx.float32) + 1e-6).astype(dtype)
         mx.eval(weight, nearest)
     assert nearest.astype(mx.float32).mean().item() == first
