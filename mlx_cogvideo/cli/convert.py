@@ -243,8 +243,9 @@ HELP = {
     "--text-encoder": "take T5 and its tokenizer from this model if the source is a SAT checkpoint "
     "(default: 2b)",
     "--revision": "download this commit, branch or tag of a hub repository (default: main)",
-    "--lora": "fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
-    "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
+    "--lora": "fuse an adapter (LoRA, DoRA or LoKr) into the transformer, multiplied by SCALE "
+    "(default: 1); ADAPTER is a file, a folder, a hub id or a file in a hub repository; may be "
+    "given several times",
     "--info": "print what a model folder holds, and exit",
     "-q": "quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
     "--q-bits": "quantize the weights; the same as -q BITS",

@@ -146,13 +146,14 @@ def _announce(
     by_each = f" by each of {processes} processes" if processes > 1 else ""
     source = settings.resume_adapter_file
     start = f", started from {source}" if source else ""
+    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
         *adapter_lines(pipe),
         ("clips", f"{len(clips)} from {args.data}{captions}"),
         ("as", job.shapes),
-        ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
+        ("adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     lines += upload_lines(args, is_full=settings.is_full)

@@ -165,7 +165,7 @@ def _frame_rate(text: str) -> float:
     return value
 
 
-OF_ADAPTERS = ("rank", "alpha", "targets", "resume_adapter_file")
+OF_ADAPTERS = ("rank", "alpha", "use_rslora", "targets", "resume_adapter_file")
 OF_ALL_WEIGHTS = ("train_layers", "master_weights")
 """Settings that mean something in one kind of training only."""
 

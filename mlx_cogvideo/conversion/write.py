@@ -25,7 +25,7 @@ from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import Addition, fused_weight
 from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
@@ -127,12 +127,12 @@ def _check_absent(destination: Path) -> None:
         raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
 
 
-Additions = Mapping[str, Sequence[LowRank]]
+Additions = Mapping[str, Sequence[Addition]]
 
 
 def _additions(plan: ConversionPlan, component: ComponentPlan) -> Additions:
-    """The products of all adapters for each layer of a component."""
-    additions: dict[str, list[LowRank]] = defaultdict(list)
+    """The additions of all adapters to each layer of a component."""
+    additions: dict[str, list[Addition]] = defaultdict(list)
     if component.name == "transformer":
         for adapter, scale in plan.adapters:
             for layer, addition in adapter.load(scale).items():
@@ -153,8 +153,7 @@ def _convert(
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
             if tensor.name.endswith(".weight"):
-                for addition in additions.get(tensor.layer, ()):
-                    weight = weight.astype(mx.float32) + addition.product()
+                weight = fused_weight(weight, additions.get(tensor.layer, ()))
             for name, array in _written(tensor, weight, quality, faults).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())

@@ -132,16 +132,19 @@ class TrainedAdapter:
 
     def save(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
-        rank, alpha = self._settings.rank, self._settings.effective_alpha
-        pipe = self._pipe
-        about = {
-            "base_model": base_repository(pipe) or published_model(pipe),
-            "others": published_adapters(pipe.adapters),
-        }
+        settings, pipe = self._settings, self._pipe
         # Names of whole paths adapt some of the blocks only.
-        targets = self._settings.targets
-        targets = targets if set(targets) == self._layers.keys() else None
-        save_adapter(folder, self._layers, rank=rank, alpha=alpha, targets=targets, **about)
+        targets = settings.targets if set(settings.targets) == self._layers.keys() else None
+        save_adapter(
+            folder,
+            self._layers,
+            rank=settings.rank,
+            alpha=settings.effective_alpha,
+            use_rslora=settings.use_rslora,
+            base_model=base_repository(pipe) or published_model(pipe),
+            targets=targets,
+            others=published_adapters(pipe.adapters),
+        )
 
     def finish(self, folder: Path) -> Path:
         """What the training has made, which `save` has written."""
