@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .errors import InvalidInputError, PeerLostError, first_line
 
@@ -67,14 +68,14 @@ class Distributed:
         each = count // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def all_mean(self, gradients: Any) -> Any:
-        """The mean of a tree of arrays over all processes."""
+    def all_mean(self, gradients: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The mean of each array over all processes."""
         if self.size == 1:
             return gradients
         mx.eval(gradients)
         # `communication_stream` is not enough: it leaves the division on the GPU.
         with mx.stream(_exchange_device()), _lost():
-            mean = nn.average_gradients(gradients, self._group)
+            mean = dict(tree_flatten(nn.average_gradients(gradients, self._group)))
             mx.eval(mean)
             return mean
 

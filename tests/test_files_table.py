@@ -63,7 +63,10 @@ ROWS = {
     "finetrainers": (FOREIGN, "test_finetrainers"),
     "kohya": (FOREIGN, "test_kohya_and_videox_fun"),
     "SAT": (FOREIGN, "test_sat"),
-    "DoRA": (
+    "DoRA of kohya": (FOREIGN, "test_dora"),
+    "LoKr of PEFT": ("reference/test_lora.py", "test_lokr_that_peft_saved_has_the_same_effect"),
+    "LoKr of LyCORIS": (FOREIGN, "test_lokr_of_lycoris"),
+    "LoHa": (
         "checkpoints/test_adapters.py",
         "test_an_adapter_that_doesnt_fit_is_an_error_before_any_weight_is_read",
     ),

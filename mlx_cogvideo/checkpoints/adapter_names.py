@@ -1,4 +1,4 @@
-"""The names that tools give to the tensors of LoRA adapters.
+"""The names that tools give to the tensors of adapters.
 
 | tool | a tensor of the queries of the first block |
 |---|---|
@@ -6,9 +6,13 @@
 | PEFT | ``base_model.model.transformer_blocks.0.attn1.to_q.lora_A.default.weight`` |
 | diffusers, formerly | ``transformer.transformer_blocks.0.attn1.to_q.lora.down.weight`` |
 | kohya, VideoX-Fun | ``lora_unet__transformer_blocks_0_attn1_to_q.lora_down.weight``, ``.alpha`` |
+| LyCORIS | ``lycoris_transformer_blocks_0_attn1_to_q.lokr_w1``, ``.alpha`` |
 | SAT | ``model.diffusion_model.transformer.layers.0.attention.query_key_value.matrix_A.0`` |
 
-A (or down) is the first of the two products, B (or up) the second.
+A (or down) is the first of the two products, B (or up) the second. The magnitudes of DoRA end in
+``.lora_magnitude_vector`` in diffusers and PEFT, in ``.dora_scale`` in kohya's files and LyCORIS.
+LoKr has two matrices, ``.lokr_w1`` and ``.lokr_w2``, or two factors of one, such as ``.lokr_w2_a``
+and ``.lokr_w2_b``.
 """
 
 import re
@@ -18,13 +22,24 @@ PREFIX = "transformer."
 """What diffusers puts before the names of layers."""
 
 _PREFIX = re.compile(r"(?:base_model\.model\.|module\.)?(?:transformer\.|diffusion_model\.)?")
-_FLAT_PREFIX = re.compile(r"lora_(?:unet|transformer)_{1,2}")
+_FLAT_PREFIX = re.compile(r"(?:lora_(?:unet|transformer)|lycoris)_{1,2}")
 _PARTS = re.compile(
     r"(?P<layer>.+?)"
     r"(?:\.lora_(?P<half>[AB])(?:\.default)?\.weight"
     r"|\.lora[._](?P<direction>down|up)\.weight"
-    r"|(?:\.lora)?\.(?P<alpha>alpha))"
+    r"|(?:\.lora)?\.(?P<alpha>alpha)"
+    r"|\.(?P<magnitude>lora_magnitude_vector(?:\.default)?(?:\.weight)?|dora_scale)"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?)(?:\.default)?)"
 )
+_OTHER_KINDS = {
+    r"\.hada_": "LoHa",
+    r"\.oft_": "OFT",
+    r"\.boft_": "BOFT",
+    r"\.ia3_": "IA3",
+    r"\.(lokr_t2|lora_mid)\b": "LoRA or LoKr for convolutions",
+    r"\.diff(_b)?$": "whole differences of weights",
+}
+"""Kinds of adapters that can't be used, by a part of their tensors' names."""
 _SAT = re.compile(
     r"(?:model\.diffusion_model\.)?transformer\.layers\.(\d+)\.attention\."
     r"(query_key_value|dense)\.matrix_([AB])\.([012])"
@@ -40,14 +55,20 @@ class AdapterNames:
         self._by_flat_name = {layer.replace(".", "_"): layer for layer in layers}
 
     def part(self, name: str) -> tuple[str, str] | None:
-        """The layer that a tensor belongs to, and its part there: ``"A"``, ``"B"`` or ``"alpha"``.
+        """The layer that a tensor belongs to, and its part there.
 
-        A layer that the network lacks has the name that the tool gave it. Returns None for a name
-        of no known tool.
+        A part is ``"A"`` or ``"B"``, ``"alpha"``, ``"magnitude"``, or a matrix of LoKr such as
+        ``"w1"`` or ``"w1_a"``. A layer that the network lacks has the name that the tool gave it.
+        Returns None for a name of no known tool.
         """
         if (match := _PARTS.fullmatch(name)) is None:
             return None
-        part = match["alpha"] or match["half"] or {"down": "A", "up": "B"}[match["direction"]]
+        if match["magnitude"]:
+            part = "magnitude"
+        elif match["direction"]:
+            part = {"down": "A", "up": "B"}[match["direction"]]
+        else:
+            part = match["alpha"] or match["half"] or match["lokr"]
         return self._layer(match["layer"]), part
 
     def _layer(self, name: str) -> str:
@@ -55,6 +76,15 @@ class AdapterNames:
             rest = name[flat.end() :]
             return self._by_flat_name.get(rest, rest)
         return name[_PREFIX.match(name).end() :]
+
+
+def other_kind(names: Iterable[str]) -> str | None:
+    """The kind of an adapter that can't be used, if the names of its tensors tell it."""
+    for name in names:
+        for pattern, kind in _OTHER_KINDS.items():
+            if re.search(pattern, name):
+                return kind
+    return None
 
 
 def sat_part(name: str) -> tuple[str, str] | None:

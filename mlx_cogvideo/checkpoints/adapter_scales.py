@@ -35,20 +35,56 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, Real) and abs(value) <= float_info.max
 
 
-def layer_scale(config: Mapping[str, Any], layer: str, rank: int, alpha: Any) -> float:
-    """Alpha / rank, or alpha / sqrt(rank) with ``use_rslora``."""
+def alpha_scale(layer: str, rank: int | None, alpha: Any) -> float:
+    """Alpha / rank, for an alpha beside the tensors of a layer; 1 without a rank, as in LyCORIS."""
+    return 1.0 if rank is None else _scale({}, layer, rank, alpha)
+
+
+def configured_scales(
+    config: Mapping[str, Any], ranks: Mapping[str, int | None], unknown_alpha: float | None = None
+) -> dict[str, float]:
+    """Alpha / rank of each layer, or alpha / sqrt(rank) with ``use_rslora``.
+
+    Args:
+        ranks: of the layers, as far as their tensors tell; others are in the configuration.
+        unknown_alpha: alpha where the configuration has none; None is the rank.
+
+    Raises:
+        CheckpointError: the configuration can't be understood.
+    """
+    patterned = _patterned(config, "alpha_pattern", ranks)
+    without = [layer for layer, rank in ranks.items() if rank is None]
+    others = _patterned(config, "rank_pattern", without) if without else {}
+    default = config.get("alpha" if config.get("peft_type") == "LOKR" else "lora_alpha")
+    scales = {}
+    for layer, rank in ranks.items():
+        if rank is None:
+            rank = others.get(layer, config.get("r", 1))
+        alpha = patterned.get(layer, default)
+        if alpha is None:
+            alpha = rank if unknown_alpha is None else unknown_alpha
+        scales[layer] = _scale(config, layer, rank, alpha)
+    return scales
+
+
+def _scale(config: Mapping[str, Any], layer: str, rank: Any, alpha: Any) -> float:
     if not is_finite(alpha):
         raise CheckpointError(f"alpha of {layer} is {shown(alpha)}: it should be a number")
+    if not is_finite(rank) or rank < 1:
+        raise CheckpointError(f"the rank of {layer} is {shown(rank)}: it should be 1 or more")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def patterned_alphas(config: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
-    """The alphas that ``alpha_pattern`` gives: regular expressions of the ends of layers' names.
+def _patterned(config: Mapping[str, Any], name: str, layers: Iterable[str]) -> dict[str, Any]:
+    """The values that a pattern gives: regular expressions of the ends of layers' names.
+
+    Args:
+        name: ``alpha_pattern`` or ``rank_pattern``.
 
     Raises:
         CheckpointError: it isn't such an object, or matching a pattern could take for ever.
     """
-    patterns = config.get("alpha_pattern") or {}
+    patterns = config.get(name) or {}
     found: dict[str, Any] = {}
     try:
         if len(patterns) > MOST_PATTERNS:
@@ -63,9 +99,7 @@ def patterned_alphas(config: Mapping[str, Any], layers: Iterable[str]) -> dict[s
                 if time.monotonic() > end:
                     raise OverflowError
     except (AttributeError, TypeError, re.error, RecursionError, OverflowError):
-        raise CheckpointError(
-            f"alpha_pattern is {shown(patterns)}: it can't be understood"
-        ) from None
+        raise CheckpointError(f"{name} is {shown(patterns)}: it can't be understood") from None
     return found
 
 

@@ -1,6 +1,6 @@
-"""LoRA adapters on disk: reads the formats of many tools, writes that of diffusers and PEFT.
+"""Adapters on disk: reads the formats of many tools, writes that of diffusers and PEFT.
 
-An adapter is a safetensors file with two matrices for each layer (see ``adapter_names``), or a
+An adapter is a safetensors file with a few tensors for each layer (see ``adapter_names``), or a
 checkpoint of the SAT code that contains such matrices. Its scale is alpha / rank. kohya and
 VideoX-Fun keep alpha in a tensor for each layer, diffusers and finetrainers in the file's metadata,
 PEFT in ``adapter_config.json`` beside it, and the first of these counts; in SAT it is 1. Where no
@@ -19,9 +19,10 @@ import mlx.core as mx
 
 from ..errors import CheckpointError, ModelNotFoundError
 from ..files import check_is_file, file_digest
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import Addition, DoRA, LowRank
+from .adapter_layers import check_kind, check_layers, check_magnitudes, layer_rank, make_layer
 from .adapter_names import PREFIX, AdapterNames, sat_part
-from .adapter_scales import check_scale, layer_scale, patterned_alphas
+from .adapter_scales import alpha_scale, check_scale, configured_scales
 from .components import FLOATING, listed
 from .json_files import read_config, write_config
 from .resolve import expanded, fetch_file, hub_id
@@ -56,20 +57,22 @@ class Adapter:
     Attributes:
         source: the name that the user gave.
         file: the file with its tensors.
-        names: names of the tensors A and B of each layer.
+        names: names of the tensors of each layer, by their part in it.
         scales: alpha / rank of each layer.
+        use_rslora: whether that is alpha / sqrt(rank) instead.
     """
 
     source: str
     file: Path
-    names: dict[str, tuple[str, str]]
+    names: dict[str, dict[str, str]]
     scales: dict[str, float]
+    use_rslora: bool = False
 
     def identity(self, scale: float) -> dict[str, Any]:
         """What identifies the adapter on any machine; for a record."""
         return {"source": self.source, "scale": scale, "sha256": file_digest(self.file)}
 
-    def load(self, scale: float = 1.0) -> dict[str, LowRank]:
+    def load(self, scale: float = 1.0) -> dict[str, Addition]:
         """Reads the tensors; `scale` multiplies the adapter's own scale.
 
         Raises:
@@ -79,10 +82,10 @@ class Adapter:
         check_scale(scale)
         _, read = _tensors(self.file)
         layers = {
-            layer: LowRank(*map(read, names), scale * self.scales[layer])
+            layer: make_layer({p: read(n) for p, n in names.items()}, scale * self.scales[layer])
             for layer, names in self.names.items()
         }
-        finite = [mx.isfinite(x).all() for low in layers.values() for x in (low.lora_A, low.lora_B)]
+        finite = [mx.isfinite(x).all() for layer in layers.values() for x in layer.arrays()]
         if not mx.stack(finite).all().item():
             raise CheckpointError(f"{self.file} has NaN or infinity in it: it can't be used")
         return layers
@@ -110,94 +113,58 @@ def open_adapter(
     file = _find(source, download)
     shapes, read = _tensors(file)
     config = _config(file)
-    pairs = _layer_tensors(file, shapes, layers)
-    _check_layers(file, pairs, layers)
-    patterned, scales = patterned_alphas(config, pairs), {}
-    for layer, names in pairs.items():
-        rank = _rank(file, layer, shapes[names["A"]], shapes[names["B"]], layers[layer])
-        if "alpha" in names:
-            alpha = _number(file, names["alpha"], read(names["alpha"]))
-            scales[layer] = layer_scale({}, layer, rank, alpha)
-        else:
-            alpha = config.get("lora_alpha")
-            if alpha is None:
-                alpha = SAT_ALPHA if _is_pickle(file) else rank
-            scales[layer] = layer_scale(config, layer, rank, patterned.get(layer, alpha))
+    found = _layer_tensors(file, shapes, layers, config.get("peft_type"))
+    check_layers(file, found, layers)
+    if config.get("use_dora"):
+        check_magnitudes(file, found)
+    ranks = {
+        layer: layer_rank(file, layer, {p: shapes[n] for p, n in names.items()}, layers[layer])
+        for layer, names in found.items()
+    }
+    own = {
+        layer: alpha_scale(layer, ranks[layer], _number(file, name, read(name)))
+        for layer, names in found.items()
+        if (name := names.get("alpha")) is not None
+    }
+    others = {layer: rank for layer, rank in ranks.items() if layer not in own}
     if not config and any(name.startswith(PEFT_PREFIX) for name in shapes):
         logger.warning(
             "%s: its alpha isn't known, and the rank is taken; PEFT keeps it in %s beside %s",
             *(file, CONFIG_FILE, PEFT_FILE),
         )
-    matrices = {layer: (names["A"], names["B"]) for layer, names in pairs.items()}
-    return Adapter(str(source), file, matrices, scales)
+    scales = configured_scales(config, others, SAT_ALPHA if _is_pickle(file) else None) | own
+    tensors = {
+        layer: {part: name for part, name in names.items() if part != "alpha"}
+        for layer, names in found.items()
+    }
+    return Adapter(str(source), file, tensors, scales, bool(config.get("use_rslora")))
 
 
 def _layer_tensors(
-    file: Path, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]]
+    file: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: Mapping[str, tuple[int, int]],
+    kind: str | None,
 ) -> dict[str, dict[str, str]]:
-    """The names of each layer's tensors, by their part in it: ``"A"``, ``"B"`` or ``"alpha"``.
+    """The names of each layer's tensors, by their part in it.
 
     Raises:
-        CheckpointError: a tensor has an unknown name.
+        CheckpointError: the adapter is of another kind, or a tensor has an unknown name.
     """
     find = sat_part if _is_pickle(file) else AdapterNames(layers).part
-    pairs: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     unknown = []
     for name in shapes:
-        found = find(name)
-        if found is not None:
-            layer, part = found
-            pairs.setdefault(layer, {})[part] = name
+        place = find(name)
+        if place is not None:
+            layer, part = place
+            names = found.setdefault(layer, {})
+            if (other := names.setdefault(part, name)) != name:
+                raise CheckpointError(f"{file} has {other} and {name}, of which one can be used")
         elif find is not sat_part:  # a SAT checkpoint may hold the network itself, too
             unknown.append(name)
-    if any("lora_magnitude_vector" in name or "dora_scale" in name for name in unknown):
-        raise _dora_error(file)
-    if unknown:
-        raise CheckpointError(
-            f"{file} has tensors that aren't LoRA of a known kind: {listed(unknown)}"
-        )
-    return pairs
-
-
-def _check_layers(
-    file: Path, pairs: Mapping[str, dict[str, str]], layers: Mapping[str, tuple[int, int]]
-) -> None:
-    """Raises CheckpointError unless both halves of known layers are there, and at least one."""
-    if not pairs:
-        raise CheckpointError(f"{file} has no adapter")
-    if any(layer.startswith("lora_te_") for layer in pairs):
-        raise CheckpointError(
-            f"{file} adapts the text encoder, too, which isn't supported: use an adapter of the "
-            "transformer alone"
-        )
-    if strange := [layer for layer in pairs if layer not in layers]:
-        raise CheckpointError(
-            f"{file} is for another model: this one has no linear layers {listed(strange)}"
-        )
-    if halves := [layer for layer, names in pairs.items() if not {"A", "B"} <= names.keys()]:
-        raise CheckpointError(f"{file} has only one half of {listed(halves)}")
-
-
-def _rank(
-    file: Path, layer: str, a: tuple[int, ...], b: tuple[int, ...], size: tuple[int, int]
-) -> int:
-    """The rank of matrices with the shapes `a` and `b`, for a layer of `size` outputs and inputs.
-
-    Raises:
-        CheckpointError: the matrices don't fit the layer.
-    """
-    outputs, inputs = size
-    rank = a[0] if a else 0
-    if a != (rank, inputs) or b != (outputs, rank) or rank == 0:
-        raise CheckpointError(
-            f"{file} is for another model: {layer} has {inputs} inputs and {outputs} outputs "
-            f"here, and A {list(a)} and B {list(b)} don't fit"
-        )
-    return rank
-
-
-def _dora_error(file: Path) -> CheckpointError:
-    return CheckpointError(f"{file} is a DoRA adapter: only LoRA can be used")
+    check_kind(file, kind, unknown)
+    return found
 
 
 def _tensors(file: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], mx.array]]:
@@ -231,8 +198,10 @@ def save_adapter(
     *,
     rank: int,
     alpha: float,
+    use_rslora: bool = False,
     base_model: str | None = None,
     targets: Sequence[str] | None = None,
+    others: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Writes an adapter that diffusers' ``load_lora_weights`` and PEFT's ``from_pretrained`` open.
 
@@ -241,19 +210,23 @@ def save_adapter(
     Args:
         folder: an existing folder.
         alpha: all layers are scaled by alpha / rank.
+        use_rslora: they are scaled by alpha / sqrt(rank) instead.
         base_model: name of the model that it was trained on.
         targets: ends of the names of the layers; None takes their names within a block.
+        others: identities of the adapters that the base model had when this one was trained.
     """
     if targets is None:
         targets = sorted({layer_in_block(layer) for layer in layers})
     config = {"r": rank, "lora_alpha": alpha, "target_modules": [*targets], "bias": "none"}
+    config["use_rslora"] = use_rslora
+    config["use_dora"] = any(isinstance(layer, DoRA) for layer in layers.values())
     metadata = {f"{PREFIX}{name}": value for name, value in config.items()}
     about = {"format": "pt", METADATA_KEY: json.dumps(metadata)}
     save_arrays(folder / DIFFUSERS_FILE, _named(layers, PREFIX), about)
     save_arrays(folder / PEFT_FILE, _named(layers, PEFT_PREFIX), about)
-    write_config(
-        folder / CONFIG_FILE, {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
-    )
+    about = {"peft_type": "LORA", "base_model_name_or_path": base_model, **config}
+    # PEFT ignores a field that it doesn't know, with a warning.
+    write_config(folder / CONFIG_FILE, about | ({"base_adapters": [*others]} if others else {}))
 
 
 def _named(layers: Mapping[str, LowRank], prefix: str) -> dict[str, mx.array]:
@@ -261,6 +234,8 @@ def _named(layers: Mapping[str, LowRank], prefix: str) -> dict[str, mx.array]:
     for layer, addition in layers.items():
         tensors[f"{prefix}{layer}.lora_A.weight"] = addition.lora_A
         tensors[f"{prefix}{layer}.lora_B.weight"] = addition.lora_B
+        if isinstance(addition, DoRA):
+            tensors[f"{prefix}{layer}.lora_magnitude_vector"] = addition.lora_magnitude_vector
     return tensors
 
 
@@ -325,6 +300,4 @@ def _config(file: Path) -> dict[str, Any]:
         config = read_config(beside)
     else:
         config = {}
-    if config.get("use_dora"):
-        raise _dora_error(file)
     return config

@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from ..errors import OutputError
 from ..files import keep, remove_temporary, temporary_path
+from .adapter_card import CARD
 from .component_files import component_files
 from .components import save_component
 from .json_files import read_config, write_config
@@ -45,6 +46,8 @@ def save_finetuned(destination: Path, source: ModelFolder, transformer: nn.Modul
                 shutil.copyfile(contents, part / name)
             else:
                 write_config(part / name, contents)
+        if (card := destination / CARD).is_file():  # its user may have changed it
+            shutil.copyfile(card, part / CARD)
         ModelFolder(part)  # raises unless all of it can be opened
         _put_in_place(part, destination)
     except OSError as error:

@@ -5,14 +5,19 @@ from typing import Any
 from ..called import shell_word
 from .variants import VARIANTS, Variant
 
-LICENSES = {"2b": ["license: apache-2.0"]}
-"""Lines of the card's header by variant; all other models have `OTHER_LICENSE`."""
+LICENSES = {"2b": {"license": "apache-2.0"}}
+"""Fields of a card's header by variant; all other models have `OTHER_LICENSE`."""
 
-OTHER_LICENSE = [
-    "license: other",
-    "license_name: cogvideox-license",
-    "license_link: https://huggingface.co/THUDM/CogVideoX-5b/blob/main/LICENSE",
-]
+OTHER_LICENSE = {
+    "license": "other",
+    "license_name": "cogvideox-license",
+    "license_link": "https://huggingface.co/THUDM/CogVideoX-5b/blob/main/LICENSE",
+}
+
+
+def license_fields(variant: Variant | None) -> dict[str, str]:
+    """The fields of a card's header about the license; none for unknown models."""
+    return dict(LICENSES.get(variant.alias, OTHER_LICENSE)) if variant else {}
 
 
 def model_card(report: dict[str, Any], model: str) -> str:
@@ -56,8 +61,8 @@ def _header(variant: Variant | None, takes_image: bool) -> list[str]:
     """The metadata that the hub reads, between two lines of dashes."""
     task = "image-to-video" if takes_image else "text-to-video"
     lines = ["---", "library_name: mlx", f"pipeline_tag: {task}", "tags: [mlx, cogvideox]"]
+    lines += [f"{name}: {value}" for name, value in license_fields(variant).items()]
     if variant:
-        lines += LICENSES.get(variant.alias, OTHER_LICENSE)
         lines.append(f"base_model: {variant.repo}")
     return [*lines, "---"]
 

@@ -191,11 +191,11 @@ class ModelFolder(ModelConfigurations):
             )
             if name == "transformer":
                 for adapter, scale in self.adapters:
-                    add_adapter(network, adapter.load(scale))
+                    add_adapter(network, adapter.load(scale), constant=True)
         return self._networks[name]
 
     def load_lora(self, source: str | Path, scale: float = 1.0, *, name: str | None = None) -> None:
-        """Adds a LoRA adapter to the transformer, beside those that it already has.
+        """Adds a LoRA, DoRA or LoKr adapter to the transformer, beside those that it already has.
 
         Args:
             source: a safetensors file of diffusers or PEFT, a folder with one, or a hub id.
@@ -214,10 +214,10 @@ class ModelFolder(ModelConfigurations):
         network = CogVideoXTransformer3DModel(self.configs["transformer"])
         adapter = open_adapter(source, linear_layers(network), download=self.download)
         layers = adapter.load(scale)  # now, so that NaN is reported before any other work
-        size = sum(low.lora_A.nbytes + low.lora_B.nbytes for low in layers.values())
+        size = sum(array.nbytes for layer in layers.values() for array in layer.arrays())
         self.adapter_set.add(name, adapter, scale, size)
         if "transformer" in self._networks:
-            add_adapter(self._networks["transformer"], layers)
+            add_adapter(self._networks["transformer"], layers, constant=True)
 
     def unload_lora(self) -> None:
         """Removes all adapters."""

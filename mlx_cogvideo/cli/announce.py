@@ -192,6 +192,12 @@ def warn_of_the_moment(what: str, need: int, available: int) -> None:
     )
 
 
+def adapter_lines(pipe: ModelFolder) -> list[tuple[str, str]]:
+    """The line about the adapters of a model, if it has any."""
+    adapters = ", ".join(f"{adapter.source} at {scale:g}" for adapter, scale in pipe.adapters)
+    return [("lora", adapters)] if adapters else []
+
+
 def how_to_quantize_once(pipe: ModelFolder, model: str | Path) -> Iterator[tuple[str, str]]:
     """A line about a model that takes long to quantize each time it is loaded.
 
@@ -247,9 +253,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         lines.append(("defaults", f"the model recommends {_recommended(settings)}"))
     if source := settings.source.image or settings.source.video:
         lines.append(("from", str(source) + _part(settings.source)))
-    if plan.pipe.adapters:
-        adapters = (f"{adapter.source} at {scale:g}" for adapter, scale in plan.pipe.adapters)
-        lines.append(("lora", ", ".join(adapters)))
+    lines += adapter_lines(plan.pipe)
     if any(map(decodes, plan.jobs)):
         lines.append(("decoding", _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)))
     if len(plan.resumed) == 1:

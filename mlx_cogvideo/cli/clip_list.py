@@ -8,7 +8,7 @@ from ..video import ClipSpec
 from .common import FAILED
 from .json_events import JsonEvents
 from .streams import printable
-from .training_job import TrainingJob
+from .training_job import TrainingJob, described
 
 
 def list_clips(job: TrainingJob, events: JsonEvents) -> int | None:

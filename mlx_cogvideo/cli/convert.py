@@ -8,12 +8,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from ..called import shell_word
 from ..checkpoints import BUNDLED, hub_id
 from ..checkpoints.components import DTYPES
 from ..checkpoints.download import download_need, pending_bytes
 from ..checkpoints.networks import NETWORKS
 from ..checkpoints.sat import is_sat
-from ..checkpoints.upload import check_repo_name, upload_folder
 from ..checkpoints.variants import ALIASES
 from ..conversion import (
     ConversionPlan,
@@ -41,6 +41,7 @@ from .conversion_job import download_and_plan, plan_before_download
 from .json_events import OPTION, JsonEvents, add_events_option
 from .options import named, path
 from .parser import Parser
+from .publishing import find_repository, upload
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ def _check_needs(args: argparse.Namespace, quantization: Quantization | None) ->
 def _convert(
     args: argparse.Namespace, quantization: Quantization | None, events: JsonEvents
 ) -> None:
-    if args.upload_repo:
-        check_repo_name(args.upload_repo)
+    args.upload_repo = find_repository(args)
     if args.dry_run:
         plan, count = plan_before_download(args, quantization)
         _announce(plan, count, args.mlx_path, events)
@@ -106,7 +106,8 @@ def _convert(
             "the download isn't needed any more: hf cache rm model/%s frees its disk space", repo
         )
     if args.upload_repo:
-        upload_folder(args.mlx_path, args.upload_repo)
+        again = f"hf upload {args.upload_repo} {shell_word(args.mlx_path)} uploads it again"
+        upload(args.mlx_path, args.upload_repo, again, events)
     events.tell("output", str(args.mlx_path), output=args.mlx_path, record=report)
 
 
@@ -242,8 +243,9 @@ HELP = {
     "--text-encoder": "take T5 and its tokenizer from this model if the source is a SAT checkpoint "
     "(default: 2b)",
     "--revision": "download this commit, branch or tag of a hub repository (default: main)",
-    "--lora": "fuse a LoRA adapter into the transformer, multiplied by SCALE (default: 1); ADAPTER "
-    "is a file, a folder, a hub id or a file in a hub repository; may be given several times",
+    "--lora": "fuse an adapter (LoRA, DoRA or LoKr) into the transformer, multiplied by SCALE "
+    "(default: 1); ADAPTER is a file, a folder, a hub id or a file in a hub repository; may be "
+    "given several times",
     "--info": "print what a model folder holds, and exit",
     "-q": "quantize the weights to BITS bits; -q alone means 4 (default: don't quantize)",
     "--q-bits": "quantize the weights; the same as -q BITS",

@@ -30,6 +30,7 @@ from ..training.settings import adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from .announce import (
+    adapter_lines,
     download_lines,
     how_to_quantize_once,
     most_by_stage,
@@ -39,11 +40,12 @@ from .announce import (
     warn_of_the_moment,
 )
 from .awake import awake
-from .clip_list import described, list_clips
+from .clip_list import list_clips
 from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
 from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
+from .publishing import TrainedResult, find_repository, trigger_problems, upload_lines
 from .reports import Reports
 from .signals import Interrupts
 from .training_data import data_lines, validation_interval
@@ -65,6 +67,8 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.quiet or not distributed.is_main:
         be_quiet()
         args.quiet = True
+    if distributed.is_main:
+        args.upload_repo = find_repository(args)
     job = _open_job(args, distributed, events)
     if args.dry_run:
         return list_clips(job, events) if distributed.is_main else None
@@ -100,7 +104,8 @@ def _open_job(
     job = read_job(args, is_main=distributed.is_main, plans=args.dry_run)
     if not announced:
         _announce(job, args, distributed.size, events)
-    for problem in text_problems(job.pipe, job.clips, job.other_texts):
+    problems = text_problems(job.pipe, job.clips, job.other_texts)
+    for problem in [*problems, *trigger_problems(args, job)]:
         logger.warning(problem)
     return job
 
@@ -141,14 +146,17 @@ def _announce(
     by_each = f" by each of {processes} processes" if processes > 1 else ""
     source = settings.resume_adapter_file
     start = f", started from {source}" if source else ""
+    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
+        *adapter_lines(pipe),
         *data_lines(args, job.clips),
-        ("as", f"{' or '.join(map(described, specs))}, {specs[0].fps:g} a second"),
-        ("adapter", f"{args.adapter_path}, rank {settings.rank}{start}"),
+        ("as", job.shapes),
+        ("adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
+    lines += upload_lines(args, is_full=settings.is_full)
     lines += download_lines(pipe.to_download)
     batch_size = settings.batch_size + settings.prior_batch_size
     parameters = adapter_parameters(pipe.configs["transformer"], settings)
@@ -162,9 +170,11 @@ def _announce(
         "plan",
         model=str(job.model),
         dtype=pipe.dtype_name,
+        lora=[{"source": each.source, "scale": scale} for each, scale in pipe.adapters],
         clips=len(job.clips) - held_out,
         held_out=held_out,
         output=args.adapter_path,
+        upload=args.upload_repo,
         rank=settings.rank,
         steps=settings.iters,
         memory=needs,
@@ -209,6 +219,7 @@ def _run(
                 job.pipe, identity, job.clips, job.clip_options, job.cache, bars, also
             )
         bars.close()
+        result = TrainedResult(job, args, samples, distributed.size)
         mx.reset_peak_memory()
         with job.pipe.keeping("transformer"):
             trainer = Trainer(
@@ -222,7 +233,7 @@ def _run(
                 model=identity.get("sha256", identity),
                 distributed=distributed,
                 existing=job.existing,
-                on_save=partial(_saved, events),
+                on_save=partial(_saved, result, events),
             )
             done = _train(trainer, job, args, texts, bars, interrupts, events)
     finally:
@@ -235,13 +246,18 @@ def _run(
         if best := trainer.validation.best:
             about = f"step {best.step}, validation loss {best.validation:.4f}"
             logger.info("%-8s %s, in %s", "best", about, trainer.best_result)
+        interrupts.patient = False
+        result.publish(trainer.step, events)
         events.tell("output", str(trainer.result), output=trainer.result)
     return None
 
 
-def _saved(events: JsonEvents, checkpoint: Path, step: int) -> None:
+def _saved(result: TrainedResult, events: JsonEvents, checkpoint: Path, step: int) -> None:
     events.emit("checkpoint", path=checkpoint, step=step)
     events.can_resume()
+    # Another process saves elsewhere what the main one can't any more.
+    if not result.job.settings.is_full and checkpoint.parents[1] == result.folder:
+        result.write_card(step)
 
 
 def _train(

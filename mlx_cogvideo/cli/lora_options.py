@@ -16,6 +16,7 @@ from ..video.writer import FASTEST, SLOWEST
 from .common import (
     BASE,
     Bits,
+    WithScale,
     add_run_options,
     at_least_one,
     not_negative,
@@ -47,6 +48,9 @@ HELP = {
     "--model": "Folder, hub id or short name of the model, as to make a video. Default: the folder "
     "mlx_model if it exists, else the bundled demo.",
     "--base": f"{BASE} Default: none.",
+    "--lora": "LoRA adapter that the model has before the training, a file, a folder, a hub id or "
+    "a file there, and its weight. It isn't trained, and videos need it, too. May be given several "
+    "times. Default: none.",
     "--frames": "Frames of a clip, 8N+1. Default: the model's own.",
     "--height": "Height of a clip in pixels. Default: the model's own.",
     "--width": "Width of a clip in pixels. Default: the model's own.",
@@ -75,6 +79,10 @@ HELP = {
     "--sample-every": "Updates after which videos of --sample-prompt are made. Default: 0, never.",
     "--sample-prompt": "Prompt of a video that is made during the training; TEXT@@IMAGE for "
     "image-to-video models. May be given several times.",
+    "--upload-repo": "Upload the finished adapter or model, with its card, to a repository of the "
+    "hub, such as me/my-adapter. Default: none.",
+    "--trigger-word": "Word in the captions that stands for what is learned; the card names it. "
+    "Default: none.",
     "--sample-steps": f"Denoising steps of such a video. Default: {SAMPLE_STEPS}.",
     "--report-to": "Also report the training to wandb or tensorboard, or to both with a comma "
     "between them. tensorboard writes to --adapter-path. Default: none.",
@@ -107,6 +115,7 @@ def make_parser() -> Parser:
     add("--prior-prompts", type=path, metavar="FILE")
     add("--model", type=named)
     add("--base", type=named, metavar="MODEL")
+    add("--lora", nargs="+", action=WithScale, default=[], metavar=("ADAPTER", "WEIGHT"))
     add("--frames", type=int, metavar="N")
     add("--height", type=int, metavar="PIXELS")
     add("--width", type=int, metavar="PIXELS")
@@ -130,6 +139,8 @@ def make_parser() -> Parser:
     add("--sample-steps", type=int, metavar="STEPS")
     add("--report-to", type=services, default=(), metavar="SERVICE")
     add("--project-name", type=named, metavar="NAME")
+    add("--trigger-word", type=named, metavar="WORD")
+    add("--upload-repo", type=named, metavar="REPO")
 
     add = with_help(groups["machine"], HELP)
     add("--resume", action="store_true")
@@ -160,7 +171,7 @@ def _frame_rate(text: str) -> float:
     return value
 
 
-OF_ADAPTERS = ("rank", "alpha", "targets", "resume_adapter_file")
+OF_ADAPTERS = ("rank", "alpha", "use_rslora", "targets", "resume_adapter_file")
 OF_ALL_WEIGHTS = ("train_layers", "master_weights")
 """Settings that mean something in one kind of training only."""
 
@@ -182,6 +193,8 @@ def check_needs(args: argparse.Namespace) -> None:
         raise InvalidInputError("--window-places needs --windows, 2 or more")
     if args.dry_run and args.show_clips:
         raise InvalidInputError("--dry-run writes nothing: leave out --show-clips")
+    if args.upload_repo and args.show_clips:
+        raise InvalidInputError("--show-clips trains nothing: leave out --upload-repo")
 
 
 def _check_kind(args: argparse.Namespace) -> None:

@@ -124,6 +124,8 @@ OTHER_NAMES = {
         "--checkpoints-total-limit": "--keep-checkpoints",
         "--steps-per-eval": "--val-every",
         "--tracker-name": "--project-name",
+        "--hub-model-id": "--upload-repo",
+        "--push-to-hub": "give the repository, --upload-repo ME/NAME",
         "--validation-prompt": "--sample-prompt",
         "--validation-steps": "--sample-every",
         "--resume-from-checkpoint": "give --resume: it continues from the last checkpoint",

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..checkpoints import Adapter, default_model
 from ..checkpoints.components import DTYPES
 from ..errors import InvalidInputError
+from ..files import file_digest
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.planned import open_to_plan
+from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
 from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
@@ -55,6 +56,17 @@ class TrainingJob:
         """Texts beside the captions."""
         return [*(video.prompt for video in self.sample_videos), *self.prior]
 
+    @property
+    def shapes(self) -> str:
+        """The shapes in which clips are learned, in words."""
+        specs = self.clip_options.specs
+        return f"{' or '.join(map(described, specs))}, {specs[0].fps:g} a second"
+
+
+def described(spec: ClipSpec) -> str:
+    """The length and size of clips, such as ``17 frames of 384x256``."""
+    return f"{spec.frames} frames of {spec.width}x{spec.height}"
+
 
 def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> TrainingJob:
     """Checks everything that can be checked before anything is computed.
@@ -76,7 +88,7 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
     dtype = DTYPES.get(args.dtype)
     opened = open_to_plan if plans else CogVideoXPipeline.from_pretrained
     pipe = opened(model, dtype, base=args.base, quantize=args.quantize)
-    for line in without_effect(args, pipe):
+    for line in [*load_adapters(pipe, args.lora), *without_effect(args, pipe)]:
         logger.warning("%s", line)
     settings, existing = _starting_point(pipe, args, settings)
     options = _clip_options(pipe, args, settings.seed)
@@ -103,6 +115,11 @@ def _starting_point(
     settings, existing = open_existing(
         settings, given, pipe.configs["transformer"], download=pipe.download
     )
+    if any(file_digest(adapter.file) == file_digest(existing.file) for adapter, _ in pipe.adapters):
+        raise InvalidInputError(
+            f"{existing.source} is given as --resume-adapter-file and as --lora, which would add "
+            "it twice: leave out one of them"
+        )
     # Another process has the checkpoint to resume from.
     return settings, None if args.resume else existing
 

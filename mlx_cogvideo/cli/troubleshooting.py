@@ -23,7 +23,8 @@ ENTRIES = {
     r"|as a saved run|belongs to another training|no checkpoint to resume",
     "the-output-exists": r" exists(:| and) .+(--overwrite it|\(--overwrite\))",
     "another-process-is-writing": r"is being written by",
-    "an-adapter-that-doesnt-fit": r"is for another model|aren't LoRA of a known kind",
+    "an-adapter-that-doesnt-fit": r"is for another model|aren't LoRA of a known kind"
+    r"|only LoRA, DoRA and LoKr",
     "the-loss-is-nan": r"^the (validation )?loss (of|after) step|^the adapter is NaN",
     "no-clips": r"holds no clips|clips in .+ has a caption|^no clip can be used",
 }

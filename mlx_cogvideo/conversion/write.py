@@ -20,11 +20,12 @@ from ..checkpoints import COMPONENT_STEMS, model_identity, write_config
 from ..checkpoints.components import listed
 from ..checkpoints.model_card import model_card
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.published_names import published_name
 from ..checkpoints.sat import is_sat
 from ..checkpoints.tensor_files import DTYPES, SafetensorsWriter
 from ..errors import CheckpointError, CogVideoXError, InvalidInputError, OutputError, mlx_errors
 from ..files import check_unlocked, locked, remove_temporary, temporary_path
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import Addition, fused_weight
 from ..version import __version__
 from ..video.paths import output_errors
 from .plan import ComponentPlan, ConversionPlan, TensorPlan
@@ -71,6 +72,8 @@ def convert(
                     _convert(c, part, _additions(plan, c), on_progress) for c in plan.components
                 ]
             report = _report(plan, components)
+            if repo is not None:
+                report = _without_paths(report)
             for name, contents in plan.extra.items():
                 copy = part / name
                 copy.parent.mkdir(exist_ok=True)
@@ -124,12 +127,12 @@ def _check_absent(destination: Path) -> None:
         raise OutputError(f"{destination} exists: choose another --mlx-path or remove it")
 
 
-Additions = Mapping[str, Sequence[LowRank]]
+Additions = Mapping[str, Sequence[Addition]]
 
 
 def _additions(plan: ConversionPlan, component: ComponentPlan) -> Additions:
-    """The products of all adapters for each layer of a component."""
-    additions: dict[str, list[LowRank]] = defaultdict(list)
+    """The additions of all adapters to each layer of a component."""
+    additions: dict[str, list[Addition]] = defaultdict(list)
     if component.name == "transformer":
         for adapter, scale in plan.adapters:
             for layer, addition in adapter.load(scale).items():
@@ -150,8 +153,7 @@ def _convert(
     with SafetensorsWriter(folder, COMPONENT_STEMS[plan.name], plan.entries) as writer:
         for tensor, weight in zip(plan.tensors, _read(plan), strict=True):
             if tensor.name.endswith(".weight"):
-                for addition in additions.get(tensor.layer, ()):
-                    weight = weight.astype(mx.float32) + addition.product()
+                weight = fused_weight(weight, additions.get(tensor.layer, ()))
             for name, array in _written(tensor, weight, quality, faults).items():
                 writer.write(name, array)
             done += sum(entry.bytes for entry in tensor.entries.values())
@@ -297,3 +299,12 @@ def _report(plan: ConversionPlan, components: list[dict[str, Any]]) -> dict[str,
             for component, part in zip(plan.components, components, strict=True)
         },
     }
+
+
+def _without_paths(report: dict[str, Any]) -> dict[str, Any]:
+    """A report for others, in which no file or folder of this machine has its path."""
+    source = {**report["source"], "name": published_name(report["source"]["name"])}
+    if "base" in source:
+        source["base"] = {**source["base"], "name": published_name(source["base"]["name"])}
+    adapters = [{**each, "source": published_name(each["source"])} for each in report["lora"]]
+    return {**report, "source": source, "lora": adapters}

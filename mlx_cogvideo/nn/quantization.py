@@ -156,10 +156,11 @@ class QuantizedLinear(nn.Module):
             return x @ weight if bias is None else mx.addmm(bias, x, weight)
         return y if bias is None else y + bias
 
-    def unpacked(self, dtype: mx.Dtype) -> mx.array:
-        """The weight ``[outputs, inputs]``."""
-        how = self.quantization.arguments()
-        return mx.dequantize(self.weight, self.scales, self.get("biases"), **how).astype(dtype)
+    def unpacked(self, dtype: mx.Dtype, rows: slice = slice(None)) -> mx.array:
+        """The weight ``[outputs, inputs]``, or some of its rows."""
+        arrays = [self.get(name) for name in ("weight", "scales", "biases")]
+        packed = [array if array is None else array[rows] for array in arrays]
+        return mx.dequantize(*packed, **self.quantization.arguments()).astype(dtype)
 
 
 def quantize_layers(module: nn.Module, layers: Mapping[str, Quantization]) -> None:

@@ -1,9 +1,10 @@
 """A pipeline without files: runs of an official model can be planned before its download."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.adapters import NOT_CHECKED
 from ..checkpoints.compatibility import SCHEDULER
 from ..checkpoints.components import Dtype
 from ..checkpoints.json_files import read_config
@@ -17,6 +18,7 @@ from ..checkpoints.official import (
 from ..checkpoints.resolve import Base
 from ..checkpoints.tensor_files import TensorInfo
 from ..checkpoints.tokenizer import T5Tokenizer, TextReport
+from ..errors import NotDownloadedError
 from .pipeline import CogVideoXPipeline
 
 
@@ -103,3 +105,19 @@ def open_to_plan(
     if missing is not None:
         return PlannedPipeline(missing, folder, dtype, rest, quantize)
     return CogVideoXPipeline(folder, dtype, rest, download=False, quantize=quantize)
+
+
+def load_adapters(pipe: CogVideoXPipeline, adapters: Iterable[tuple[str, float]]) -> Iterator[str]:
+    """Adds adapters, which are given with their scales, to a model or a plan.
+
+    Yields:
+        A warning for each that isn't here, where nothing is downloaded.
+
+    Raises:
+        InvalidInputError, ModelNotFoundError, CheckpointError: as ``load_lora``.
+    """
+    for source, scale in adapters:
+        try:
+            pipe.load_lora(source, scale)
+        except NotDownloadedError:
+            yield NOT_CHECKED % source

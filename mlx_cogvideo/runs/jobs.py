@@ -10,7 +10,6 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints import default_model, model_identity
-from ..checkpoints.adapters import NOT_CHECKED
 from ..checkpoints.components import DTYPES
 from ..checkpoints.download import download_need, pending_bytes
 from ..checkpoints.identity import model_names
@@ -26,7 +25,7 @@ from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.output import NO_LATENTS
 from ..pipeline.pipeline import CogVideoXPipeline
-from ..pipeline.planned import open_to_plan
+from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.recording import Record, make_record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
@@ -110,7 +109,7 @@ class _Planner:
             prompts = [Prompt(text)]
         is_batch = options.prompt_file is not None or len(self.seeds) > 1
         self.result = Plan(*self._open_model(), is_batch)
-        self.result.warnings += self._add_adapters()
+        self.result.warnings += load_adapters(self.result.pipe, self._adapters())
         if options.previews:
             self.result.preview = Preview(self.result.pipe)
         jobs = list(self._requested_jobs(prompts))
@@ -167,14 +166,6 @@ class _Planner:
         """The adapters and their scales, as they are given or recorded."""
         recorded = self.origin.recorded.get("lora", [])
         return self.given.get("lora", [(each["source"], each["scale"]) for each in recorded])
-
-    def _add_adapters(self) -> Iterator[str]:
-        """Loads the adapters; a dry run, which downloads none, warns of those that aren't here."""
-        for source, scale in self._adapters():
-            try:
-                self.result.pipe.load_lora(source, scale)
-            except NotDownloadedError:
-                yield NOT_CHECKED % source
 
     def _check_room(self) -> None:
         """Raises OutputError where a disk is too full; before a download, a plan warns of it."""

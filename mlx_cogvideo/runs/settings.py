@@ -17,8 +17,8 @@ class RunSettings(VideoSettings):
 
     lora: tuple[tuple[str, float], ...] = setting(
         (),
-        "LoRA adapter, a file, a folder, a hub id or a file there, and its weight. May be given "
-        "several times.",
+        "Adapter (LoRA, DoRA or LoKr), a file, a folder, a hub id or a file there, and its weight. "
+        "May be given several times.",
         group="sampling",
         metavar=("ADAPTER", "SCALE"),
         before=[],

@@ -169,7 +169,9 @@ def load_checkpoint(
     step, recorded, recorded_data, best = _read_training(checkpoint)
     changes = changed_settings(recorded, json.loads(json.dumps(settings)))
     changes += [
-        f"the {name} differ" for name, digest in data.items() if recorded_data.get(name) != digest
+        f"the {name} differ"
+        for name in recorded_data | data
+        if recorded_data.get(name) != data.get(name)
     ]
     if changes:
         raise InvalidInputError(

@@ -6,14 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import Adapter
+from ..files import file_digest
 from .latent_cache import spec_identity
 from .prepare import Sample
 
 
 def content_digests(
-    model: dict[str, Any] | None, precision: str, samples: Sequence[Sample], prior: Sequence[Path]
+    model: dict[str, Any] | None,
+    precision: str,
+    samples: Sequence[Sample],
+    prior: Sequence[Path],
+    adapters: Sequence[tuple[Adapter, float]] = (),
 ) -> dict[str, str]:
-    """Digests of the model, the clips to learn and the prior prompts, by names for messages."""
+    """Digests of the model, the clips to learn and the prior prompts, by names for messages.
+
+    Args:
+        adapters: frozen adapters of the model and their scales; each has a digest of its own.
+    """
     learned = [each for each in samples if not each.clip.held_out]
     weights = {each.clip.data_set: each.clip.data_set.weight or 0.0 for each in learned}
     clips = [_identity(each) for each in learned]
@@ -25,6 +35,9 @@ def content_digests(
         "clips": clips,
         "prior prompts": [path.name for path in prior],
     }
+    for number, (adapter, scale) in enumerate(adapters, start=1):
+        about = [file_digest(adapter.file), scale, adapter.scales]
+        contents[f"weights or the scale of adapter {number} of --lora"] = about
     return {name: _digest(content) for name, content in contents.items()}
 
 

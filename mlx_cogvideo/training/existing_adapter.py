@@ -1,4 +1,4 @@
-"""Starts a training from an existing adapter, which decides its rank, its alpha and its layers."""
+"""Starts a training from an existing adapter, which decides its kind, rank, alpha and layers."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -11,13 +11,13 @@ from ..checkpoints import Adapter, open_adapter
 from ..checkpoints.adapters import layer_in_block
 from ..checkpoints.components import listed
 from ..errors import InvalidInputError
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import Addition, DoRA, LowRank
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from .checkpoint import recorded_settings
 from .settings import TrainingSettings, adapted_layers
 
-DECIDED = ("rank", "alpha", "targets")
+DECIDED = ("fine_tune_type", "rank", "alpha", "use_rslora", "targets")
 """Settings that an existing adapter decides."""
 
 
@@ -44,7 +44,7 @@ def resumed_settings(
         )
     if source is None:
         return settings
-    decided = {name: recorded[name] for name in DECIDED if name not in given}
+    decided = {name: recorded[name] for name in DECIDED if name in recorded and name not in given}
     return replace(settings, resume_adapter_file=source, **decided)
 
 
@@ -71,34 +71,55 @@ def open_existing(
     network = CogVideoXTransformer3DModel(config)
     adapter = open_adapter(source, linear_layers(network), download=download)
     layers = adapter.load()
-    ranks = {len(low.lora_A) for low in layers.values()}
-    scales = {low.scale for low in layers.values()}
-    if len(ranks) > 1 or len(scales) > 1:
-        raise InvalidInputError(
-            f"the layers of {source} differ in rank or scale (ranks {listed(sorted(ranks))}; "
-            f"alpha / rank {listed(sorted(scales))}): training needs one of each"
-        )
-    if outside := [layer for layer in layers if not layer.startswith("transformer_blocks.")]:
-        raise InvalidInputError(
-            f"{source} adapts {listed(sorted(outside))}: only layers of the blocks can be trained"
-        )
-    (rank,), (scale,) = ranks, scales
-    for name, own in (("rank", rank), ("alpha", scale * rank)):
-        if given.get(name, own) != own:
-            raise _other(source, name, own, given[name])
+    own = _decided(source, layers, adapter.use_rslora)
+    for name, value in own.items():
+        if given.get(name, value) != value:
+            raise _other(source, name, value, given[name])
     targets = _names(layers, config)
     wanted = given.get("targets", targets)
     if adapted_layers(config, wanted).keys() != layers.keys():
         raise _other(source, "target", " ".join(targets), " ".join(wanted))
-    return replace(settings, rank=rank, alpha=scale * rank, targets=targets), adapter
+    return replace(settings, **own, targets=targets), adapter
 
 
-def existing_layers(adapter: Adapter, settings: TrainingSettings) -> dict[str, LowRank]:
-    """The layers of an adapter in float32, by path, for settings of `open_existing`."""
+def _decided(source: str, layers: Mapping[str, Addition], use_rslora: bool) -> dict[str, Any]:
+    """The settings that the layers of an adapter decide, but for their names.
+
+    Raises:
+        InvalidInputError: the layers can't be trained, or not together.
+    """
+    if outside := [layer for layer in layers if not layer.startswith("transformer_blocks.")]:
+        raise InvalidInputError(
+            f"{source} adapts {listed(sorted(outside))}: only layers of the blocks can be trained"
+        )
+    low_rank = [layer for layer in layers.values() if isinstance(layer, LowRank)]
+    kinds = {isinstance(layer, DoRA) for layer in low_rank}
+    if len(low_rank) < len(layers) or len(kinds) > 1:
+        raise InvalidInputError(f"{source} isn't all LoRA or all DoRA: only these can be trained")
+    ranks = {len(low.lora_A) for low in low_rank}
+    scales = {low.scale for low in low_rank}
+    if len(ranks) > 1 or len(scales) > 1:
+        raise InvalidInputError(
+            f"the layers of {source} differ in rank or scale (ranks {listed(sorted(ranks))}; "
+            f"scales {listed(sorted(scales))}): training needs one of each"
+        )
+    (rank,), (scale,), (is_dora,) = ranks, scales, kinds
+    alpha = scale * (rank**0.5 if use_rslora else rank)
     return {
-        path: LowRank(low.lora_A.astype(mx.float32), low.lora_B.astype(mx.float32), settings.scale)
-        for path, low in adapter.load().items()
+        "fine_tune_type": "dora" if is_dora else "lora",
+        "rank": rank,
+        "alpha": float(f"{alpha:.12g}"),  # as it was before it was divided by a root
+        "use_rslora": use_rslora,
     }
+
+
+def existing_layers(adapter: Adapter, settings: TrainingSettings) -> dict[str, Addition]:
+    """The layers of an adapter in float32, by path, for settings of `open_existing`."""
+    layers = adapter.load()
+    for layer in layers.values():
+        layer.set_dtype(mx.float32)
+        layer.scale = settings.scale
+    return layers
 
 
 def _names(layers: Collection[str], config: TransformerConfig) -> tuple[str, ...]:
@@ -109,6 +130,7 @@ def _names(layers: Collection[str], config: TransformerConfig) -> tuple[str, ...
 
 
 def _other(source: str, name: str, own: Any, given: Any) -> InvalidInputError:
+    option = "--" + name.replace("_", "-")
     return InvalidInputError(
-        f"{source} has {name} {own}, and --{name} is {given}: leave out --{name}"
+        f"{source} has {name} {own}, and {option} is {given}: leave out {option}"
     )

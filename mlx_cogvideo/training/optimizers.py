@@ -138,7 +138,7 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """AdamW with bias correction.
 
-    Memory of an update, beside the new tensor and its state: 12 bytes a number, 16 if the tensor is
+    Memory of an update, beside the new tensor and its state: 16 bytes a number, 20 if the tensor is
     float16.
     """
 
@@ -250,7 +250,9 @@ def make_optimizer(settings: TrainingSettings) -> Optimizer:
 
 @fused
 def _squares(gradient: mx.array) -> mx.array:
-    return mx.square(gradient.astype(mx.float32))
+    # The gradient itself is converted where it moves the weight. MLX would do both at once, and
+    # write a float32 copy of it to memory.
+    return mx.square(mx.abs(gradient).astype(mx.float32))
 
 
 def _clipped(rate: mx.array, mean_square: mx.array) -> mx.array:

@@ -12,7 +12,9 @@ from ..errors import CogVideoXError, mlx_errors
 from ..pipeline.events import Event, RunState
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.resolved import ResolvedSettings
+from ..version import __version__
 from ..video import write_video
+from ..video.metadata import KEY
 from .prepare import load_text
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ def write_sample_videos(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, Path]]:
     """Makes the videos with the adapter of a step and writes ``STEP-NUMBER.mp4`` for each.
+
+    The record in each has its prompt.
 
     A video that can't be made is skipped with a warning, and the training continues.
 
@@ -49,7 +53,8 @@ def write_sample_videos(
                     frames = _frames(events, should_stop)
                 if frames is None:
                     return
-                write_video(output, frames, fps, overwrite=True)
+                record = {KEY: __version__, "prompt": settings.prompt, "step": step}
+                write_video(output, frames, fps, overwrite=True, record=record)
             logger.info("%-8s %s", "sample", output)
             yield settings.prompt, output
         except (CogVideoXError, OSError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InvalidInputError
-from ..nn.low_rank import LowRank
+from ..nn.low_rank import LowRank, with_magnitudes
 from ..nn.quantization import linear_layers
 from ..nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
 from ..pipeline.fields import SEED, SHARE, above, at_least, check_values, setting, settings_of
@@ -16,7 +16,7 @@ from ..pipeline.sources import IMAGE_LATENT_SCALES
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 SCHEDULES = ("constant", "cosine")
-FINE_TUNE_TYPES = ("lora", "full")
+FINE_TUNE_TYPES = ("lora", "dora", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor")
 
 adapter_setting = partial(setting, group="adapter")
@@ -34,7 +34,8 @@ class TrainingSettings:
 
     fine_tune_type: str = adapter_setting(
         "lora",
-        "What is trained: lora trains an adapter, full all weights of the transformer.",
+        "What is trained: lora trains an adapter, dora an adapter that also learns the norms of "
+        "the weights' rows, full all weights of the transformer.",
         choices=FINE_TUNE_TYPES,
         before="lora",
     )
@@ -45,6 +46,12 @@ class TrainingSettings:
         if_none="the rank",
         within=above(0),
     )
+    use_rslora: bool = adapter_setting(
+        False,
+        "Scale the adapter by alpha / sqrt(rank) instead (rsLoRA), so that a high rank learns as "
+        "fast as a low one.",
+        before=False,
+    )
     targets: tuple[str, ...] = adapter_setting(
         TARGETS,
         "Ends of the names of the layers that are adapted. Adding ff.net.0.proj and ff.net.2 "
@@ -54,8 +61,8 @@ class TrainingSettings:
     )
     resume_adapter_file: str | None = adapter_setting(
         None,
-        "Existing adapter to start from, a file, a folder or a hub id. Its rank, alpha and layers "
-        "are kept; the steps, the learning rate and the clips are new.",
+        "Existing adapter to start from, a file, a folder or a hub id. Its kind, rank, alpha and "
+        "layers are kept; the steps, the learning rate and the clips are new.",
         metavar="ADAPTER",
         if_none="a new adapter",
     )
@@ -176,7 +183,7 @@ class TrainingSettings:
     @property
     def scale(self) -> float:
         """What the adapter's layers are scaled by."""
-        return self.effective_alpha / self.rank
+        return self.effective_alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
 
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -203,6 +210,8 @@ def new_adapter(
 ) -> dict[str, LowRank]:
     """An initial adapter as in PEFT: A is uniform in ±1/√inputs, and B is zero.
 
+    DoRA begins with the norms of the weights as its magnitudes, so it changes nothing either.
+
     Returns:
         The adapter's layers by the paths of the layers that they adapt.
 
@@ -216,13 +225,19 @@ def new_adapter(
         limit = inputs**-0.5
         a = mx.random.uniform(-limit, limit, (settings.rank, inputs), key=key)
         layers[path] = LowRank(a, mx.zeros((outputs, settings.rank)), settings.scale)
+    if settings.fine_tune_type == "dora":
+        linear = dict(transformer.named_modules())
+        return {path: with_magnitudes(low, linear[path]) for path, low in layers.items()}
     return layers
 
 
 def adapter_parameters(config: TransformerConfig, settings: TrainingSettings) -> int:
     """The number of parameters of a training's adapter."""
     shapes = adapted_layers(config, settings.targets).values()
-    return sum(settings.rank * (outputs + inputs) for outputs, inputs in shapes)
+    magnitudes = settings.fine_tune_type == "dora"
+    return sum(
+        settings.rank * (outputs + inputs) + magnitudes * outputs for outputs, inputs in shapes
+    )
 
 
 def adapted_layers(

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import Adapter, save_adapter
+from ..checkpoints.published_names import base_repository, published_adapters, published_model
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
 from ..nn.fusion import fused
@@ -131,13 +132,19 @@ class TrainedAdapter:
 
     def save(self, folder: Path) -> None:
         """Writes the adapter as diffusers and PEFT read it."""
-        rank, alpha = self._settings.rank, self._settings.effective_alpha
-        pipe = self._pipe
-        name = str(pipe.variant.repo if pipe.variant else pipe.folder)
+        settings, pipe = self._settings, self._pipe
         # Names of whole paths adapt some of the blocks only.
-        targets = self._settings.targets
-        targets = targets if set(targets) == self._layers.keys() else None
-        save_adapter(folder, self._layers, rank=rank, alpha=alpha, base_model=name, targets=targets)
+        targets = settings.targets if set(settings.targets) == self._layers.keys() else None
+        save_adapter(
+            folder,
+            self._layers,
+            rank=settings.rank,
+            alpha=settings.effective_alpha,
+            use_rslora=settings.use_rslora,
+            base_model=base_repository(pipe) or published_model(pipe),
+            targets=targets,
+            others=published_adapters(pipe.adapters),
+        )
 
     def finish(self, folder: Path) -> Path:
         """What the training has made, which `save` has written."""

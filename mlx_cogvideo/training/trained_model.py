@@ -16,6 +16,7 @@ from ..checkpoints.finetuned import save_finetuned
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
 from ..errors import InvalidInputError
+from ..nn.low_rank import fuse_adapters
 from ..nn.quantization import QuantizedLinear
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
@@ -37,13 +38,14 @@ class TrainedModel:
     def __init__(
         self, pipe: CogVideoXPipeline, settings: TrainingSettings, distributed: Distributed
     ):
-        """Prepares the pipeline's transformer.
+        """Prepares the pipeline's transformer, into which its adapters are fused.
 
         Raises:
             InvalidInputError: it is quantized, or has no weights that the settings choose.
         """
         self._pipe, self._distributed = pipe, distributed
         self._transformer = pipe.transformer
+        fuse_adapters(self._transformer)
         unfreeze_only(self._transformer, settings.train_layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)

@@ -85,7 +85,7 @@ class Trainer:
         self.result = self.best_result = folder
         self._saved: tuple[Path, int] | None = None
         self._on_save = on_save
-        self.data = content_digests(model, pipe.precision, samples, prior)
+        self.data = content_digests(model, pipe.precision, samples, prior, pipe.adapters)
         self.batches = Batches(pipe, samples, unconditional, settings, prior, distributed)
         self.trained: TrainedAdapter | TrainedModel
         if settings.is_full:

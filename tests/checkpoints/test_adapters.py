@@ -123,6 +123,12 @@ FILE = "pytorch_lora_weights.safetensors"
 FIRST = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
 
 
+def lokr(**shapes) -> dict[str, mx.array]:
+    """Returns LoKr of the first layer, which has 192 inputs and outputs."""
+    name = FIRST.replace("lora_A.weight", "lokr_")
+    return {name + part: mx.ones(shape) for part, shape in shapes.items()}
+
+
 def altered(folder, change, metadata=None, config=None, name=FILE):
     """Replaces the tensors, metadata and configuration of the adapter in `folder`."""
     file = folder / name
@@ -139,8 +145,36 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
 @pytest.mark.parametrize(
     ("change", "config", "message"),
     [
-        (lambda t: {**t, "x.hada_w1_a": mx.ones(1)}, None, "that aren't LoRA of a known kind"),
-        (lambda t: {**t, "x.lora_magnitude_vector": mx.ones(1)}, None, "is a DoRA adapter"),
+        (lambda t: {**t, "x.ranks": mx.ones(1)}, None, "that aren't LoRA of a known kind"),
+        (lambda t: {"x.hada_w1_a": mx.ones(1)}, None, "has LoHa, in x.hada_w1_a: only LoRA, DoRA"),
+        (lambda t: t, {"peft_type": "LOHA"}, 'is an adapter of the kind "LOHA": only LoRA, DoRA'),
+        (lambda t: {**t, "x.lora_magnitude_vector": mx.ones(1)}, None, "no linear layers x"),
+        (
+            lambda t: {**t, FIRST.replace("lora_A.weight", "dora_scale"): mx.ones((1, 192))},
+            None,
+            r"192 outputs here, and magnitude \[1, 192\] .* don't fit",
+        ),
+        (lambda t: t, {"use_dora": True}, "is a DoRA adapter without magnitudes of"),
+        (lambda t: lokr(w1=(8, 8), w2=(24, 23)), None, "w1 .8, 8. and w2 .24, 23. don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2=(24, 24, 1, 1)), None, "w2 .24, 24, 1, 1. don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2_a=(24, 2), w2_b=(3, 24)), None, "don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2_a=(24, 0), w2_b=(0, 24)), None, "don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2_a=(24, 25), w2_b=(25, 24)), None, "don't fit"),
+        (lambda t: lokr(w1=(8, 8), w2_a=(24, 2)), None, "has an incomplete set of tensors of"),
+        (lambda t: lokr(w1=(8, 8), w2=(24, 24), t2=(2, 2, 3, 3)), None, "LoKr for convolutions"),
+        (
+            lambda t: {
+                **lokr(w1=(8, 8), w2=(24, 24)),
+                FIRST.replace("lora_A.weight", "dora_scale"): mx.ones(192),
+            },
+            None,
+            "has magnitudes of DoRA beside LoKr",
+        ),
+        (
+            lambda t: lokr(w1=(8, 8), w2=(24, 24)),
+            {"peft_type": "LOKR", "r": 0, "alpha": 8},
+            "the rank of transformer_blocks.0.attn1.to_q is 0",
+        ),
         (lambda t: {**t, "lora_unet__x.alpha": mx.ones(1)}, None, "no linear layers x"),
         (
             lambda t: {**t, FIRST.replace("lora_A.weight", "alpha"): mx.ones(2)},
@@ -150,7 +184,7 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
         (
             lambda t: {k: v for k, v in t.items() if k != FIRST},
             None,
-            "only one half of",
+            "has an incomplete set of tensors of",
         ),
         (lambda t: {**t, FIRST: t[FIRST][:, :-8]}, None, "is for another model: .* don't fit"),
         (
@@ -158,8 +192,12 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
             None,
             "is for another model: this one has no linear layers transformer_blocks.99",
         ),
+        (
+            lambda t: {**t, FIRST.replace("lora_A.weight", "lora.down.weight"): t[FIRST]},
+            None,
+            "to_q.lora.*, of which one can be used",
+        ),
         (lambda t: {"x": mx.ones(1)}, None, "that aren't LoRA"),
-        (lambda t: t, {"use_dora": True}, "DoRA"),
         (lambda t: {**t, FIRST: t[FIRST].astype(mx.int32)}, None, "as I32: only F32, F16, BF16"),
         (lambda t: {**t, FIRST: mx.to_fp8(t[FIRST])}, None, "as U8: only F32"),
         (lambda t: t, {"alpha_pattern": [1]}, r"alpha_pattern is \[1\]"),
@@ -171,7 +209,17 @@ def altered(folder, change, metadata=None, config=None, name=FILE):
         (lambda t: t, {"alpha_pattern": dict.fromkeys(map(str, range(3000)), 4)}, "can't be und"),
     ],
     ids=[
-        *("foreign", "dora tensor", "stray", "alpha", "half", "shape", "layer", "none", "dora"),
+        *("foreign", "LoHa", "LOHA", "dora of another", "magnitudes of inputs", "no magnitudes"),
+        *(
+            "lokr size",
+            "lokr of a convolution",
+            "lokr ranks",
+            "lokr rank 0",
+            "lokr rank 25",
+            "lokr half",
+        ),
+        *("lokr tucker", "lokr and dora", "lokr config"),
+        *("stray", "alpha", "half", "shape", "layer", "two names", "none"),
         *("whole numbers", "8 bits", "pattern", "expression"),
         *("repeated group", "many groups", "many repeats", "many patterns"),
     ],

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from adapters import make_adapter
 from commands import errors, generate
 from huggingface_hub import errors as hub_errors
+from uploads import FakeHub
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
@@ -148,14 +150,39 @@ def test_the_card_s_command_names_the_folder_and_runs(folder, capsys, name):
 
 
 def test_an_upload_has_a_card_with_the_repository_in_it(folder, monkeypatch, capsys):
-    sent = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: None)
-    name = "upload_large_folder"
-    name = name if hasattr(huggingface_hub.HfApi, name) else "upload_folder"
-    monkeypatch.setattr(huggingface_hub.HfApi, name, lambda _, **options: sent.append(options))
-    assert run("--model", "demo", "-q", "--upload-repo", "me/tiny") == 0
-    assert sent[0]["repo_id"] == "me/tiny"
-    assert "--model me/tiny" in (sent[0]["folder_path"] / "README.md").read_text()
+    hub = FakeHub(monkeypatch)
+    assert run("--model", "demo", "-q", "--upload-repo", "tiny") == 0
+    files = [path for path in (folder / "mlx_model").rglob("*") if path.is_file()]
+    assert len(hub.files["me/tiny"]) == len(files) > 10
+    assert "--model me/tiny" in hub.files["me/tiny"]["README.md"].decode()
+
+
+def test_an_upload_has_no_path_of_this_machine(folder, monkeypatch):
+    hub = FakeHub(monkeypatch)
+    source, adapter = shutil.copytree(DEMO_PATH, folder / "own"), make_adapter(folder / "style")
+    assert run("--model", source, "--lora", adapter, 0.5, "--upload-repo", "me/tiny") == 0
+    files = hub.files["me/tiny"]
+    for name in ("README.md", "conversion.json"):
+        text = files[name].decode()
+        assert "own" in text and "style" in text and str(folder) not in text
+
+
+def test_nothing_is_converted_for_an_upload_that_must_fail(folder, monkeypatch, capsys):
+    hub = FakeHub(monkeypatch)
+    hub.login = hub_errors.LocalTokenNotFoundError("no token")
+    assert run("--model", "demo", "-q", "--upload-repo", "me/tiny") == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert "nobody is logged in to upload to me/tiny: run hf auth login" in error
+    assert not (folder / "mlx_model").exists()
+
+
+def test_a_failed_upload_says_how_to_upload_again(folder, monkeypatch, capsys):
+    hub = FakeHub(monkeypatch)
+    hub.error = OSError("the line is cut")
+    assert run("--model", "demo", "-q", "--upload-repo", "me/tiny") == 1
+    (error,) = errors(capsys.readouterr().err)
+    assert "mlx_model is complete, but can't be uploaded to me/tiny: the line is cut" in error
+    assert error.endswith("hf upload me/tiny mlx_model uploads it again")
 
 
 def refusal(kind: type, status: int) -> Exception:

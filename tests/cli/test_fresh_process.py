@@ -91,6 +91,7 @@ STUB = """
 import huggingface_hub
 
 class HfApi:
+    def whoami(self): return {{"name": "me"}}
     def create_repo(self, repo, exist_ok): print("made", repo)
     def upload_folder(self, *, repo_id, folder_path, repo_type): print("sent", folder_path)
 

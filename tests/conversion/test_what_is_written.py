@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 
-import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
 from commands import errors
 from config_mutations import linked_demo
+from uploads import FakeHub
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH, model_identity, save_adapter
@@ -160,9 +160,10 @@ def test_an_adapter_that_is_too_strong_is_refused(adapter, capsys, scale, dtype,
 
 
 def test_nothing_is_uploaded_that_failed_the_check(folder, capsys, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    hub = FakeHub(monkeypatch)
     rewrite(folder, "transformer", WEIGHT, with_one(np.nan))
     assert "NaN" in refused(capsys, "--model", folder, "--upload-repo", "me/tiny")
+    assert hub.files == {}
 
 
 def test_what_was_written_is_opened_before_it_appears(folder, capsys, monkeypatch):

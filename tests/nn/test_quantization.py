@@ -9,7 +9,7 @@ from support import relative_error
 from mlx_cogvideo.checkpoints import DEMO_PATH, read_config
 from mlx_cogvideo.checkpoints.networks import NETWORKS
 from mlx_cogvideo.nn import quantization
-from mlx_cogvideo.nn.low_rank import LoRALinear, LowRank, permute_rows
+from mlx_cogvideo.nn.low_rank import DoRA, Kronecker, LoRALinear, LowRank, permute_rows
 from mlx_cogvideo.nn.quantization import (
     KINDS,
     MODES,
@@ -97,14 +97,19 @@ def test_few_rows_stay_packed_and_many_are_unpacked(monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [1, 40])
-@pytest.mark.parametrize("adapted", [False, True])
-def test_outputs_are_permuted_on_request(monkeypatch, rows, adapted):
+@pytest.mark.parametrize("adapter", [None, "LoRA", "DoRA", "LoKr"])
+def test_outputs_are_permuted_on_request(monkeypatch, rows, adapter):
     monkeypatch.setattr(quantization, "PACKED_ROWS", dict.fromkeys(quantization.PACKED_ROWS, 4))
     permutation, x = mx.array([5, 0, 63, 2]), mx.random.normal((rows, 128))
     plain = nn.Linear(128, 96)
-    addition = LowRank(mx.random.normal((4, 128)), mx.random.normal((96, 4)), 0.5)
+    halves = mx.random.normal((4, 128)), mx.random.normal((96, 4))
+    addition = {
+        "LoRA": LowRank(*halves, 0.5),
+        "DoRA": DoRA(*halves, mx.random.uniform(0.5, 2, (96,)), 0.5),
+        "LoKr": Kronecker([mx.random.normal((4, 8))], [mx.random.normal((24, 16))], 0.5),
+    }.get(adapter)
     for layer in (plain, nn.Linear(128, 96, bias=False), make_layer(Quantization(4, 64))):
-        if adapted:
+        if addition is not None:
             layer = LoRALinear(layer)
             layer.adapters.append(addition)
         assert (

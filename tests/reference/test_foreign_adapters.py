@@ -48,11 +48,21 @@ def matrices(transformer, names, also=()) -> dict[str, tuple[torch.Tensor, torch
 
 def check(folder, adapter, layers, scale) -> None:
     """Checks that the adapter adds products times `scale`, one number or one for each layer."""
+
+    def fuse(path: str, weight: torch.Tensor) -> torch.Tensor:
+        a, b = layers[path]
+        return weight + (scale[path] if isinstance(scale, dict) else scale) * (b @ a)
+
+    check_weights(folder, adapter, layers, fuse)
+
+
+def check_weights(folder, adapter, paths, fuse) -> None:
+    """Checks that the adapter has the effect of the weights ``fuse(path, weight)``."""
     theirs = diffusers.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").eval()
     with torch.no_grad():
-        for path, (a, b) in layers.items():
-            factor = scale[path] if isinstance(scale, dict) else scale
-            theirs.get_submodule(path).weight += factor * (b @ a)
+        for path in paths:
+            layer = theirs.get_submodule(path)
+            layer.weight.copy_(fuse(path, layer.weight))
         latents, text = random(1, 5, 16, 8, 12, seed=1), random(1, TEXT_LENGTH, 24, seed=2)
         timestep, rotation = torch.tensor([700]), rotary_embedding(theirs, 5, 8, 12)
         expected = theirs(latents, text, timestep, image_rotary_emb=rotation).sample
@@ -97,6 +107,55 @@ def test_kohya_and_videox_fun(folder, transformer, tmp_path, prefix, alphas):
             scales[path] = (1 + number % 5) / RANK
     save_file(tensors, file, {"sshs_model_hash": "0"})
     check(folder, file, layers, scales)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["kohya", "PEFT with the adapter's name"])
+def test_dora(folder, transformer, tmp_path, flat):
+    layers = matrices(transformer, ATTENTION + OTHERS)
+    tensors, magnitudes = {}, {}
+    for seed, (path, (a, b)) in enumerate(layers.items()):
+        magnitudes[path] = 1 + 0.3 * random(len(b), 1, seed=seed)
+        if flat:
+            name = "lora_unet_" + path.replace(".", "_")
+            tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = a, b
+            tensors[f"{name}.alpha"] = torch.tensor(float(ALPHA))
+            tensors[f"{name}.dora_scale"] = magnitudes[path]
+        else:
+            name = f"base_model.model.{path}.lora"
+            for half, tensor in zip("AB", layers[path], strict=True):
+                tensors[f"{name}_{half}.default.weight"] = tensor
+            tensors[f"{name}_magnitude_vector.default.weight"] = magnitudes[path][:, 0]
+    save_file(tensors, tmp_path / "any.safetensors")
+
+    def fuse(path, weight):
+        a, b = layers[path]
+        changed = weight + (ALPHA / RANK if flat else 1) * (b @ a)
+        return magnitudes[path] / torch.linalg.norm(changed, dim=1, keepdim=True) * changed
+
+    check_weights(folder, tmp_path, layers, fuse)
+
+
+@pytest.mark.parametrize("prefix", ["lycoris_", "lora_unet_", "transformer.", "diffusion_model."])
+def test_lokr_of_lycoris(folder, transformer, tmp_path, prefix):
+    """The scale is alpha / rank, or 1 where both matrices are whole, whatever alpha is."""
+    tensors, products = {}, {}
+    paths = matrices(transformer, ATTENTION + OTHERS)
+    for seed, path in enumerate(paths):
+        outputs, inputs = transformer.get_submodule(path).weight.shape
+        w1 = 0.3 * random(4, 8, seed=seed)
+        shape = outputs // 4, inputs // 8
+        name = prefix + (path if prefix.endswith(".") else path.replace(".", "_"))
+        tensors[f"{name}.lokr_w1"] = w1
+        tensors[f"{name}.alpha"] = torch.tensor(float(ALPHA))
+        if seed % 2:
+            a, b = random(shape[0], RANK, seed=seed), random(RANK, shape[1], seed=99 + seed)
+            tensors[f"{name}.lokr_w2_a"], tensors[f"{name}.lokr_w2_b"] = a, b
+            products[path] = ALPHA / RANK * torch.kron(w1, a @ b)
+        else:
+            tensors[f"{name}.lokr_w2"] = random(*shape, seed=seed)
+            products[path] = torch.kron(w1, tensors[f"{name}.lokr_w2"])
+    save_file(tensors, tmp_path / "any.safetensors")
+    check_weights(folder, tmp_path, paths, lambda path, weight: weight + products[path])
 
 
 def test_videox_fun_under_its_names_with_the_halves_of_diffusers(folder, transformer, tmp_path):

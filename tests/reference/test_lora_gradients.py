@@ -19,7 +19,7 @@ from torch_reference import (
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.nn import attention_backward, eval_schedule
+from mlx_cogvideo.nn import attention_backward, eval_schedule, low_rank
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
@@ -35,8 +35,15 @@ TOLERANCE = 1e-4
     "how",
     [*("whole", "in pieces", "own"), pytest.param("compiled", marks=needs_compiler)],
 )
-@pytest.mark.parametrize("variant", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
-def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, how):
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [(variant, "lora") for variant in ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")]
+    + [("2b", "dora"), ("5b", "dora")],
+)
+def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, variant, kind, how):
+    is_dora = kind == "dora"
+    if is_dora:
+        monkeypatch.setattr(low_rank, "NORM_ELEMENTS", 1_000)
     if how == "compiled":
         monkeypatch.setattr(blockwise, "fused", mx.compile)
     if how in ("own", "compiled"):  # as on a Mac
@@ -47,11 +54,15 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
     reference = make_transformer(variant)
     reference.save_pretrained(tmp_path / "transformer")
-    reference.add_adapter(peft.LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS))
+    reference.add_adapter(
+        peft.LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS, use_dora=is_dora)
+    )
     with torch.no_grad():
         for seed, (name, parameter) in enumerate(reference.named_parameters()):
             parameter.requires_grad_("lora_" in name)
-            if "lora_" in name:
+            if "lora_magnitude" in name:
+                parameter.mul_(1 + 0.3 * random(*parameter.shape, seed=seed))
+            elif "lora_" in name:
                 parameter.copy_(0.3 * random(*parameter.shape, seed=seed))
     diffusers.CogVideoXPipeline.save_lora_weights(
         tmp_path,
@@ -91,7 +102,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         for name, parameter in reference.named_parameters()
         if parameter.grad is not None
     }
-    assert len(gradients) == len(expected) == 2 * 7 * 3
+    assert len(gradients) == len(expected) == (2 + is_dora) * 7 * 3
     assert gradients.keys() == dict(tree_flatten(model.trainable_parameters())).keys()
     for path, gradient in gradients.items():
         name = path.replace(".adapters.0.", ".")

@@ -269,6 +269,10 @@ def write_adapter(folder: Path) -> None:
     tensors = {
         f"{prefix}lora_A.weight": np.ones((2, width), np.float32),
         f"{prefix}lora_B.weight": np.ones((width, 2), np.float32),
+        f"{prefix}lora_magnitude_vector": np.ones(width, np.float32),
+        f"{prefix.replace('to_q', 'to_k')}lokr_w1": np.ones((2, 4), np.float32),
+        f"{prefix.replace('to_q', 'to_k')}lokr_w2_a": np.ones((width // 2, 2), np.float32),
+        f"{prefix.replace('to_q', 'to_k')}lokr_w2_b": np.ones((2, width // 4), np.float32),
     }
     about = {"r": 2, "lora_alpha": 2, "alpha_pattern": {"to_q": 4}, "target_modules": ["to_q"]}
     text = json.dumps({f"transformer.{name}": value for name, value in about.items()})
