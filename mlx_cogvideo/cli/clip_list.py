@@ -4,7 +4,6 @@ from ..errors import InvalidInputError
 from ..training.clip_windows import window_count
 from ..training.clips import Clip, choose_spec
 from ..training.prepare import ClipOptions
-from ..video import ClipSpec
 from .common import FAILED
 from .json_events import JsonEvents
 from .streams import printable
@@ -45,7 +44,3 @@ def _use(clip: Clip, options: ClipOptions) -> tuple[str, bool]:
     windows = f"{count} windows of " if count > 1 else ""
     whole = f"{info.frames} of {info.width}x{info.height}"
     return f"{windows}{described(spec)} of its {whole}", True
-
-
-def described(spec: ClipSpec) -> str:
-    return f"{spec.frames} frames of {spec.width}x{spec.height}"

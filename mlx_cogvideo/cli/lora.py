@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
 from .publishing import TrainedResult, find_repository, trigger_problems, upload_lines
-from .reports import Reports
+from .reports import Reports, described_run
 from .signals import Interrupts
 from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
@@ -300,7 +299,7 @@ def _train(
     with Reports(
         args.report_to if trainer.distributed.is_main else (),
         args.adapter_path,
-        {"model": str(job.model), **asdict(job.settings)},
+        described_run(job.pipe, job.settings),
         step=trainer.step,
         project=args.project_name,
         quiet=args.quiet or events.on,

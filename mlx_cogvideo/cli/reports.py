@@ -5,11 +5,15 @@ import importlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.published_names import published_model, published_name
 from ..errors import InvalidInputError, first_line
+from ..training.settings import TrainingSettings
 
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboardX"}
 """Services, and the package that each needs."""
@@ -51,6 +55,16 @@ def check_packages(names: Sequence[str]) -> None:
                 f"--report-to {name} needs the package {PACKAGES[name]} ({first_line(error)}): pip "
                 f"install {PACKAGES[name]}"
             ) from None
+
+
+def described_run(model: ModelFolder, settings: TrainingSettings) -> dict[str, Any]:
+    """What a run is described by, without paths of this machine."""
+    source = settings.resume_adapter_file
+    return {
+        "model": published_model(model),
+        **asdict(settings),
+        "resume_adapter_file": source and published_name(source),
+    }
 
 
 class Service(Protocol):
@@ -138,7 +152,7 @@ class Reports:
         """
         Args:
             folder: of the adapter.
-            settings: what the run is described by.
+            settings: what the run is described by; see `described_run`.
             step: updates done before.
             project: of Weights & Biases.
             quiet: whether the services print nothing.
@@ -181,4 +195,4 @@ class Reports:
         except Exception as error:  # a package may raise anything, at any time
             self._services.pop(name, None)
             reason = first_line(error) or type(error).__name__
-            logger.warning("the training is no longer reported to %s: %s", name, reason)
+            logger.warning("--report-to %s has ended: %s; the training goes on", name, reason)

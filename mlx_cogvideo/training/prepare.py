@@ -4,6 +4,7 @@ Memory: first the text encoder, then the VAE with one clip at a time.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,7 +163,7 @@ def prepare(
     digests = model.get("sha256", model)
     captions = ["", *also, *(clip.caption for clip in clips)]
     texts = _texts(pipe, digests, captions, cache, on_progress)
-    samples, problems = [], []
+    samples, problems = [], defaultdict(list)
     with pipe.keeping("vae"):
         on_progress("clips", 0, len(clips))
         for number, clip in enumerate(clips, start=1):
@@ -174,14 +175,14 @@ def prepare(
                     for window, (spec, files) in enumerate(windows)
                 ]
             except InvalidInputError as error:
-                problems.append(str(error))
+                problems[_purpose(clip)].append(str(error))
                 logger.warning("left out: %s", error)
             on_progress("clips", number, len(clips))
     usable = {_purpose(sample.clip) for _, sample in samples}
-    for clip in clips:
-        if _purpose(clip) not in usable:
-            more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
-            raise InvalidInputError(f"no clip{_purpose(clip)} can be used: {problems[0]}{more}")
+    for purpose, (first, *others) in problems.items():
+        if purpose not in usable:
+            more = f" (and {len(others)} more like this)" if others else ""
+            raise InvalidInputError(f"no clip{purpose} can be used: {first}{more}")
     # The first windows come first: validation takes the first samples.
     samples.sort(key=lambda each: each[0])
     return [sample for _, sample in samples], texts

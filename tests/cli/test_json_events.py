@@ -371,11 +371,28 @@ def test_a_training_is_reported_step_by_step(clips, folder, capsys):
     assert begun == [("captions", 5), ("clips", 3), ("train", 4)]
     saved = [(each["step"], each["path"]) for each in of(events, "checkpoint")]
     assert saved == [(2, "adapter/checkpoints/0000002"), (4, "adapter/checkpoints/0000004")]
-    assert [each["loss"] for each in of(events, "validation")] == [log[3]["validation"]]
+    told = [(each["loss"], each["training_loss"], each["best"]) for each in of(events, "validation")]
+    assert told == [(log[3]["validation"], None, False)]
     (sample,) = of(events, "sample")
     assert (sample["path"], sample["prompt"]) == ("adapter/samples/0000004-0.mp4", "a kite")
     assert [each["output"] for each in of(events, "output")] == ["adapter"]
     assert "it/s" not in captured.err
+
+
+def test_a_validation_of_held_out_clips_is_reported(clips, folder, capsys):
+    split = ["--val-split", 0.001, "--json-events"]
+    assert lora(clips, "adapter", *split, "--iters", 2, "--val-every", 1) == 0
+    events = read(capsys.readouterr().out)
+    (plan,) = of(events, "plan")
+    assert (plan["clips"], plan["held_out"]) == (2, 1)
+    log = [json.loads(line) for line in (folder / "adapter/log.jsonl").read_text().splitlines()]
+    told = [(each["loss"], each["training_loss"]) for each in of(events, "validation")]
+    assert told == [(row["validation"], row["training_validation"]) for row in log]
+    best = json.loads((folder / "adapter/checkpoints/0000002/training.json").read_text())["best"]
+    assert [each["step"] for each in of(events, "validation") if each["best"]][-1] == best["step"]
+    assert lora(clips, "other", *split, "--dry-run") == 0
+    listed = of(read(capsys.readouterr().out), "clip")
+    assert [clip["held_out"] for clip in listed] == [False, False, True]
 
 
 def test_an_interrupted_training_names_the_command_that_continues(
