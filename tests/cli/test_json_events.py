@@ -371,7 +371,9 @@ def test_a_training_is_reported_step_by_step(clips, folder, capsys):
     assert begun == [("captions", 5), ("clips", 3), ("train", 4)]
     saved = [(each["step"], each["path"]) for each in of(events, "checkpoint")]
     assert saved == [(2, "adapter/checkpoints/0000002"), (4, "adapter/checkpoints/0000004")]
-    told = [(each["loss"], each["training_loss"], each["best"]) for each in of(events, "validation")]
+    told = [
+        (each["loss"], each["training_loss"], each["best"]) for each in of(events, "validation")
+    ]
     assert told == [(log[3]["validation"], None, False)]
     (sample,) = of(events, "sample")
     assert (sample["path"], sample["prompt"]) == ("adapter/samples/0000004-0.mp4", "a kite")

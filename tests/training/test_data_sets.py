@@ -10,6 +10,8 @@ from trainers import sample_numbers, write_samples
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.distributed import Distributed
 from mlx_cogvideo.training.batches import Batches
+from mlx_cogvideo.training.clips import Clip
+from mlx_cogvideo.training.data_sets import hold_out_share
 from mlx_cogvideo.training.digests import content_digests
 from mlx_cogvideo.training.layouts import DataSet
 from mlx_cogvideo.training.prepare import Sample
@@ -95,3 +97,20 @@ def test_only_the_ratio_of_weights_counts_for_a_digest(tmp_path):
     ]
     assert digests[0] == digests[1] and len({*digests}) == 3
     assert digests[3] == content_digests(None, "", write_samples(tmp_path, 6), [])["clips"]
+
+
+def test_about_a_share_is_held_out_and_no_clip_leaves_it_when_others_are_added():
+    clips = [Clip(Path(f"{number}.mp4"), "") for number in range(1000)]
+
+    def held_out(count: int) -> set[Path]:
+        found = hold_out_share(clips[:count], 0.1, 0, lambda clip: clip.path.name)
+        assert {clip.path for clip in found} == {clip.path for clip in clips[:count]}
+        return {clip.path for clip in found if clip.held_out}
+
+    # Three standard deviations.
+    assert 100 - 29 < len(held_out(1000)) < 100 + 29
+    before = held_out(20)
+    for count in range(21, 120):
+        after = held_out(count)
+        assert before <= after <= before | {clips[count - 1].path}
+        before = after
