@@ -51,7 +51,8 @@ def hold_out_share(clips: Sequence[Clip], share: float, seed: int, digest: Diges
         The clips to learn, in order, and then those that are held out.
 
     Raises:
-        InvalidInputError: there is only one file, or all files of a data set would be held out.
+        InvalidInputError: there is only one file, or no clip is left to learn of a data set that
+            has a weight.
     """
     contents = {clip: _readable_digest(clip, digest) for clip in clips}
     places = {content: _place(content, seed) for content in contents.values() if content}
@@ -63,12 +64,7 @@ def hold_out_share(clips: Sequence[Clip], share: float, seed: int, digest: Diges
     count = min(max(count, 1), len(places) - 1)
     held_out = dict.fromkeys(sorted(places, key=lambda content: places[content])[:count])
     learned = [clip for clip in clips if contents[clip] not in held_out]
-    for data_set in {clip.data_set: None for clip in clips if clip.data_set.weight}:
-        if all(clip.data_set != data_set for clip in learned):
-            raise InvalidInputError(
-                f"--val-split {share:g} would hold out all clips of {data_set.path}: choose a "
-                "smaller share or another --seed, or give --val-data"
-            )
+    _check_weights(clips, learned, "choose a smaller --val-split or another --seed")
     # Validation takes the first ones, which are then those of no single folder.
     others = [clip for content in held_out for clip in clips if contents[clip] == content]
     return [*learned, *(replace(clip, held_out=True) for clip in others)]
@@ -83,7 +79,7 @@ def hold_out_data(clips: Sequence[Clip], held_out: Sequence[Clip], digest: Diges
         The clips to learn, in order, and then those that are held out.
 
     Raises:
-        InvalidInputError: no clip is left to learn.
+        InvalidInputError: no clip is left to learn, or none of a data set that has a weight.
     """
     unseen = {_readable_digest(clip, digest) for clip in held_out} - {None}
     learned, both = [], []
@@ -91,6 +87,7 @@ def hold_out_data(clips: Sequence[Clip], held_out: Sequence[Clip], digest: Diges
         (both if _readable_digest(clip, digest) in unseen else learned).append(clip)
     if not learned:
         raise InvalidInputError("all clips of --data are in --val-data, too: none is left to learn")
+    _check_weights(clips, learned, "leave it out of --data, or give other --val-data")
     if both:
         names = listed([str(clip.path) for clip in both])
         logger.warning("clips that are in --val-data, too, and aren't learned: %s", names)
@@ -103,6 +100,14 @@ def _readable_digest(clip: Clip, digest: Digest) -> str | None:
         return digest(clip)
     except InvalidInputError:
         return None
+
+
+def _check_weights(clips: Sequence[Clip], learned: Sequence[Clip], advice: str) -> None:
+    """Raises InvalidInputError if nothing is left to learn of a data set that has a weight."""
+    left = {clip.data_set for clip in learned}
+    for clip in clips:
+        if clip.data_set.weight and clip.data_set not in left:
+            raise InvalidInputError(f"all clips of {clip.data_set.path} are held out: {advice}")
 
 
 def _place(content: str, seed: int) -> float:

@@ -58,7 +58,7 @@ class ClipOptions:
     timeout: float = TIMEOUT
     windows: int = 1
     places: str = "spread"
-    _digests: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
+    _digests: dict[Path, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def measure(self, clip: Clip) -> ClipInfo:
         """Measures the size and length of a clip."""

@@ -55,7 +55,7 @@ def test_a_training_with_weights_resumes_bit_for_bit(lora, folder, capsys):
     assert lora("whole", *weights, "--iters", 6) == 0
     assert "clips    3 from one (weight 1) and two (weight 3)" in capsys.readouterr().err
     assert lora("parts", *weights, "--iters", 4) == 0
-    # The order of their options, the form of the numbers and their sum don't matter.
+    # Neither the form of the options matters nor the sum of the weights.
     assert lora("parts", "--data", "one", "1/3", "two", 1, "--iters", 6, "--resume") == 0
     assert same(folder / "whole", folder / "parts")
     assert lora("parts", "--data", "one", 1, "two", 1, "--iters", 8, "--resume") == 2
@@ -100,7 +100,8 @@ def test_the_share_to_hold_out_is_of_all_folders(lora, capsys):
         (["--data", "one", 1, 2], "2 is a number: for a path, repeat --data"),
         (["--data", "one", "--data", "./one"], "the same --data is given twice"),
         (["--data", "one", "--data", "none"], "none is not a folder"),
-        (["--data", "one", 1, "two", 9, "--val-split", 0.999], "would hold out all clips of "),
+        (["--data", "one", 1, "two", 9, "--val-data", "two"], "all clips of two are held out"),
+        (["--data", "one", 1, "two", 9, "--val-split", 0.999], "are held out: choose a smaller"),
     ],
 )
 def test_what_can_not_be_learned_is_one_line(lora, folder, capsys, options, message):
