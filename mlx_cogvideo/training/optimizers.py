@@ -6,10 +6,11 @@ to step are arrays, so that a function is compiled once for each shape.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 
+from ..nn.eval_schedule import PUSH_ELEMENTS, EvalSchedule
 from ..nn.fusion import fused
 from .packed_moments import can_pack, pack, unpack
 from .rounding import round_stochastically, seed
@@ -17,6 +18,9 @@ from .settings import TrainingSettings
 
 State = dict[str, mx.array]
 """What an optimizer keeps of one tensor, by names such as ``m`` and ``v``."""
+
+AT_A_TIME = 2**24
+"""Numbers of small tensors that are updated at a time."""
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 """AdamW's constants, those of the original trainers."""
@@ -81,17 +85,32 @@ class Optimizer(ABC):
         numbers: Sequence[int],
         scale: mx.array | None = None,
     ) -> tuple[list[mx.array], list[State], mx.array]:
-        """Updates several tensors as `update` does, in one function that is compiled on a GPU.
+        """Updates several tensors as `update` does, in functions that are compiled on a GPU.
+
+        Memory, beside the new tensors and states: that of `AT_A_TIME` numbers, or of one tensor.
 
         Args:
             scale: factor of the gradients, ``[]``.
 
         Returns:
-            The tensors, their states, and the sum of the squares of all gradients.
+            The tensors, their states, and the sum of the squares of all gradients. Not all of them
+            are evaluated yet.
         """
+        schedule, constants = EvalSchedule(prefetch=0), self._numbers(step)
         seeds = [seed(step, number) for number in numbers]
         scales = [] if scale is None else [scale]
-        return self._compiled(parameters, gradients, states, self._numbers(step), seeds, *scales)
+        new, new_states, total = [], [], mx.array(0.0)
+        for part in _parts([parameter.size for parameter in parameters]):
+            found, states_found, square = self._compiled(
+                parameters[part], gradients[part], states[part], constants, seeds[part], *scales
+            )
+            arrays = [array for state in states_found for array in state.values()]
+            total = schedule.hold(total + square)
+            schedule.push_all([*arrays, *found], PUSH_ELEMENTS)
+            new += found
+            new_states += states_found
+            gradients[part] = [total] * len(found)  # frees them
+        return new, new_states, total
 
     def _update_all(
         self,
@@ -233,6 +252,17 @@ class Adafactor(Optimizer):
             state = {ROWS: rows, COLUMNS: columns}
         weight = _adafactor(parameter, gradient, numbers["decay"], mx.isfinite(square), *scales)
         return weight, state, square
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Divides tensors of these sizes into consecutive parts of up to `AT_A_TIME` numbers."""
+    first = total = 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > AT_A_TIME:
+            yield slice(first, i)
+            first, total = i, 0
+        total += size
+    yield slice(first, len(sizes))
 
 
 def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
