@@ -270,10 +270,12 @@ def _train(
 ) -> bool:
     """Trains, showing each step; returns whether the training is done."""
     if args.resume:
-        trainer.resume()
+        trainer.resume(bars)
         logger.info("%-8s after %d steps", "resumed", trainer.step)
         events.can_resume()
         events.progress.time.work["steps"] -= trainer.step
+    else:
+        trainer.prepare(bars)
     folder, fps = args.adapter_path / "samples", job.clip_options.specs[0].fps
 
     def on_step(row: Mapping[str, Any]) -> None:

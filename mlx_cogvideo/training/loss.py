@@ -35,7 +35,9 @@ class Batch:
         timestep: ``[B]``, 0 to 999.
         image_latents: for image to video, ``[B, f, h, w, c]``; zeros except in the first frame.
         prior: number of prior clips, which are the last ones. Their target is the answer of the
-            model without the adapter.
+            model before the training.
+        prior_answers: these answers, ``[prior, f, h, w, c]``. None computes them with the adapter
+            switched off.
         prior_weight: weight of the loss of the prior clips.
     """
 
@@ -45,6 +47,7 @@ class Batch:
     timestep: mx.array
     image_latents: mx.array | None = None
     prior: int = 0
+    prior_answers: mx.array | None = None
     prior_weight: float = 1.0
 
     def total(self, losses: mx.array) -> mx.array:
@@ -215,21 +218,32 @@ class TransformerLoss:
         velocity = velocities(self._transformer, *arguments)
         return mean_squared_errors(velocity, target).mean()
 
-    def _arguments(self, batch: Batch) -> tuple[tuple[mx.array, mx.array, mx.array], mx.array]:
-        """The transformer's noisy latents, text and timesteps, and the velocity to predict."""
+    def prior_answers(self, batch: Batch) -> mx.array:
+        """The answers of the model without its adapter to a batch's prior clips, evaluated."""
+        arguments = self._inputs(batch)
+        with without_adapters(self._transformer):
+            answers = velocities(self._transformer, *(array[-batch.prior :] for array in arguments))
+        mx.eval(answers)
+        return answers
+
+    def _inputs(self, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+        """The transformer's noisy latents, text and timesteps."""
         latents = batch.latents.astype(mx.float32)
         noisy = self._scheduler.add_noise(latents, batch.noise, batch.timestep)
-        target = self._scheduler.get_velocity(latents, batch.noise, batch.timestep)
         if batch.image_latents is not None:
             noisy = mx.concatenate([noisy, batch.image_latents], axis=-1)
-        arguments = noisy.astype(self._dtype), batch.text.astype(self._dtype), batch.timestep
+        return noisy.astype(self._dtype), batch.text.astype(self._dtype), batch.timestep
+
+    def _arguments(self, batch: Batch) -> tuple[tuple[mx.array, mx.array, mx.array], mx.array]:
+        """The transformer's inputs, and the velocity to predict."""
+        latents = batch.latents.astype(mx.float32)
+        target = self._scheduler.get_velocity(latents, batch.noise, batch.timestep)
         if batch.prior:
-            first = len(noisy) - batch.prior
-            with without_adapters(self._transformer):
-                answer = velocities(self._transformer, *(array[first:] for array in arguments))
-            target = mx.concatenate([target[:first], answer.astype(mx.float32)])
-            mx.eval(target)
-        return arguments, target
+            answers = batch.prior_answers
+            if answers is None:
+                answers = self.prior_answers(batch)
+            target = mx.concatenate([target[: -batch.prior], answers.astype(mx.float32)])
+        return self._inputs(batch), target
 
 
 def _named(transformer: CogVideoXTransformer3DModel, names: Sequence[str]) -> Gradients:

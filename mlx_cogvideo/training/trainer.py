@@ -18,13 +18,16 @@ import numpy as np
 from ..checkpoints import Adapter
 from ..distributed import ALONE, Distributed
 from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
+from ..pipeline.events import Progress, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
 from .digests import content_digests, held_out_digest
 from .estimates import memory_advice
+from .latent_cache import Cache
 from .log import LOG, append_row, cut_log, write_plot
 from .prepare import Sample
+from .prior_answers import PriorAnswers
 from .settings import TrainingSettings
 from .trained_adapter import TrainedAdapter
 from .trained_model import TrainedModel
@@ -70,8 +73,9 @@ class Trainer:
             folder: where the adapter, its checkpoints and the log are written.
             keep: number of checkpoints to keep.
             prior: files of the embeddings of prompts whose videos should not change. In each step,
-                the adapter learns the answer of the model without the adapter to
-                `settings.prior_batch_size` of them, on the noisy clips of the batch.
+                the training learns the answer of the model before the training to
+                `settings.prior_batch_size` of them, on the noisy clips of the batch. Answers that
+                a full training needs are kept in the folder of these files.
             model: a ``checkpoints.model_identity``. A training of another model isn't resumed.
             distributed: the processes that train together, each on `settings.batch_size` clips.
             existing: the adapter to start from, which fits `settings`; None starts a new one.
@@ -92,6 +96,12 @@ class Trainer:
             self.trained = TrainedModel(pipe, settings, distributed)
         else:
             self.trained = TrainedAdapter(pipe, settings, distributed, existing)
+        self._prior = None
+        if settings.is_full and settings.prior_batch_size:
+            cache = Cache(unconditional.parent)
+            self._prior = PriorAnswers(
+                cache, self.batches, self.trained.loss, settings, self.data, distributed
+            )
         held_out = held_out_digest(samples)
         self.validation = Validation(self.batches, self.trained.loss.loss, held_out)
         source = existing and existing.identity(1.0)["sha256"]
@@ -199,7 +209,8 @@ class Trainer:
                 raise self._not_finite(means[0], norm)
 
         count = self.settings.accumulate
-        batches = map(self.batches.draw, range(self.step * count, (self.step + 1) * count))
+        draw = self._prior.draw if self._prior else self.batches.draw
+        batches = map(draw, range(self.step * count, (self.step + 1) * count))
         norm = self.trained.update(batches, self.step, agree)
         if not np.isfinite(norm):
             raise self._not_finite(means[0], norm)
@@ -266,20 +277,31 @@ class Trainer:
         self._saved = self.folder, self.step
         self._on_save(saved, self.step)
 
-    def resume(self) -> None:
-        """Continues from the last checkpoint in the main process's folder.
+    def prepare(self, on_progress: Progress = no_progress) -> None:
+        """Computes what the remaining steps need of the model before the training.
+
+        Nothing is to do but in a full training with prior prompts.
+        """
+        if self._prior:
+            count = self.settings.accumulate
+            numbers = range(self.step * count, self.settings.iters * count)
+            self._prior.prepare(numbers, on_progress)
+
+    def resume(self, on_progress: Progress = no_progress) -> None:
+        """Continues from the last checkpoint in the main process's folder, after `prepare`.
 
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged.
             InvalidInputError: it was saved with other settings, clips or models.
         """
-        if self.distributed.is_main:
-            checkpoint = self._load()
-            self.step = checkpoint.step
+        checkpoint = self._load() if self.distributed.is_main else None
+        step = checkpoint.step if checkpoint else 0
+        self.step = self.distributed.broadcast({"step": mx.array(step)})["step"].item()
+        self.prepare(on_progress)
+        if checkpoint:
             self.validation.resume(checkpoint.best)
             self.trained.restore(checkpoint)
             self._saved = self.folder, self.step
-        self.step = self.distributed.broadcast({"step": mx.array(self.step)})["step"].item()
         self.trained.share()
 
     def _load(self, step: int | None = None) -> Checkpoint:
