@@ -167,6 +167,11 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
+def on_one_disk(*folders: Path) -> bool:
+    """Whether folders are, or will be, on the same disk."""
+    return len({_existing(folder).stat().st_dev for folder in folders}) == 1
+
+
 def check_room(needs: Iterable[Need]) -> None:
     """Checks that each disk has room for all that goes to it.
 

@@ -50,6 +50,8 @@ def save_finetuned(destination: Path, source: ModelFolder, transformer: nn.Modul
             shutil.copyfile(card, part / CARD)
         ModelFolder(part)  # raises unless all of it can be opened
         _put_in_place(part, destination)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{destination} can't be written ({error.strerror})") from None
     finally:

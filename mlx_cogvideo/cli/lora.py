@@ -20,12 +20,13 @@ from ..errors import (
     OutputError,
     mlx_errors,
 )
-from ..training.checkpoint import locked_adapter_folder, ways_on
+from ..training.checkpoint import MODEL, check_resumable, locked_adapter_folder, ways_on
+from ..training.digests import model_digests
 from ..training.estimates import estimate_training_memory, memory_advice
 from ..training.log import TRAINING
 from ..training.prepare import prepare, text_problems
 from ..training.sample_videos import write_sample_videos
-from ..training.settings import adapter_parameters
+from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from .announce import (
@@ -49,6 +50,7 @@ from .reports import Reports, described_run
 from .signals import Interrupts
 from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
+from .training_needs import disk_needs, kept_checkpoints, needs_lines
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def train(arguments: Sequence[str], events: JsonEvents) -> int | None:
         return list_clips(job, events) if distributed.is_main else None
     lock = nullcontext()
     if distributed.is_main:
-        lock = locked_adapter_folder(args.adapter_path, args.resume)
+        lock = locked_adapter_folder(args.adapter_path, args.resume, job.settings.is_full)
     manage_memory(wired=wired)
     interrupts = Interrupts()
     with mlx_errors(), interrupts, lock, awake(args.caffeinate):
@@ -99,24 +101,26 @@ def _open_job(
     """Reads and announces the job: before a download, where the model is an official one."""
     announced = False
     if distributed.is_main and not args.dry_run:
-        announced = _announce_download(args, distributed.size, events)
-    job = read_job(args, is_main=distributed.is_main, plans=args.dry_run)
+        announced = _announce_download(args, distributed, events)
+    job = read_job(args, distributed, plans=args.dry_run)
     if not announced:
-        _announce(job, args, distributed.size, events)
+        _announce(job, args, distributed, events)
     problems = text_problems(job.pipe, job.clips, job.other_texts)
     for problem in [*problems, *trigger_problems(args, job)]:
         logger.warning(problem)
     return job
 
 
-def _announce_download(args: argparse.Namespace, processes: int, events: JsonEvents) -> bool:
+def _announce_download(
+    args: argparse.Namespace, distributed: Distributed, events: JsonEvents
+) -> bool:
     """Says what will be downloaded.
 
     Returns:
         Whether the job was announced, too: an official model's needs are known before.
 
     Raises:
-        OutputError: the disk has no room for the download.
+        OutputError: the disk has no room for the download and the training.
     """
     count = pending_bytes(args.model or default_model(), base=args.base)
     if not count:
@@ -124,9 +128,9 @@ def _announce_download(args: argparse.Namespace, processes: int, events: JsonEve
     check_room(download_need(count))
     job = None
     with suppress(NotDownloadedError):  # a plan needs the configurations
-        job = read_job(args, is_main=True, plans=True)
+        job = read_job(args, distributed, plans=True)
     if job is not None:
-        _announce(job, args, processes, events)
+        _announce(job, args, distributed, events)
     else:
         show_lines(download_lines(count))
     report_download(count, events)
@@ -134,25 +138,28 @@ def _announce_download(args: argparse.Namespace, processes: int, events: JsonEve
 
 
 def _announce(
-    job: TrainingJob, args: argparse.Namespace, processes: int, events: JsonEvents
+    job: TrainingJob, args: argparse.Namespace, distributed: Distributed, events: JsonEvents
 ) -> None:
-    """Says on stderr what will be learned, and how much memory that needs."""
+    """Says on stderr what will be learned, and what that needs.
+
+    Raises:
+        OutputError: the disk has no room for the training.
+    """
     pipe, specs, settings = job.pipe, job.clip_options.specs, job.settings
+    disk = disk_needs(job, args) if distributed.is_main else {}
     held_out = sum(clip.held_out for clip in job.clips)
     updates = f"steps of {settings.batch_size}"
     if settings.accumulate > 1:
         updates = f"updates of {settings.accumulate} times {settings.batch_size}"
+    processes = distributed.size
     by_each = f" by each of {processes} processes" if processes > 1 else ""
-    source = settings.resume_adapter_file
-    start = f", started from {source}" if source else ""
-    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
         *adapter_lines(pipe),
         *data_lines(args, job.clips),
         ("as", job.shapes),
-        ("adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"),
+        _result_line(settings, args.adapter_path),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     lines += upload_lines(args, is_full=settings.is_full)
@@ -164,7 +171,7 @@ def _announce(
         estimate_training_memory(pipe, geometry, batch_size, parameters) for geometry in geometries
     )
     available, need = pipe.machine.available, max(needs.values())
-    show_plan(lines, needs, available)
+    show_plan([*lines, *needs_lines(job, disk, processes)], needs, available)
     events.emit(
         "plan",
         model=str(job.model),
@@ -177,6 +184,7 @@ def _announce(
         rank=settings.rank,
         steps=settings.iters,
         memory=needs,
+        disk={name: need.bytes for name, need in disk.items()},
         available=available,
         download=pipe.to_download,
     )
@@ -184,6 +192,17 @@ def _announce(
         logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
     elif need > available:
         warn_of_the_moment("this", need, available)
+
+
+def _result_line(settings: TrainingSettings, folder: Path) -> tuple[str, str]:
+    """The line of a plan about what is trained, and where it is written."""
+    if settings.is_full:
+        weights = " ".join(settings.train_layers or ["all"])
+        return "weights", f"{weights}, by {settings.effective_optimizer}, into {folder / MODEL}"
+    source = settings.resume_adapter_file
+    start = f", started from {source}" if source else ""
+    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
+    return "adapter", f"{folder}, {kind}rank {settings.rank}{start}"
 
 
 def _show_clips(job: TrainingJob, args: argparse.Namespace, events: JsonEvents) -> int | None:
@@ -210,7 +229,10 @@ def _run(
     events.progress.about = dict.fromkeys(("loss", "learning_rate"))  # until there are some
     events.progress.time.work = {"steps": job.settings.iters}
     identity = model_identity(job.model, job.pipe.folder, job.pipe.base)
-    also = job.other_texts
+    model, also = identity.get("sha256", identity), job.other_texts
+    if args.resume and distributed.is_main:
+        known = model_digests(model, job.pipe.precision, job.pipe.adapters)
+        check_resumable(args.adapter_path, job.settings.of_all(distributed.size), known)
     distributed.check_same({"--resume": args.resume})
     try:
         with distributed.main_process_first():
@@ -227,9 +249,9 @@ def _run(
                 texts[""],
                 job.settings,
                 args.adapter_path,
-                keep=args.keep_checkpoints or (1 if job.settings.is_full else 3),
+                keep=kept_checkpoints(job, args),
                 prior=[texts[prompt] for prompt in job.prior],
-                model=identity.get("sha256", identity),
+                model=model,
                 distributed=distributed,
                 existing=job.existing,
                 on_save=partial(_saved, result, events),

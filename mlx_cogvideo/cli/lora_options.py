@@ -230,6 +230,8 @@ def without_effect(args: argparse.Namespace, pipe: ModelConfigurations) -> Itera
         yield "--prior-prompts has no effect: --prior-batch-size is 0"
     if args.image_dropout is not None and not pipe.takes_image:
         yield "--image-dropout has no effect: the model takes no image"
+    if args.master_weights and pipe.dtype_name == "float32":
+        yield "--master-weights has no effect: the weights are float32 already"
     is_1_5 = pipe.configs["vae"].invert_scale_latents
     if args.image_latent_scale is not None and not (pipe.takes_image and is_1_5):
         yield "--image-latent-scale has no effect: it is for image-to-video models of version 1.5"

@@ -8,18 +8,25 @@ from pathlib import Path
 
 from ..checkpoints import Adapter, default_model
 from ..checkpoints.components import DTYPES
+from ..distributed import Distributed
 from ..errors import InvalidInputError
 from ..files import file_digest
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.batch import IMAGE_MARK, read_prompts
-from ..training.checkpoint import check_adapter_folder, check_writable, saved_checkpoints
+from ..training.checkpoint import (
+    check_adapter_folder,
+    check_resumable,
+    check_writable,
+    saved_checkpoints,
+)
 from ..training.clips import Clip
 from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions
 from ..training.settings import TrainingSettings
+from ..training.trained_model import check_full_training
 from ..video import ClipSpec
 from .lora_options import SAMPLE_STEPS, check_needs, read_settings, without_effect
 from .options import given_settings
@@ -68,7 +75,7 @@ def described(spec: ClipSpec) -> str:
     return f"{spec.frames} frames of {spec.width}x{spec.height}"
 
 
-def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> TrainingJob:
+def read_job(args: argparse.Namespace, distributed: Distributed, *, plans: bool) -> TrainingJob:
     """Checks everything that can be checked before anything is computed.
 
     Args:
@@ -79,8 +86,8 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
     if args.prior_prompts:
         prior = [prompt.text for prompt in read_prompts(args.prior_prompts)]
     clips, held_out = find_all_clips(args)
-    if is_main:
-        check_adapter_folder(args.adapter_path, args.resume)
+    if distributed.is_main:
+        check_adapter_folder(args.adapter_path, args.resume, settings.is_full)
         check_packages(args.report_to)
     cache = cache_folder(args)
     check_writable(cache, "--cache")
@@ -91,6 +98,10 @@ def read_job(args: argparse.Namespace, *, is_main: bool, plans: bool) -> Trainin
     for line in [*load_adapters(pipe, args.lora), *without_effect(args, pipe)]:
         logger.warning("%s", line)
     settings, existing = _starting_point(pipe, args, settings)
+    if settings.is_full:
+        check_full_training(pipe, settings, args.adapter_path)
+    if args.resume and distributed.is_main:
+        check_resumable(args.adapter_path, settings.of_all(distributed.size))
     options = _clip_options(pipe, args, settings.seed)
     clips = hold_out(args, clips, held_out, settings.seed, options)
     steps = SAMPLE_STEPS if args.sample_steps is None else args.sample_steps

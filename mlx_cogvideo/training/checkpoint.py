@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,11 +17,13 @@ from ..errors import CheckpointError, InvalidInputError, OutputError, first_line
 from ..files import absolute, check_unlocked, locked
 from .settings import TrainingSettings, changed_settings
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, PARTIAL = "checkpoints", ".partial"
 ADAPTER, TRANSFORMER = "adapter.safetensors", "transformer.safetensors"
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
 MODEL = "model"
 """Name of the model folder that a full training writes."""
+BEST = "best"
+"""Name of the folder with the result of the best step."""
 OTHER_FOLDER = "choose another --adapter-path"
 
 
@@ -72,6 +75,11 @@ def last_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a training's checkpoints, also of one that was interrupted."""
+    return [file for file in (folder / CHECKPOINTS).glob("*/*") if file.is_file()]
+
+
 def recorded_settings(folder: Path) -> dict[str, Any]:
     """The settings by name in the last checkpoint of a training; none if there is no checkpoint.
 
@@ -92,10 +100,16 @@ def ways_on(folder: Path, settings: TrainingSettings, resume: str = "--resume") 
     found = saved_checkpoints(folder)
     if not found:
         return "no step is saved yet; clips and captions that were prepared are kept"
-    kept = f"{int(found[-1].name)} of {settings.iters} steps are kept in {folder}"
+    step = int(found[-1].name)
+    kept = f"{step} of {settings.iters} steps are kept in {folder}"
     ways = f"{kept}; the same command with {resume} continues the training"
     if settings.is_full:
-        return ways
+        model = folder / MODEL
+        return (
+            f"{ways}, and with {resume} --iters {step} it writes the model of these steps to "
+            f"{model}; --model {shell_word(model)} with another --adapter-path then starts a new "
+            "one from them, with a lower --learning-rate or other clips"
+        )
     adapter = f"--resume-adapter-file {shell_word(folder)}"
     return (
         f"{ways}, and {adapter} with another --adapter-path starts a new one from them, with a "
@@ -125,8 +139,7 @@ def save_checkpoint(
     Raises:
         OutputError: it can't be written.
     """
-    checkpoints = folder / CHECKPOINTS
-    final, partial = _checkpoint_folder(folder, checkpoint.step), checkpoints / ".partial"
+    final, partial = _checkpoint_folder(folder, checkpoint.step), folder / CHECKPOINTS / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     best = checkpoint.best and checkpoint.best._asdict()
@@ -143,7 +156,8 @@ def save_checkpoint(
     before = [path for path in saved_checkpoints(folder) if path.name < final.name]
     for old in [] if keep is None else before[::-1][keep - 1 :]:
         if best is None or int(old.name) != best["step"]:
-            shutil.rmtree(old)
+            old.rename(partial)  # a checkpoint is there as a whole or not at all
+            shutil.rmtree(partial)
     return final
 
 
@@ -167,20 +181,53 @@ def load_checkpoint(
     """
     checkpoint = last_checkpoint(folder) if step is None else _checkpoint_folder(folder, step)
     step, recorded, recorded_data, best = _read_training(checkpoint)
-    changes = changed_settings(recorded, json.loads(json.dumps(settings)))
-    changes += [
-        f"the {name} differ"
-        for name in recorded_data | data
-        if recorded_data.get(name) != data.get(name)
-    ]
-    if changes:
-        raise InvalidInputError(
-            f"{checkpoint} belongs to another training: {'; '.join(changes)}; to go on from its "
-            "adapter, choose another --adapter-path and give --resume-adapter-file"
-        )
+    changed = [name for name in recorded_data | data if recorded_data.get(name) != data.get(name)]
+    _check_same(checkpoint, recorded, settings, changed)
     weights = _read_arrays(checkpoint / like.file, like.weights)
     optimizer = _read_arrays(checkpoint / OPTIMIZER, like.optimizer)
     return Checkpoint(step, weights, optimizer, like.file, best)
+
+
+def check_resumable(
+    folder: Path, settings: dict[str, Any], data: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Checks the last checkpoint of a training before anything is computed.
+
+    Args:
+        settings: settings of the training by name.
+        data: digests of what is known by then.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        InvalidInputError: it was saved with other settings or data.
+    """
+    checkpoint = last_checkpoint(folder)
+    _, recorded, recorded_data, _ = _read_training(checkpoint)
+    changed = [name for name in data if recorded_data.get(name) != data[name]]
+    _check_same(checkpoint, recorded, settings, changed)
+    is_full = settings["fine_tune_type"] == "full"
+    for name in (TRANSFORMER if is_full else ADAPTER, OPTIMIZER):
+        _read_header(checkpoint / name)
+
+
+def _check_same(
+    checkpoint: Path, recorded: dict[str, Any], settings: dict[str, Any], changed: Iterable[str]
+) -> None:
+    """Raises InvalidInputError if settings, or `changed` data, are others than the recorded."""
+    changes = changed_settings(recorded, json.loads(json.dumps(settings)))
+    changes += [f"the {name} differ" for name in changed]
+    if not changes:
+        return
+    way = "to go on from its adapter, choose another --adapter-path and give --resume-adapter-file"
+    if recorded.get("fine_tune_type") == "full":
+        way = (
+            "to go on from its weights, have them written as a model (its own settings with "
+            f"--resume --iters {int(checkpoint.name)}), and give that as --model with another "
+            "--adapter-path"
+        )
+    raise InvalidInputError(
+        f"{checkpoint} belongs to another training: {'; '.join(changes)}; {way}"
+    )
 
 
 def _checkpoint_folder(folder: Path, step: int) -> Path:
@@ -205,37 +252,46 @@ def _read_training(
 
 def _read_arrays(file: Path, like: dict[str, mx.array]) -> dict[str, mx.array]:
     try:
-        found = {name: info.shape for name, info in read_header(file).items()}
-        if found != {name: array.shape for name, array in like.items()}:
+        if _read_header(file) != {name: array.shape for name, array in like.items()}:
             raise ValueError(f"{file.name} holds other arrays")
-        return mx.load(
-            str(file)
-        )  # each array is read when it is used: they may be as large as memory
-    except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
+        # Each array is read when it is used: they may be as large as memory.
+        return mx.load(str(file))
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(file.parent, first_line(error)) from None
+
+
+def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays in a file of a checkpoint, by name."""
+    try:
+        return {name: info.shape for name, info in read_header(file).items()}
+    except (CheckpointError, OSError) as error:
         raise _damaged(file.parent, first_line(error)) from None
 
 
 def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoint} is damaged ({reason}): remove it to resume from the one before"
-    )
+    way = "remove it to resume from the one before"
+    if len(saved_checkpoints(checkpoint.parents[1])) == 1:
+        way = "there is no other to resume from, so choose another --adapter-path"
+    return CheckpointError(f"{checkpoint} is damaged ({reason}): {way}")
 
 
-def check_adapter_folder(folder: Path, resume: bool) -> None:
+def check_adapter_folder(folder: Path, resume: bool, is_full: bool = False) -> None:
     """Checks that a training can be started or resumed in a folder.
 
     Raises:
-        OutputError: another training runs there, the folder can't be written, or a new training
-            would replace an adapter.
+        OutputError: another training runs there, the folder can't be written, or the training
+            would replace an adapter or a model.
         CheckpointError: there is no training to resume.
     """
     # The lock is checked first: another training may have written the rest so far.
     check_unlocked(folder, OTHER_FOLDER)
-    _check_contents(folder, resume)
+    _check_contents(folder, resume, is_full)
 
 
 @contextmanager
-def locked_adapter_folder(folder: Path, resume: bool) -> Iterator[None]:
+def locked_adapter_folder(folder: Path, resume: bool, is_full: bool = False) -> Iterator[None]:
     """Makes a folder and keeps other trainings and conversions out of it inside the block.
 
     Raises:
@@ -245,11 +301,13 @@ def locked_adapter_folder(folder: Path, resume: bool) -> Iterator[None]:
     absolute(folder).parent.mkdir(parents=True, exist_ok=True)
     with locked(folder, OTHER_FOLDER):
         folder.mkdir(exist_ok=True)
-        _check_contents(folder, resume)
+        _check_contents(folder, resume, is_full)
+        # What a training that was killed has left. On a Mac it may be most of the disk.
+        shutil.rmtree(folder / CHECKPOINTS / PARTIAL, ignore_errors=True)
         yield
 
 
-def _check_contents(folder: Path, resume: bool) -> None:
+def _check_contents(folder: Path, resume: bool, is_full: bool) -> None:
     check_writable(folder, "--adapter-path")
     if resume:
         last_checkpoint(folder)
@@ -259,6 +317,9 @@ def _check_contents(folder: Path, resume: bool) -> None:
         raise OutputError(f"{folder} holds an adapter: {OTHER_FOLDER}")
     elif any((folder / inside / "model_index.json").exists() for inside in ("", MODEL)):
         raise OutputError(f"{folder} holds a model: {OTHER_FOLDER}")
+    for model in (folder / MODEL, folder / BEST / MODEL) if is_full else ():
+        if model.exists() and not (resume and (model / "model_index.json").exists()):
+            raise OutputError(f"the trained model would replace {model}: {OTHER_FOLDER}")
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -30,11 +30,16 @@ def content_digests(
     if total := sum(weights.values()):
         shares = [weights[each.clip.data_set] / total for each in learned]
         clips = [[*identity, share] for identity, share in zip(clips, shares, strict=True)]
-    contents = {
-        "model's weights": [model, precision],
-        "clips": clips,
-        "prior prompts": [path.name for path in prior],
-    }
+    contents = {"clips": clips, "prior prompts": [path.name for path in prior]}
+    digests = {name: _digest(content) for name, content in contents.items()}
+    return {**model_digests(model, precision, adapters), **digests}
+
+
+def model_digests(
+    model: dict[str, Any] | None, precision: str, adapters: Sequence[tuple[Adapter, float]] = ()
+) -> dict[str, str]:
+    """Those of the `content_digests` that are known before any clip is encoded."""
+    contents: dict[str, Any] = {"model's weights": [model, precision]}
     for number, (adapter, scale) in enumerate(adapters, start=1):
         about = [file_digest(adapter.file), scale, adapter.scales]
         contents[f"weights or the scale of adapter {number} of --lora"] = about

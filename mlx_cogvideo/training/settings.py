@@ -1,7 +1,7 @@
 """The settings of a training as one dataclass, and the adapter that a training starts with."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -184,6 +184,15 @@ class TrainingSettings:
     def scale(self) -> float:
         """What the adapter's layers are scaled by."""
         return self.effective_alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+    def of_all(self, processes: int) -> dict[str, Any]:
+        """The settings by name with which one process would do the same as all together."""
+        return asdict(self) | {
+            "batch_size": processes * self.batch_size,
+            "prior_batch_size": processes * self.prior_batch_size,
+            "learning_rate": self.effective_learning_rate,
+            "optimizer": self.effective_optimizer,
+        }
 
 
 def changed_settings(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -29,10 +29,8 @@ class TrainedAdapter:
 
     Attributes:
         loss: computes the loss and its gradients.
-        is_whole: whether no update has been left half done: one that fails is undone.
+        step: updates that the adapter has had; None while one changes it.
     """
-
-    is_whole = True
 
     def __init__(
         self,
@@ -57,6 +55,7 @@ class TrainedAdapter:
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
         self._optimizer = make_optimizer(settings)
         self._norm = fused(norm)
+        self.step: int | None = 0
         parameters = self._parameters()
         self._states = {path: self._optimizer.initial(p) for path, p in parameters.items()}
         mx.eval(self._states)
@@ -107,8 +106,10 @@ class TrainedAdapter:
             scale=scale,
         )
         mx.eval(weights, states)
+        self.step = None
         self._transformer.update(tree_unflatten(list(zip(paths, weights, strict=True))))
         self._states = dict(zip(paths, states, strict=True))
+        self.step = step + 1
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update, the first of which is step 0."""
@@ -119,14 +120,16 @@ class TrainedAdapter:
         return Checkpoint(step, self._parameters(), flat_states(self._states))
 
     def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint."""
         mx.eval(checkpoint.weights, checkpoint.optimizer)
         self._transformer.update(tree_unflatten(list(checkpoint.weights.items())))
         for path, state in self._states.items():
             state.update({name: checkpoint.optimizer[f"{path}.{name}"] for name in state})
+        self.step = checkpoint.step
 
-    def share(self) -> None:
-        """Takes the adapter and the optimizer's state of the main process."""
-        own = self.checkpoint(0)
+    def share(self, step: int) -> None:
+        """Takes the adapter and the optimizer's state of the main process after `step` updates."""
+        own = self.checkpoint(step)
         weights, optimizer = map(self._distributed.broadcast, (own.weights, own.optimizer))
         self.restore(own._replace(weights=weights, optimizer=optimizer))
 

@@ -13,18 +13,22 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..checkpoints.finetuned import save_finetuned
+from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, OutputError
+from ..files import absolute
 from ..nn.low_rank import fuse_adapters
 from ..nn.quantization import QuantizedLinear
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
-from .checkpoint import MODEL, TRANSFORMER, Checkpoint
+from .checkpoint import MODEL, OTHER_FOLDER, TRANSFORMER, Checkpoint
 from .loss import Batch, TransformerLoss
 from .optimizers import State, flat_states, make_optimizer
 from .settings import TrainingSettings
 from .trained_adapter import Agree
+
+QUANTIZED = "a quantized model can't be trained as a whole: take the original, or train an adapter"
 
 
 class TrainedModel:
@@ -32,7 +36,7 @@ class TrainedModel:
 
     Attributes:
         loss: computes the loss and its gradients.
-        is_whole: whether no update has been left half done.
+        step: updates that the weights have had; None while one changes them, or has failed.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class TrainedModel:
         unfreeze_only(self._transformer, settings.train_layers)
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
-        self.is_whole = True
+        self.step: int | None = 0
         self._optimizer = make_optimizer(settings)
         modules = dict(self._transformer.named_modules())
         trained = dict(tree_flatten(self._transformer.trainable_parameters()))
@@ -91,7 +95,7 @@ class TrainedModel:
         """
         passes = [self.loss.forward(batch) for batch in batches]
         agree([each.losses for each in passes], None)
-        self.is_whole = False
+        self.step = None
         squares, running = [], []
         for gradients in self.loss.backward(passes):
             mx.eval(running)  # one block's gradients at a time
@@ -100,7 +104,8 @@ class TrainedModel:
             mx.async_eval(running, squares[-1])
             del gradients
         norm = mx.sqrt(mx.stack(squares).sum()).item()
-        self.is_whole = norm < inf
+        if norm < inf:
+            self.step = step + 1
         return norm
 
     def _apply(self, gradients: dict[str, mx.array], step: int) -> list[mx.array]:
@@ -138,14 +143,18 @@ class TrainedModel:
             for name in state:
                 state[name] = checkpoint.optimizer[f"{path}.{name}"]
             mx.eval(state)
-        self.is_whole = True
+        self.step = checkpoint.step
 
-    def share(self) -> None:
-        """Takes the weights and states of the main process, an array at a time."""
+    def share(self, step: int) -> None:
+        """Takes the weights and states of the main process after `step` updates.
+
+        Memory: an array at a time.
+        """
         for path, state in self._states.items():
             shared = self._distributed.broadcast({**state, path: self._weight(path)})
             mx.eval(self._set(path, shared.pop(path)), self._masters.get(path))
             self._states[path] = shared
+        self.step = step
 
     def save(self, folder: Path) -> None:
         """Writes nothing beside the checkpoint: the model folder is as large."""
@@ -154,6 +163,25 @@ class TrainedModel:
         """Writes the model folder, and returns it."""
         save_finetuned(folder / MODEL, self._pipe, self._transformer)
         return folder / MODEL
+
+
+def check_full_training(pipe: ModelFolder, settings: TrainingSettings, folder: Path) -> None:
+    """Checks that the weights of a model can be trained, before any of them is read.
+
+    Args:
+        folder: of the training.
+
+    Raises:
+        InvalidInputError: they are quantized, or none of them match a pattern of the settings.
+        OutputError: the folder is inside of the model.
+    """
+    if pipe.is_packed("transformer"):
+        raise InvalidInputError(QUANTIZED)
+    chosen(pipe.stored["transformer"], settings.train_layers)
+    for source in (pipe.folder, *([pipe.base.folder] if pipe.base else [])):
+        # Another training may have made the model, and will replace it as a whole.
+        if absolute(folder).is_relative_to(source.resolve()):
+            raise OutputError(f"{folder} is inside of the model {source}: {OTHER_FOLDER}")
 
 
 def unfreeze_only(
@@ -165,9 +193,7 @@ def unfreeze_only(
         InvalidInputError: a pattern matches nothing, or layers are quantized.
     """
     if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
-        raise InvalidInputError(
-            "a quantized model can't be trained as a whole: take the original, or train an adapter"
-        )
+        raise InvalidInputError(QUANTIZED)
     transformer.freeze()
     trained = chosen(dict(tree_flatten(transformer.parameters())), patterns)
     modules = dict(transformer.named_modules())

@@ -8,7 +8,6 @@ weights bit for bit.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wi
 from ..pipeline.events import Progress, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, ways_on
+from .checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint, ways_on
 from .digests import content_digests, held_out_digest
 from .estimates import memory_advice
 from .latent_cache import Cache
@@ -32,9 +31,6 @@ from .settings import TrainingSettings
 from .trained_adapter import TrainedAdapter
 from .trained_model import TrainedModel
 from .validation import Validation
-
-BEST = "best"
-"""Name of the folder with the result of the best step."""
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
@@ -271,7 +267,7 @@ class Trainer:
         if self.validation.is_best(self.step) and not self.settings.is_full:
             (self.folder / BEST).mkdir(exist_ok=True)
             self.trained.save(self.folder / BEST)
-        settings = self._settings_together()
+        settings = self.settings.of_all(self.distributed.size)
         saved = save_checkpoint(self.folder, checkpoint, settings, self.data, keep)
         write_plot(self.folder / LOG, self.folder / "loss.svg")
         self._saved = self.folder, self.step
@@ -302,22 +298,13 @@ class Trainer:
             self.validation.resume(checkpoint.best)
             self.trained.restore(checkpoint)
             self._saved = self.folder, self.step
-        self.trained.share()
+        self.trained.share(self.step)
 
     def _load(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of a step; None takes the last one."""
-        like, settings = self.trained.checkpoint(self.step), self._settings_together()
+        like = self.trained.checkpoint(self.step)
+        settings = self.settings.of_all(self.distributed.size)
         return load_checkpoint(self.folder, like, settings, self.data, step)
-
-    def _settings_together(self) -> dict[str, Any]:
-        """The settings with which one process would do the same as all processes together."""
-        settings, size = self.settings, self.distributed.size
-        return asdict(settings) | {
-            "batch_size": size * settings.batch_size,
-            "prior_batch_size": size * settings.prior_batch_size,
-            "learning_rate": settings.effective_learning_rate,
-            "optimizer": settings.effective_optimizer,
-        }
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
@@ -335,18 +322,28 @@ class Trainer:
 
     def _rescue(self, error: BaseException) -> None:
         resume = "--resume"
-        if not self.distributed.is_main:
-            # Its own folder may hold another adapter, or belong to the main process.
-            whole, rank = self.folder.absolute(), self.distributed.rank
-            self.folder = whole.with_name(f"{whole.name}-rescued-{rank}-{self.step:07}")
-            resume += f" --adapter-path {self.folder}"
-        try:
-            if self.step > 0 and self.trained.is_whole:
-                self._save(keep=None)
-        except Exception as problem:  # the first error is the one to report, whatever this is
-            if str(problem) != str(error):
-                error.add_note(f"step {self.step} can't be saved: {problem}")
+        if self.trained.step is None:
+            error.add_note("an update was half done: the steps since the last checkpoint are lost")
+        else:
+            # The error may have come right after an update.
+            self.step = max(self.step, self.trained.step)
+            resume += self._save_rescued(error)
         note = ways_on(self.folder, self.settings, resume)
         if isinstance(error, PeerLostError):
             note += "; with another number of processes, if their batches together are as large"
         error.add_note(note)
+
+    def _save_rescued(self, error: BaseException) -> str:
+        """Saves the steps done, and returns the option that names the folder, if it is another."""
+        other, rank = "", self.distributed.rank
+        if rank:  # its own folder may hold another adapter, or belong to the main process
+            whole = self.folder.absolute()
+            self.folder = whole.with_name(f"{whole.name}-rescued-{rank}-{self.step:07}")
+            other = f" --adapter-path {self.folder}"
+        try:
+            if self.step > 0:
+                self._save(keep=None)
+        except Exception as problem:  # the first error is the one to report, whatever this is
+            if str(problem) != str(error):
+                error.add_note(f"step {self.step} can't be saved: {problem}")
+        return other

@@ -1,0 +1,53 @@
+"""What a training needs beside memory: room on the disk, and a network between processes."""
+
+import argparse
+import logging
+from collections.abc import Iterator, Mapping
+
+from ..checkpoints.download import download_need
+from ..device import Need, check_room, free_space, size
+from ..errors import OutputError
+from ..training.disk import exchanged_bytes, training_needs
+from .training_data import holds_out
+from .training_job import TrainingJob
+
+logger = logging.getLogger(__name__)
+
+
+def kept_checkpoints(job: TrainingJob, args: argparse.Namespace) -> int:
+    """The number of checkpoints to keep, beside the best one."""
+    return args.keep_checkpoints or (1 if job.settings.is_full else 3)
+
+
+def disk_needs(job: TrainingJob, args: argparse.Namespace) -> dict[str, Need]:
+    """The room on the disk that the checkpoints and the result need.
+
+    Raises:
+        OutputError: there is less. Where nothing is trained, this is a warning.
+    """
+    needs = training_needs(
+        job.pipe,
+        job.settings,
+        args.adapter_path,
+        kept_checkpoints(job, args),
+        has_best=holds_out(args),
+    )
+    try:
+        check_room([*download_need(job.pipe.to_download), *needs.values()])
+    except OutputError as error:
+        if not (args.dry_run or args.show_clips):
+            raise
+        logger.warning("%s", error)
+    return needs
+
+
+def needs_lines(
+    job: TrainingJob, disk: Mapping[str, Need], processes: int
+) -> Iterator[tuple[str, str]]:
+    """Lines of a plan about the disk and the network."""
+    parts = ", ".join(f"{name} {size(need.bytes)}" for name, need in disk.items())
+    for folder in {need.folder for need in disk.values()}:
+        yield "disk", f"at most {parts}; {size(free_space(folder))} free"
+    if processes > 1:
+        count = exchanged_bytes(job.pipe, job.settings)
+        yield "network", f"each update exchanges {size(count)} of gradients"
