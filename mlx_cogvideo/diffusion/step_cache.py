@@ -139,7 +139,7 @@ class StepCache:
                 mx.eval(self._additions[-1])
             else:
                 x = x + self._additions[i]
-            made.append(schedule.flush(transformer.project(x, context, shape)))
+            made.append(schedule.flush(transformer.project(x, context.temb, shape)))
         return mx.concatenate(made)
 
     def _has_changed(self, firsts: list[mx.array]) -> bool:

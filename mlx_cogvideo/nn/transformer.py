@@ -90,7 +90,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         context = embedded.pop()
         # Popped: a variable here would keep these tokens in memory until the last block is done.
         x = self.run_blocks(embedded.pop(), context, schedule=schedule)
-        return self.project(x, context, hidden_states.shape)
+        return self.project(x, context.temb, hidden_states.shape)
 
     def run_blocks(
         self,
@@ -136,11 +136,15 @@ class CogVideoXTransformer3DModel(nn.Module):
             )
         return temb
 
-    def project(self, x: mx.array, context: BlockContext, shape: tuple[int, ...]) -> mx.array:
-        """Turns the last block's tokens into a velocity for latents of `shape`."""
+    def project(self, x: mx.array, temb: mx.array, shape: tuple[int, ...]) -> mx.array:
+        """Turns the last block's tokens into a velocity for latents of `shape`.
+
+        Args:
+            x: ``[batch, tokens, dim]``; text tokens come first, and don't count.
+        """
         grid, norm = self.config.patch_grid(shape), self.norm_final
         x = layer_norm(x[:, -math.prod(grid) :], norm.weight, norm.bias, norm.eps)
-        x = self.proj_out(self.norm_out(x, context.temb))
+        x = self.proj_out(self.norm_out(x, temb))
         return unpatchify(x, self.config, grid)
 
     def _rotation(self, text_length: int, grid: tuple[int, int, int]) -> Rotation:

@@ -12,13 +12,12 @@ from ..diffusion.schedulers import Scheduler
 from ..nn.eval_schedule import EvalSchedule
 from ..nn.low_rank import without_adapters
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
-from .blockwise import BlockBackward, Gradients, module_vjp
+from .blockwise import TEMB, BlockBackward, Gradients, module_vjp
+from .head import HEAD, HeadBackward, mean_squared_errors
 
 BLOCKS = "transformer_blocks."
-HEAD = ("norm_final.", "norm_out.", "proj_out.")
 TIME = ("time_embedding.", "ofs_embedding.")
-"""Beginnings of the paths of the blocks' parameters, of those behind the blocks, and of those that
-make the time embedding."""
+"""Beginnings of the paths of the blocks' parameters, and of those that make the time embedding."""
 
 SMALLEST_MEAN = 64
 """Size of a clip up to which float16 keeps the gradients of its mean loss exact."""
@@ -50,20 +49,13 @@ class Batch:
     prior_answers: mx.array | None = None
     prior_weight: float = 1.0
 
-    def total(self, losses: mx.array) -> mx.array:
-        """The loss of the batch: the mean of the clips, plus the weighted mean of the priors."""
-        if not self.prior:
-            return losses.mean()
-        own, prior = losses[: -self.prior], losses[-self.prior :]
-        return own.mean() + self.prior_weight * prior.mean()
-
-
-def mean_squared_errors(velocity: mx.array, target: mx.array) -> mx.array:
-    """The mean squared error of each clip, in float32.
-
-    The official loss, (x0_pred - x0)² / (1 - ᾱ), is the same.
-    """
-    return mx.square(velocity.astype(mx.float32) - target).mean(axis=(1, 2, 3, 4))
+    @property
+    def weights(self) -> mx.array:
+        """The weights ``[B]`` of the clips in the loss: the mean of the clips, plus the weighted
+        mean of the priors."""
+        own = len(self.latents) - self.prior
+        weights = [1 / own] * own + [self.prior_weight / max(1, self.prior)] * self.prior
+        return mx.array(weights)
 
 
 class ForwardPass:
@@ -99,9 +91,9 @@ class TransformerLoss:
         """`dtype` is the type of the activations."""
         self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
         trained = dict(tree_flatten(transformer.trainable_parameters()))
-        self._head = [name for name in trained if name.startswith(HEAD)]
         self._embedding = [name for name in trained if not name.startswith((*HEAD, BLOCKS))]
         self._with_temb = any(name.startswith(TIME) for name in trained)
+        self._head = HeadBackward(transformer, with_temb=self._with_temb)
         self._backward = [
             BlockBackward(block, with_temb=self._with_temb)
             for block in transformer.transformer_blocks
@@ -110,7 +102,7 @@ class TransformerLoss:
         self._first = 0 if self._embedding else next((i for i, it in enumerate(trains) if it), 0)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Gradients]:
-        """Computes the losses of a batch's clips, and the gradients of their total.
+        """Computes the losses of a batch's clips, and the gradients of the loss.
 
         Memory: as `forward` and `backward`, and the gradients.
 
@@ -130,9 +122,11 @@ class TransformerLoss:
         """
         transformer = self._transformer
         arguments, target = self._arguments(batch)
-        # The loss is a mean over up to millions of numbers, so the gradient of each may be too
-        # small for float16. The loss is scaled by a power of two, which rounds nothing.
-        scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
+        scale = 1.0
+        if self._dtype == mx.float16:
+            # The loss is a mean over up to millions of numbers, so the gradient of each may be too
+            # small. The loss is scaled by a power of two, which rounds nothing.
+            scale = 2.0 ** max(0, round(log2(target.size / SMALLEST_MEAN)))
         x, context = transformer.embed(*arguments)
         mx.eval(x, context)
         done = ForwardPass(arguments, context, scale)
@@ -141,30 +135,13 @@ class TransformerLoss:
             if i >= self._first:
                 done.inputs.append(x)
             x = block(x, context, schedule)
-        self._differentiate_head(done, x, batch, target)
-        schedule.flush(done.losses)
-        return done
-
-    def _differentiate_head(
-        self, done: ForwardPass, x: mx.array, batch: Batch, target: mx.array
-    ) -> None:
-        """Computes the losses of a forward pass, and the gradients behind the last block."""
-        transformer, shape = self._transformer, done.arguments[0].shape
-
-        def losses_of(x: mx.array, temb: mx.array = done.context.temb) -> list[mx.array]:
-            context = done.context._replace(temb=temb)
-            losses = mean_squared_errors(transformer.project(x, context, shape), target)
-            return [done.scale * batch.total(losses), losses]
-
-        inputs = [x, done.context.temb] if self._with_temb else [x]
-        cotangents = [mx.array(1.0), mx.zeros(len(x))]
-        parameters = _named(transformer, self._head)
-        outputs, done.gradients, of_inputs = module_vjp(
-            transformer, losses_of, parameters, inputs, cotangents
+        done.losses, done.gradients, cotangent = self._head(
+            x, context, target, scale * batch.weights
         )
-        done.losses, done.cotangents = outputs[1], of_inputs[:1]
-        done.add_temb(of_inputs[1] if self._with_temb else None)
-        mx.eval(done.losses, done.cotangents, done.gradients, done.temb)
+        done.cotangents.append(cotangent)
+        done.add_temb(done.gradients.pop(TEMB, None))
+        mx.eval(done.temb)
+        return done
 
     def backward(self, passes: Sequence[ForwardPass]) -> Iterator[Gradients]:
         """Takes the gradients of the mean of the passes' losses, a part of the network at a time.
@@ -178,21 +155,23 @@ class TransformerLoss:
             from the last to the first, and those before the blocks.
         """
         scales = [done.scale for done in passes]
-        if self._head:
-            yield _mean([done.gradients for done in passes], scales)
+        if gradients := _mean([done.gradients for done in passes], scales):
+            yield gradients
         schedule = EvalSchedule()
         for i in reversed(range(self._first, len(self._backward))):
             found = []
             for done in passes:
-                # Both are popped, so that their memory is free once they are used.
-                parameters, *flow = self._backward[i].gradients(
-                    done.inputs.pop(), done.context, done.cotangents.pop(), schedule
-                )
+                # Both are popped, so that their memory is free once they are used. So are the
+                # gradients, of which no variable here holds one.
+                flow = [
+                    *self._backward[i].gradients(
+                        done.inputs.pop(), done.context, done.cotangents.pop(), schedule
+                    )
+                ]
+                found.append(flow.pop(0))
                 done.cotangents.append(flow.pop(0))
                 done.add_temb(flow.pop())
-                found.append(parameters)
-            gradients = _mean(found, scales)
-            if gradients:
+            if gradients := _mean(found, scales):
                 yield {f"{BLOCKS}{i}.{path}": gradients.pop(path) for path in list(gradients)}
         for done in passes:
             schedule.flush(done.cotangents[0])
@@ -261,9 +240,12 @@ def _mean(found: list[Gradients], scales: Sequence[float]) -> Gradients:
     added in float32.
     """
     if len(found) == 1:
-        return {path: gradient / scales[0] for path, gradient in found.pop().items()}
+        (gradients,), (scale,) = found, scales
+        found.clear()
+        return gradients if scale == 1 else {path: g / scale for path, g in gradients.items()}
     means: Gradients = {}
-    for gradients, scale in zip(found, scales, strict=True):
+    for scale in scales:
+        gradients = found.pop(0)
         for path in list(gradients):
             part = gradients.pop(path).astype(mx.float32) / (scale * len(scales))
             means[path] = mx.add(means[path], part) if path in means else part

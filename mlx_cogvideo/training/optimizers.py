@@ -1,26 +1,17 @@
-"""The optimizers of a training, which update one tensor at a time, and their learning rate.
+"""The optimizers of a training, which update one tensor at a time.
 
 All arithmetic is in float32, whatever the weights and gradients are. Numbers that differ from step
 to step are arrays, so that a function is compiled once for each shape.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
 
-from ..nn.eval_schedule import PUSH_ELEMENTS, EvalSchedule
 from ..nn.fusion import fused
+from .optimizer_base import Optimizer, State, clipped, moved, squares_of
 from .packed_moments import can_pack, pack, unpack
-from .rounding import round_stochastically, seed
 from .settings import TrainingSettings
-
-State = dict[str, mx.array]
-"""What an optimizer keeps of one tensor, by names such as ``m`` and ``v``."""
-
-AT_A_TIME = 2**24
-"""Numbers of small tensors that are updated at a time."""
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 """AdamW's constants, those of the original trainers."""
@@ -30,128 +21,6 @@ DECAY_RATE, EPS_OF_SQUARES = -0.8, 1e-30
 
 AVERAGE, ROWS, COLUMNS = "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"
 """Names of Adafactor's states."""
-
-
-class Optimizer(ABC):
-    """Updates tensors, each as soon as its gradient is there."""
-
-    def __init__(self, settings: TrainingSettings):
-        self._settings = settings
-        self._compiled = fused(self._update_all)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of an update; the first update is `step` 0."""
-        settings = self._settings
-        rate, warmup = settings.effective_learning_rate, min(settings.warmup, settings.iters // 2)
-        if step < warmup:
-            return rate * (1 + step * (warmup - 1) / warmup) / warmup
-        if settings.schedule == "constant":
-            return rate
-        done = (step - warmup) / max(settings.iters - warmup, 1)
-        return rate * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
-
-    def update(
-        self, parameter: mx.array, gradient: mx.array, state: State, *, step: int, number: int
-    ) -> tuple[mx.array, State, mx.array]:
-        """Updates one tensor.
-
-        A full training has no norm over all gradients. It clips the change of each tensor, before
-        the learning rate, to a root mean square of 1. Adafactor always does.
-
-        Args:
-            parameter: float32, bfloat16 or float16. An update in 16 bits is rounded
-                stochastically.
-            gradient: float32, bfloat16 or float16.
-            step: number of updates before this one.
-            number: number of the tensor among those that are trained. The random bits of the
-                rounding depend on it and on `step`.
-
-        Returns:
-            The tensor in its dtype, its state, and the sum of the squares of the gradient, float32
-            ``[]``. If the sum is NaN or infinite, the tensor and its state are unchanged.
-        """
-        (parameter,), (state,), square = self._update_all(
-            [parameter], [gradient], [state], self._numbers(step), [seed(step, number)]
-        )
-        return parameter, state, square
-
-    def update_all(
-        self,
-        parameters: list[mx.array],
-        gradients: list[mx.array],
-        states: list[State],
-        *,
-        step: int,
-        numbers: Sequence[int],
-        scale: mx.array | None = None,
-    ) -> tuple[list[mx.array], list[State], mx.array]:
-        """Updates several tensors as `update` does, in functions that are compiled on a GPU.
-
-        Memory, beside the new tensors and states: that of `AT_A_TIME` numbers, or of one tensor.
-
-        Args:
-            scale: factor of the gradients, ``[]``.
-
-        Returns:
-            The tensors, their states, and the sum of the squares of all gradients. Not all of them
-            are evaluated yet.
-        """
-        schedule, constants = EvalSchedule(prefetch=0), self._numbers(step)
-        seeds = [seed(step, number) for number in numbers]
-        scales = [] if scale is None else [scale]
-        new, new_states, total = [], [], mx.array(0.0)
-        for part in _parts([parameter.size for parameter in parameters]):
-            found, states_found, square = self._compiled(
-                parameters[part], gradients[part], states[part], constants, seeds[part], *scales
-            )
-            arrays = [array for state in states_found for array in state.values()]
-            total = schedule.hold(total + square)
-            schedule.push_all([*arrays, *found], PUSH_ELEMENTS)
-            new += found
-            new_states += states_found
-            gradients[part] = [total] * len(found)  # frees them
-        return new, new_states, total
-
-    def _update_all(
-        self,
-        parameters: list[mx.array],
-        gradients: list[mx.array],
-        states: list[State],
-        numbers: State,
-        seeds: list[mx.array],
-        *scales: mx.array,
-    ) -> tuple[list[mx.array], list[State], mx.array]:
-        new, new_states, total = [], [], mx.array(0.0)
-        for parameter, gradient, state, its_seed in zip(
-            parameters, gradients, states, seeds, strict=True
-        ):
-            for scale in scales:
-                gradient = gradient * scale
-            weight, state, square = self._update(parameter, gradient, state, numbers)
-            new.append(round_stochastically(weight, parameter.dtype, its_seed))
-            new_states.append(state)
-            total = total + square
-        return new, new_states, total
-
-    @abstractmethod
-    def initial(self, parameter: mx.array) -> State:
-        """The state before the first update of `parameter`."""
-
-    @abstractmethod
-    def _update(
-        self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
-    ) -> tuple[mx.array, State, mx.array]:
-        """What `update` returns, with the tensor in float32.
-
-        Args:
-            numbers: those of `_numbers`.
-        """
-
-    def _numbers(self, step: int) -> State:
-        """The numbers that differ from step to step: the rate, and the part of a weight that its
-        decay takes away."""
-        rate = self.learning_rate(step)
-        return {"rate": mx.array(rate), "decay": mx.array(rate * self._settings.weight_decay)}
 
 
 class AdamW(Optimizer):
@@ -173,13 +42,13 @@ class AdamW(Optimizer):
     def _update(
         self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
     ) -> tuple[mx.array, State, mx.array]:
-        squares = _squares(gradient)
+        squares = squares_of(gradient)
         square = squares.sum()
         finite, rate = mx.isfinite(square), numbers["rate"]
         corrections = numbers["correction_m"], numbers["correction_v"]
         m, v = _new_moments(gradient, squares, *self._moments(state, numbers["ratio"]), finite)
         if self._settings.is_full:
-            rate = _clipped(rate, _squared_change(m, v, *corrections).mean())
+            rate = clipped(rate, _squared_change(m, v, *corrections).mean())
         weight = _adamw(parameter, m, v, *corrections, rate, numbers["decay"], finite)
         return weight, self._new_state(m, v, state, finite), square
 
@@ -241,7 +110,7 @@ class Adafactor(Optimizer):
     def _update(
         self, parameter: mx.array, gradient: mx.array, state: State, numbers: State
     ) -> tuple[mx.array, State, mx.array]:
-        beta, rate, squares = numbers["beta"], numbers["rate"], _squares(gradient)
+        beta, rate, squares = numbers["beta"], numbers["rate"], squares_of(gradient)
         if AVERAGE in state:
             square, *scales, average = _average_squares(squares, state[AVERAGE], beta, rate)
             state = {AVERAGE: average}
@@ -254,45 +123,10 @@ class Adafactor(Optimizer):
         return weight, state, square
 
 
-def _parts(sizes: Sequence[int]) -> Iterator[slice]:
-    """Divides tensors of these sizes into consecutive parts of up to `AT_A_TIME` numbers."""
-    first = total = 0
-    for i, size in enumerate(sizes):
-        if i > first and total + size > AT_A_TIME:
-            yield slice(first, i)
-            first, total = i, 0
-        total += size
-    yield slice(first, len(sizes))
-
-
-def flat_states(states: Mapping[str, State]) -> dict[str, mx.array]:
-    """The arrays of many tensors' states, by the tensor's path and their own name."""
-    return {
-        f"{path}.{name}": array for path, state in states.items() for name, array in state.items()
-    }
-
-
 def make_optimizer(settings: TrainingSettings) -> Optimizer:
     """The optimizer that the settings name."""
     classes = {"adamw": AdamW, "adamw_8bit": AdamW8Bit, "adafactor": Adafactor}
     return classes[settings.effective_optimizer](settings)
-
-
-@fused
-def _squares(gradient: mx.array) -> mx.array:
-    # The gradient itself is converted where it moves the weight. MLX would do both at once, and
-    # write a float32 copy of it to memory.
-    return mx.square(mx.abs(gradient).astype(mx.float32))
-
-
-def _clipped(rate: mx.array, mean_square: mx.array) -> mx.array:
-    """The learning rate that clips a change with this mean square."""
-    return rate / mx.maximum(1, mx.sqrt(mean_square))
-
-
-def _moved(parameter: mx.array, change: mx.array, decay: mx.array, finite: mx.array) -> mx.array:
-    weight = parameter.astype(mx.float32)
-    return mx.where(finite, weight - (decay * weight + change), weight)
 
 
 @fused
@@ -324,7 +158,7 @@ def _adamw(
     decay: mx.array,
     finite: mx.array,
 ) -> mx.array:
-    return _moved(parameter, rate * _change(m, v, correction_m, correction_v), decay, finite)
+    return moved(parameter, rate * _change(m, v, correction_m, correction_v), decay, finite)
 
 
 @fused
@@ -346,7 +180,7 @@ def _factored_squares(
     # The mean square of the change, without an array of the changes.
     row_squares = (squares @ column_factor[..., None])[..., 0] / width
     mean_square = (row_factor * row_squares).mean()
-    row_scale = _clipped(rate, mean_square) * mx.sqrt(row_factor)
+    row_scale = clipped(rate, mean_square) * mx.sqrt(row_factor)
     column_scale = mx.sqrt(column_factor)
     return [square, row_scale[..., None], column_scale[..., None, :], rows, columns]
 
@@ -358,7 +192,7 @@ def _average_squares(
     """`_factored_squares` of a tensor that isn't factored: a factor and an average per number."""
     square = squares.sum()
     average = _average(average, squares, beta, square)
-    rate = _clipped(rate, (squares / average).mean())
+    rate = clipped(rate, (squares / average).mean())
     return [square, rate * mx.rsqrt(average), average]
 
 
@@ -375,4 +209,4 @@ def _adafactor(
     finite: mx.array,
     *scales: mx.array,
 ) -> mx.array:
-    return _moved(parameter, math.prod(scales, start=gradient.astype(mx.float32)), decay, finite)
+    return moved(parameter, math.prod(scales, start=gradient.astype(mx.float32)), decay, finite)

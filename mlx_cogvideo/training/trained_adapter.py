@@ -16,7 +16,8 @@ from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import Checkpoint
 from .existing_adapter import existing_layers
 from .loss import Batch, TransformerLoss
-from .optimizers import flat_states, make_optimizer
+from .optimizer_base import flat_states
+from .optimizers import make_optimizer
 from .settings import TrainingSettings, new_adapter
 
 Agree = Callable[[Sequence[mx.array], float | None], None]

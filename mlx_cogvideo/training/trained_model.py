@@ -24,7 +24,8 @@ from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import MODEL, OTHER_FOLDER, TRANSFORMER, Checkpoint
 from .loss import Batch, TransformerLoss
-from .optimizers import State, flat_states, make_optimizer
+from .optimizer_base import State, flat_states
+from .optimizers import make_optimizer
 from .settings import TrainingSettings
 from .trained_adapter import Agree
 

@@ -434,8 +434,9 @@ def test_float16_gradients_of_large_clips_are_not_lost():
 class LargeClip(Batch):
     """A batch whose loss is a thousand times smaller, as that of a larger clip."""
 
-    def total(self, losses):
-        return super().total(losses) / 1000
+    @property
+    def weights(self):
+        return super().weights / 1000
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_before_the_update(

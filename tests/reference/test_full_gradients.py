@@ -20,7 +20,7 @@ from mlx_cogvideo.checkpoints.components import upstream_shape
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
 from mlx_cogvideo.nn import attention_backward, eval_schedule
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import blockwise
+from mlx_cogvideo.training import blockwise, head
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TOLERANCE = 2e-5
@@ -37,10 +37,12 @@ NOTHING = 1e-7
 def test_gradients_of_all_weights_equal_those_of_torch(tmp_path, monkeypatch, variant, how):
     if how == "compiled":
         monkeypatch.setattr(blockwise, "fused", mx.compile)
+        monkeypatch.setattr(head, "fused", mx.compile)
     if how in ("own", "compiled"):  # as on a Mac
         monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
     if how != "whole":
         monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
+        monkeypatch.setattr(head, "HEAD_ELEMENTS", 2_000)
         monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", 2_000)
         monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
     reference = make_transformer(variant)

@@ -121,7 +121,7 @@ def run_ours(
     noisy, prompt = (ours(x).astype(dtype) for x in (frames_first(latents), text))
     tokens, context = model.embed(noisy, prompt, ours(TIMESTEPS))
     tokens = model.run_blocks(tokens, context)
-    velocity = model.project(tokens, context, noisy.shape)
+    velocity = model.project(tokens, context.temb, noisy.shape)
     assert tokens.dtype == velocity.dtype == dtype
     return Outputs(*(np.array(x.astype(mx.float32), np.float64) for x in (tokens, velocity)))
 

@@ -23,7 +23,7 @@ from mlx_cogvideo.nn import attention_backward, eval_schedule, low_rank
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import blockwise
+from mlx_cogvideo.training import blockwise, head
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
@@ -46,10 +46,12 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
         monkeypatch.setattr(low_rank, "NORM_ELEMENTS", 1_000)
     if how == "compiled":
         monkeypatch.setattr(blockwise, "fused", mx.compile)
+        monkeypatch.setattr(head, "fused", mx.compile)
     if how in ("own", "compiled"):  # as on a Mac
         monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
     if how != "whole":
         monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
+        monkeypatch.setattr(head, "HEAD_ELEMENTS", 2_000)
         monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", 2_000)
         monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
     reference = make_transformer(variant)

@@ -6,7 +6,8 @@ import pytest
 from support import needs_compiler, relative_error
 
 from mlx_cogvideo.nn import fusion
-from mlx_cogvideo.training.optimizers import Optimizer, State, largest_ratio, make_optimizer
+from mlx_cogvideo.training.optimizer_base import Optimizer, State
+from mlx_cogvideo.training.optimizers import largest_ratio, make_optimizer
 from mlx_cogvideo.training.rounding import round_stochastically, seed
 from mlx_cogvideo.training.settings import OPTIMIZERS, TrainingSettings
 
