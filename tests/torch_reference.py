@@ -9,6 +9,7 @@ from pathlib import Path
 
 import diffusers
 import mlx.core as mx
+import numpy as np
 import torch
 import transformers
 from diffusers.schedulers import scheduling_dpm_cogvideox
@@ -147,6 +148,11 @@ def frames_first(tensor: torch.Tensor) -> torch.Tensor:
 def channels_first(tensor: torch.Tensor) -> torch.Tensor:
     """Converts diffusers' VAE layout ``[B, C, F, H, W]`` to channels last."""
     return tensor.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def as_diffusers_reads(pixels: np.ndarray) -> torch.Tensor:
+    """Converts uint8 ``[..., H, W, 3]`` to ``[..., 3, H, W]`` in [0, 1]."""
+    return torch.tensor(pixels).movedim(-1, -3).float() / 255
 
 
 class Noise:

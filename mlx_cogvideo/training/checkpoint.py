@@ -318,7 +318,7 @@ def _check_contents(folder: Path, resume: bool, is_full: bool) -> None:
     elif any((folder / inside / "model_index.json").exists() for inside in ("", MODEL)):
         raise OutputError(f"{folder} holds a model: {OTHER_FOLDER}")
     for model in (folder / MODEL, folder / BEST / MODEL) if is_full else ():
-        if model.exists() and not (resume and (model / "model_index.json").exists()):
+        if model.exists() and not (resume and (model / "transformer").is_dir()):
             raise OutputError(f"the trained model would replace {model}: {OTHER_FOLDER}")
 
 

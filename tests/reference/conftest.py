@@ -1,7 +1,12 @@
-"""Tiny model folders, each made once."""
+"""Tiny model folders, each made once, and the same noise on both sides."""
 
+import mlx.core as mx
 import pytest
-from torch_reference import save_model
+import torch
+from diffusers.models.autoencoders import vae as diffusers_vae
+from torch_reference import channels_first, ours, save_model
+
+from mlx_cogvideo.nn.autoencoder import Posterior
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,19 @@ def folders(tmp_path_factory):
         return made[variant]
 
     return get
+
+
+@pytest.fixture
+def posterior_noise(monkeypatch):
+    """Returns a function that sets the draw of a posterior, the same on both sides."""
+
+    def set_noise(noise: torch.Tensor) -> None:
+        drawn = ours(channels_first(noise))
+
+        def sample(self, key=None):
+            return self.mean + mx.exp(0.5 * self.logvar) * drawn
+
+        monkeypatch.setattr(diffusers_vae, "randn_tensor", lambda *_, **__: noise)
+        monkeypatch.setattr(Posterior, "sample", sample)
+
+    return set_noise

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from clips import make_clip
-from diffusers.models.autoencoders import vae as diffusers_vae
 from diffusers.pipelines.cogvideo import pipeline_cogvideox_video2video
 from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
 from torch_reference import (
@@ -19,7 +18,7 @@ from torch_reference import (
     STEPS,
     TEXT_LENGTH,
     Noise,
-    channels_first,
+    as_diffusers_reads,
     frames_first,
     ours,
     random,
@@ -28,29 +27,12 @@ from torch_reference import (
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.diffusion.conditioning import with_leading
-from mlx_cogvideo.nn.autoencoder import Posterior
 
 TOLERANCE = 1e-3
 SAMPLERS = {
     "ddim": diffusers.CogVideoXDDIMScheduler,
     "dpm": diffusers.CogVideoXDPMScheduler,
 }
-
-
-@pytest.fixture
-def posterior_noise(monkeypatch):
-    """Returns a function that sets the draw of a posterior, the same on both sides."""
-
-    def set_noise(noise: torch.Tensor) -> None:
-        drawn = ours(channels_first(noise))
-
-        def sample(self, key=None):
-            return self.mean + mx.exp(0.5 * self.logvar) * drawn
-
-        monkeypatch.setattr(diffusers_vae, "randn_tensor", lambda *_, **__: noise)
-        monkeypatch.setattr(Posterior, "sample", sample)
-
-    return set_noise
 
 
 def texts(folder) -> dict[str, torch.Tensor]:
@@ -78,11 +60,6 @@ def reference(kind, folder, sampler):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def as_diffusers_reads(pixels: np.ndarray) -> torch.Tensor:
-    """Converts uint8 ``[..., H, W, 3]`` to ``[..., 3, H, W]`` in [0, 1]."""
-    return torch.tensor(pixels).movedim(-1, -3).float() / 255
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "wave"])

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from mlx_cogvideo.video import write_video
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = ["pytorch_lora_weights.safetensors", "adapter_config.json"]
-LONGEST_WRITE = 0.03
+LONGEST_WRITE = 0.01
 """Seconds that writing a checkpoint of the demo takes at most."""
 
 
@@ -64,8 +65,18 @@ def hidden(folder: Path) -> list[str]:
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen) -> None:
     """Waits until a file or a folder is being written, or the process has ended."""
-    while process.poll() is None and not any(folder.glob(pattern)):
-        time.sleep(0.0005)
+    before = numbers(pattern, folder)  # of what an earlier kill has left
+    while process.poll() is None and not numbers(pattern, folder) - before:
+        time.sleep(0.0002)
+
+
+def numbers(pattern: str, folder: Path) -> set[int]:
+    """The numbers in the file system of the files and folders that match a pattern."""
+    found = set()
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found.add(path.stat().st_ino)
+    return found
 
 
 def main() -> None:
