@@ -231,16 +231,25 @@ def one_of_two(monkeypatch, rank: int, other) -> Distributed:
     return process
 
 
-@pytest.mark.parametrize(("more", "count"), [((), "24 KiB"), (["2"], "48 KiB")])
+PROJECTION = ["--train-layers", "proj_out.weight"]
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [
+        (PROJECTION, "24 KiB"),
+        ([*PROJECTION, "--grad-accumulation-steps", 2], "48 KiB"),
+        (["--model", "5b"], "10.4 GiB"),
+    ],
+)
 def test_a_plan_names_the_bytes_that_processes_exchange(
     clips, tmp_path, monkeypatch, capsys, more, count
 ):
     """proj_out.weight has 64 x 192 numbers. Several batches are added in float32."""
     process = one_of_two(monkeypatch, 0, mx.zeros_like)
     monkeypatch.setattr(Distributed, "connect", lambda: process)
-    full = ["--fine-tune-type", "full", "--train-layers", "proj_out.weight", "--dry-run"]
-    batches = ["--grad-accumulation-steps", *more] if more else []
-    assert main(command(clips, tmp_path / "full", *full, "--dtype", "bfloat16", *batches)) == 0
+    full = ["--fine-tune-type", "full", "--dtype", "bfloat16", "--dry-run"]
+    assert main(command(clips, tmp_path / "full", *full, *more)) == 0
     assert f"each update exchanges {count} of gradients" in capsys.readouterr().err
 
 
