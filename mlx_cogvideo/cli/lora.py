@@ -20,12 +20,12 @@ from ..errors import (
     OutputError,
     mlx_errors,
 )
-from ..training.checkpoint import locked_adapter_folder, ways_on
+from ..training.checkpoint import MODEL, locked_adapter_folder, ways_on
 from ..training.estimates import estimate_training_memory, memory_advice
 from ..training.log import TRAINING
 from ..training.prepare import prepare, text_problems
 from ..training.sample_videos import write_sample_videos
-from ..training.settings import adapter_parameters
+from ..training.settings import TrainingSettings
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from .announce import (
@@ -143,25 +143,20 @@ def _announce(
     if settings.accumulate > 1:
         updates = f"updates of {settings.accumulate} times {settings.batch_size}"
     by_each = f" by each of {processes} processes" if processes > 1 else ""
-    source = settings.resume_adapter_file
-    start = f", started from {source}" if source else ""
-    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
     lines = [
         ("model", f"{job.model}, {pipe.precision}"),
         *how_to_quantize_once(pipe, job.model),
         *adapter_lines(pipe),
         *data_lines(args, job.clips),
         ("as", job.shapes),
-        ("adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"),
+        _result_line(args, settings),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     lines += upload_lines(args, is_full=settings.is_full)
     lines += download_lines(pipe.to_download)
-    batch_size = settings.batch_size + settings.prior_batch_size
-    parameters = adapter_parameters(pipe.configs["transformer"], settings)
     geometries = (pipe.geometry(spec.frames, spec.height, spec.width) for spec in specs)
     needs = most_by_stage(
-        estimate_training_memory(pipe, geometry, batch_size, parameters) for geometry in geometries
+        estimate_training_memory(pipe, geometry, settings) for geometry in geometries
     )
     available, need = pipe.machine.available, max(needs.values())
     show_plan(lines, needs, available)
@@ -174,16 +169,32 @@ def _announce(
         held_out=held_out,
         output=args.adapter_path,
         upload=args.upload_repo,
-        rank=settings.rank,
+        fine_tune_type=settings.fine_tune_type,
+        rank=None if settings.is_full else settings.rank,
         steps=settings.iters,
         memory=needs,
         available=available,
         download=pipe.to_download,
     )
     if need > pipe.machine.memory:
-        logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
+        logger.warning(
+            "this may need more memory than this machine has: %s", memory_advice(pipe, settings)
+        )
     elif need > available:
         warn_of_the_moment("this", need, available)
+
+
+def _result_line(args: argparse.Namespace, settings: TrainingSettings) -> tuple[str, str]:
+    """What the training makes, as a line of the plan."""
+    if settings.is_full:
+        what = "some weights" if settings.train_layers else "all weights"
+        masters = ", float32 masters" if settings.master_weights else ""
+        optimizer = settings.effective_optimizer.replace("_", " ")
+        return "trains", f"{what}, {optimizer}{masters}, into {args.adapter_path / MODEL}"
+    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
+    source = settings.resume_adapter_file
+    start = f", started from {source}" if source else ""
+    return "adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"
 
 
 def _show_clips(job: TrainingJob, args: argparse.Namespace, events: JsonEvents) -> int | None:
