@@ -40,7 +40,7 @@ from .announce import (
 )
 from .awake import awake
 from .clip_list import list_clips
-from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
+from .common import FAILED, INTERRUPTED, Bars, be_quiet, duration, run, say, wired_bytes
 from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
@@ -49,6 +49,9 @@ from .reports import Reports, described_run
 from .signals import Interrupts
 from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
+
+STEPS_TO_TIME = 3
+"""Steps after which the time of a training is told; the first compiles, and is slower."""
 
 logger = logging.getLogger(__name__)
 
@@ -295,6 +298,8 @@ def _train(
         bars("train", step, job.settings.iters, **learned)
         bars.note(f"loss {row['loss']:.4f}, {size(row['peak_memory'])}")
         reports.row(row)
+        if step == first + STEPS_TO_TIME:
+            _tell_time(events)
         if "validation" in row:
             _tell_validation(row, trainer.validation.is_best(step), events)
         if args.sample_every and step % args.sample_every == 0:
@@ -306,7 +311,8 @@ def _train(
                 events.emit("sample", path=path, step=step, prompt=prompt)
                 reports.video(path, prompt, step)
 
-    bars("train", trainer.step, job.settings.iters)
+    first = trainer.step
+    bars("train", first, job.settings.iters)
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
     with Reports(
@@ -323,6 +329,12 @@ def _train(
             on_step=on_step,
             should_stop=lambda: interrupts.wanted,
         )
+
+
+def _tell_time(events: JsonEvents) -> None:
+    """Says how long the rest of the training will take, without validations and samples."""
+    if seconds := events.progress.time.seconds():
+        logger.info("%-8s about %s left", "time", duration(seconds))
 
 
 def _tell_validation(row: Mapping[str, Any], is_best: bool, events: JsonEvents) -> None:
