@@ -20,13 +20,12 @@ from ..errors import (
     OutputError,
     mlx_errors,
 )
-from ..training.checkpoint import MODEL, check_resumable, locked_adapter_folder, ways_on
+from ..training.checkpoint import check_resumable, locked_adapter_folder, ways_on
 from ..training.digests import model_digests
 from ..training.estimates import estimate_training_memory, memory_advice
 from ..training.log import TRAINING
 from ..training.prepare import prepare, text_problems
 from ..training.sample_videos import write_sample_videos
-from ..training.settings import TrainingSettings, adapter_parameters
 from ..training.show_clips import show_clips
 from ..training.trainer import Trainer
 from .announce import (
@@ -41,7 +40,7 @@ from .announce import (
 )
 from .awake import awake
 from .clip_list import list_clips
-from .common import FAILED, INTERRUPTED, Bars, be_quiet, run, say, wired_bytes
+from .common import FAILED, INTERRUPTED, Bars, be_quiet, duration, run, say, wired_bytes
 from .config_file import with_config_file
 from .json_events import JsonEvents
 from .lora_options import make_parser
@@ -50,7 +49,10 @@ from .reports import Reports, described_run
 from .signals import Interrupts
 from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
-from .training_needs import disk_needs, kept_checkpoints, needs_lines
+from .training_plan import disk_needs, kept_checkpoints, needs_lines, result_line
+
+STEPS_TO_TIME = 3
+"""Steps after which the time of a training is told; the first compiles, and is slower."""
 
 logger = logging.getLogger(__name__)
 
@@ -159,16 +161,14 @@ def _announce(
         *adapter_lines(pipe),
         *data_lines(args, job.clips),
         ("as", job.shapes),
-        _result_line(settings, args.adapter_path),
+        result_line(args, settings),
         ("training", f"{settings.iters} {updates}{by_each}"),
     ]
     lines += upload_lines(args, is_full=settings.is_full)
     lines += download_lines(pipe.to_download)
-    batch_size = settings.batch_size + settings.prior_batch_size
-    parameters = adapter_parameters(pipe.configs["transformer"], settings)
     geometries = (pipe.geometry(spec.frames, spec.height, spec.width) for spec in specs)
     needs = most_by_stage(
-        estimate_training_memory(pipe, geometry, batch_size, parameters) for geometry in geometries
+        estimate_training_memory(pipe, geometry, settings) for geometry in geometries
     )
     available, need = pipe.machine.available, max(needs.values())
     show_plan([*lines, *needs_lines(job, disk, processes)], needs, available)
@@ -181,7 +181,8 @@ def _announce(
         held_out=held_out,
         output=args.adapter_path,
         upload=args.upload_repo,
-        rank=settings.rank,
+        fine_tune_type=settings.fine_tune_type,
+        rank=None if settings.is_full else settings.rank,
         steps=settings.iters,
         memory=needs,
         disk={name: need.bytes for name, need in disk.items()},
@@ -189,20 +190,11 @@ def _announce(
         download=pipe.to_download,
     )
     if need > pipe.machine.memory:
-        logger.warning("this may need more memory than this machine has: %s", memory_advice(pipe))
+        logger.warning(
+            "this may need more memory than this machine has: %s", memory_advice(pipe, settings)
+        )
     elif need > available:
         warn_of_the_moment("this", need, available)
-
-
-def _result_line(settings: TrainingSettings, folder: Path) -> tuple[str, str]:
-    """The line of a plan about what is trained, and where it is written."""
-    if settings.is_full:
-        weights = " ".join(settings.train_layers or ["all"])
-        return "weights", f"{weights}, by {settings.effective_optimizer}, into {folder / MODEL}"
-    source = settings.resume_adapter_file
-    start = f", started from {source}" if source else ""
-    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
-    return "adapter", f"{folder}, {kind}rank {settings.rank}{start}"
 
 
 def _show_clips(job: TrainingJob, args: argparse.Namespace, events: JsonEvents) -> int | None:
@@ -306,6 +298,8 @@ def _train(
         bars("train", step, job.settings.iters, **learned)
         bars.note(f"loss {row['loss']:.4f}, {size(row['peak_memory'])}")
         reports.row(row)
+        if step == first + STEPS_TO_TIME:
+            _tell_time(events)
         if "validation" in row:
             _tell_validation(row, trainer.validation.is_best(step), events)
         if args.sample_every and step % args.sample_every == 0:
@@ -317,7 +311,8 @@ def _train(
                 events.emit("sample", path=path, step=step, prompt=prompt)
                 reports.video(path, prompt, step)
 
-    bars("train", trainer.step, job.settings.iters)
+    first = trainer.step
+    bars("train", first, job.settings.iters)
     # What was prepared is on disk already; only a step is worth waiting for.
     interrupts.patient = True
     with Reports(
@@ -334,6 +329,12 @@ def _train(
             on_step=on_step,
             should_stop=lambda: interrupts.wanted,
         )
+
+
+def _tell_time(events: JsonEvents) -> None:
+    """Says how long the rest of the training will take, without validations and samples."""
+    if seconds := events.progress.time.seconds():
+        logger.info("%-8s about %s left", "time", duration(seconds))
 
 
 def _tell_validation(row: Mapping[str, Any], is_best: bool, events: JsonEvents) -> None:

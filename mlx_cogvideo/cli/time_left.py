@@ -9,6 +9,7 @@ _UNITS = {
     "decode": "frames",
     "captions": "texts",
     "clips": "clips",
+    "prior": "answers",
     "train": "steps",
 }
 

@@ -1,43 +1,24 @@
 """The room on the disk that a training needs, and the bytes that its processes exchange."""
 
-from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..checkpoints.finetuned import UNCHANGED
 from ..checkpoints.model_folder import ModelFolder
-from ..checkpoints.tensor_files import TensorInfo
 from ..device import Need, on_one_disk
 from .checkpoint import checkpoint_files
-from .optimizers import make_optimizer
-from .settings import TrainingSettings, adapter_parameters
-from .trained_model import chosen
-
-STATES_OF_ADAPTERS = 2
-"""Numbers that an optimizer keeps at most for each number of an adapter."""
-
-
-def trained_tensors(pipe: ModelFolder, settings: TrainingSettings) -> Mapping[str, TensorInfo]:
-    """The tensors that a full training changes, by their paths.
-
-    Raises:
-        InvalidInputError: a pattern of the settings matches nothing.
-    """
-    tensors = pipe.stored["transformer"]
-    return {path: tensors[path] for path in chosen(tensors, settings.train_layers)}
+from .estimates import state_bytes, trained_shapes
+from .settings import TrainingSettings
 
 
 def checkpoint_bytes(pipe: ModelFolder, settings: TrainingSettings) -> int:
     """The bytes of a checkpoint: the weights that are trained, and the optimizer's states."""
-    if not settings.is_full:
-        numbers = adapter_parameters(pipe.configs["transformer"], settings)
-        return 4 * (1 + STATES_OF_ADAPTERS) * numbers
-    tensors, optimizer = trained_tensors(pipe, settings).values(), make_optimizer(settings)
-    dtype = mx.float32 if settings.master_weights else pipe.dtype
-    weights = [mx.zeros(tensor.shape, dtype) for tensor in tensors]  # none of them is evaluated
-    states = [array for weight in weights for array in optimizer.initial(weight).values()]
-    return sum(array.nbytes for array in [*weights, *states])
+    in_float32 = settings.master_weights or not settings.is_full
+    itemsize = (mx.float32 if in_float32 else pipe.dtype).size
+    shapes = trained_shapes(pipe.configs["transformer"], settings).values()
+    return itemsize * _trained_numbers(pipe, settings) + state_bytes(shapes, settings)
 
 
 def result_bytes(pipe: ModelFolder, settings: TrainingSettings, folder: Path) -> int:
@@ -46,11 +27,22 @@ def result_bytes(pipe: ModelFolder, settings: TrainingSettings, folder: Path) ->
     Networks that aren't trained take no room on the disk of their source: they are links.
     """
     if not settings.is_full:
-        return 4 * adapter_parameters(pipe.configs["transformer"], settings)
+        return 4 * _trained_numbers(pipe, settings)
     copied = [name for name in UNCHANGED if not on_one_disk(folder, pipe.component(name))]
     copies = [tensor.bytes for name in copied for tensor in pipe.stored[name].values()]
     weights = pipe.stored["transformer"].values()
     return sum(tensor.size for tensor in weights) * pipe.dtype.size + sum(copies)
+
+
+def exchanged_bytes(pipe: ModelFolder, settings: TrainingSettings) -> int:
+    """The bytes of gradients that each process sends in an update."""
+    # Those of several batches are added in float32.
+    in_float32 = settings.accumulate > 1 or not settings.is_full
+    return (mx.float32 if in_float32 else pipe.dtype).size * _trained_numbers(pipe, settings)
+
+
+def _trained_numbers(pipe: ModelFolder, settings: TrainingSettings) -> int:
+    return sum(map(prod, trained_shapes(pipe.configs["transformer"], settings).values()))
 
 
 def training_needs(
@@ -72,12 +64,3 @@ def training_needs(
         "checkpoints": Need(folder, checkpoints, "keeping checkpoints", instead),
         "result": Need(folder, result, "the result", instead),
     }
-
-
-def exchanged_bytes(pipe: ModelFolder, settings: TrainingSettings) -> int:
-    """The bytes of gradients that each process sends in an update."""
-    if not settings.is_full:
-        return 4 * adapter_parameters(pipe.configs["transformer"], settings)
-    # Several batches are added in float32.
-    itemsize = pipe.dtype.size if settings.accumulate == 1 else mx.float32.size
-    return itemsize * sum(tensor.size for tensor in trained_tensors(pipe, settings).values())

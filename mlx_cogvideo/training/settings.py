@@ -240,15 +240,6 @@ def new_adapter(
     return layers
 
 
-def adapter_parameters(config: TransformerConfig, settings: TrainingSettings) -> int:
-    """The number of parameters of a training's adapter."""
-    shapes = adapted_layers(config, settings.targets).values()
-    magnitudes = settings.fine_tune_type == "dora"
-    return sum(
-        settings.rank * (outputs + inputs) + magnitudes * outputs for outputs, inputs in shapes
-    )
-
-
 def adapted_layers(
     config: TransformerConfig, targets: Collection[str]
 ) -> dict[str, tuple[int, int]]:

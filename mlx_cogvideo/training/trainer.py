@@ -144,7 +144,8 @@ class Trainer:
             OSError: a file can't be written.
         """
         is_main, stop = self.distributed.is_main, False
-        with self._rescued(), mlx_errors(out_of_memory=memory_advice(self.pipe)):
+        advice = memory_advice(self.pipe, self.settings)
+        with self._rescued(), mlx_errors(out_of_memory=advice):
             if is_main:
                 cut_log(self.folder / LOG, self.step)
             while not (self.is_done or stop):

@@ -27,6 +27,7 @@ from mlx_cogvideo.pipeline.estimates import estimate_memory
 from mlx_cogvideo.pipeline.pipeline import CogVideoXPipeline
 from mlx_cogvideo.pipeline.planned import open_to_plan
 from mlx_cogvideo.training.estimates import estimate_training_memory
+from mlx_cogvideo.training.settings import TrainingSettings
 from mlx_cogvideo.video import write_video
 
 COMMIT = "0" * 40
@@ -122,7 +123,11 @@ def test_the_answers_are_those_of_the_downloaded_folder(
     assert both[0].to_dict() == both[1].to_dict()
     assert estimate_memory(planned, both[0]) == estimate_memory(whole, both[1])
     training = [
-        estimate_training_memory(pipe, pipe.geometry(), 1, 10**6) for pipe in (planned, whole)
+        [
+            estimate_training_memory(pipe, pipe.geometry(), TrainingSettings(fine_tune_type=kind))
+            for kind in ("lora", "full")
+        ]
+        for pipe in (planned, whole)
     ]
     assert training[0] == training[1]
     results = []

@@ -12,12 +12,18 @@ from functools import cache
 
 from marked_tables import main
 
+from mlx_cogvideo.checkpoints.model_configurations import official_model
 from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.cli.common import duration
-from mlx_cogvideo.machine.speed import Ceilings, Choice, choices_on_macs, outlook
+from mlx_cogvideo.device import mac
+from mlx_cogvideo.machine.speed import MAC_SIZES, Ceilings, Choice, choices_on_macs, outlook
 from mlx_cogvideo.nn.backend import PEAK_TERAFLOPS, SUSTAINED
+from mlx_cogvideo.nn.quantization import Quantization
+from mlx_cogvideo.pipeline.resolver import model_geometry
+from mlx_cogvideo.training.estimates import estimate_training_memory
+from mlx_cogvideo.training.settings import TrainingSettings
 
-PAGES = ["README.md", "docs/index.md", "docs/your-mac.md"]
+PAGES = ["README.md", "docs/index.md", "docs/your-mac.md", "docs/fine-tuning.md"]
 VIDEOS = {variant.alias: variant for variant in VARIANTS}
 
 ADVICE = (
@@ -32,6 +38,25 @@ they are published)."""
 
 CHIPS = [chip for chip in PEAK_TERAFLOPS if not chip.startswith("M5")]
 """The M5 is left out: its rate depends on whether MLX uses its neural accelerators."""
+
+SMALL = 17, 256, 384
+"""Frames, height and width at which most trainings are begun."""
+
+TRAININGS = {
+    "LoRA, rank 64": (None, TrainingSettings()),
+    "LoRA, model in 4 bits": (4, TrainingSettings()),
+    "all, adafactor": (None, TrainingSettings(fine_tune_type="full")),
+    "all, adamw_8bit": (None, TrainingSettings(fine_tune_type="full", optimizer="adamw_8bit")),
+    "all, adamw": (None, TrainingSettings(fine_tune_type="full", optimizer="adamw")),
+    "all, adafactor, masters": (
+        None,
+        TrainingSettings(fine_tune_type="full", master_weights=True),
+    ),
+}
+"""Bits of the model's weights and settings of a training, by its name."""
+
+TRAINING_MACS = (*MAC_SIZES, 192, 256, 512)
+"""Memory of Macs in GB."""
 
 OPERATIONS_PER_BYTE = 25
 """Operations in the time in which a Mac's memory moves a byte, by what Apple states."""
@@ -78,7 +103,35 @@ def chips() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"advice": advice, "chips": chips}
+def training() -> str:
+    """A row for each model and kind of training: its memory, and the smallest Mac for it."""
+    rows = [
+        f"| model | what is trained | {SMALL[0]}x{SMALL[1]}x{SMALL[2]} | its own size |",
+        "|---|---|---|---|",
+    ]
+    for alias in ("2b", "5b", "1.5-5b"):
+        size = model_geometry(official_model(VIDEOS[alias]))
+        own = size.num_frames, size.height, size.width
+        for name, (bits, settings) in TRAININGS.items():
+            cells = " | ".join(_training(alias, bits, settings, each) for each in (SMALL, own))
+            rows.append(f"| {VIDEOS[alias].name} | {name} | {cells} |")
+    return "\n".join(rows)
+
+
+def _training(
+    alias: str, bits: int | None, settings: TrainingSettings, size: tuple[int, int, int]
+) -> str:
+    """The memory of a training in GiB, and the smallest Mac on which all its stages fit."""
+    model = official_model(VIDEOS[alias], bits and Quantization(bits, 64))
+    for gigabytes in TRAINING_MACS:
+        model.machine = mac(gigabytes)
+        needs = estimate_training_memory(model, model_geometry(model, *size), settings)
+        if max(needs.values()) <= model.machine.memory:
+            return f"{needs['train'] / 2**30:.1f} ({gigabytes} GB)"
+    return f"{needs['train'] / 2**30:.1f}"
+
+
+TABLES = {"advice": advice, "chips": chips, "training": training}
 
 if __name__ == "__main__":
     sys.exit(main("macs", PAGES, lambda name: TABLES[name]()))

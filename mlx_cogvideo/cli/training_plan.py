@@ -1,4 +1,4 @@
-"""What a training needs beside memory: room on the disk, and a network between processes."""
+"""What the plan of a training says of its result, of the disk, and of the network."""
 
 import argparse
 import logging
@@ -7,11 +7,26 @@ from collections.abc import Iterator, Mapping
 from ..checkpoints.download import download_need
 from ..device import Need, check_room, free_space, size
 from ..errors import OutputError
+from ..training.checkpoint import MODEL
 from ..training.disk import exchanged_bytes, training_needs
+from ..training.settings import TrainingSettings
 from .training_data import holds_out
 from .training_job import TrainingJob
 
 logger = logging.getLogger(__name__)
+
+
+def result_line(args: argparse.Namespace, settings: TrainingSettings) -> tuple[str, str]:
+    """What the training makes, as a line of the plan."""
+    if settings.is_full:
+        what = "some weights" if settings.train_layers else "all weights"
+        masters = ", float32 masters" if settings.master_weights else ""
+        optimizer = settings.effective_optimizer.replace("_", " ")
+        return "trains", f"{what}, {optimizer}{masters}, into {args.adapter_path / MODEL}"
+    kind = "DoRA, " if settings.fine_tune_type == "dora" else ""
+    source = settings.resume_adapter_file
+    start = f", started from {source}" if source else ""
+    return "adapter", f"{args.adapter_path}, {kind}rank {settings.rank}{start}"
 
 
 def kept_checkpoints(job: TrainingJob, args: argparse.Namespace) -> int:
