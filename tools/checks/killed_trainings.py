@@ -27,7 +27,7 @@ from mlx_cogvideo.video import write_video
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = ["pytorch_lora_weights.safetensors", "adapter_config.json"]
-LONGEST_WRITE = 0.01
+LONGEST_WRITE = 0.005
 """Seconds that writing a checkpoint of the demo takes at most."""
 
 
@@ -108,11 +108,12 @@ def main() -> None:
         run = command(folder / "clips", killed, args)
         for kill in range(args.kills):
             process = subprocess.Popen(run + resumed(killed), stdout=subprocess.DEVNULL)
-            time.sleep(moments.uniform(0, took / 6))
             if args.fine_tune_type == "full" and kill >= 3 * args.kills // 4:
                 wait_for(f".{MODEL}.*", killed, process)
-            elif kill % 2:
-                wait_for("checkpoints/.*", killed, process)
+            else:
+                time.sleep(moments.uniform(0, took / 6))
+                if kill % 2:
+                    wait_for("checkpoints/.*", killed, process)
             time.sleep(moments.uniform(0, LONGEST_WRITE))
             outcome = "killed" if process.poll() is None else "already finished"
             process.kill()
