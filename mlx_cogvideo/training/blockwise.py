@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from ..nn import attention_backward
 from ..nn.eval_schedule import LAZY, EvalSchedule, RecordedSchedule, replay
 from ..nn.fusion import fused
 from ..nn.modulation import gated_residual
 from ..nn.transformer import BlockContext, CogVideoXBlock
+from .parameters import TrainableParameters
 
 WIDE_ELEMENTS = 2**25
 """Elements of the feed-forward part's wide layer whose gradients are taken at a time."""
@@ -79,6 +80,7 @@ class BlockBackward:
     def __init__(self, block: CogVideoXBlock, *, with_temb: bool = False):
         """`with_temb` takes the gradient of the time embedding, too."""
         self._block, self._with_temb = block, with_temb
+        self._parameters = TrainableParameters(block)
         # Compiled as a whole: inside a gradient, MLX undoes the compilation of single functions.
         self._gradients_of = {piece: fused(partial(_gradients, block, piece)) for piece in PIECES}
         self._traced = fused(self._trace)
@@ -99,7 +101,7 @@ class BlockBackward:
             cotangent: the gradient of the block's output.
             schedule: the evaluation schedule that they are part of.
         """
-        parameters = dict(tree_flatten(self._block.trainable_parameters()))
+        parameters = dict(self._parameters)
         if self._with_temb:
             parameters[TEMB] = context.temb
         if attention_backward.has_own_backward(x.dtype):

@@ -9,12 +9,12 @@ from itertools import pairwise
 from math import ceil, prod
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..nn.eval_schedule import EvalSchedule
 from ..nn.fusion import fused
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
 from .blockwise import TEMB, Gradients, module_vjp
+from .parameters import TrainableParameters
 
 HEAD = ("norm_final.", "norm_out.", "proj_out.")
 """Beginnings of the paths of the parameters behind the blocks."""
@@ -40,8 +40,8 @@ class HeadBackward:
     def __init__(self, transformer: CogVideoXTransformer3DModel, *, with_temb: bool):
         """`with_temb` takes the gradient of the time embedding, too."""
         self._transformer, self._with_temb = transformer, with_temb
-        trained = dict(tree_flatten(transformer.trainable_parameters()))
-        self._names = [name for name in trained if name.startswith(HEAD)]
+        self._parameters = TrainableParameters(transformer)
+        self._names = [name for name in self._parameters if name.startswith(HEAD)]
         self._part = fused(self._differentiate)
 
     def __call__(
@@ -58,8 +58,7 @@ class HeadBackward:
             The losses ``[B]``; the gradients of the trained parameters by path, and that of the
             time embedding by `TEMB` if it is taken; and the gradient of `x`.
         """
-        parameters = dict(tree_flatten(self._transformer.trainable_parameters()))
-        parameters = {name: parameters[name] for name in self._names}
+        parameters = {name: self._parameters[name] for name in self._names}
         text = x.shape[1] - prod(self._transformer.config.patch_grid(target.shape))
         losses, gradients = mx.zeros(len(x)), Gradients()
         of_x, schedule = [mx.zeros_like(x[:, :text])], EvalSchedule()

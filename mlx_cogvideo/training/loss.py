@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import log2
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..diffusion.denoising import velocities
 from ..diffusion.schedulers import Scheduler
@@ -14,6 +13,7 @@ from ..nn.low_rank import without_adapters
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
 from .blockwise import TEMB, BlockBackward, Gradients, module_vjp
 from .head import HEAD, HeadBackward, mean_squared_errors
+from .parameters import TrainableParameters
 
 BLOCKS = "transformer_blocks."
 TIME = ("time_embedding.", "ofs_embedding.")
@@ -90,7 +90,7 @@ class TransformerLoss:
     ):
         """`dtype` is the type of the activations."""
         self._transformer, self._scheduler, self._dtype = transformer, scheduler, dtype
-        trained = dict(tree_flatten(transformer.trainable_parameters()))
+        self._parameters = trained = TrainableParameters(transformer)
         self._embedding = [name for name in trained if not name.startswith((*HEAD, BLOCKS))]
         self._with_temb = any(name.startswith(TIME) for name in trained)
         self._head = HeadBackward(transformer, with_temb=self._with_temb)
@@ -188,7 +188,7 @@ class TransformerLoss:
         cotangents = [done.cotangents.pop(), done.temb.astype(done.context.temb.dtype)]
         if not self._with_temb:
             cotangents[1] = mx.zeros_like(done.context.temb)
-        parameters = _named(self._transformer, self._embedding)
+        parameters = {name: self._parameters[name] for name in self._embedding}
         return module_vjp(self._transformer, embed, parameters, [], cotangents)[1]
 
     def loss(self, batch: Batch) -> mx.array:
@@ -223,14 +223,6 @@ class TransformerLoss:
                 answers = self.prior_answers(batch)
             target = mx.concatenate([target[: -batch.prior], answers.astype(mx.float32)])
         return self._inputs(batch), target
-
-
-def _named(transformer: CogVideoXTransformer3DModel, names: Sequence[str]) -> Gradients:
-    """The trainable parameters of these names."""
-    if not names:
-        return {}
-    parameters = dict(tree_flatten(transformer.trainable_parameters()))
-    return {name: parameters[name] for name in names}
 
 
 def _mean(found: list[Gradients], scales: Sequence[float]) -> Gradients:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import Adapter, save_adapter
 from ..checkpoints.published_names import base_repository, published_adapters, published_model
@@ -18,6 +17,7 @@ from .existing_adapter import existing_layers
 from .loss import Batch, TransformerLoss
 from .optimizer_base import flat_states
 from .optimizers import make_optimizer
+from .parameters import TrainableParameters
 from .settings import TrainingSettings, new_adapter
 
 Agree = Callable[[Sequence[mx.array], float | None], None]
@@ -57,12 +57,9 @@ class TrainedAdapter:
         self._optimizer = make_optimizer(settings)
         self._norm = fused(norm)
         self.step: int | None = 0
-        parameters = self._parameters()
-        self._states = {path: self._optimizer.initial(p) for path, p in parameters.items()}
+        self._parameters = TrainableParameters(self._transformer)
+        self._states = {path: self._optimizer.initial(p) for path, p in self._parameters.items()}
         mx.eval(self._states)
-
-    def _parameters(self) -> dict[str, mx.array]:
-        return dict(tree_flatten(self._transformer.trainable_parameters()))
 
     def update(self, batches: Iterable[Batch], step: int, agree: Agree) -> float:
         """One update with the mean gradient of some batches.
@@ -96,10 +93,9 @@ class TrainedAdapter:
 
     def _apply(self, gradients: dict[str, mx.array], step: int, scale: mx.array) -> None:
         """Updates the adapter and the optimizer's states, or neither if that fails."""
-        parameters = self._parameters()
-        paths = sorted(parameters)
+        paths = sorted(self._parameters)
         weights, states, _ = self._optimizer.update_all(
-            [parameters[path] for path in paths],
+            [self._parameters[path] for path in paths],
             [gradients[path] for path in paths],
             [self._states[path] for path in paths],
             step=step,
@@ -108,7 +104,7 @@ class TrainedAdapter:
         )
         mx.eval(weights, states)
         self.step = None
-        self._transformer.update(tree_unflatten(list(zip(paths, weights, strict=True))))
+        self._parameters.update(dict(zip(paths, weights, strict=True)))
         self._states = dict(zip(paths, states, strict=True))
         self.step = step + 1
 
@@ -118,12 +114,12 @@ class TrainedAdapter:
 
     def checkpoint(self, step: int) -> Checkpoint:
         """What a training goes on from after `step` updates."""
-        return Checkpoint(step, self._parameters(), flat_states(self._states))
+        return Checkpoint(step, dict(self._parameters), flat_states(self._states))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint."""
         mx.eval(checkpoint.weights, checkpoint.optimizer)
-        self._transformer.update(tree_unflatten(list(checkpoint.weights.items())))
+        self._parameters.update(checkpoint.weights)
         for path, state in self._states.items():
             state.update({name: checkpoint.optimizer[f"{path}.{name}"] for name in state})
         self.step = checkpoint.step

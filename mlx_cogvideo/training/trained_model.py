@@ -26,6 +26,7 @@ from .checkpoint import MODEL, OTHER_FOLDER, TRANSFORMER, Checkpoint
 from .loss import Batch, TransformerLoss
 from .optimizer_base import State, flat_states
 from .optimizers import make_optimizer
+from .parameters import TrainableParameters
 from .settings import TrainingSettings
 from .trained_adapter import Agree
 
@@ -56,13 +57,8 @@ class TrainedModel:
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
         self.step: int | None = 0
         self._optimizer = make_optimizer(settings)
-        modules = dict(self._transformer.named_modules())
-        trained = dict(tree_flatten(self._transformer.trainable_parameters()))
+        trained = self._parameters = TrainableParameters(self._transformer)
         self._numbers = {path: number for number, path in enumerate(sorted(trained))}
-        self._places = {}
-        for path in trained:
-            owner, _, name = path.rpartition(".")
-            self._places[path] = modules[owner], name
         self._masters: dict[str, mx.array] = {}
         if settings.master_weights:
             self._masters = {path: array.astype(mx.float32) for path, array in trained.items()}
@@ -73,16 +69,14 @@ class TrainedModel:
 
     def _weight(self, path: str) -> mx.array:
         """A weight that is trained: its float32 master if it has one."""
-        owner, name = self._places[path]
-        return self._masters.get(path, owner[name])
+        return self._masters.get(path, self._parameters[path])
 
     def _set(self, path: str, weight: mx.array) -> mx.array:
         """Changes a weight, and returns it in the type of the transformer."""
-        owner, name = self._places[path]
         if path in self._masters:
             self._masters[path] = weight
-        owner[name] = weight.astype(owner[name].dtype)
-        return owner[name]
+        self._parameters[path] = weight.astype(self._parameters[path].dtype)
+        return self._parameters[path]
 
     def update(self, batches: Iterable[Batch], step: int, agree: Agree) -> float:
         """One update with the mean gradient of some batches.
@@ -134,7 +128,7 @@ class TrainedModel:
 
     def checkpoint(self, step: int) -> Checkpoint:
         """What a training goes on from after `step` updates."""
-        weights = {path: self._weight(path) for path in self._places}
+        weights = {path: self._weight(path) for path in self._parameters}
         return Checkpoint(step, weights, flat_states(self._states), TRANSFORMER)
 
     def restore(self, checkpoint: Checkpoint) -> None:
