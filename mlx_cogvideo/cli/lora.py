@@ -51,7 +51,7 @@ from .training_data import data_lines, validation_interval
 from .training_job import TrainingJob, read_job
 
 STEPS_TO_TIME = 3
-"""Steps after which the time of a training is told; the first compiles, and is slower."""
+"""Steps after which a training reports its time; the first compiles, and is slower."""
 
 logger = logging.getLogger(__name__)
 
