@@ -52,7 +52,7 @@ from .training_job import TrainingJob, read_job
 from .training_plan import disk_needs, kept_checkpoints, needs_lines, result_line
 
 STEPS_TO_TIME = 3
-"""Steps after which the time of a training is told; the first compiles, and is slower."""
+"""Steps after which a training reports its time; the first compiles, and is slower."""
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import PROMPT, SMALL, ctrl_c_in_step, during_steps, generate, run
 from huggingface_hub.errors import LocalEntryNotFoundError
-from trainings import lora, make_data
+from trainings import lora
 
 from mlx_cogvideo.cli import check, convert, json_events, time_left
 from mlx_cogvideo.cli.json_events import JsonEvents
@@ -346,11 +346,6 @@ def test_of_several_processes_only_the_main_one_has_events(capsys):
     events.emit("plan", steps=1)
     events.end(1, OSError("its disk is full"))
     assert capsys.readouterr().out == ""
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 def test_a_training_is_reported_step_by_step(clips, folder, capsys):

@@ -20,7 +20,7 @@ from clips import make_clip
 from commands import errors, generate, heeding_ctrl_c, press_ctrl_c, warnings
 from support import locked_elsewhere
 from trainers import sample_numbers, write_samples
-from trainings import SMALL, lora, make_data, read_log, same, tensors
+from trainings import SMALL, lora, read_log, same, tensors
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError
 from mlx_cogvideo.checkpoints.adapters import ADAPTER_FILES
@@ -38,16 +38,6 @@ from mlx_cogvideo.training.trainer import Trainer
 from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[2] / "lora.py"
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    return tmp_path / "adapter"
 
 
 def test_a_training_writes_an_adapter_a_log_and_a_plot(clips, adapter, capsys, tmp_path):

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 from commands import errors, warnings
-from trainings import SMALL, make_data, same
+from trainings import SMALL, same
 
 from mlx_cogvideo.cli.lora import main
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture

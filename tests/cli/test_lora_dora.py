@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from adapters import make_adapter
 from commands import errors, generate
-from trainings import SMALL, lora, make_data, same, tensors
+from trainings import SMALL, lora, same, tensors
 
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.checkpoints import DEMO_PATH
@@ -18,11 +18,6 @@ from mlx_cogvideo.video import read_video
 
 DORA = ["--fine-tune-type", "dora", "--learning-rate", 1e-2]
 MAGNITUDE = "lora_magnitude_vector"
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 from adapters import ALPHA, RANK, make_adapter
 from commands import errors
-from trainings import lora, make_data, read_log, same, tensors
+from trainings import lora, read_log, same, tensors
 
 SIZE = ["--frames", 9, "--height", 32, "--width", 48, "--warmup", 0]
 UNCHANGED = ["--iters", 1, "--learning-rate", 1e-30]
 FILE = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture

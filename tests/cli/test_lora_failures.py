@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import ctrl_c_in_step, during_steps, errors, heeding_ctrl_c, press_ctrl_c, warnings
 from mlx.utils import tree_map
-from trainings import lora, make_data, read_log, same, tensors
+from trainings import lora, read_log, same, tensors
 
 from mlx_cogvideo.cli import lora as command
 from mlx_cogvideo.training import trainer
@@ -19,16 +19,6 @@ from mlx_cogvideo.training.loss import TransformerLoss
 from mlx_cogvideo.training.optimizers import AdamW
 
 SAMPLES = ["--sample-every", 2, "--sample-prompt", "a red circle", "--sample-steps", 9]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    return tmp_path / "adapter"
 
 
 @pytest.fixture

@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 from adapters import make_adapter
 from commands import errors
-from trainings import lora, make_data, read_log, same, tensors
+from trainings import lora, read_log, same, tensors
 
 from mlx_cogvideo.cli.convert import main as convert
 from mlx_cogvideo.cli.generate import main as generate
 from mlx_cogvideo.video import read_video
 
 REST = ["--target", "attn1.to_q", "attn1.to_v", "--learning-rate", 1e-3]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from commands import errors, generate, warnings
-from trainings import SMALL, make_data, read_log, same
+from trainings import SMALL, read_log, same
 from trainings import lora as lora_command
 
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
@@ -18,20 +18,10 @@ from mlx_cogvideo.training.loss import TransformerLoss
 from mlx_cogvideo.video import write_video
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
-
-
 @pytest.fixture
 def lora(clips):
     """Calls the command with one cache, so that each clip is encoded once."""
     return partial(lora_command, small=[*SMALL, "--cache", clips / ".mlx_cogvideo"])
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    return tmp_path / "adapter"
 
 
 def part_of(clips: Path, folder: Path, names: str) -> Path:

@@ -10,7 +10,7 @@ from adapters import make_adapter
 from commands import errors
 from huggingface_hub import ModelCard
 from huggingface_hub import errors as hub_errors
-from trainings import lora, make_data
+from trainings import lora
 from uploads import WRITER, FakeHub
 
 from mlx_cogvideo.cli.main import main as mlx_cogvideo
@@ -21,11 +21,6 @@ ADAPTER = {
 }
 HOSTILE = 'a **kite** | "x" <b>\n---\nlicense: mit\n```'
 READER = {"name": "me", "auth": {"accessToken": {"role": "read"}}}
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from adapters import make_adapter
 from commands import ctrl_c_in_step, errors, generate, run, warnings
 from safetensors.numpy import load_file
-from trainings import lora, make_data, same
+from trainings import lora, same
 
 from mlx_cogvideo import generate_video
 from mlx_cogvideo.cli import announce
@@ -21,11 +21,6 @@ def converted(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("converted") / "q4"
     assert convert(["--model", "demo", "-q", "4", "--mlx-path", str(folder), "--quiet"]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(autouse=True)

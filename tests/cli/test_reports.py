@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import errors, warnings
-from trainings import lora, make_data, read_log
+from trainings import lora, read_log
 
 SPLIT = ["--val-split", 0.001, "--val-every", 2, "--save-every", 2]
 NAMES = {
@@ -19,16 +19,6 @@ NAMES = {
     "validation": "validation/loss",
     "training_validation": "validation/training_loss",
 }
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture
-def adapter(tmp_path) -> Path:
-    return tmp_path / "adapter"
 
 
 class Run:

@@ -3,8 +3,9 @@
 import mlx.core as mx
 import pytest
 import torch
+from gradient_ways import WAYS, set_way
 from mlx.utils import tree_flatten
-from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
+from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
 from torch_reference import (
     TEXT_LENGTH,
     frames_first,
@@ -18,9 +19,7 @@ from torch_reference import (
 from mlx_cogvideo.checkpoints import load_component
 from mlx_cogvideo.checkpoints.components import upstream_shape
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.nn import attention_backward, eval_schedule
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import blockwise, head
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TOLERANCE = 2e-5
@@ -29,22 +28,10 @@ NOTHING = 1e-7
 """Largest gradient of a key's bias without rotation: added to all keys, it changes no softmax."""
 
 
-@pytest.mark.parametrize(
-    "how",
-    [*("whole", "in pieces", "own"), pytest.param("compiled", marks=needs_compiler)],
-)
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("variant", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
 def test_gradients_of_all_weights_equal_those_of_torch(tmp_path, monkeypatch, variant, how):
-    if how == "compiled":
-        monkeypatch.setattr(blockwise, "fused", mx.compile)
-        monkeypatch.setattr(head, "fused", mx.compile)
-    if how in ("own", "compiled"):  # as on a Mac
-        monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
-    if how != "whole":
-        monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
-        monkeypatch.setattr(head, "HEAD_ELEMENTS", 2_000)
-        monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", 2_000)
-        monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
+    set_way(monkeypatch, how)
     reference = make_transformer(variant)
     reference.save_pretrained(tmp_path / "transformer")
     expected = dict(reference.named_parameters())

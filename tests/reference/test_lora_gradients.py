@@ -5,8 +5,9 @@ import mlx.core as mx
 import peft
 import pytest
 import torch
+from gradient_ways import WAYS, set_way
 from mlx.utils import tree_flatten, tree_map
-from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
+from support import OFFICIAL_SCHEDULER_CONFIG, relative_error
 from torch_reference import (
     TEXT_LENGTH,
     frames_first,
@@ -19,11 +20,10 @@ from torch_reference import (
 
 from mlx_cogvideo.checkpoints import load_component, open_adapter
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
-from mlx_cogvideo.nn import attention_backward, eval_schedule, low_rank
+from mlx_cogvideo.nn import low_rank
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import linear_layers
 from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
-from mlx_cogvideo.training import blockwise, head
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
@@ -31,10 +31,7 @@ TOLERANCE = 1e-4
 """Relative to the largest value of a gradient. Measured errors are 2e-6 to 1e-5."""
 
 
-@pytest.mark.parametrize(
-    "how",
-    [*("whole", "in pieces", "own"), pytest.param("compiled", marks=needs_compiler)],
-)
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize(
     ("variant", "kind"),
     [(variant, "lora") for variant in ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")]
@@ -44,16 +41,7 @@ def test_gradients_of_an_adapter_equal_those_of_peft(tmp_path, monkeypatch, vari
     is_dora = kind == "dora"
     if is_dora:
         monkeypatch.setattr(low_rank, "NORM_ELEMENTS", 1_000)
-    if how == "compiled":
-        monkeypatch.setattr(blockwise, "fused", mx.compile)
-        monkeypatch.setattr(head, "fused", mx.compile)
-    if how in ("own", "compiled"):  # as on a Mac
-        monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
-    if how != "whole":
-        monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", 10_000)
-        monkeypatch.setattr(head, "HEAD_ELEMENTS", 2_000)
-        monkeypatch.setattr(attention_backward, "SCORES_AT_A_TIME", 2_000)
-        monkeypatch.setattr(eval_schedule, "PUSH_ELEMENTS", 1_000)
+    set_way(monkeypatch, how)
     reference = make_transformer(variant)
     reference.save_pretrained(tmp_path / "transformer")
     reference.add_adapter(
