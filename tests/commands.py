@@ -71,6 +71,22 @@ def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def press_twice(result):
+    """Presses Ctrl-C twice, as an action of `in_call`."""
+    press_ctrl_c()
+    press_ctrl_c()
+    return result
+
+
+def raising(error: BaseException) -> Callable:
+    """An action of `in_call` that raises an error."""
+
+    def action(result):
+        raise type(error)(*error.args)  # a new one: tracebacks would keep the arrays of all steps
+
+    return action
+
+
 @contextmanager
 def ctrl_c_in_step(number: int) -> Iterator[None]:
     """Presses Ctrl-C within a denoising step; see `during_steps`."""

@@ -3,13 +3,13 @@
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from commands import errors, heeding_ctrl_c, press_ctrl_c, warnings
-from trainings import lora, make_data, read_log
+from commands import errors, heeding_ctrl_c, press_ctrl_c, press_twice, raising, warnings
+from trainings import lora, read_log
 
 from mlx_cogvideo import device
 from mlx_cogvideo.checkpoints import finetuned
@@ -27,11 +27,6 @@ SMALL = ["--frames", 9, "--height", 32, "--width", 48, "--warmup", 1, "--learnin
 ITERS, SAVE_EVERY = 5, 2
 NO_MEMORY = RuntimeError("[malloc] Unable to allocate 9 bytes.")
 NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture
@@ -71,30 +66,6 @@ def hidden(folder: Path) -> list[Path]:
     return [*folder.rglob(".*"), *folder.parent.glob(f".{folder.name}*")]
 
 
-@pytest.fixture
-def in_call(monkeypatch) -> Callable:
-    """Returns a function that has an action happen at the n-th call of a method."""
-
-    def patch(owner: type, name: str, number: int, action: Callable) -> None:
-        method, calls = getattr(owner, name), []
-
-        def patched(*arguments, **options):
-            calls.append(1)
-            result = method(*arguments, **options)
-            return action(result) if len(calls) == number else result
-
-        monkeypatch.setattr(owner, name, patched)
-
-    return patch
-
-
-def raising(error: BaseException) -> Callable:
-    def action(result):
-        raise type(error)(*error.args)  # a new one: tracebacks would keep the arrays of all steps
-
-    return action
-
-
 def nan_loss(done):
     done.losses = done.losses * float("nan")
     return done
@@ -104,12 +75,6 @@ def nan_in_the_second_part(parts) -> Iterator:
     yield next(parts)
     for part in parts:
         yield {path: gradient * float("nan") for path, gradient in part.items()}
-
-
-def press_twice(result):
-    press_ctrl_c()
-    press_ctrl_c()
-    return result
 
 
 FORWARD, BACKWARD = (TransformerLoss, "forward"), (TransformerLoss, "backward")

@@ -2,13 +2,20 @@
 
 import errno
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from commands import ctrl_c_in_step, during_steps, errors, heeding_ctrl_c, press_ctrl_c, warnings
+from commands import (
+    ctrl_c_in_step,
+    during_steps,
+    errors,
+    heeding_ctrl_c,
+    press_twice,
+    raising,
+    warnings,
+)
 from mlx.utils import tree_map
 from trainings import lora, read_log, same, tensors
 
@@ -21,32 +28,8 @@ from mlx_cogvideo.training.optimizers import AdamW
 SAMPLES = ["--sample-every", 2, "--sample-prompt", "a red circle", "--sample-steps", 9]
 
 
-@pytest.fixture
-def in_call(monkeypatch) -> Callable:
-    """Returns a function that has an action happen at the n-th call of a method or function."""
-
-    def patch(owner, name: str, number: int, action: Callable) -> None:
-        whole, calls = getattr(owner, name), []
-
-        def patched(*arguments, **options):
-            calls.append(1)
-            result = whole(*arguments, **options)
-            return action(result) if len(calls) == number else result
-
-        monkeypatch.setattr(owner, name, patched)
-
-    return patch
-
-
 def kept(adapter: Path) -> list[int]:
     return [int(path.name) for path in saved_checkpoints(adapter)]
-
-
-def raising(error: BaseException) -> Callable:
-    def action(result):
-        raise type(error)(*error.args)  # a new one: tracebacks would keep the arrays of all steps
-
-    return action
 
 
 def nan_loss(result):
@@ -56,12 +39,6 @@ def nan_loss(result):
 
 def nan_weights(result):
     return tree_map(lambda array: array * float("nan"), result)
-
-
-def press_twice(result):
-    press_ctrl_c()
-    press_ctrl_c()
-    return result
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
