@@ -129,8 +129,8 @@ class TrainedResult:
         samples = {f"{SAMPLES}/{video.name}": prompt for video, prompt in videos}
         plot = PLOT if (source / PLOT).is_file() else None
         if folder != source:
-            (folder / SAMPLES).mkdir(exist_ok=True)
             for file in [*samples, *filter(None, [plot])]:
+                (folder / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / file, folder / file)
         return write_card(folder, self._card(step, samples, plot))
 

@@ -3,12 +3,13 @@
 import argparse
 import logging
 from collections.abc import Iterator, Mapping
+from math import prod
 
 from ..checkpoints.download import download_need
 from ..device import Need, check_room, free_space, size
 from ..errors import OutputError
 from ..training.checkpoint import MODEL
-from ..training.disk import exchanged_bytes, training_needs
+from ..training.disk import exchanged_bytes, prior_bytes, training_needs
 from ..training.settings import TrainingSettings
 from .training_data import holds_out
 from .training_job import TrainingJob
@@ -47,6 +48,9 @@ def disk_needs(job: TrainingJob, args: argparse.Namespace) -> dict[str, Need]:
         kept_checkpoints(job, args),
         has_best=holds_out(args),
     )
+    if answers := prior_bytes(job.pipe, job.settings, _latents(job)):
+        cache, instead = job.cache.folder, "choose another --cache"
+        needs["prior"] = Need(cache, answers, "the answers to prior prompts", instead)
     try:
         check_room([*download_need(job.pipe.to_download), *needs.values()])
     except OutputError as error:
@@ -56,12 +60,22 @@ def disk_needs(job: TrainingJob, args: argparse.Namespace) -> dict[str, Need]:
     return needs
 
 
+def _latents(job: TrainingJob) -> int:
+    """Numbers of the latents of the largest clip."""
+    channels = job.pipe.configs["transformer"].out_channels
+    geometries = (
+        job.pipe.geometry(spec.frames, spec.height, spec.width) for spec in job.clip_options.specs
+    )
+    return max(prod(geometry.latent_shape[1:4]) * channels for geometry in geometries)
+
+
 def needs_lines(
     job: TrainingJob, disk: Mapping[str, Need], processes: int
 ) -> Iterator[tuple[str, str]]:
     """Lines of a plan about the disk and the network."""
-    parts = ", ".join(f"{name} {size(need.bytes)}" for name, need in disk.items())
-    for folder in {need.folder for need in disk.values()}:
+    for folder in dict.fromkeys(need.folder for need in disk.values()):
+        needs = {name: need for name, need in disk.items() if need.folder == folder}
+        parts = ", ".join(f"{name} {size(need.bytes)}" for name, need in needs.items())
         yield "disk", f"at most {parts}; {size(free_space(folder))} free"
     if processes > 1:
         count = exchanged_bytes(job.pipe, job.settings)

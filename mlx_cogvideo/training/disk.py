@@ -41,6 +41,18 @@ def exchanged_bytes(pipe: ModelFolder, settings: TrainingSettings) -> int:
     return (mx.float32 if in_float32 else pipe.dtype).size * _trained_numbers(pipe, settings)
 
 
+def prior_bytes(pipe: ModelFolder, settings: TrainingSettings, latents: int) -> int:
+    """The bytes of the answers to prior prompts that a full training keeps in the cache.
+
+    Args:
+        latents: numbers of the latents of a clip.
+    """
+    if not settings.is_full:
+        return 0
+    answers = settings.iters * settings.accumulate * settings.prior_batch_size
+    return answers * latents * pipe.dtype.size
+
+
 def _trained_numbers(pipe: ModelFolder, settings: TrainingSettings) -> int:
     return sum(map(prod, trained_shapes(pipe.configs["transformer"], settings).values()))
 
