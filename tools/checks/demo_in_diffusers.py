@@ -1,10 +1,11 @@
 """Makes the demo's videos with diffusers and with this package, and prints the differences.
 
     python tools/checks/demo_in_diffusers.py --prompts 20
+    python tools/checks/demo_in_diffusers.py --model FOLDER --prompt "a blue ring moves up"
 
 Both use the same folder, prompts and initial latents, DDIM, guidance 6 and float32. Prints a line
-for each held-out prompt. Exits with 1 if a pixel in [0, 1] differs by more than 1e-3. Needs the
-`test` extra.
+for each prompt, by default the demo's held-out ones. Exits with 1 if a pixel in [0, 1] differs by
+more than 1e-3. Needs the `test` extra.
 """
 
 import argparse
@@ -33,18 +34,22 @@ def main() -> int:
         "--prompts", type=int, default=20, help="number of held-out prompts (default: 20)"
     )
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    parser.add_argument(
+        "--model", type=Path, default=DEMO_PATH, help="folder of the model (default: the demo's)"
+    )
+    parser.add_argument(
+        "--prompt", nargs="+", help="prompts of your own (default: held-out ones)", metavar="PROMPT"
+    )
     args = parser.parse_args()
 
-    reference = diffusers.CogVideoXPipeline.from_pretrained(DEMO_PATH, torch_dtype=torch.float32)
+    reference = diffusers.CogVideoXPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
     reference.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(reference.scheduler.config)
     reference.set_progress_bar_config(disable=True)
-    pipe = CogVideoXPipeline.from_pretrained(DEMO_PATH, dtype=mx.float32)
+    pipe = CogVideoXPipeline.from_pretrained(args.model, dtype=mx.float32)
     geometry = pipe.geometry()
 
-    _, held_out = split_combinations()
-    chosen = np.random.default_rng(0).permutation(len(held_out))[: args.prompts]
     worst = 0.0
-    for prompt in (plain_caption(held_out[i]) for i in chosen):
+    for prompt in args.prompt or held_out_prompts(args.prompts):
         latents = np.random.default_rng(len(prompt)).standard_normal(
             geometry.latent_shape, np.float32
         )
@@ -72,6 +77,12 @@ def main() -> int:
         print(f"{error:.1e}  {prompt}", flush=True)
     print(f"{worst:.1e}  largest difference of a pixel in [0, 1]")
     return int(worst > TOLERANCE)
+
+
+def held_out_prompts(count: int) -> list[str]:
+    _, held_out = split_combinations()
+    chosen = np.random.default_rng(0).permutation(len(held_out))[:count]
+    return [plain_caption(held_out[i]) for i in chosen]
 
 
 if __name__ == "__main__":
