@@ -104,7 +104,7 @@ class TrainedCard:
         if self.is_full:
             yield f"A {self.task} model: {base}, of which the transformer was trained further."
         else:
-            yield f"A LoRA adapter for the {self.task} model {base}."
+            yield f"An adapter for the {self.task} model {base}."
         if self.base not in (None, self.model):
             yield f"The training began with {escaped(self.model)}, which comes from that model."
         yield ""

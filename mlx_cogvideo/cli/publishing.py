@@ -177,6 +177,11 @@ class TrainedResult:
                 rounding = "of a float32 copy" if settings.master_weights else "stochastic"
                 yield "rounding", rounding
         else:
+            kind = "DoRA" if settings.fine_tune_type == "dora" else "LoRA"
+            yield (
+                "kind",
+                f"{kind}, scaled by alpha / {'sqrt(rank)' if settings.use_rslora else 'rank'}",
+            )
             yield "rank", str(settings.rank)
             yield "alpha", f"{settings.effective_alpha:g}"
             yield "layers", " ".join(settings.targets)
