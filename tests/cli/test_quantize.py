@@ -151,5 +151,6 @@ def test_a_training_learns_on_the_quantized_weights(converted, clips, folder, ca
     # The VAE isn't quantized: the clips' latents are found again, and only the texts are new.
     texts = ("", "take a", "take b", "take c")
     assert len(quantized) == len(texts) + 3
-    assert len(set((clips / ".mlx_cogvideo").iterdir()) - captions - quantized) == len(texts)
+    # The training that was refused has encoded nothing.
+    assert set((clips / ".mlx_cogvideo").iterdir()) == captions | quantized
     assert lora(clips, folder / "quantized", *more, "-q", 4) == 0
