@@ -17,8 +17,8 @@ def checkpoint_bytes(pipe: ModelFolder, settings: TrainingSettings) -> int:
     """The bytes of a checkpoint: the weights that are trained, and the optimizer's states."""
     in_float32 = settings.master_weights or not settings.is_full
     itemsize = (mx.float32 if in_float32 else pipe.dtype).size
-    shapes = trained_shapes(pipe.configs["transformer"], settings).values()
-    return itemsize * _trained_numbers(pipe, settings) + state_bytes(shapes, settings)
+    states = state_bytes(pipe.configs["transformer"], settings)
+    return itemsize * _trained_numbers(pipe, settings) + states
 
 
 def result_bytes(pipe: ModelFolder, settings: TrainingSettings, folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The estimate of the memory that a training needs."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 
 import mlx.core as mx
@@ -93,8 +94,9 @@ def _backward(pipe: ModelConfigurations, geometry: Geometry, settings: TrainingS
 
 def _adapter_bytes(pipe: ModelConfigurations, settings: TrainingSettings) -> int:
     """Bytes of an adapter, its gradients and its optimizer's states."""
-    shapes = [*trained_shapes(pipe.configs["transformer"], settings).values()]
-    return sum(2 * 4 * prod(shape) for shape in shapes) + state_bytes(shapes, settings)
+    config = pipe.configs["transformer"]
+    count = sum(map(prod, trained_shapes(config, settings).values()))
+    return 2 * 4 * count + state_bytes(config, settings)
 
 
 def _model_bytes(pipe: ModelConfigurations, settings: TrainingSettings, backward: int) -> int:
@@ -113,13 +115,14 @@ def _model_bytes(pipe: ModelConfigurations, settings: TrainingSettings, backward
     update = max(map(prod, shapes.values())) * rate
     # Those of the next block are made before those of the last one are free.
     gradients = 2 * max(blocks.values()) * pipe.dtype.size
-    states = state_bytes(shapes.values(), settings)
+    states = state_bytes(pipe.configs["transformer"], settings)
     return masters + states + gradients + max(backward, update)
 
 
+@lru_cache(maxsize=32)  # one training is estimated for many sizes and machines
 def trained_shapes(
     config: TransformerConfig, settings: TrainingSettings
-) -> dict[str, tuple[int, ...]]:
+) -> Mapping[str, tuple[int, ...]]:
     """The shapes of the arrays that a training changes, by path.
 
     Raises:
@@ -136,9 +139,11 @@ def trained_shapes(
     return {path: tuple(weights[path].shape) for path in chosen(weights, settings.train_layers)}
 
 
-def state_bytes(shapes: Iterable[tuple[int, ...]], settings: TrainingSettings) -> int:
-    """Bytes of the optimizer's states of tensors. Nothing is evaluated."""
+@lru_cache(maxsize=32)
+def state_bytes(config: TransformerConfig, settings: TrainingSettings) -> int:
+    """Bytes of the optimizer's states. Nothing is evaluated."""
     optimizer = make_optimizer(settings)
+    shapes = trained_shapes(config, settings).values()
     states = (optimizer.initial(mx.zeros(shape)) for shape in shapes)
     return sum(array.nbytes for state in states for array in state.values())
 
