@@ -102,7 +102,9 @@ class TrainedCard:
     def _introduction(self) -> Iterator[str]:
         base = escaped(self.base or self.model)
         if self.is_full:
-            yield f"A {self.task} model: {base}, of which the transformer was trained further."
+            article = "An" if self.takes_image else "A"
+            what = f"{article} {self.task} model"
+            yield f"{what}: {base}, of which the transformer was trained further."
         else:
             yield f"An adapter for the {self.task} model {base}."
         if self.base not in (None, self.model):

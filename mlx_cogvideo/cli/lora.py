@@ -287,6 +287,8 @@ def _train(
         trainer.resume(bars)
         logger.info("%-8s after %d steps", "resumed", trainer.step)
         events.can_resume()
+        if trainer.is_done:
+            logger.info("%-8s all %d steps are done already", "training", trainer.step)
         events.progress.time.work["steps"] -= trainer.step
     else:
         trainer.prepare(bars)

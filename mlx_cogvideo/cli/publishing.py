@@ -189,7 +189,8 @@ class TrainedResult:
             yield "started from", published_name(settings.resume_adapter_file)
         yield "optimizer", settings.effective_optimizer
         rate = f"{settings.effective_learning_rate:g}, {settings.schedule}"
-        yield "learning rate", f"{rate} after {settings.warmup} updates of warmup"
+        warmup = min(settings.warmup, settings.iters // 2)
+        yield "learning rate", f"{rate} after {warmup} updates of warmup"
         if job.prior:
             yield "prior prompts", f"{len(job.prior)}, with weight {settings.prior_weight:g}"
         yield "seed", str(settings.seed)

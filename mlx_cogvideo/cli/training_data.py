@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from math import inf
 from pathlib import Path
 
 from ..errors import InvalidInputError
@@ -17,6 +16,9 @@ from ..training.data_sets import (
 from ..training.layouts import Clip, DataSet
 from ..training.prepare import ClipOptions
 from .options import number, path
+
+LARGEST_WEIGHT = 1e6
+"""Weights of data sets are up to this number, and not below its inverse."""
 
 HELP = {
     "--data": "Folder of clips and their captions, or a table of them. May be given several times. "
@@ -53,8 +55,11 @@ class WithWeights(argparse.Action):
                 found.append(DataSet(value))
             elif value.exists() or found[-1].weight is not None:
                 parser.error(f"{option_string}: {value} is a number: for a path, repeat --data")
-            elif not 0 < weight < inf:
-                parser.error(f"{option_string}: a weight must be above 0, got {value}")
+            elif not 1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+                parser.error(
+                    f"{option_string}: a weight must be from {1 / LARGEST_WEIGHT:g} to "
+                    f"{LARGEST_WEIGHT:g}, got {value}"
+                )
             else:
                 found[-1] = DataSet(found[-1].path, weight)
         setattr(namespace, self.dest, found)
@@ -81,6 +86,11 @@ def check_data(args: argparse.Namespace) -> None:
     paths = [data_set.path.resolve() for data_set in args.data]
     if None in weights and any(weights):
         raise InvalidInputError("give each --data a weight, or none of them")
+    if args.adapter_path.resolve() in paths:
+        raise InvalidInputError(
+            "--adapter-path is a folder of --data: its samples would be learned later as clips; "
+            "choose another one"
+        )
     if len({*paths}) < len(paths):
         raise InvalidInputError("the same --data is given twice: give it once, with a weight")
     if args.val_data and args.val_split:

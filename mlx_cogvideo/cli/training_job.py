@@ -25,7 +25,7 @@ from ..training.clips import Clip
 from ..training.existing_adapter import open_existing, resumed_settings
 from ..training.latent_cache import Cache
 from ..training.prepare import ClipOptions
-from ..training.settings import TrainingSettings
+from ..training.settings import TrainingSettings, check_rank
 from ..training.trained_model import check_full_training
 from ..video import ClipSpec
 from .lora_options import SAMPLE_STEPS, check_needs, read_settings, without_effect
@@ -100,6 +100,8 @@ def read_job(args: argparse.Namespace, distributed: Distributed, *, plans: bool)
     settings, existing = _starting_point(pipe, args, settings)
     if settings.is_full:
         check_full_training(pipe, settings, args.adapter_path)
+    elif settings.resume_adapter_file is None:
+        check_rank(pipe.configs["transformer"], settings)
     if args.resume and distributed.is_main:
         check_resumable(args.adapter_path, settings.of_all(distributed.size))
     options = _clip_options(pipe, args, settings.seed)
@@ -163,6 +165,10 @@ def _sample_video(
         InvalidInputError: the model can't make it.
     """
     prompt, mark, image = (part.strip() for part in text.partition(IMAGE_MARK))
+    if pipe.takes_image and not mark:
+        raise InvalidInputError(
+            f"--sample-prompt of an image-to-video model needs an image: TEXT{IMAGE_MARK}IMAGE"
+        )
     video = pipe.request(
         prompt,
         image=image if mark else None,

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from ..nn import attention_backward
 from ..nn.eval_schedule import LAZY, EvalSchedule, RecordedSchedule, replay
@@ -251,9 +250,10 @@ def module_vjp(
 @contextmanager
 def _updated(module: nn.Module, parameters: dict[str, mx.array]) -> Iterator[None]:
     """Gives a module other parameters within the block, such as those of a tracing."""
-    before = module.trainable_parameters()
+    own = TrainableParameters(module)
+    before = {path: own[path] for path in parameters}
     try:
-        module.update(tree_unflatten(list(parameters.items())))
+        own.update(parameters)
         yield
     finally:
-        module.update(before)
+        own.update(before)

@@ -309,6 +309,11 @@ def locked_adapter_folder(folder: Path, resume: bool, is_full: bool = False) -> 
 
 def _check_contents(folder: Path, resume: bool, is_full: bool) -> None:
     check_writable(folder, "--adapter-path")
+    for parent in folder.absolute().parents:
+        if (parent / "model_index.json").exists():
+            raise OutputError(f"{folder} is inside of the model {parent}: {OTHER_FOLDER}")
+        if parent.name == CHECKPOINTS and saved_checkpoints(parent.parent):
+            raise OutputError(f"{folder} is inside of another training: {OTHER_FOLDER}")
     if resume:
         last_checkpoint(folder)
     elif saved_checkpoints(folder):

@@ -240,6 +240,15 @@ def new_adapter(
     return layers
 
 
+def check_rank(config: TransformerConfig, settings: TrainingSettings) -> None:
+    """Raises InvalidInputError if a new adapter has a higher rank than a layer that it adapts."""
+    for path, shape in adapted_layers(config, settings.targets).items():
+        if settings.rank > min(shape):
+            raise InvalidInputError(
+                f"rank must be at most {min(shape)}, the width of {path}; got {settings.rank}"
+            )
+
+
 def adapted_layers(
     config: TransformerConfig, targets: Collection[str]
 ) -> dict[str, tuple[int, int]]:
@@ -249,11 +258,17 @@ def adapted_layers(
         InvalidInputError: no layer of the blocks has one of these names.
     """
     shapes, unknown = {}, set(targets)
-    for path, shape in linear_layers(CogVideoXTransformer3DModel(config)).items():
+    layers = linear_layers(CogVideoXTransformer3DModel(config))
+    for path, shape in layers.items():
         named = {target for target in targets if f".{path}".endswith(f".{target}")}
         if named and path.startswith("transformer_blocks."):
             shapes[path] = shape
             unknown -= named
     if unknown:
-        raise InvalidInputError(f"the model's blocks have no layers {', '.join(sorted(unknown))}")
+        blocks = (path for path in layers if path.startswith("transformer_blocks."))
+        known = sorted({path.split(".", 2)[2] for path in blocks})
+        raise InvalidInputError(
+            f"the model's blocks have no layers {', '.join(map(repr, sorted(unknown)))}; they have "
+            f"{', '.join(known)}"
+        )
     return shapes

@@ -5,9 +5,9 @@ the weights, the optimizer's state and the number of steps, and a resumed traini
 weights bit for bit.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ import numpy as np
 
 from ..checkpoints import Adapter
 from ..distributed import ALONE, Distributed
-from ..errors import DeviceError, GenerationError, PeerLostError, mlx_errors, wider_dtype
+from ..errors import (
+    CheckpointError,
+    GenerationError,
+    PeerLostError,
+    mlx_errors,
+    wider_dtype,
+)
 from ..pipeline.events import Progress, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from .batches import Batches
@@ -27,10 +33,13 @@ from .latent_cache import Cache
 from .log import LOG, append_row, cut_log, write_plot
 from .prepare import Sample
 from .prior_answers import PriorAnswers
+from .rescue import rescued
 from .settings import TrainingSettings
 from .trained_adapter import TrainedAdapter
 from .trained_model import TrainedModel
 from .validation import Validation
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """A row of the log: what is reported of an update."""
@@ -143,9 +152,9 @@ class Trainer:
             CheckpointError: a file of the cache is gone.
             OSError: a file can't be written.
         """
-        is_main, stop = self.distributed.is_main, False
+        stop, is_main = False, self.distributed.is_main
         advice = memory_advice(self.pipe, self.settings)
-        with self._rescued(), mlx_errors(out_of_memory=advice):
+        with rescued(self._rescue, self.distributed), mlx_errors(out_of_memory=advice):
             if is_main:
                 cut_log(self.folder / LOG, self.step)
             while not (self.is_done or stop):
@@ -177,7 +186,12 @@ class Trainer:
         if best and not self.settings.is_full:
             self.best_result = self.folder / BEST
         elif best and best.step != self.step:
-            self.trained.restore(self._load(best.step))
+            try:
+                checkpoint = self._load(best.step)
+            except CheckpointError as error:
+                logger.warning("the best step, %d, can't be made a model: %s", best.step, error)
+                return
+            self.trained.restore(checkpoint)
             self.best_result = self.trained.finish(self.folder / BEST)
 
     def _stops_alone(self, should_stop: Callable[[], bool]) -> bool:
@@ -211,13 +225,12 @@ class Trainer:
         norm = self.trained.update(batches, self.step, agree)
         if not np.isfinite(norm):
             raise self._not_finite(means[0], norm)
-        learning_rate = self.trained.learning_rate(self.step)
         self.step += 1
         row = {
             "step": self.step,
             **dict(zip(("loss", "prior_loss"), means, strict=False)),
             "gradient": norm,
-            "learning_rate": learning_rate,
+            "learning_rate": self.trained.learning_rate(self.step - 1),
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory": mx.get_peak_memory(),
         }
@@ -307,21 +320,8 @@ class Trainer:
         settings = self.settings.of_all(self.distributed.size)
         return load_checkpoint(self.folder, like, settings, self.data, step)
 
-    @contextmanager
-    def _rescued(self) -> Iterator[None]:
-        """Saves the steps done when the block fails, and notes in the error how to go on."""
-        try:
-            yield
-        except (DeviceError, PeerLostError) as error:
-            self._rescue(error)
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            # The other processes have the same error, or lose this one and save what it would.
-            if self.distributed.is_main:
-                self._rescue(error)
-            raise
-
     def _rescue(self, error: BaseException) -> None:
+        """Saves the steps done, and notes in the error how to go on."""
         resume = "--resume"
         if self.trained.step is None:
             error.add_note("an update was half done: the steps since the last checkpoint are lost")

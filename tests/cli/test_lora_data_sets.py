@@ -93,8 +93,8 @@ def test_the_share_to_hold_out_is_of_all_folders(lora, capsys):
     ("options", "message"),
     [
         (["--data", "one", 1, "--data", "two"], "give each --data a weight, or none of them"),
-        (["--data", "one", 0, "--data", "two", 1], "must be above 0"),
-        (["--data", "one", -1, "--data", "two", 1], "must be above 0"),
+        (["--data", "one", 0, "--data", "two", 1], "must be from 1e-06 to 1e+06"),
+        (["--data", "one", -1, "--data", "two", 1], "must be from 1e-06 to 1e+06"),
         (["--data", "one", 1, 2], "2 is a number: for a path, repeat --data"),
         (["--data", "one", "--data", "./one"], "the same --data is given twice"),
         (["--data", "one", "--data", "none"], "none is not a folder"),

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from adapters import make_adapter
@@ -145,3 +146,18 @@ def test_all_weights_are_trained_with_the_adapters_fused_into_them(clips, base, 
     assert lora(clips, tmp_path / "fused", *full, "--model", fused, small=size) == 0
     assert weights(tmp_path / "on") == weights(tmp_path / "fused")
     assert lora(clips, tmp_path / "on", *full, "--lora", base, "--resume", small=size) == 2
+
+
+def test_an_adapter_is_trained_beside_lokr(clips, tmp_path):
+    arrays = {}
+    for part, side in (("w1", 8), ("w2", 24)):
+        name = f"base_model.model.transformer_blocks.0.attn1.to_q.lokr_{part}"
+        arrays[name] = 0.1 * mx.random.normal((side, side), key=mx.random.key(side))
+    (tmp_path / "lokr").mkdir()
+    mx.save_safetensors(str(tmp_path / "lokr" / "adapter_model.safetensors"), arrays)
+    about = {"peft_type": "LOKR", "r": 4, "alpha": 4}
+    (tmp_path / "lokr" / "adapter_config.json").write_text(json.dumps(about))
+    with_lokr, without = tmp_path / "with", tmp_path / "without"
+    assert lora(clips, with_lokr, "--iters", 2, "--lora", tmp_path / "lokr") == 0
+    assert lora(clips, without, "--iters", 2) == 0
+    assert not same(with_lokr, without)
