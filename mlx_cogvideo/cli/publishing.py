@@ -190,7 +190,8 @@ class TrainedResult:
         yield "optimizer", settings.effective_optimizer
         rate = f"{settings.effective_learning_rate:g}, {settings.schedule}"
         warmup = min(settings.warmup, settings.iters // 2)
-        yield "learning rate", f"{rate} after {warmup} updates of warmup"
+        plural = "s" * (warmup != 1)
+        yield "learning rate", f"{rate} after {warmup} update{plural} of warmup"
         if job.prior:
             yield "prior prompts", f"{len(job.prior)}, with weight {settings.prior_weight:g}"
         yield "seed", str(settings.seed)
