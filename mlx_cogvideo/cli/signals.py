@@ -102,11 +102,14 @@ def ended_gently(last_words: Callable[[int, str], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # The command has ended: an interrupt that comes now has nothing to end any more.
+        on_interrupt = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(outer)
         os.close(sent)  # the end of what the thread reads, and so its own
         watcher.join()
         os.close(seen)
-        for number, handler in before.items():
+        for number, handler in [*before.items(), (signal.SIGINT, on_interrupt)]:
             signal.signal(number, handler)
 
 
