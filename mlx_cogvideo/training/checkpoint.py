@@ -225,6 +225,8 @@ def _check_same(
             f"--resume --iters {int(checkpoint.name)}), and give that as --model with another "
             "--adapter-path"
         )
+    if any("--lora" in change for change in changes):
+        way = f"give --lora with its scale as before; or, {way}"
     raise InvalidInputError(
         f"{checkpoint} belongs to another training: {'; '.join(changes)}; {way}"
     )
