@@ -265,10 +265,11 @@ def adapted_layers(
             shapes[path] = shape
             unknown -= named
     if unknown:
+        missing = sorted(unknown)
         blocks = (path for path in layers if path.startswith("transformer_blocks."))
         known = sorted({path.split(".", 2)[2] for path in blocks})
         raise InvalidInputError(
-            f"the model's blocks have no layers {', '.join(map(repr, sorted(unknown)))}; they have "
-            f"{', '.join(known)}"
+            f"the model's blocks have no layers {', '.join(name or repr('') for name in missing)}; "
+            f"they have {', '.join(known)}"
         )
     return shapes
