@@ -38,7 +38,7 @@ def content_digests(
 def model_digests(
     model: dict[str, Any] | None, precision: str, adapters: Sequence[tuple[Adapter, float]] = ()
 ) -> dict[str, str]:
-    """Those of the `content_digests` that are known before any clip is encoded."""
+    """The part of the `content_digests` that is known before any clip is encoded."""
     contents: dict[str, Any] = {"model's weights": [model, precision]}
     for number, (adapter, scale) in enumerate(adapters, start=1):
         about = [file_digest(adapter.file), scale, adapter.scales]

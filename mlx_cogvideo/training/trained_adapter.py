@@ -55,7 +55,6 @@ class TrainedAdapter:
         scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
         self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
         self._optimizer = make_optimizer(settings)
-        self._norm = fused(norm)
         self.step: int | None = 0
         self._parameters = TrainableParameters(self._transformer)
         self._states = {path: self._optimizer.initial(p) for path, p in self._parameters.items()}
@@ -72,7 +71,7 @@ class TrainedAdapter:
         """
         losses, gradients = self._accumulated(batches)
         gradients = self._distributed.all_mean(gradients)
-        norm = self._norm([*gradients.values()]).item()
+        norm = _norm([*gradients.values()]).item()
         agree(losses, norm)
         self._apply(gradients, step, mx.array(min(1, self._settings.clip_norm / (norm + 1e-6))))
         return norm
@@ -151,7 +150,8 @@ class TrainedAdapter:
         return folder
 
 
-def norm(arrays: Sequence[mx.array]) -> mx.array:
+@fused
+def _norm(arrays: Sequence[mx.array]) -> mx.array:
     """The Euclidean norm of all arrays together, ``[]``."""
     squares = [mx.square(array.astype(mx.float32)).sum() for array in arrays]
     return mx.sqrt(mx.stack(squares).sum())
