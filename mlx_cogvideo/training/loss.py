@@ -7,10 +7,11 @@ from math import log2
 import mlx.core as mx
 
 from ..diffusion.denoising import velocities
-from ..diffusion.schedulers import Scheduler
+from ..diffusion.schedulers import Scheduler, make_scheduler
 from ..nn.eval_schedule import EvalSchedule
 from ..nn.low_rank import without_adapters
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
+from ..pipeline.pipeline import CogVideoXPipeline
 from .blockwise import TEMB, BlockBackward, Gradients, module_vjp
 from .head import HEAD, HeadBackward, mean_squared_errors
 from .parameters import TrainableParameters
@@ -223,6 +224,12 @@ class TransformerLoss:
                 answers = self.prior_answers(batch)
             target = mx.concatenate([target[: -batch.prior], answers.astype(mx.float32)])
         return self._inputs(batch), target
+
+
+def training_loss(pipe: CogVideoXPipeline) -> TransformerLoss:
+    """The loss of a pipeline's transformer, whose trained parameters must be chosen before."""
+    scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
+    return TransformerLoss(pipe.transformer, scheduler, pipe.dtype)
 
 
 def _mean(found: list[Gradients], scales: Sequence[float]) -> Gradients:

@@ -7,14 +7,13 @@ import mlx.core as mx
 
 from ..checkpoints import Adapter, save_adapter
 from ..checkpoints.published_names import base_repository, published_adapters, published_model
-from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
 from ..nn.fusion import fused
 from ..nn.low_rank import add_adapter
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import Checkpoint
 from .existing_adapter import existing_layers
-from .loss import Batch, TransformerLoss
+from .loss import Batch, training_loss
 from .optimizer_base import flat_states
 from .optimizers import make_optimizer
 from .parameters import TrainableParameters
@@ -52,8 +51,7 @@ class TrainedAdapter:
         else:
             self._layers = existing_layers(existing, settings)
         add_adapter(self._transformer, self._layers)
-        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
-        self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
+        self.loss = training_loss(pipe)
         self._optimizer = make_optimizer(settings)
         self.step: int | None = 0
         self._parameters = TrainableParameters(self._transformer)

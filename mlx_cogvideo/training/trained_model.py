@@ -14,7 +14,6 @@ from mlx.utils import tree_flatten
 
 from ..checkpoints.finetuned import save_finetuned
 from ..checkpoints.model_folder import ModelFolder
-from ..diffusion.schedulers import make_scheduler
 from ..distributed import Distributed
 from ..errors import InvalidInputError, OutputError
 from ..files import absolute
@@ -23,7 +22,7 @@ from ..nn.quantization import QuantizedLinear
 from ..nn.transformer import CogVideoXTransformer3DModel
 from ..pipeline.pipeline import CogVideoXPipeline
 from .checkpoint import MODEL, OTHER_FOLDER, TRANSFORMER, Checkpoint
-from .loss import Batch, TransformerLoss
+from .loss import Batch, training_loss
 from .optimizer_base import State, flat_states
 from .optimizers import make_optimizer
 from .parameters import TrainableParameters
@@ -53,8 +52,7 @@ class TrainedModel:
         self._transformer = pipe.transformer
         fuse_adapters(self._transformer)
         unfreeze_only(self._transformer, settings.train_layers)
-        scheduler = make_scheduler("ddim", pipe.scheduler_config, mx.random.key(0))
-        self.loss = TransformerLoss(self._transformer, scheduler, pipe.dtype)
+        self.loss = training_loss(pipe)
         self.step: int | None = 0
         self._optimizer = make_optimizer(settings)
         trained = self._parameters = TrainableParameters(self._transformer)
