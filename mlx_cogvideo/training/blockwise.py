@@ -15,13 +15,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn import attention_backward
-from ..nn.eval_schedule import LAZY, EvalSchedule, RecordedSchedule, replay
+from ..nn.eval_schedule import LAZY, PUSH_ELEMENTS, EvalSchedule, RecordedSchedule, replay
 from ..nn.fusion import fused
 from ..nn.modulation import gated_residual
 from ..nn.transformer import BlockContext, CogVideoXBlock
 from .parameters import TrainableParameters
 
-WIDE_ELEMENTS = 2**25
+WIDE_ELEMENTS = 5 * 2**23
 """Elements of the feed-forward part's wide layer whose gradients are taken at a time."""
 
 TEMB = "temb"
@@ -193,9 +193,12 @@ class BlockBackward:
             )
             for name, gradient in of_parameters.items():
                 if name in gradients:
-                    gradient = gradients[name] + gradient
+                    # Without the dependency a compilation fuses the additions of all parts, and the
+                    # first part's gradients can only be evaluated together with those of the last.
+                    gradient = mx.depends(gradients[name], of_inputs) + gradient
                 gradients[name] = schedule.hold(gradient)
-            wide = 4 * batch * (end - first) * dim
+            # Each of several parts is a piece of the evaluation, though it may be a bit too small.
+            wide = 4 * batch * (end - first) * dim if count == 1 else PUSH_ELEMENTS
             parts.append(schedule.push_all(of_inputs, wide))
         whole = [mx.concatenate(arrays, axis=-2) for arrays in zip(*parts, strict=True)]
         return schedule.push_all(whole)

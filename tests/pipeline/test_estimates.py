@@ -7,11 +7,14 @@ from adapters import RANK, make_adapter
 
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, device
 from mlx_cogvideo.checkpoints import DEMO_PATH
+from mlx_cogvideo.checkpoints.model_configurations import official_model
+from mlx_cogvideo.checkpoints.variants import VARIANTS
 from mlx_cogvideo.device import Machine
 from mlx_cogvideo.nn import eval_schedule
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
 from mlx_cogvideo.pipeline import estimates as memory
 from mlx_cogvideo.pipeline.recording import Meter
+from mlx_cogvideo.pipeline.resolver import model_geometry
 from mlx_cogvideo.pipeline.vae_stage import Tiling
 from mlx_cogvideo.training import estimates as training_estimates
 from mlx_cogvideo.training.settings import TrainingSettings
@@ -202,6 +205,33 @@ def test_training_on_metal_needs_larger_score_tables_for_larger_batches(pipe, mo
 
     tables = 3 * 8 * 3 * 1024**2 - 20 * 2**10
     assert need(True) - need(False) == tables * pipe.dtype.size
+
+
+SMALL, OWN = (17, 256, 384), (49, 480, 720)
+RANK_128, ALL = {"rank": 128, "alpha": 64}, {"fine_tune_type": "full"}
+
+
+@pytest.mark.parametrize(
+    "alias, settings, size, gibibytes",
+    [
+        ("5b", RANK_128, SMALL, 13.95),
+        ("5b", RANK_128, OWN, 18.60),
+        ("5b", ALL, SMALL, 12.40),
+        ("5b", ALL, OWN, 18.63),
+        ("5b", ALL | {"optimizer": "adamw_8bit"}, SMALL, 24.57),
+        ("5b", ALL | {"optimizer": "adamw"}, SMALL, 54.44),
+        ("2b", ALL | {"optimizer": "adamw_8bit"}, SMALL, 8.04),
+    ],
+)
+def test_trainings_of_official_models_are_estimated_as_measured(alias, settings, size, gibibytes):
+    """The measurements are those of docs/benchmarks.md."""
+    model = official_model(next(variant for variant in VARIANTS if variant.alias == alias))
+    model.machine = Machine("cuda", "", 2**37)
+    settings = TrainingSettings(**settings)
+    needs = training_estimates.estimate_training_memory(
+        model, model_geometry(model, *size), settings
+    )
+    assert needs["train"] / 2**30 == pytest.approx(gibibytes, rel=0.1)
 
 
 def test_frames_too_large_for_one_array_are_cut_even_with_plenty_of_memory(pipe, monkeypatch):

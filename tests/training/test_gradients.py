@@ -1,13 +1,21 @@
 """Gradients block by block, by functions that are compiled as on a GPU."""
 
+import re
+
 import mlx.core as mx
 import pytest
 from support import OFFICIAL_SCHEDULER_CONFIG, needs_compiler, relative_error
 
 from mlx_cogvideo.diffusion.schedulers import make_scheduler
+from mlx_cogvideo.nn import attention_backward, fusion
+from mlx_cogvideo.nn.eval_schedule import LAZY
 from mlx_cogvideo.nn.low_rank import add_adapter
 from mlx_cogvideo.nn.quantization import Quantization, QuantizedLinear, quantize_layers
-from mlx_cogvideo.nn.transformer import CogVideoXTransformer3DModel, TransformerConfig
+from mlx_cogvideo.nn.transformer import (
+    BlockContext,
+    CogVideoXTransformer3DModel,
+    TransformerConfig,
+)
 from mlx_cogvideo.training import blockwise
 from mlx_cogvideo.training.loss import Batch, TransformerLoss
 from mlx_cogvideo.training.settings import TrainingSettings, new_adapter
@@ -65,3 +73,29 @@ def test_compiled_gradients_of_some_layers_are_the_others(monkeypatch, bits, tar
     assert found.keys() == expected.keys() and len(found) == 4 * len(targets)
     for path, gradient in found.items():
         assert relative_error(gradient, expected[path]) < 1e-5, path
+
+
+class Traced(Exception):
+    """Ends a test once it has what it looks for."""
+
+
+def test_parts_of_a_compiled_block_can_be_evaluated_one_after_another(monkeypatch, tmp_path):
+    """Additions that were fused over all parts would need the gradients of all parts at once."""
+    model = CogVideoXTransformer3DModel(CONFIG)
+    x, temb = mx.random.normal((1, 39, 64)), mx.random.normal((1, 32))
+    monkeypatch.setattr(blockwise, "fused", mx.compile)
+    monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", x.size)  # four parts
+    monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
+    monkeypatch.setattr(fusion, "on_gpu", lambda: True)
+
+    def look(arrays, elements, schedule):
+        assert elements.count(blockwise.PUSH_ELEMENTS) == 4 * len(blockwise.PIECES)
+        mx.export_to_dot(str(tmp_path / "graph.dot"), *arrays)
+        raise Traced
+
+    monkeypatch.setattr(blockwise, "replay", look)
+    backward = blockwise.BlockBackward(model.transformer_blocks[0], with_temb=True)
+    with pytest.raises(Traced):
+        backward.gradients(x, BlockContext(temb, mx.arange(39)[:, None] < 7, None), x, LAZY)
+    names = re.findall(r'label ="(Compiled\w+)"', (tmp_path / "graph.dot").read_text())
+    assert names and not [name for name in names if "AddAddAdd" in name]
