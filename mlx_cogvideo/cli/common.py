@@ -120,7 +120,7 @@ def _carried_out(
         return USAGE if isinstance(error, InvalidInputError) else FAILED, error
     except KeyboardInterrupt as error:
         if not with_notes(error):
-            error.add_note("nothing was written")
+            error.add_note(_before_it(error))
         say(f"interrupted: {with_notes(error)}")
         return INTERRUPTED, error
     except OSError as error:
@@ -133,6 +133,16 @@ def _carried_out(
         by_device = device_error(error)
         say(f"error: {explained(by_device)}")
         return FAILED, by_device
+
+
+def _before_it(error: KeyboardInterrupt) -> str:
+    """What an interrupt says that found no note: it may have cut the handling of another short."""
+    earlier = error.__context__
+    while earlier is not None and not isinstance(earlier, KeyboardInterrupt):
+        earlier = earlier.__context__
+    if earlier is None:
+        return "nothing was written"
+    return with_notes(earlier) or "twice, so that it isn't known what was written last"
 
 
 def say(message: str) -> None:

@@ -298,6 +298,27 @@ def test_an_error_from_outside_ends_in_an_event(folder, capsys, monkeypatch, err
     assert end["kind"] == kind and end["error"].startswith(text)
 
 
+TWICE = "twice, so that it isn't known what was written last"
+
+
+@pytest.mark.parametrize("note", ["go on with --resume", None])
+def test_a_second_interrupt_does_not_say_that_nothing_was_written(
+    folder, capsys, monkeypatch, note
+):
+    def interrupted_twice(*_, **__):
+        try:
+            first = KeyboardInterrupt()
+            if note:
+                first.add_note(note)
+            raise first
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_cogvideo.cli.generate.make_plan", interrupted_twice)
+    assert generate("video.mp4") == 130
+    assert capsys.readouterr().err == f"interrupted: {note or TWICE}\n"
+
+
 def test_even_a_fault_of_this_program_ends_in_an_event(folder, capsys, monkeypatch):
     monkeypatch.setattr("mlx_cogvideo.cli.generate.make_plan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
