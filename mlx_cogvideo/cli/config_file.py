@@ -66,6 +66,10 @@ def _words(path: Path, option: str, action: argparse.Action, value: Any) -> Iter
     if action.nargs == 0 or (action.nargs == "?" and isinstance(value, bool)):
         yield from _switch(path, option, action, value)
         return
+    if action.nargs == "+" and isinstance(value, list) and {type(each) for each in value} == {list}:
+        for each in value:  # as if the option were given several times
+            yield from (option, *_values(path, option, action, each))
+        return
     values = _values(path, option, action, value)
     if isinstance(action, argparse._AppendAction):
         for word in values:

@@ -26,7 +26,7 @@ from .common import (
 from .json_events import add_events_option
 from .options import add_settings, given_settings, named, path
 from .parser import Parser
-from .reports import services
+from .reports import Services, services
 from .training_data import HELP as DATA_HELP
 from .training_data import add_data_options, check_data
 
@@ -137,7 +137,7 @@ def make_parser() -> Parser:
     add("--sample-every", type=not_negative, default=0, metavar="UPDATES")
     add("--sample-prompt", action="append", default=[], metavar="TEXT")
     add("--sample-steps", type=int, metavar="STEPS")
-    add("--report-to", type=services, default=(), metavar="SERVICE")
+    add("--report-to", type=services, nargs="+", action=Services, default=(), metavar="SERVICE")
     add("--project-name", type=named, metavar="NAME")
     add("--trigger-word", type=named, metavar="WORD")
     add("--upload-repo", type=named, metavar="REPO")

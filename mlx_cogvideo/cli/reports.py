@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -36,13 +37,21 @@ logger = logging.getLogger(__name__)
 
 
 def services(text: str) -> tuple[str, ...]:
-    """The services of ``--report-to``, such as ``wandb,tensorboard``."""
+    """Some of the services of ``--report-to``, such as ``wandb,tensorboard``."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not set(names) <= PACKAGES.keys():
         raise argparse.ArgumentTypeError(
             f"must be {' or '.join(PACKAGES)}, or both with a comma between them; got {text!r}"
         )
     return names
+
+
+class Services(argparse.Action):
+    """``--report-to SERVICE``, also several of them: a configuration file has a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        names = chain.from_iterable(values)
+        setattr(namespace, self.dest, tuple(dict.fromkeys(names)))
 
 
 def check_packages(names: Sequence[str]) -> None:

@@ -339,3 +339,21 @@ def test_a_prompt_is_reported_once_by_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("--prompt", "a 猫 circle", *SMALL, "--steps", 1, "--guidance", 1) == 0
     assert len(warnings(capsys.readouterr().err)) == 1
+
+
+def test_a_configuration_file_repeats_an_option(tmp_path):
+    file, parser = tmp_path / "training.toml", lora_options.make_parser()
+    file.write_text(
+        'data = [["clips", 2], ["more"]]\nlora = [["style", 0.8], ["motion"]]\n'
+        'report-to = ["wandb", "tensorboard"]\n'
+    )
+    args = parser.parse_args(with_config_file(parser, ["--config", str(file)]))
+    assert [(each.path.name, each.weight) for each in args.data] == [("clips", 2), ("more", None)]
+    assert args.lora == [("style", 0.8), ("motion", 1.0)]
+    assert args.report_to == ("wandb", "tensorboard")
+
+
+@pytest.mark.parametrize("value", ['[["a"], 1]', '[[["a"]]]', "[[true]]", "[[]]", "[]"])
+def test_an_odd_list_in_a_configuration_file_is_refused(tmp_path, capsys, value):
+    line = refused(tmp_path / "odd.toml", f'prompt = "a"\nlora = {value}\n', capsys)
+    assert "--lora" in line or "at least one argument" in line
