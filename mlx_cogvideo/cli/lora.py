@@ -257,8 +257,7 @@ def _run(
         return INTERRUPTED
     if distributed.is_main:
         if best := trainer.validation.best:
-            about = f"step {best.step}, validation loss {best.validation:.4f}"
-            logger.info("%-8s %s, in %s", "best", about, trainer.best_result)
+            result.tell_of_best(best.step, best.validation, trainer.best_result)
         interrupts.patient = False
         result.publish(trainer.step, events)
         events.tell("output", str(trainer.result), output=trainer.result)

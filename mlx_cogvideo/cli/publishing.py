@@ -115,8 +115,21 @@ class TrainedResult:
         again = "the same command with --resume uploads it again"
         upload(self.folder, self.args.upload_repo, again, events, files)
 
-    def write_card(self, step: int) -> bool:
+    def tell_of_best(self, step: int, loss: float, folder: Path) -> None:
+        """Says which step was the best by its validation loss, and writes its card into `folder`.
+
+        Raises:
+            OSError: the card can't be written.
+        """
+        logger.info("%-8s step %d, validation loss %.4f, in %s", "best", step, loss, folder)
+        if folder != self.folder:
+            self.write_card(step, folder)
+
+    def write_card(self, step: int, folder: Path | None = None) -> bool:
         """Writes the card for what `step` updates have made, with the samples that it shows.
+
+        Args:
+            folder: where the result of that step is; None is that of the last one.
 
         Returns:
             Whether it was written: one that a user has changed is kept.
@@ -124,7 +137,8 @@ class TrainedResult:
         Raises:
             OSError: it can't be written.
         """
-        folder, source = self.folder, self.args.adapter_path
+        name = published_name(folder) if folder else self.args.upload_repo
+        folder, source = folder or self.folder, self.args.adapter_path
         videos = _last_samples(source / SAMPLES, step)
         samples = {f"{SAMPLES}/{video.name}": prompt for video, prompt in videos}
         plot = PLOT if (source / PLOT).is_file() else None
@@ -132,7 +146,8 @@ class TrainedResult:
             for file in [*samples, *filter(None, [plot])]:
                 (folder / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / file, folder / file)
-        return write_card(folder, self._card(step, samples, plot))
+        name = name or published_name(folder)
+        return write_card(folder, self._card(name, step, samples, plot))
 
     def _files(self, step: int) -> list[str]:
         """The files of an adapter, its card and what the card shows, below the folder."""
@@ -140,10 +155,10 @@ class TrainedResult:
         names = [*ADAPTER_FILES, CARD, PLOT, *(f"{SAMPLES}/{video.name}" for video in videos)]
         return [name for name in names if (self.folder / name).is_file()]
 
-    def _card(self, step: int, samples: dict[str, str], plot: str | None) -> TrainedCard:
+    def _card(self, name: str, step: int, samples: dict[str, str], plot: str | None) -> TrainedCard:
         pipe, spec = self.job.pipe, self.job.clip_options.specs[0]
         return TrainedCard(
-            name=self.args.upload_repo or published_name(self.folder),
+            name=name,
             is_full=self.job.settings.is_full,
             base=base_repository(pipe),
             model=published_model(pipe),

@@ -140,6 +140,9 @@ def test_the_best_step_is_kept_and_can_be_used(
     assert same(adapter / "best", tmp_path / "two") and not same(adapter / "best", adapter)
     assert generate(tmp_path / "video.mp4", "--lora", adapter / "best") == 0
     assert (adapter / "loss.svg").read_text().count("<polyline") == 3
+    cards = [(folder / "README.md").read_text() for folder in (adapter / "best", adapter)]
+    assert ["| updates | 2 |" in card for card in cards] == [True, False]
+    assert f"--lora {adapter.name}/best" in cards[0] and (adapter / "best/loss.svg").is_file()
 
 
 def test_a_killed_training_knows_its_best_step(
@@ -193,6 +196,7 @@ def test_the_best_model_of_a_full_training_is_written(clips, lora, adapter, loss
     assert changed == {"proj_out.weight", "proj_out.bias"}
     trained = mx.load(str(adapter / "checkpoints/0000001/transformer.safetensors"))
     assert mx.array_equal(weights[1]["proj_out.weight"], trained["proj_out.weight"])
+    assert "| updates | 1 |" in (adapter / "best/model/README.md").read_text()
 
 
 def test_other_held_out_clips_are_told_on_resuming(clips, lora, adapter, tmp_path, capsys):
