@@ -8,6 +8,7 @@ os.environ["MLX_ENABLE_TF32"] = "0"
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
+import mlx.core as mx
 import pytest
 from fast_blas import BLAS
 from support import write_spiece_model
@@ -15,6 +16,13 @@ from support import write_spiece_model
 
 def pytest_report_header() -> str:
     return BLAS
+
+
+@pytest.fixture(autouse=True)
+def compilation():
+    """Switches compilation on again after a test whose settings switched it off."""
+    yield
+    mx.enable_compile()
 
 
 @pytest.fixture(autouse=True)
