@@ -137,7 +137,6 @@ class TrainedResult:
         Raises:
             OSError: it can't be written.
         """
-        name = published_name(folder) if folder else self.args.upload_repo
         folder, source = folder or self.folder, self.args.adapter_path
         videos = _last_samples(source / SAMPLES, step)
         samples = {f"{SAMPLES}/{video.name}": prompt for video, prompt in videos}
@@ -146,8 +145,7 @@ class TrainedResult:
             for file in [*samples, *filter(None, [plot])]:
                 (folder / file).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / file, folder / file)
-        name = name or published_name(folder)
-        return write_card(folder, self._card(name, step, samples, plot))
+        return write_card(folder, self._card(folder, step, samples, plot))
 
     def _files(self, step: int) -> list[str]:
         """The files of an adapter, its card and what the card shows, below the folder."""
@@ -155,10 +153,13 @@ class TrainedResult:
         names = [*ADAPTER_FILES, CARD, PLOT, *(f"{SAMPLES}/{video.name}" for video in videos)]
         return [name for name in names if (self.folder / name).is_file()]
 
-    def _card(self, name: str, step: int, samples: dict[str, str], plot: str | None) -> TrainedCard:
+    def _card(
+        self, folder: Path, step: int, samples: dict[str, str], plot: str | None
+    ) -> TrainedCard:
         pipe, spec = self.job.pipe, self.job.clip_options.specs[0]
+        uploaded = self.args.upload_repo if folder == self.folder else None
         return TrainedCard(
-            name=name,
+            name=uploaded or published_name(folder),
             is_full=self.job.settings.is_full,
             base=base_repository(pipe),
             model=published_model(pipe),

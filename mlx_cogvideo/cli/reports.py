@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def services(text: str) -> tuple[str, ...]:
     """Some of the services of ``--report-to``, such as ``wandb,tensorboard``."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    names = tuple(name.strip() for name in text.split(","))
     if not set(names) <= PACKAGES.keys():
         raise argparse.ArgumentTypeError(
             f"must be {' or '.join(PACKAGES)}, or both with a comma between them; got {text!r}"

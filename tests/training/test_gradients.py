@@ -83,7 +83,6 @@ def test_parts_of_a_compiled_block_can_be_evaluated_one_after_another(monkeypatc
     """Additions that were fused over all parts would need the gradients of all parts at once."""
     model = CogVideoXTransformer3DModel(CONFIG)
     x, temb = mx.random.normal((1, 39, 64)), mx.random.normal((1, 32))
-    monkeypatch.setattr(blockwise, "fused", mx.compile)
     monkeypatch.setattr(blockwise, "WIDE_ELEMENTS", x.size)  # four parts
     monkeypatch.setattr(attention_backward, "has_own_backward", lambda dtype: True)
     monkeypatch.setattr(fusion, "on_gpu", lambda: True)
