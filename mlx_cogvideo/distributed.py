@@ -1,8 +1,8 @@
-"""Distributed training in several processes, on one machine or more: see docs/several-macs.md.
+"""Several processes that work together, on one machine or more: see docs/several-macs.md.
 
-``mlx.launch`` starts the processes. Each of them holds the whole model and learns from its own
-clips in each step. Their gradients are averaged, so that all of them have the same adapter. The
-main process writes it.
+``mlx.launch`` starts the processes, and each of them holds the whole model. In a training, each
+learns from its own clips in each step, and their gradients are averaged. In a generation, each
+computes its part of a step. The main process writes files.
 
 An exchange waits for the slowest process, for minutes if necessary. On a Mac the GPU must not wait
 with it: Metal aborts GPU work that is held up for about five seconds (ml-explore/mlx#4475), which
@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +25,22 @@ from mlx.utils import tree_flatten
 from .errors import InvalidInputError, PeerLostError, first_line
 
 
+@dataclass(frozen=True)
+class Processes:
+    """How many processes share a run, and how they were asked to divide it.
+
+    Attributes:
+        split: what they divide first; None leaves it to the run.
+        shares: the weight of each of them; None is equal ones.
+    """
+
+    size: int = 1
+    split: str | None = None
+    shares: tuple[float, ...] | None = None
+
+
 class Distributed:
-    """This process and its group in a distributed training.
+    """This process and its group.
 
     Attributes:
         rank: number of this process, from 0.
@@ -54,8 +69,8 @@ class Distributed:
         except RuntimeError as error:
             reason = first_line(error)
             raise InvalidInputError(
-                f"the processes of this training can't reach each other ({reason}): another "
-                "training may have the port (mlx.launch --starting-port)"
+                f"the processes can't reach each other ({reason}): others may use the port "
+                "(mlx.launch --starting-port)"
             ) from None
 
     @property
@@ -82,6 +97,36 @@ class Distributed:
     def mean(self, values: Sequence[float]) -> list[float]:
         """The mean of each number over all processes."""
         return [total / self.size for total in self._sum(mx.array(values)).tolist()]
+
+    def all_gather(self, array: mx.array) -> mx.array:
+        """The arrays of all processes, ``[size, ...]``, in the order of their ranks.
+
+        The array must have the same shape everywhere: MLX makes wrong data of others, without an
+        error.
+
+        With NCCL the result may be lazy: the GPU communicates in the order of its work.
+        """
+        if self.size == 1:
+            return array[None]
+        if mx.cuda.is_available():
+            return mx.distributed.all_gather(array[None], group=self._group)
+        mx.eval(array)
+        with mx.stream(_exchange_device()), _lost():
+            gathered = mx.distributed.all_gather(array[None], group=self._group)
+            mx.eval(gathered)
+            return gathered
+
+    def split(self, color: int) -> Self | None:
+        """The group of the processes with the same color; None where the backend has no groups.
+
+        All processes must call it. MLX's ring and JACCL can't divide a group.
+        """
+        if self._group is None:
+            return None
+        try:
+            return type(self)(self._group.split(color))
+        except RuntimeError:
+            return None
 
     def any(self, value: bool) -> bool:
         """Whether `value` is true in at least one process."""
@@ -134,7 +179,7 @@ class Distributed:
 
 
 ALONE = Distributed()
-"""A training in one process."""
+"""One process."""
 
 _SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Environment variables of mlx.launch, and of the MPI that it calls."""
@@ -162,4 +207,4 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = first_line(error)
-        raise PeerLostError(f"another process of this training is gone ({reason})") from error
+        raise PeerLostError(f"another process is gone ({reason})") from error

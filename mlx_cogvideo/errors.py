@@ -54,7 +54,7 @@ class DeviceError(GenerationError):
 
 
 class PeerLostError(CogVideoXError, RuntimeError):
-    """Another process of a distributed training has ended, or its machine can't be reached."""
+    """One of several processes that work together has ended, or its machine can't be reached."""
 
 
 @dataclass(frozen=True)

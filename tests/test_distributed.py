@@ -197,7 +197,7 @@ def test_when_a_process_is_lost_the_other_saves_a_checkpoint_and_ends(clips, tmp
             process.communicate()
     assert processes[1 - victim].returncode == 1
     (error,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert "another process of this training is gone" in error and "--resume" in error
+    assert "another process is gone" in error and "--resume" in error
     rows = len(log.read_text().splitlines())
     if victim == 0:
         assert not (adapter / "checkpoints").exists()

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..device import Machine, this_machine
+from ..distributed import Processes
 from ..nn.backend import on_gpu
 from ..nn.quantization import Quantization, quantize_layers, standard_packings
 from .compatibility import check_networks
@@ -31,6 +32,7 @@ class ModelConfigurations:
         machine: the machine that memory is estimated for; by default this one.
         memory_limit: bytes that the estimated memory of a run may reach; None sets no limit beside
             the machine's. An estimate is accurate to a few per cent.
+        processes: those that share a run.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ModelConfigurations:
         self.recommended: Mapping[str, Any] = {**of_variant, **contents.get("recommended", {})}
         self.machine: Machine = this_machine()
         self.memory_limit: int | None = None
+        self.processes = Processes()
         self._contents, self._quantization = contents, quantization
         self.dtype = find_dtype(dtype) or _default_dtype(self.stored["transformer"])
 

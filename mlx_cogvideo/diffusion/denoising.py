@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import not_finite
-from ..nn.eval_schedule import EvalSchedule, in_passes
+from ..nn.eval_schedule import EvalSchedule
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
 from .guidance import guidance_schedule, guided
 from .schedulers import Scheduler
+from .split import WHOLE, Split, StepSize, own_patches
 from .step_cache import StepCache, make_cache
 
 
@@ -86,6 +87,7 @@ def denoising_steps(
     conditioning: Conditioning,
     state: DenoisingState | None = None,
     after_step: Callable[[DenoisingState], DenoisingState] = lambda state: state,
+    split: Split = WHOLE,
 ) -> Iterator[DenoisingState]:
     """Takes the steps that are left.
 
@@ -95,6 +97,7 @@ def denoising_steps(
         noise: ``[1, f, h, w, c]``, the initial noise.
         state: where to go on; None begins.
         after_step: called with the state after each step; the run continues with its result.
+        split: this process's part, where several take the steps together.
 
     Yields:
         The state after each step, evaluated.
@@ -119,18 +122,20 @@ def denoising_steps(
         model_input = mx.repeat(model_input, len(texts), axis=0)
         inputs = model_input, texts, mx.full(len(texts), t)
         parts = min(sampling.batch_parts, len(texts))
-        if cache is None:
-            velocity = velocities(transformer, *inputs, parts)
-        else:
-            velocity = cache.velocity(transformer, *inputs, i, parts)
-            if i in cache.skipped:
-                skipped = (*skipped, i)
+        with split.watch():
+            if cache is None:
+                velocity = velocities(transformer, *inputs, parts, split)
             else:
-                restart = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
-        velocity = guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
-        latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
-        latents = conditioning.hold(scheduler, latents, noise, next_t)
-        _evaluate(latents, x0, i, sampling.dtype)
+                velocity = cache.velocity(transformer, *inputs, i, parts, split)
+                if i in cache.skipped:
+                    skipped = (*skipped, i)
+                else:
+                    restart = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
+            velocity = guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
+            latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
+            latents = conditioning.hold(scheduler, latents, noise, next_t)
+            _evaluate(latents, x0, i, sampling.dtype)
+            latents, x0 = split.agreed(latents, x0, i + 1)
         state = after_step(DenoisingState(i + 1, t, latents, x0, restart, skipped))
         latents = state.latents
         yield state
@@ -142,16 +147,25 @@ def velocities(
     text: mx.array,
     timestep: mx.array,
     passes: int = 1,
+    split: Split = WHOLE,
 ) -> mx.array:
     """Computes ``transformer(latents, text, timestep)``.
 
     Memory: of one of the passes, into which the batch is divided.
+
+    Args:
+        split: this process's part; what the others compute comes from them.
     """
-    made = []
-    for part in in_passes(passes, latents, text, timestep):
+    size, made = StepSize.of(transformer, latents, text), []
+    share = split.share(size)
+    for part in split.parts(passes, latents, text, timestep):
         schedule = EvalSchedule()
-        made.append(schedule.flush(transformer(*part, schedule=schedule)))
-    return mx.concatenate(made)
+        embedded = [*transformer.embed(*part, share=share)]
+        context = embedded.pop()
+        # Popped: a variable here would keep these tokens in memory until the last block is done.
+        x = transformer.run_blocks(embedded.pop(), context, schedule=schedule)
+        made.append(schedule.flush(own_patches(transformer, x, context, size)))
+    return transformer.unpatchify(split.join(made, size), latents.shape)
 
 
 def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> None:

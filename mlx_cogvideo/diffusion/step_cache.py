@@ -19,8 +19,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..nn.eval_schedule import EvalSchedule, in_passes
+from ..nn.eval_schedule import EvalSchedule
 from ..nn.transformer import CogVideoXTransformer3DModel
+from .split import WHOLE, Split, StepSize, own_patches
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
 """The caches and their default thresholds."""
@@ -96,6 +97,7 @@ class StepCache:
     threshold: float
     last: int
     skipped: list[int] = field(default_factory=list)
+    _size: StepSize | None = None
     _additions: list[mx.array] = field(default_factory=list)
     _firsts: list[mx.array] = field(default_factory=list)
 
@@ -107,10 +109,13 @@ class StepCache:
         timestep: mx.array,
         step: int,
         passes: int = 1,
+        split: Split = WHOLE,
     ) -> mx.array:
         """Approximates ``transformer(latents, text, timestep)``; see ``denoising.velocities``."""
-        schedule = EvalSchedule()
-        parts = [transformer.embed(*part) for part in in_passes(passes, latents, text, timestep)]
+        schedule, size = EvalSchedule(), StepSize.of(transformer, latents, text)
+        share = split.share(size)
+        own = split.parts(passes, latents, text, timestep)
+        parts = [transformer.embed(*part, share=share) for part in own]
         start, firsts = 0, []
         if self.steps is None:
             start = 1
@@ -119,17 +124,17 @@ class StepCache:
                 firsts.append(after - x)
                 parts[i] = after, context
             mx.eval(firsts)
-        usable = [a.shape for a in self._additions] == [x.shape for x, _ in parts]
-        computed = not usable or step == self.last
+        computed = self._size != size or step == self.last
         if not computed:
-            computed = self.steps[step] if self.steps is not None else self._has_changed(firsts)
+            decided = self.steps is not None
+            computed = self.steps[step] if decided else self._has_changed(firsts, size, split)
         if computed:
             # The additions of an earlier step are freed before the blocks are computed.
-            self._additions, self._firsts = [], firsts
+            self._additions, self._firsts, self._size = [], firsts, size
         else:
             self.skipped.append(step)
-        shape, made = (len(latents) // passes, *latents.shape[1:]), []
-        for i in range(passes):
+        made = []
+        for i in range(len(parts)):
             x, context = parts[i]
             parts[i] = None
             if computed:
@@ -139,19 +144,22 @@ class StepCache:
                 mx.eval(self._additions[-1])
             else:
                 x = x + self._additions[i]
-            made.append(schedule.flush(transformer.project(x, context.temb, shape)))
-        return mx.concatenate(made)
+            made.append(schedule.flush(own_patches(transformer, x, context, size)))
+        return transformer.unpatchify(split.join(made, size), latents.shape)
 
-    def _has_changed(self, firsts: list[mx.array]) -> bool:
+    def _has_changed(self, firsts: list[mx.array], size: StepSize, split: Split) -> bool:
         """Whether the first block's addition changed enough in at least one clip of one pass."""
-        changed = False
-        for first, before in zip(firsts, self._firsts, strict=True):
-            difference, size = (
-                mx.abs(array.astype(mx.float32)).mean(axis=(1, 2))
-                for array in (first - before, before)
+        means = [
+            mx.stack(
+                [
+                    mx.abs(array.astype(mx.float32)).mean(axis=(1, 2))
+                    for array in (first - before, before)
+                ]
             )
-            changed |= bool((difference >= self.threshold * size).any().item())
-        return changed
+            for first, before in zip(firsts, self._firsts, strict=True)
+        ]
+        difference, magnitude = split.means(means, size)
+        return bool((difference >= self.threshold * magnitude).any().item())
 
 
 def make_cache(

@@ -20,6 +20,7 @@ from .fusion import fused
 from .low_rank import permute_rows
 from .modulation import AdaLayerNorm, CogVideoXLayerNormZero, gated_residual, layer_norm, norm_heads
 from .positions import Rotation, half_split, rope_tables
+from .token_share import TokenShare
 
 QK_NORM_EPS = 1e-6
 
@@ -34,16 +35,22 @@ class BlockContext(NamedTuple):
         temb: the time embedding, ``[batch, time_embed_dim]``.
         is_text: ``[tokens, 1]``, True for text tokens.
         rotation: cosines and sines from ``positions.rope_tables``, or None.
+        share: which tokens these are, where other processes have the rest.
     """
 
     temb: mx.array
     is_text: mx.array
     rotation: Rotation
+    share: TokenShare | None = None
 
     def of_rows(self, first: int, end: int) -> "BlockContext":
         """The context of some of the tokens."""
         rotation = self.rotation and tuple(table[first:end] for table in self.rotation)
         return BlockContext(self.temb, self.is_text[first:end], rotation)
+
+    def of_share(self, share: TokenShare) -> "BlockContext":
+        """The context of a process's tokens."""
+        return self.of_rows(share.first, share.end)._replace(share=share)
 
 
 class CogVideoXTransformer3DModel(nn.Module):
@@ -113,15 +120,24 @@ class CogVideoXTransformer3DModel(nn.Module):
         encoder_hidden_states: mx.array,
         timestep: mx.array,
         ofs: mx.array | None = None,
+        share: TokenShare | None = None,
     ) -> tuple[mx.array, BlockContext]:
         """Makes the input of the blocks: tokens ``[batch, text_length + patches, dim]``, and their
-        context. Arguments as in ``__call__``."""
+        context.
+
+        Args:
+            share: the tokens to return, where other processes compute the rest; None is all.
+                The others are as in ``__call__``.
+        """
         config, text_length = self.config, encoder_hidden_states.shape[1]
         grid = config.patch_grid(hidden_states.shape)
         temb = self.embed_time(timestep, hidden_states.dtype, ofs)
         x = self.patch_embed(hidden_states, encoder_hidden_states, grid)
         is_text = (mx.arange(x.shape[1]) < text_length)[:, None]
-        return x, BlockContext(temb, is_text, self._rotation(text_length, grid))
+        context = BlockContext(temb, is_text, self._rotation(text_length, grid))
+        if share is None:
+            return x, context
+        return x[:, share.first : share.end], context.of_share(share)
 
     def embed_time(
         self, timestep: mx.array, dtype: mx.Dtype, ofs: mx.array | None = None
@@ -142,10 +158,25 @@ class CogVideoXTransformer3DModel(nn.Module):
         Args:
             x: ``[batch, tokens, dim]``; text tokens come first, and don't count.
         """
-        grid, norm = self.config.patch_grid(shape), self.norm_final
-        x = layer_norm(x[:, -math.prod(grid) :], norm.weight, norm.bias, norm.eps)
-        x = self.proj_out(self.norm_out(x, temb))
-        return unpatchify(x, self.config, grid)
+        video = x[:, -math.prod(self.config.patch_grid(shape)) :]
+        return self.unpatchify(self.project_patches(video, temb), shape)
+
+    def project_patches(self, x: mx.array, temb: mx.array) -> mx.array:
+        """Turns video tokens of the last block into patches of the velocity.
+
+        Args:
+            x: ``[batch, patches, dim]``, any of them.
+
+        Returns:
+            ``[batch, patches, numbers of a patch]``.
+        """
+        norm = self.norm_final
+        x = layer_norm(x, norm.weight, norm.bias, norm.eps)
+        return self.proj_out(self.norm_out(x, temb))
+
+    def unpatchify(self, patches: mx.array, shape: tuple[int, ...]) -> mx.array:
+        """Puts all patches together to a velocity for latents of `shape`."""
+        return unpatchify(patches, self.config, self.config.patch_grid(shape))
 
     def _rotation(self, text_length: int, grid: tuple[int, int, int]) -> Rotation:
         config = self.config
@@ -173,18 +204,23 @@ class CogVideoXBlock(nn.Module):
         return self.feed_forward(self.attend(x, context, schedule), context, schedule)
 
     def attend(self, x: mx.array, context: BlockContext, schedule: EvalSchedule = LAZY) -> mx.array:
-        temb, is_text, rotation = context
+        temb, is_text, rotation, share = context
         modulation = self.norm1.modulation(temb)
         modulated = self.norm1(x, is_text, modulation, schedule)
         # The update has no name: a variable would keep it in memory beside the result.
         return schedule.push(
-            gated_residual(x, self.attn1(modulated, rotation, schedule), is_text, *modulation.gates)
+            gated_residual(
+                x,
+                self.attn1(modulated, rotation, schedule, share),
+                is_text,
+                *modulation.gates,
+            )
         )
 
     def feed_forward(
         self, x: mx.array, context: BlockContext, schedule: EvalSchedule = LAZY
     ) -> mx.array:
-        temb, is_text, _ = context
+        temb, is_text = context[:2]
         modulation = self.norm2.modulation(temb)
         modulated = self.norm2(x, is_text, modulation, schedule)
         return schedule.push(
@@ -223,8 +259,22 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=bias) for _ in range(3))
         self.to_out = [nn.Linear(dim, dim)]
 
-    def __call__(self, x: mx.array, rotation: Rotation, schedule: EvalSchedule = LAZY) -> mx.array:
-        return self.project(attention(*self.queries_keys_values(x, rotation, schedule)))
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: Rotation,
+        schedule: EvalSchedule = LAZY,
+        share: TokenShare | None = None,
+    ) -> mx.array:
+        """
+        Args:
+            share: which tokens `x` has, where other processes have the rest.
+        """
+        if share is None:
+            return self.project(attention(*self.queries_keys_values(x, rotation, schedule)))
+        queries, keys, values = self.queries_keys_values(x, rotation, schedule)
+        keys, values = share.keys_values_of_all(keys, values, queries)
+        return self.project(attention(queries, keys, values))
 
     def queries_keys_values(
         self, x: mx.array, rotation: Rotation, schedule: EvalSchedule = LAZY

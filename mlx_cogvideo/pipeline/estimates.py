@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..checkpoints.model_folder import ModelFolder
 from ..device import Machine, size
+from ..diffusion.split import ONE_PROCESS, Division
 from ..diffusion.step_cache import CACHED_ARRAYS
 from ..errors import InvalidInputError
 from ..nn.autoencoder import (
@@ -89,7 +90,12 @@ def estimate_memory(
         tiling = settings.encoding
         needs["source"] = vae_memory(pipe, tiling, height, width, frames=count, decode=False)
     needs["denoise"] = denoising_memory(
-        pipe, settings.geometry, batch, passes=settings.batch_parts, cache=settings.cache
+        pipe,
+        settings.geometry,
+        batch,
+        passes=settings.batch_parts,
+        cache=settings.cache,
+        division=settings.division,
     )
     if decode:
         needs["decode"] = vae_memory(pipe, settings.decoding, height, width, frames=frames)
@@ -97,19 +103,28 @@ def estimate_memory(
 
 
 def denoising_memory(
-    pipe: ModelFolder, geometry: Geometry, batch: int, *, passes: int = 1, cache: str | None = None
+    pipe: ModelFolder,
+    geometry: Geometry,
+    batch: int,
+    *,
+    passes: int = 1,
+    cache: str | None = None,
+    division: Division = ONE_PROCESS,
 ) -> int:
     """Bytes that the transformer needs for a batch of so many videos. An estimate.
 
     Args:
         passes: parts of the batch, computed one after another.
         cache: of steps.
+        division: how processes divide a step; the estimate is for the one that needs most.
     """
     config, itemsize = pipe.configs["transformer"], pipe.dtype.size
     tokens, dim = config.token_count(geometry.latent_shape), config.dim
-    cached = CACHED_ARRAYS.get(cache, 0) * batch * tokens * dim * itemsize
-    at_a_time = batch // passes
-    rows = at_a_time * tokens
+    batch = max(1, batch // division.halves)
+    own_tokens = division.largest_share(tokens)
+    cached = CACHED_ARRAYS.get(cache, 0) * batch * own_tokens * dim * itemsize
+    at_a_time = batch // min(passes, batch)
+    rows = at_a_time * own_tokens
     hidden = rows * dim
     # Two parts of the wide layer at a time, each before and after its activation.
     machine = pipe.machine
@@ -118,15 +133,23 @@ def denoising_memory(
     held = constants(machine)
     elements = max(held.attention * hidden, held.feed_forward * hidden + wide)
     if machine.backend == "cpu":  # where MLX holds the whole table of scores, in float32
-        cached += 4 * at_a_time * config.num_attention_heads * tokens**2
+        cached += 4 * at_a_time * config.num_attention_heads * own_tokens * tokens
     elif pipe.is_packed("transformer"):
         elements += 2 * min(2, parts) * 4 * dim**2  # the two linear layers' weights
+    if division.splits_tokens:  # keys and values of all tokens, as they arrive and joined
+        elements += 2 * 2 * at_a_time * tokens * dim
     return pipe.weight_bytes("transformer") + int(elements * itemsize) + cached
 
 
-def split_cfg(pipe: ModelFolder, geometry: Geometry, cache: str | None = None) -> bool:
+def split_cfg(
+    pipe: ModelFolder,
+    geometry: Geometry,
+    cache: str | None = None,
+    division: Division = ONE_PROCESS,
+) -> bool:
     """Whether memory is too short for the two passes of guidance at a time."""
-    return denoising_memory(pipe, geometry, batch=2, cache=cache) > usable_memory(pipe)
+    need = denoising_memory(pipe, geometry, batch=2, cache=cache, division=division)
+    return need > usable_memory(pipe)
 
 
 def check_memory_limit(

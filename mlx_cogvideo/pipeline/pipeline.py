@@ -14,6 +14,7 @@ import numpy as np
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState, denoising_steps
+from ..diffusion.split import WHOLE, Division, Split
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from . import run_stages as stages
@@ -38,9 +39,11 @@ class CogVideoXPipeline(DiffusersNames):
 
     Attributes:
         needs_video: whether a call must have a video to start from.
+        make_split: makes this process's part of the steps, where several take them together.
     """
 
     needs_video: ClassVar[bool] = False
+    make_split: Callable[[Division], Split] = staticmethod(lambda division: WHOLE)
 
     def events(
         self,
@@ -250,6 +253,7 @@ class CogVideoXPipeline(DiffusersNames):
                 conditioning or Conditioning(),
                 state,
                 after_step,
+                self.make_split(settings.division),
             )
         finally:
             self.free("transformer")

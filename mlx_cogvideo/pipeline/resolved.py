@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from ..diffusion.split import ONE_PROCESS, Division
 from ..errors import InvalidInputError
 from .fields import about
 from .geometry import Geometry
@@ -18,6 +19,7 @@ class ResolvedSettings(VideoSettings):
         geometry: frames and size, and the shape of the latents.
         decoding: how the VAE decodes.
         source: what the video starts from beside noise.
+        division: how processes divide the steps.
         recommended: names of the settings whose values the model recommends.
     """
 
@@ -26,6 +28,7 @@ class ResolvedSettings(VideoSettings):
     geometry: Geometry
     decoding: Tiling
     source: Source
+    division: Division = field(default=ONE_PROCESS, compare=False)
     recommended: tuple[str, ...] = field(default=(), compare=False)
 
     @property

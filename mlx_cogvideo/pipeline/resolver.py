@@ -11,6 +11,7 @@ from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.denoising import Sampling
 from ..diffusion.guidance import check_uncond, schedule_name
 from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name
+from ..diffusion.split import divide
 from ..diffusion.step_cache import IDENTITY, POLYNOMIALS, resolve_cache_threshold
 from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg
@@ -40,9 +41,13 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
     check_uncond(settings.uncond, bool(settings.negative_prompt))
     chosen = _chosen(model, settings)
     geometry = _geometry(model, settings)
+    guided = chosen["guidance_scale"] > 1
+    division = divide(model.processes, guided)
     sequential = settings.sequential_guidance
-    if sequential is None:
-        sequential = chosen["guidance_scale"] > 1 and split_cfg(model, geometry, settings.cache)
+    if division.halves == 2:
+        sequential = True  # each pass by itself: recorded, so that one process computes the same
+    elif sequential is None:
+        sequential = guided and split_cfg(model, geometry, settings.cache, division)
     sides = geometry.latent_shape[2:4]
     decoding = Tiling.choose(
         model.configs["vae"],
@@ -85,6 +90,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         geometry=geometry,
         decoding=decoding,
         source=source,
+        division=division,
         recommended=tuple(n for n in model.recommended if getattr(settings, n) is None),
     )
     run_scheduler(model, resolved)  # refuses a number of steps that it can't take
