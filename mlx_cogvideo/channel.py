@@ -68,8 +68,8 @@ class Channel:
 
     Attributes:
         lost: who is gone, and why, in words; None while all are there.
-        on_lost: called by a thread when that happens, with these words and with whether the main
-            process has ended by itself and told so.
+        told: whether that process has said before that it ends.
+        on_lost: called by a thread when that happens, with `lost` and `told`.
     """
 
     def __init__(self, peers: Mapping[int, tuple[socket.socket, str]]):
@@ -77,6 +77,7 @@ class Channel:
         self._peers = {rank: _Peer(rank, *peer) for rank, peer in peers.items()}
         self._closed = threading.Event()
         self.lost: str | None = None
+        self.told = False
         self.on_lost: Callable[[str, bool], None] = lambda reason, told: None
         for peer in self._peers.values():
             peer.connection.settimeout(SILENCE / BEATS)
@@ -205,8 +206,9 @@ class Channel:
         if end.get("kind") == _ERROR:
             why = f"failed: {end['text']}"
         if not self._closed.is_set():
+            self.told = end.get("kind") == _END
             self.lost = self.lost or f"{peer} {why}"
-            self.on_lost(self.lost, end.get("kind") == _END)
+            self.on_lost(self.lost, self.told)
         peer.messages.put(None)
 
     def _beat(self) -> None:

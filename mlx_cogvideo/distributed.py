@@ -39,6 +39,9 @@ class Processes:
     shares: tuple[float, ...] | None = None
 
 
+ONE_PROCESS = Processes()
+
+
 class Distributed:
     """This process and its group.
 

@@ -33,11 +33,18 @@ LONG_TO_QUANTIZE = 4_000_000_000
 logger = logging.getLogger(__name__)
 
 
-def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
+def announce(
+    plan: Plan,
+    events: JsonEvents,
+    *,
+    names_model: bool,
+    also: Iterable[tuple[str, str]] = (),
+) -> None:
     """Says on stderr what a plan will do, what it needs, and what of it can't be done.
 
     Args:
         names_model: whether the command, or the run that it repeats or resumes, names the model.
+        also: further lines, of a title and a text each.
     """
     needs, (seconds, source) = _needs(plan), _seconds(plan)
     if events.on:
@@ -56,7 +63,7 @@ def announce(plan: Plan, events: JsonEvents, *, names_model: bool) -> None:
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
         download, time = download_lines(plan.pipe.to_download), _time(plan, seconds, source)
-        _show_needs(plan, [*_lines(plan), *download, *time], needs)
+        _show_needs(plan, [*_lines(plan), *also, *download, *time], needs)
 
 
 def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoints import BUNDLED
 from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
+from ..distributed import Distributed
 from ..errors import InvalidInputError
 from ..runs.jobs import Plan, make_plan
 from ..runs.origin import Options
@@ -33,6 +34,7 @@ from .config_file import with_config_file
 from .json_events import OPTION, JsonEvents, add_events_option
 from .options import add_setting, add_settings, given_settings, named, path
 from .parser import Parser
+from .processes import Team, add_process_options, help_out, joined, process_lines
 from .session import Session
 from .streams import json_text
 
@@ -58,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(arguments: Sequence[str], events: JsonEvents) -> int | None:
     parser = make_parser()
     args = parser.parse_args(with_config_file(parser, arguments))
-    events.start("generate", args.json_events)
-    if args.quiet:
+    distributed = Distributed.connect()
+    leads = distributed.is_main or args.one_each
+    events.start("generate", args.json_events, is_main=leads)
+    if args.quiet or not leads:
         be_quiet()
     if args.show is not None:
         warn_of_idle(parser, args, "--show", "--quiet", OPTION)
@@ -68,19 +72,31 @@ def generate(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
-    plan = make_plan(read_options(args), partial(announce_download, events=events))
-    plan.warnings += _without_effect(args, plan)
-    with plan.locks:
-        names_model = bool(args.model or args.replay or args.resume)
-        announce(plan, events, names_model=names_model)
-        if args.dry_run:
-            return FAILED if plan.failed else None
-        manage_memory(plan.pipe.memory_limit, wired)
-        with awake(args.caffeinate):
-            return Session(plan, args, events).run()
+    if not leads:
+        return help_out(args, distributed, wired)
+    with joined(args, distributed, events) as team:
+        plan = make_plan(read_options(args, team), partial(announce_download, events=events))
+        plan.warnings += _without_effect(args, plan)
+        with plan.locks:
+            return _carry_out(plan, args, events, team, wired)
 
 
-def read_options(args: argparse.Namespace) -> Options:
+def _carry_out(
+    plan: Plan, args: argparse.Namespace, events: JsonEvents, team: Team, wired: int | None
+) -> int | None:
+    """Announces a plan and makes its videos; returns the exit code."""
+    if team.helpers is not None and plan.jobs:
+        team.helpers.open(plan, team.processes, plans=args.dry_run)
+    names_model = bool(args.model or args.replay or args.resume)
+    announce(plan, events, names_model=names_model, also=process_lines(team, plan))
+    if args.dry_run:
+        return FAILED if plan.failed else None
+    manage_memory(plan.pipe.memory_limit, wired)
+    with awake(args.caffeinate):
+        return Session(plan, args, events, team).run()
+
+
+def read_options(args: argparse.Namespace, team: Team) -> Options:
     """What a parsed command line asks for."""
     limit = args.memory_limit
     return Options(
@@ -95,6 +111,8 @@ def read_options(args: argparse.Namespace) -> Options:
         dry_run=args.dry_run,
         memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
         previews=args.preview_every is not None,
+        processes=team.processes,
+        turn=team.turn,
     )
 
 
@@ -107,6 +125,9 @@ def _without_effect(args: argparse.Namespace, plan: Plan) -> Iterator[str]:
     ):
         if every is not None and every > steps:
             yield f"{option} {every} has no effect: there are {steps} steps"
+    divided = args.split is not None or args.shares is not None
+    if divided and plan.pipe.processes.size == 1:
+        yield "--split and --shares have no effect: no other process shares a video with this one"
     if args.json and args.dry_run:
         yield "--json has no effect: a dry run has no results"
 
@@ -190,6 +211,7 @@ def make_parser() -> Parser:
     add = groups["output"].add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="Print one line of JSON instead of the outputs' names.")
     add_events_option(add)
+    add_process_options(parser.add_argument_group("several processes").add_argument)
     _add_long_options(parser.add_argument_group("long runs").add_argument)
     return parser
 

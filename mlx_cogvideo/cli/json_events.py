@@ -121,13 +121,17 @@ class JsonEvents:
             "resume": error and (self.resume or resume_command(error)),
         }
 
-    def leave(self, code: int, error: str) -> None:
+    def leave(self, code: int, error: str | BaseException) -> None:
         """Writes the last event from another thread, while the command's own is stuck.
 
         It is left out where that could block, because nobody reads.
+
+        Args:
+            error: what ended the command; a text says how it was interrupted.
         """
         if self.on and not self._ended and select.select([], [1], [], 0)[1]:
-            fields = self._outcome(code, KeyboardInterrupt(error))
+            known = error if isinstance(error, BaseException) else KeyboardInterrupt(error)
+            fields = self._outcome(code, known)
             os.write(1, f"{_line('end', fields)}\n".encode())
 
     @contextmanager

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import model_identity
-from ..errors import CogVideoXError, DeviceError, OutputError, with_notes
+from ..errors import CogVideoXError, DeviceError, OutputError, PeerLostError, with_notes
 from ..pipeline.events import Event
+from ..runs.helpers import Helpers
 from ..runs.jobs import Failure, Plan
 from ..runs.preview import preview_path, remove_preview
-from ..runs.resumable import VideoJob, encode_all, finish
+from ..runs.resumable import VideoJob, encode_all, finish, resume_options
 from ..runs.saved_run import SavedRun
 from .announce import decoded_frames, report_failure, video_fields
 from .common import FAILED, StageBars
 from .json_events import JsonEvents
-from .signals import Interrupts
+from .processes import Team
 from .streams import json_text, tell
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Session:
     others are made.
     """
 
-    def __init__(self, plan: Plan, args: argparse.Namespace, events: JsonEvents):
+    def __init__(self, plan: Plan, args: argparse.Namespace, events: JsonEvents, team: Team):
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
@@ -40,7 +41,7 @@ class Session:
         names = ("video", "label", "output", "window", "windows")
         events.progress.about = dict.fromkeys(names)  # until one video is made
         self._bars = StageBars(events, len(plan.jobs), quiet=args.quiet)
-        self._interrupts = Interrupts()
+        self._interrupts, self._helpers = team.interrupts, team.helpers
 
     def run(self) -> int | None:
         """Makes the videos, prints where they are, and returns the exit code."""
@@ -90,26 +91,42 @@ class Session:
                 yield job, partial(SavedRun.load, job.path, ready[job.path])
 
     def _finish(self, job: VideoJob, saved: SavedRun) -> None:
-        self._interrupts.patient = False
+        self._interrupts.patient, before = False, saved.output
         windows = job.settings.extend - len(saved.run.windows)
         self._bars.later = windows * job.settings.num_inference_steps
         self._expect(job, saved.steps_in_all - saved.steps_done + self._bars.later)
+        saved = replace(saved, record=job.record, output=job.output)
+        observers = [self._note, self._previewed(job)]
+        if self._helpers is not None:
+            job.record["processes"] = self.plan.pipe.processes.size
+            observers.insert(0, partial(self._take_part, self._helpers, job, saved))
         record = finish(
             self.plan.pipe,
             job.settings,
-            replace(saved, record=job.record, output=job.output),
+            saved,
             job.path,
             overwrite=self.args.overwrite,
             save_every=self.args.save_every,
-            observers=[self._note, self._previewed(job)],
-            should_stop=lambda: self._interrupts.wanted,
+            observers=observers,
+            should_stop=self._should_stop,
         )
-        for output in {saved.output, job.output}:
+        for output in {before, job.output}:
             remove_preview(output)
         self._warn_of_change(job.output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:
             self._events.tell("output", str(job.output), **self._about(job), record=record)
+
+    def _take_part(self, helpers: Helpers, job: VideoJob, saved: SavedRun, event: Event) -> None:
+        """Has the other processes take part in a run."""
+        more_options = resume_options(self.plan.pipe, self.args.overwrite)
+        helpers.take_part(event, replace(saved, run=event.run), job.path, more_options)
+
+    def _should_stop(self) -> bool:
+        """Whether to stop after a step: several processes stop after the same one."""
+        if self._helpers is not None and self._interrupts.patient:
+            return self._helpers.splits.stopping
+        return self._interrupts.wanted
 
     def _about(self, job: VideoJob) -> dict[str, Any]:
         return video_fields(1 + self.plan.jobs.index(job), job)
@@ -166,10 +183,15 @@ class Session:
         except CogVideoXError as error:
             failure = Failure(job.label, type(error), with_notes(error))
             self.plan.failed.append(failure)
-            ends_process = isinstance(error, DeviceError) and error.ends_process
-            if ends_process or not self.plan.is_batch:
+            if self._ends_process(error) or not self.plan.is_batch:
                 raise
             report_failure(failure, self._events, **self._about(job))
+
+    def _ends_process(self, error: CogVideoXError) -> bool:
+        """Whether no other video can be made after an error."""
+        if isinstance(error, DeviceError):  # the other processes would wait for the rest of a step
+            return error.ends_process or self._helpers is not None
+        return isinstance(error, PeerLostError)
 
     def _results(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,10 @@ _LONGEST_END = 5.0
 """Seconds that the end of a command may take once it is insisted on."""
 
 
+before_leaving: list[Callable[[], object]] = []
+"""What a thread does before it ends a process whose main thread is stuck."""
+
+
 class Interrupts:
     """Inside its block, the first signal may wait until the current step is done.
 
@@ -31,8 +35,10 @@ class Interrupts:
         wanted: whether a signal has come and waits.
     """
 
-    def __init__(self):
+    def __init__(self, *, silent: bool = False):
+        """`silent` says nothing while a signal waits."""
         self.patient = self.wanted = False
+        self._silent = silent
         self._asked = _Asked()
         self._before: dict[int, object] = {}
 
@@ -54,6 +60,8 @@ class Interrupts:
         if self.wanted:
             return
         self.wanted = True
+        if self._silent:
+            return
         # print isn't safe here: the signal may have interrupted one.
         try:
             os.write(2, b"\nstopping after this step (once more to stop at once)\n")
@@ -120,6 +128,8 @@ def _leave_if_stuck(seen: int, last_words: Callable[[int, str], None]) -> None:
         left = None if end is None else max(0.0, end - time.monotonic())
         if not select.select([seen], [], [], left)[0]:
             message = "stopped inside a step that doesn't end; what was saved before is kept"
+            for save in before_leaving:
+                save()
             last_words(130, message)
             os.write(2, f"{message}\n".encode())
             os._exit(130)

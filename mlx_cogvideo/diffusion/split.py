@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Self
 
@@ -308,6 +308,31 @@ class Split:
             )
         latents, x0 = (half.reshape(latents.shape) for half in mx.split(first, 2))
         return latents, x0
+
+
+class Splits:
+    """Makes the `Split` of each division, once: a group is divided only once, too."""
+
+    def __init__(
+        self,
+        distributed: Distributed,
+        wants_stop: Callable[[], bool],
+        watch: Callable[[], AbstractContextManager[None]],
+    ):
+        """The arguments are those of `Split`."""
+        self._make = partial(Split, distributed=distributed, wants_stop=wants_stop, watch=watch)
+        self._made: dict[Division, Split] = {}
+        self._latest: Split | None = None
+
+    def __call__(self, division: Division) -> Split:
+        split = self._latest = self._made.setdefault(division, self._make(division))
+        split.stopping = False
+        return split
+
+    @property
+    def stopping(self) -> bool:
+        """Whether all processes stop after this step."""
+        return self._latest is not None and self._latest.stopping
 
 
 def own_patches(

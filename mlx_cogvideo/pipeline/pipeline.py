@@ -30,7 +30,7 @@ from .resolved import ResolvedSettings
 from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
 from .settings import VideoSettings
 from .step_hook import StepHook
-from .vae_stage import check_decodable
+from .vae_stage import Dealer, check_decodable, deal_to_none
 from .windows import extended_events
 
 
@@ -40,10 +40,12 @@ class CogVideoXPipeline(DiffusersNames):
     Attributes:
         needs_video: whether a call must have a video to start from.
         make_split: makes this process's part of the steps, where several take them together.
+        deal_tiles: deals tiles that are decoded to these processes.
     """
 
     needs_video: ClassVar[bool] = False
     make_split: Callable[[Division], Split] = staticmethod(lambda division: WHOLE)
+    deal_tiles: Dealer = staticmethod(deal_to_none)
 
     def events(
         self,
@@ -97,7 +99,9 @@ class CogVideoXPipeline(DiffusersNames):
             if output_type != "latent":
                 total = window.geometry.num_frames
                 yield Event("decode", 0, total, window, run)
-                for done, frames in stages.decode(self, window, run.latents, output_type):
+                for done, frames in stages.decode(
+                    self, window, run.latents, output_type, self.deal_tiles
+                ):
                     yield Event("decode", done, total, window, run, frames)
 
         check_output_type(output_type, settings.extend, STREAMED_TYPES)

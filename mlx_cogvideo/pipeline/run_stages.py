@@ -15,7 +15,7 @@ from ..nn.eval_schedule import EvalSchedule
 from .estimates import choose_tiling
 from .resolved import ResolvedSettings
 from .sources import image_latent_scale
-from .vae_stage import Tiling, check_frame, decode_frames, encode_frames
+from .vae_stage import Dealer, Tiling, check_frame, deal_to_none, decode_frames, encode_frames
 
 logger = logging.getLogger(__name__)
 
@@ -171,12 +171,16 @@ def _encode(
 
 
 def decode(
-    model: ModelFolder, settings: ResolvedSettings, latents: mx.array, output_type: str
+    model: ModelFolder,
+    settings: ResolvedSettings,
+    latents: mx.array,
+    output_type: str,
+    deal: Dealer = deal_to_none,
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Decodes the latents of a run, without the leading ones; yields as ``decode_frames`` does."""
     latents = latents[:, settings.geometry.leading_latents :]
     latents = (latents / model.configs["vae"].scaling_factor).astype(model.dtype)
     try:
-        yield from decode_frames(model.vae, latents, settings.decoding, output_type)
+        yield from decode_frames(model.vae, latents, settings.decoding, output_type, deal)
     finally:
         model.free("vae")

@@ -18,6 +18,7 @@ from ..nn.autoencoder import (
     MAX_ELEMENTS,
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
+    Coder,
     Posterior,
     Tiles,
     chunk_plan,
@@ -85,14 +86,28 @@ def check_decodable(config: AutoencoderConfig, shape: tuple[int, ...], tiling: T
         )
 
 
+Dealer = Callable[[mx.array, Tiling], Callable[[Coder], Coder]]
+"""Deals the tiles of latents to processes before they are decoded: see `Helpers.deal_tiles`."""
+
+
+def deal_to_none(latents: mx.array, tiling: Tiling) -> Callable[[Coder], Coder]:
+    """Has this process decode all tiles."""
+    return lambda code: code
+
+
 def decode_frames(
-    vae: AutoencoderKLCogVideoX, latents: mx.array, tiling: Tiling, output_type: str = "uint8"
+    vae: AutoencoderKLCogVideoX,
+    latents: mx.array,
+    tiling: Tiling,
+    output_type: str = "uint8",
+    deal: Dealer = deal_to_none,
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Decodes latents chunk by chunk, or in tiles row by row.
 
     Args:
         latents: ``[1, f, h, w, c]``, unscaled, of the VAE's dtype.
         output_type: ``"uint8"``, or ``"np"`` for float32 in [0, 1].
+        deal: deals tiles to processes.
 
     Yields:
         The number of frames that are done, and new ones, ``[F, H, W, 3]``, in order, or None. With
@@ -111,16 +126,17 @@ def decode_frames(
             done += len(frames)
             yield done, frames
     else:
-        yield from _decode_tiled(vae, latents, tiles, check, output_type)
+        rows = vae.decode_tiles(latents, tiles, deal(latents, tiling))
+        yield from _decode_tiled(rows, latents.shape[2] * tiles.ratio, check, output_type)
     check.varied()
 
 
 def _decode_tiled(
-    vae: AutoencoderKLCogVideoX, latents: mx.array, tiles: Tiles, check: "_Check", output_type: str
+    rows_of_tiles: Iterable[mx.array], height: int, check: "_Check", output_type: str
 ) -> Iterator[tuple[int, np.ndarray | None]]:
-    clip = None
-    height, top = latents.shape[2] * tiles.ratio, 0
-    for pixels in vae.decode_tiles(latents, tiles):
+    """Puts rows of tiles together to frames of `height` pixels; yields as ``decode_frames``."""
+    clip, top = None, 0
+    for pixels in rows_of_tiles:
         rows = check.output(pixels[0], output_type)
         if clip is None:
             clip = np.empty((len(rows), height, *rows.shape[2:]), rows.dtype)

@@ -104,11 +104,14 @@ def window_settings(
 
     Args:
         tail: the last frames before it, ``[overlap, H, W, 3]``, uint8 or in [0, 1]; None for the
-            first.
+            first, and where they have been encoded.
     """
     if number == 0:
         return settings
     seed = (settings.seed + number * _SEED_STEP) % SEEDS
+    if tail is None:
+        source = replace(settings.source, image=None, video=None)
+        return replace(settings, seed=seed, source=source)
     if tail.dtype != np.uint8:
         tail = np.round(tail * 255).astype(np.uint8)
     source = replace(settings.source, image=None, video=None, prefix=tail)

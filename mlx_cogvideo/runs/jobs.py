@@ -114,6 +114,8 @@ class _Planner:
             self.result.preview = Preview(self.result.pipe)
         jobs = list(self._requested_jobs(prompts))
         check_distinct(job.output for job in jobs)
+        first, every = options.turn
+        jobs = jobs[first::every]
         self.result.warnings += self._warnings(jobs)
         for job in jobs:
             try:
@@ -149,7 +151,7 @@ class _Planner:
         pipe = opened(name, dtype, **parts, quantize=quantize)
         if not self.compile:
             mx.disable_compile()
-        pipe.memory_limit = options.memory_limit
+        pipe.memory_limit, pipe.processes = options.memory_limit, options.processes
         identify = model_names if pipe.to_download else model_identity
         return pipe, identify(name, pipe.folder, pipe.base)
 
@@ -323,7 +325,7 @@ class _Planner:
             first, others = plan.failed[0], len(plan.failed) - 1
             more = f" (and {others} more like this)" if others else ""
             raise first.kind(f"{first.label}: {first.reason}{more}")
-        if self.options.resume and not plan.resumed and not plan.finished:
+        if self.options.resume and jobs and not plan.resumed and not plan.finished:
             raise InvalidInputError(f"nothing to resume: there is no {jobs[0].path}")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..distributed import ONE_PROCESS, Processes
 from ..errors import InvalidInputError
 from ..pipeline.recording import NOT_RECORDED, Record
 from ..pipeline.sources import AN_ARRAY
@@ -34,6 +35,8 @@ class Options:
         dry_run: whether nothing is to be made or downloaded.
         memory_limit: bytes that a stage may be estimated to need.
         previews: whether previews are drawn.
+        processes: those that share each run.
+        turn: where processes make one video each: the number of this one, and how many there are.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +50,8 @@ class Options:
     dry_run: bool = False
     memory_limit: int | None = None
     previews: bool = False
+    processes: Processes = ONE_PROCESS
+    turn: tuple[int, int] = (0, 1)
 
     @property
     def prompt(self) -> str | None:

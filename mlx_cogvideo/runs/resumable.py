@@ -119,7 +119,7 @@ def finish(
             f"{path} holds latents of shape {tuple(state.latents.shape)} instead of "
             f"{settings.geometry.latent_shape}: remove it to start afresh"
         )
-    keeper = _Keeper(saved, path, save_every, _resume_options(pipe, overwrite))
+    keeper = _Keeper(saved, path, save_every, resume_options(pipe, overwrite))
     meter = Meter(saved.record)
     output_type = "latent" if output_form(saved.output) == LATENTS else "uint8"
 
@@ -139,12 +139,28 @@ def finish(
     return saved.record
 
 
-def _resume_options(pipe: CogVideoXPipeline, overwrite: bool) -> str:
+def resume_options(pipe: CogVideoXPipeline, overwrite: bool) -> str:
     """Options that the command that resumes a run repeats."""
     options = " --overwrite" if overwrite else ""
     if pipe.memory_limit is not None:
         options += f" --memory-limit {pipe.memory_limit / 2**30:g}"
     return options
+
+
+def note_kept(
+    error: BaseException, saved: SavedRun, steps: int, path: Path, more_options: str = ""
+) -> None:
+    """Adds to an error what is kept of a run, and the command that continues it.
+
+    Args:
+        steps: steps, of the window that is denoised, that the file at `path` has.
+        more_options: options that the command repeats.
+    """
+    resume = f"{command('generate')} --resume {shell_word(path)}{more_options}"
+    done = f"{steps} of {saved.steps_in_all} steps"
+    if windows := len(saved.run.windows):
+        done = f"{windows} windows and {done}"
+    note_resume(error, f"{done} are kept; continue with: {resume}", resume)
 
 
 def _less_memory(settings: ResolvedSettings, stage: str | None) -> str | None:
@@ -272,11 +288,7 @@ class _Keeper:
             return
         self.save()
         if self._is_there:
-            resume = f"{command('generate')} --resume {shell_word(self._path)}{self._more_options}"
-            done = f"{self._steps_on_disk} of {self.saved.steps_in_all} steps"
-            if windows := len(self.saved.run.windows):
-                done = f"{windows} windows and {done}"
-            note_resume(error, f"{done} are kept; continue with: {resume}", resume)
+            note_kept(error, self.saved, self._steps_on_disk, self._path, self._more_options)
 
     def _remove(self) -> None:
         """Removes what was saved, and what the run had left beside its output before it moved."""

@@ -106,6 +106,10 @@ class SavedRun:
         Raises:
             OutputError: the disk is full, or the folder is gone or closed to writing.
         """
+        write_saved(self.to_bytes(), path)
+
+    def to_bytes(self) -> bytes:
+        """The contents of the file: a copy that needs MLX no more."""
         run, state = self.run, self.denoising
         arrays = {"embeds": run.embeds}
         if run.conditioning is not None:
@@ -123,7 +127,7 @@ class SavedRun:
             for name, array in arrays.items()
         }
         metadata = {KEY: record_text(self.record), "run": json.dumps(about)}
-        publish(write_temporary(path, save(numbers, metadata)), path, overwrite=True)
+        return save(numbers, metadata)
 
     @classmethod
     def load(cls, path: Path, owner: str | None = None) -> Self:
@@ -162,6 +166,11 @@ class SavedRun:
             raise InvalidInputError(
                 f"{path} can't be read as a saved run ({reason}): remove it to start afresh"
             ) from None
+
+
+def write_saved(contents: bytes, path: Path) -> None:
+    """Writes what ``SavedRun.to_bytes`` made; see ``SavedRun.save``."""
+    publish(write_temporary(path, contents), path, overwrite=True)
 
 
 def owner_of(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from .model import (
     tiling_name,
 )
 from .row_strips import MAX_ELEMENTS
-from .tiles import Tiles
+from .tiles import Coder, Tiles
 
 __all__ = [
     "CHUNK_FRAMES",
@@ -28,6 +28,7 @@ __all__ = [
     "TILINGS",
     "AutoencoderConfig",
     "AutoencoderKLCogVideoX",
+    "Coder",
     "Posterior",
     "Tiles",
     "chunk_plan",

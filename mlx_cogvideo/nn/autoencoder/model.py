@@ -1,7 +1,7 @@
 """AutoencoderKLCogVideoX: encodes and decodes clips in the official chunks."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ..backend import disable_winograd
 from ..config import AutoencoderConfig
 from .coders import Decoder3D, Encoder3D
 from .row_strips import ConvCache
-from .tiles import Tiles
+from .tiles import Coder, Tiles
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +164,20 @@ class AutoencoderKLCogVideoX(nn.Module):
         """
         return tiles.run(partial(self._encode_whole, tiling="tiled"), pixels, tiles.ratio, 1)
 
-    def decode_tiles(self, latents: mx.array, tiles: Tiles) -> Iterator[mx.array]:
-        """Yields the pixels of whole rows of tiles, ``[B, F, rows, W, 3]``, top to bottom."""
-        return tiles.run(partial(self._decode_whole, tiling="tiled"), latents, 1, tiles.ratio)
+    def decode_tiles(
+        self, latents: mx.array, tiles: Tiles, deal: Callable[[Coder], Coder] = lambda code: code
+    ) -> Iterator[mx.array]:
+        """Yields the pixels of whole rows of tiles, ``[B, F, rows, W, 3]``, top to bottom.
+
+        Args:
+            deal: takes `decode_tile`, and returns what gets the pixels of tile after tile where
+                other processes decode some of them.
+        """
+        return tiles.run(deal(self.decode_tile), latents, 1, tiles.ratio)
+
+    def decode_tile(self, latents: mx.array) -> mx.array:
+        """Decodes one of ``Tiles.parts``."""
+        return self._decode_whole(latents, "tiled")
 
     def _encode_whole(self, pixels: mx.array, tiling: str) -> mx.array:
         ratio = self.config.spatial_compression_ratio

@@ -12,6 +12,10 @@ from ..config import AutoencoderConfig
 DEFAULT_OVERLAP = (1 / 6, 1 / 5)
 
 
+Coder = Callable[[mx.array], mx.array]
+"""Encodes or decodes all frames of a tile."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Size and overlap of tiles, ``(height, width)`` each, in latent pixels.
@@ -70,9 +74,31 @@ class Tiles:
         """Whether one tile is enough for latents of this size."""
         return height <= self.size[0] and width <= self.size[1]
 
-    def run(
-        self, code: Callable[[mx.array], mx.array], x: mx.array, scale_in: int, scale_out: int
-    ) -> Iterator[mx.array]:
+    @property
+    def _stride(self) -> tuple[int, int]:
+        """Latent pixels from one tile to the next."""
+        (height, width), (y, x) = self.size, self.overlap
+        return height - y, width - x
+
+    def _corners(self, x: mx.array, scale: int) -> tuple[range, range]:
+        """Tops and left sides of the tiles."""
+        down, right = self._stride
+        return range(0, x.shape[2], scale * down), range(0, x.shape[3], scale * right)
+
+    def parts(self, x: mx.array, scale: int) -> Iterator[mx.array]:
+        """Yields the tiles of `x` row by row, before they are coded.
+
+        Args:
+            x: ``[B, F, H, W, C]``, pixels or latents.
+            scale: height and width of a latent pixel in pixels of `x`.
+        """
+        height, width = (scale * side for side in self.size)
+        tops, lefts = self._corners(x, scale)
+        for top in tops:
+            for left in lefts:
+                yield x[:, :, top : top + height, left : left + width]
+
+    def run(self, code: Coder, x: mx.array, scale_in: int, scale_out: int) -> Iterator[mx.array]:
         """Codes tile after tile and blends them where they overlap.
 
         Args:
@@ -84,15 +110,14 @@ class Tiles:
         Yields:
             Rows of the output from top to bottom, over the whole width and all frames.
         """
-        height, width = (scale_in * side for side in self.size)
-        stride = [side - overlap for side, overlap in zip(self.size, self.overlap, strict=True)]
-        rows, columns = (scale_out * side for side in stride)
+        rows, columns = (scale_out * side for side in self._stride)
         overlap = [scale_out * side for side in self.overlap]
-        above: list[mx.array] = []
-        for top in range(0, x.shape[2], scale_in * stride[0]):
+        parts, above = self.parts(x, scale_in), list[mx.array]()
+        tops, lefts = self._corners(x, scale_in)
+        for top in tops:
             bottoms, finished, right = [], [], None
-            for i, left in enumerate(range(0, x.shape[3], scale_in * stride[1])):
-                tile = code(x[:, :, top : top + height, left : left + width])
+            for i in range(len(lefts)):
+                tile = code(next(parts))
                 # Neighbours have been blended themselves before a tile is blended with them.
                 if top:
                     tile = _blend(above[i], tile, overlap[0], axis=2)

@@ -1,0 +1,185 @@
+"""Several processes that make videos together, as ``mlx.launch`` starts them."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..channel import Channel
+from ..device import manage_memory
+from ..diffusion.split import SPLITS, Division
+from ..distributed import Distributed, Processes
+from ..errors import CogVideoXError, InvalidInputError, with_notes
+from ..runs.guard import Guard
+from ..runs.helper import Helper
+from ..runs.helpers import Helpers
+from ..runs.run_plan import Plan
+from .awake import awake
+from .common import positive
+from .json_events import JsonEvents
+from .parser import FAILED, INTERRUPTED, USAGE
+from .signals import Interrupts, before_leaving
+from .streams import printable
+from .troubleshooting import explained
+
+MAY_DIFFER = {
+    *("quiet", "json", "json_events", "caffeinate", "wired_limit", "memory_limit", "config"),
+    *("overwrite", "save_every", "preview_every", "output"),
+}
+"""Names of the options that needn't be the same in all processes."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process, and the others of its run.
+
+    Attributes:
+        helpers: the others, if this is the main process of several.
+    """
+
+    distributed: Distributed
+    processes: Processes
+    interrupts: Interrupts
+    helpers: Helpers | None = None
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """As in `Options`."""
+        shared = self.processes.size > 1
+        return (0, 1) if shared else (self.distributed.rank, self.distributed.size)
+
+
+def add_process_options(add: Callable[..., Any]) -> None:
+    """Adds the options of several processes.
+
+    Args:
+        add: a group's ``add_argument``.
+    """
+    add(
+        "--split",
+        choices=SPLITS,
+        help="What the processes divide first: the two passes of guidance, or the tokens. Default: "
+        "guidance where there is one and an even number of processes.",
+    )
+    add(
+        "--shares",
+        nargs="+",
+        type=positive,
+        metavar="SHARE",
+        help="How much of the tokens each process computes, such as 2 1 where the first is twice "
+        "as fast. Default: equal shares.",
+    )
+    add(
+        "--one-each",
+        action="store_true",
+        help="Make one video a process instead of each video in all processes.",
+    )
+
+
+@contextmanager
+def joined(
+    args: argparse.Namespace, distributed: Distributed, events: JsonEvents
+) -> Iterator[Team]:
+    """Connects this process with the others, and tells them how the block ends.
+
+    Yields:
+        What the block can use; of a process that isn't the main one see `help_out`.
+
+    Raises:
+        InvalidInputError: they can't be reached, or the options don't fit them.
+    """
+    interrupts = Interrupts()
+    if distributed.size == 1 or args.one_each:
+        yield Team(distributed, Processes(), interrupts)
+        return
+    shares = args.shares and tuple(args.shares)
+    processes = Processes(distributed.size, args.split, shares)
+    channel = Channel.open(distributed)
+    guard = Guard(channel, partial(_say, events))
+    before_leaving.append(guard.save)
+    helpers = Helpers(distributed, channel, guard, lambda: interrupts.wanted, _compared(args))
+    code = 0
+    try:
+        yield Team(distributed, processes, interrupts, helpers)
+    except BaseException as error:
+        code = _code(error)
+        raise
+    finally:
+        before_leaving.remove(guard.save)
+        helpers.end(code)
+
+
+def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | None) -> int:
+    """Takes part in the run of the main process until that ends; returns the exit code."""
+    interrupts = Interrupts(silent=True)
+    channel = Channel.open(distributed)
+    guard = Guard(channel, _say_alone)
+    before_leaving.append(guard.save)
+
+    def be_patient(steps: bool) -> None:
+        interrupts.patient = steps
+
+    helper = Helper(
+        distributed, channel, guard, lambda: interrupts.wanted, _compared(args), be_patient
+    )
+    try:
+        with interrupts, awake(args.caffeinate):
+            manage_memory(wired=wired)
+            return helper.serve()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except CogVideoXError as error:
+        channel.fail(with_notes(error))
+        raise
+    finally:
+        before_leaving.remove(guard.save)
+
+
+def _compared(args: argparse.Namespace) -> dict[str, str]:
+    """The options that must be the same in all processes, by name."""
+    return {name: str(value) for name, value in vars(args).items() if name not in MAY_DIFFER}
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return USAGE if isinstance(error, InvalidInputError) else FAILED
+
+
+def _say(events: JsonEvents, code: int, error: BaseException) -> None:
+    events.leave(code, error)
+    _say_alone(code, error)
+
+
+def _say_alone(code: int, error: BaseException) -> None:
+    # Not by tqdm, whose lock the main thread may have.
+    os.write(2, printable(f"\nerror: {explained(error)}\n").encode())
+
+
+def process_lines(team: Team, plan: Plan) -> list[tuple[str, str]]:
+    """Lines about the processes that share the runs of a plan."""
+    if team.helpers is None or not plan.jobs:
+        return []
+    names = [f"{machine['name']} ({machine['chip']})" for machine in team.helpers.machines]
+    return [
+        ("together", f"{1 + len(names)} processes, with {', '.join(names)}"),
+        ("divided", divided(plan.jobs[0].settings.division)),
+    ]
+
+
+def divided(division: Division) -> str:
+    """How processes divide a step, in words."""
+    each = "" if len(set(division.shares)) == 1 else f", in shares of {_shares(division)}"
+    if division.halves == 1:
+        return f"each computes its part of the tokens{each}"
+    if division.splits_tokens:
+        return f"half of them compute each pass of guidance, each its part of the tokens{each}"
+    idle = "; the third has nothing to do" if division.size == 3 else ""
+    return f"each computes one pass of guidance{idle}"
+
+
+def _shares(division: Division) -> str:
+    return " to ".join(f"{share:g}" for share in division.shares)
