@@ -88,13 +88,18 @@ def prepare(args: argparse.Namespace) -> tuple[int, ...]:
     config, geometry = model_and_size(args)
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "transformer").exists():
-        write_component(args.folder / "transformer", variant, TRANSFORMERS[variant], mx.bfloat16)
+        if variant == "demo":
+            (args.folder / "transformer").symlink_to(DEMO_PATH / "transformer")
+        else:
+            official = TRANSFORMERS[variant]
+            write_component(args.folder / "transformer", variant, official, mx.bfloat16)
         index = {"_class_name": "CogVideoXPipeline", SHARED_KEY: str(DEMO_PATH)}
         write_json(args.folder / "model_index.json", index)
     _, frames, height, width, _ = geometry.latent_shape
     rng = np.random.default_rng(1)
     latents = rng.standard_normal((1, frames, height, width, config.in_channels), np.float32)
-    text = rng.standard_normal((2, 226, config.text_embed_dim), np.float32)
+    text_shape = 2, config.max_text_seq_length, config.text_embed_dim
+    text = rng.standard_normal(text_shape, np.float32)
     np.savez(args.folder / "inputs.npz", latents=latents, text=text)
     return geometry.latent_shape
 
@@ -147,17 +152,20 @@ def load_ours(args: argparse.Namespace, how: list[str]):
 
 
 def our_network(folder: Path, how: str):
-    """Our transformer in bfloat16, or a quantized copy if `how` is, for example, ``"4-bit"``."""
+    """Our transformer in the dtype `how`, or quantized if it is, for example, ``"4-bit"``."""
     import mlx.core as mx
 
     from mlx_cogvideo.checkpoints import load_component, read_config
     from mlx_cogvideo.checkpoints.networks import make_network
 
+    dtype = mx.bfloat16
     if how.endswith("-bit"):
         folder = packed(folder, int(how[0]))
+    else:
+        dtype = getattr(mx, how)
     folder = folder / "transformer"
     network = make_network("transformer", read_config(folder / "config.json"))
-    network = load_component(network, folder, mx.bfloat16)
+    network = load_component(network, folder, dtype)
     mx.eval(network.parameters())
     return network
 
