@@ -33,7 +33,7 @@ SILENCE = 60.0
 """Seconds without a sign of life after which a process counts as gone."""
 BEATS = 10
 """Signs of life in that time."""
-CONNECT = 60.0
+CONNECT = 20.0
 """Seconds that connecting may take."""
 WAITING = 2
 """Messages of a process that wait to be taken; while there are so many, the sender waits."""
@@ -257,8 +257,8 @@ def _accept(distributed: Distributed) -> dict[int, tuple[socket.socket, str]]:
             except TimeoutError:
                 missing = sorted(set(range(1, distributed.size)) - peers.keys())
                 raise InvalidInputError(
-                    f"process {missing[0]} can't reach {' or '.join(addresses)} over TCP: let "
-                    "Python accept incoming connections in this Mac's firewall"
+                    f"process {missing[0]} hasn't connected to {' or '.join(addresses)}: it has "
+                    "ended, or this Mac's firewall must let Python accept connections"
                 ) from None
             if greeting := _greeting(connection, token):
                 rank, name = greeting
@@ -270,11 +270,13 @@ def _accept(distributed: Distributed) -> dict[int, tuple[socket.socket, str]]:
 
 def _greeting(connection: socket.socket, token: bytes) -> tuple[int, str] | None:
     """The rank and the machine of a process that connects; None is a stranger."""
-    connection.settimeout(5)
+    connection.settimeout(1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    greeting = b""
+    greeting, end = b"", time.monotonic() + 5
     try:
         while len(greeting) < _HELLO_BYTES:
+            if time.monotonic() > end:
+                return None
             received = connection.recv(_HELLO_BYTES - len(greeting))
             if not received:
                 return None
@@ -328,9 +330,10 @@ def _main_addresses() -> list[str]:
 
 
 def _known_addresses() -> Iterator[str]:
-    for name in ("MLX_JACCL_COORDINATOR", "NCCL_HOST_IP"):
-        if value := os.environ.get(name):
-            yield value.rsplit(":", 1)[0]
+    if address := os.environ.get("NCCL_HOST_IP"):
+        yield address
+    if address := os.environ.get("MLX_JACCL_COORDINATOR"):
+        yield address.rsplit(":", 1)[0]
     if file := os.environ.get("MLX_HOSTFILE"):
         with suppress(OSError, ValueError, LookupError, AttributeError):
             hosts: Sequence[Any] = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ its result is evaluated before anything else uses it.
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class Distributed:
     def connect(cls) -> Self:
         """Connects to the processes that ``mlx.launch`` started with this one.
 
+        MLX may wait for them for ever. The process ends where that takes longer than they can need
+        to start.
+
         Raises:
             InvalidInputError: the other processes can't be reached.
         """
@@ -67,14 +71,25 @@ class Distributed:
         launched = any(name in os.environ for name in _SET_BY_LAUNCHERS)
         if not launched or (hosts is not None and not _contents(hosts)):
             return cls()
+        timer = threading.Timer(CONNECT_SECONDS, _give_up)
+        timer.daemon = True
+        timer.start()
         try:
-            return cls(mx.distributed.init())
-        except RuntimeError as error:
+            connected = cls(mx.distributed.init())
+        except (RuntimeError, ValueError, IndexError) as error:
             reason = first_line(error)
             raise InvalidInputError(
                 f"the processes can't reach each other ({reason}): others may use the port "
                 "(mlx.launch --starting-port)"
             ) from None
+        finally:
+            timer.cancel()
+        if connected.size == 1 and (hosts or os.environ.get("MLX_WORLD_SIZE", "1") != "1"):
+            raise InvalidInputError(
+                "no backend of MLX connects the processes: start them with mlx.launch --backend "
+                "ring, jaccl, mpi or nccl"
+            )
+        return connected
 
     @property
     def is_main(self) -> bool:
@@ -184,8 +199,18 @@ class Distributed:
 ALONE = Distributed()
 """One process."""
 
+CONNECT_SECONDS = 120
+"""Seconds that the processes may take to start and to connect."""
+
 _SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Environment variables of mlx.launch, and of the MPI that it calls."""
+
+
+def _give_up() -> None:
+    """Ends a process that MLX connects to no other; called by a thread."""
+    message = f"error: the other processes haven't connected within {CONNECT_SECONDS} s\n"
+    os.write(2, message.encode())
+    os._exit(2)
 
 
 def _contents(file: str) -> str:

@@ -156,7 +156,7 @@ def _say(events: JsonEvents, code: int, error: BaseException) -> None:
 
 def _say_alone(code: int, error: BaseException) -> None:
     # Not by tqdm, whose lock the main thread may have.
-    os.write(2, printable(f"\nerror: {explained(error)}\n").encode())
+    os.write(2, f"\n{printable(f'error: {explained(error)}')}\n".encode())
 
 
 def process_lines(team: Team, plan: Plan) -> list[tuple[str, str]]:

@@ -3,7 +3,8 @@
 There are two ways, which go together:
 
 - Guidance: half of the processes compute the pass without the prompt, the others the pass with it.
-  They exchange their velocities once a step. Each number is computed as in one process.
+  They exchange their velocities once a step. Each number is computed as in one process that takes
+  the passes one after the other.
 - Tokens: each process computes its rows of the tokens. In each block they exchange keys and values.
   Products of matrices have other shapes than in one process, so that numbers differ by rounding.
 
