@@ -5,9 +5,9 @@
     python benchmarks/distributed.py 5b --processes 1 2 4 --run
     python benchmarks/distributed.py demo
 
-With CUDA each process has a GPU of its own, and they communicate through NCCL. Otherwise they share
-the machine's device, and communicate through MLX's ring on the loopback interface. One process is
-measured first: the others are compared with it.
+With CUDA each process has a GPU of its own and they communicate through NCCL, otherwise through
+MLX's ring on the loopback interface. One process is measured first: the others are compared with
+it.
 
 By default, the program times a denoising step with guidance: a batch of two texts. The processes
 divide the two texts (guidance), the tokens, or both. All of them read the same random weights with
@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--processes",
         nargs="+",
-        type=positive,
+        type=int,
         default=[1, 2],
         metavar="N",
         help="numbers of processes to compare with one (default: 1 2)",
@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--run", action="store_true", help="time whole runs instead of single steps")
     add(
         "--steps",
-        type=positive,
+        type=int,
         help="steps to time (default: 3), or denoising steps of a whole run (default: 50)",
     )
     add(
@@ -121,13 +121,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--case", help=argparse.SUPPRESS)
     return parser
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def case(text: str) -> str:
@@ -300,6 +293,8 @@ def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     is_demo = args.variant == "demo"
     model = "demo" if is_demo else prepare_model(Namespace(variant=args.variant, bits=None), folder)
+    if not is_demo:
+        model = as_snapshot(model)
     steps = args.steps or 50
     options = ["--model", str(model), "--prompt", "a paper boat", "--steps", str(steps)]
     options += ["--seed", "1", "--overwrite", "--quiet", *rest]
@@ -321,6 +316,15 @@ def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
         speed_up = "-" if one is None else f"{one / seconds:.2f}"
         stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in timings.items())
         print(f"{count:<12}{seconds:9.1f}{speed_up:>10}  {stages}", flush=True)
+
+
+def as_snapshot(model: Path) -> Path:
+    """The model as the hub's cache has it: a commit identifies it, and no file is hashed."""
+    snapshot = model.parent / f"models--random--{model.name}/snapshots/{'0' * 40}"
+    snapshot.parent.mkdir(parents=True, exist_ok=True)
+    snapshot.unlink(missing_ok=True)
+    snapshot.symlink_to(model.resolve())
+    return snapshot
 
 
 def measure_run(

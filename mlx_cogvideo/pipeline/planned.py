@@ -102,9 +102,13 @@ def open_to_plan(
         ModelNotFoundError, CheckpointError, InvalidInputError: as ``from_pretrained``.
     """
     folder, rest, missing = find_parts(model, revision, base, base_revision)
+    planned: CogVideoXPipeline
     if missing is not None:
-        return PlannedPipeline(missing, folder, dtype, rest, quantize)
-    return CogVideoXPipeline(folder, dtype, rest, download=False, quantize=quantize)
+        planned = PlannedPipeline(missing, folder, dtype, rest, quantize)
+    else:
+        planned = CogVideoXPipeline(folder, dtype, rest, download=False, quantize=quantize)
+    planned.name = model
+    return planned
 
 
 def load_adapters(pipe: CogVideoXPipeline, adapters: Iterable[tuple[str, float]]) -> Iterator[str]:

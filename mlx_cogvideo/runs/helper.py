@@ -86,6 +86,8 @@ class Helper:
         if not fields["compile"]:
             mx.disable_compile()
         self._channel.send("answer", **described_machine(this_machine()))
+        if fields["steps"] and not fields["plans"]:
+            _ = pipe.transformer  # read while the main process encodes the text
 
     def _refuse(self, problem: str) -> None:
         self._channel.send("answer", problem=f"{problem}: give all processes the same")

@@ -4,6 +4,7 @@ It decides everything and writes all files. The others wait for a message, open 
 then take the same steps from the same state; see `helper`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import count
@@ -14,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..channel import Channel
+from ..checkpoints import BUNDLED
 from ..diffusion.split import Splits
 from ..distributed import Distributed, Processes
 from ..errors import InvalidInputError
@@ -65,13 +67,16 @@ class Helpers:
             InvalidInputError: one of them can't, or has another model or version.
         """
         pipe, model = plan.pipe, plan.model
-        base = model.get("base", {})
+        name, revision = _name_and_revision(pipe.name, model)
+        base = base_revision = None
+        if pipe.base is not None:
+            base, base_revision = _name_and_revision(pipe.base.name, model["base"])
         self._channel.send(
             "model",
-            name=str(model["name"]),
-            revision=model.get("revision"),
-            base=base.get("name"),
-            base_revision=base.get("revision"),
+            name=name,
+            revision=revision,
+            base=base,
+            base_revision=base_revision,
             dtype=pipe.dtype_name,
             quantize=pipe.quantize,
             adapters=[(adapter.source, scale) for adapter, scale in pipe.adapters],
@@ -80,6 +85,7 @@ class Helpers:
             description={} if pipe.to_download else described_model(pipe),
             command=self._command,
             plans=plans,
+            steps=any("denoise" not in job.done for job in plan.jobs),
         )
         self.machines = self._answers()
         pipe.make_split, pipe.deal_tiles = self.splits, self.deal_tiles
@@ -155,6 +161,13 @@ class Helpers:
     def end(self, code: int) -> None:
         """Tells the others that the run has ended, and with which exit code."""
         self._channel.close(code=code)
+
+
+def _name_and_revision(name: str | Path, identity: Mapping[str, Any]) -> tuple[str, str | None]:
+    """How another machine opens a model: a folder, even one of the hub's cache, has no commit."""
+    if os.path.isdir(name) and identity["name"] not in BUNDLED:
+        return str(name), None
+    return identity["name"], identity.get("revision")
 
 
 def as_tiling(fields: Mapping[str, Any]) -> Tiling:
