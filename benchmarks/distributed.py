@@ -54,10 +54,9 @@ CASE = re.compile(r"1|(?!1 )[1-9]\d* (guidance|tokens|guidance x tokens)")
 
 
 def main() -> None:
-    parser = make_parser()
-    args, rest = parser.parse_known_args()
+    args, rest = make_parser().parse_known_args()
     if rest and not args.run:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        sys.exit(f"unknown arguments: {' '.join(rest)}")
     if args.dtype is None:
         args.dtype = "float32" if args.variant == "demo" else "bfloat16"
     args.timeout = args.timeout or (6 * 3600 if args.run else 1800)
@@ -301,9 +300,8 @@ def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
     for name in ("frames", "height", "width"):
         if (number := getattr(args, name)) is not None:
             options += [f"--{name}", str(number)]
-    print(
-        ", ".join([args.variant, f"{steps} steps", *[" ".join(rest)] * bool(rest), description()])
-    )
+    about = [args.variant, f"{steps} steps", " ".join(rest), description()]
+    print(", ".join(filter(None, about)))
     print(f"{'processes':12}{'seconds':>9}{'speed-up':>10}  stages")
     one = None
     for count in dict.fromkeys([1, *args.processes]):
