@@ -4,7 +4,6 @@ Parameters have their official names, so that loading only moves channels last. 
 checked in the files' headers before any weight is read.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -116,10 +115,6 @@ def _is_packed(name: str, stored: Mapping[str, TensorInfo]) -> bool:
     return part in ("weight", "scales", "biases") and f"{layer}.scales" in stored
 
 
-READ_AHEAD = 2**28
-"""Bytes of weights that are read at the same time."""
-
-
 def load_component(
     module: nn.Module,
     folder: Path,
@@ -128,8 +123,7 @@ def load_component(
 ) -> nn.Module:
     """Loads the weights of `folder` into `module` and returns it, evaluated.
 
-    Memory: the weights as they are loaded and, temporarily, one tensor as stored, or several small
-    ones of `READ_AHEAD` bytes.
+    Memory: the weights as they are loaded and, temporarily, one tensor as stored.
 
     Args:
         module: a network made from the folder's configuration.
@@ -143,7 +137,6 @@ def load_component(
     quantize_layers(module, packings)
     take = open_tensors(stored)
     weights: list[tuple[str, mx.array]] = []
-    reading, ahead = deque[mx.array](), 0
     for name in stored:
         how = packings.get(name.removesuffix(".weight"))
         if how is None:
@@ -152,19 +145,10 @@ def load_component(
             parts = _packed(folder, name, take(name), how)
         if dtype is not None:
             parts = {part: _cast(array, dtype) for part, array in parts.items()}
+        mx.eval(parts)
         weights += parts.items()
         if how is not None:
-            mx.eval(parts)
             mx.clear_cache()  # of the weight as it was stored
-            continue
-        # Several threads of MLX read at the same time.
-        mx.async_eval(parts)
-        reading.extend(parts.values())
-        ahead += sum(part.nbytes for part in parts.values())
-        while ahead > READ_AHEAD and len(reading) > 1:
-            mx.eval(reading[0])
-            ahead -= reading.popleft().nbytes
-    mx.eval(list(reading))
     module.load_weights(weights)
     module.eval()
     return module
