@@ -68,7 +68,7 @@ class Channel:
 
     Attributes:
         lost: who is gone, and why, in words; None while all are there.
-        told: whether that process has said before that it ends.
+        told: whether that is the main process, and it has said before that it ends.
         on_lost: called by a thread when that happens, with `lost` and `told`.
     """
 
@@ -136,15 +136,11 @@ class Channel:
         if self.lost is not None:
             raise PeerLostError(f"another process is gone ({self.lost})")
 
-    def close(self, **fields: Any) -> None:
-        """Tells the others that this process ends, which isn't an error then.
-
-        Args:
-            fields: what else to tell.
-        """
+    def close(self) -> None:
+        """Tells the others that this process ends, which isn't an error then."""
         self._closed.set()
         with suppress(PeerLostError):
-            self.send(_END, **fields)
+            self.send(_END)
         for peer in self._peers.values():
             with suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)
@@ -206,7 +202,7 @@ class Channel:
         if end.get("kind") == _ERROR:
             why = f"failed: {end['text']}"
         if not self._closed.is_set():
-            self.told = end.get("kind") == _END
+            self.told = end.get("kind") == _END and peer.rank == 0
             self.lost = self.lost or f"{peer} {why}"
             self.on_lost(self.lost, self.told)
         peer.messages.put(None)

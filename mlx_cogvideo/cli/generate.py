@@ -88,7 +88,9 @@ def _carry_out(
     if team.helpers is not None and plan.jobs:
         team.helpers.open(plan, team.processes, plans=args.dry_run)
     names_model = bool(args.model or args.replay or args.resume)
-    announce(plan, events, names_model=names_model, also=process_lines(team, plan))
+    announce(
+        plan, events, names_model=names_model, also=process_lines(team, plan, measures=args.dry_run)
+    )
     if args.dry_run:
         return FAILED if plan.failed else None
     manage_memory(plan.pipe.memory_limit, wired)

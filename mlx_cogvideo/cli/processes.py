@@ -2,17 +2,23 @@
 
 import argparse
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from ..called import command
 from ..channel import Channel
+from ..checkpoints.model_folder import ModelFolder
 from ..device import manage_memory
 from ..diffusion.split import SPLITS, Division
 from ..distributed import Distributed, Processes
-from ..errors import CogVideoXError, InvalidInputError, with_notes
+from ..errors import CogVideoXError, with_notes
+from ..machine.link import Work, compared, measure_link
+from ..machine.measured import measured
+from ..machine.speed import Ceilings, chip_ceilings
 from ..runs.guard import Guard
 from ..runs.helper import Helper
 from ..runs.helpers import Helpers
@@ -20,7 +26,7 @@ from ..runs.run_plan import Plan
 from .awake import awake
 from .common import positive
 from .json_events import JsonEvents
-from .parser import FAILED, INTERRUPTED, USAGE
+from .parser import DONE, INTERRUPTED
 from .signals import Interrupts, before_leaving
 from .streams import printable
 from .troubleshooting import explained
@@ -83,7 +89,7 @@ def add_process_options(add: Callable[..., Any]) -> None:
 def joined(
     args: argparse.Namespace, distributed: Distributed, events: JsonEvents
 ) -> Iterator[Team]:
-    """Connects this process with the others, and tells them how the block ends.
+    """Connects this process with the others, and tells them when the block ends.
 
     Yields:
         What the block can use; of a process that isn't the main one see `help_out`.
@@ -101,15 +107,11 @@ def joined(
     guard = Guard(channel, partial(_say, events))
     before_leaving.append(guard.save)
     helpers = Helpers(distributed, channel, guard, lambda: interrupts.wanted, _compared(args))
-    code = 0
     try:
         yield Team(distributed, processes, interrupts, helpers)
-    except BaseException as error:
-        code = _code(error)
-        raise
     finally:
         before_leaving.remove(guard.save)
-        helpers.end(code)
+        helpers.end()
 
 
 def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | None) -> int:
@@ -123,12 +125,20 @@ def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | No
         interrupts.patient = steps
 
     helper = Helper(
-        distributed, channel, guard, lambda: interrupts.wanted, _compared(args), be_patient
+        distributed,
+        channel,
+        guard,
+        lambda: interrupts.wanted,
+        _compared(args),
+        described_machine,
+        measure_link,
+        be_patient,
     )
     try:
         with interrupts, awake(args.caffeinate):
             manage_memory(wired=wired)
-            return helper.serve()
+            helper.serve()
+        return DONE
     except KeyboardInterrupt:
         return INTERRUPTED
     except CogVideoXError as error:
@@ -143,12 +153,6 @@ def _compared(args: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in vars(args).items() if name not in MAY_DIFFER}
 
 
-def _code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    return USAGE if isinstance(error, InvalidInputError) else FAILED
-
-
 def _say(events: JsonEvents, code: int, error: BaseException) -> None:
     events.leave(code, error)
     _say_alone(code, error)
@@ -159,15 +163,51 @@ def _say_alone(code: int, error: BaseException) -> None:
     os.write(2, f"\n{printable(f'error: {explained(error)}')}\n".encode())
 
 
-def process_lines(team: Team, plan: Plan) -> list[tuple[str, str]]:
-    """Lines about the processes that share the runs of a plan."""
+def described_machine(pipe: ModelFolder) -> dict[str, Any]:
+    """What a process says of its machine, to run a model."""
+    machine, dtype, known = pipe.machine, pipe.dtype_name, measured()
+    ceilings = (known and known.of(dtype)) or chip_ceilings(machine, dtype)
+    return {
+        "name": platform.node(),
+        "chip": machine.chip,
+        "memory": machine.memory,
+        "available": machine.available,
+        "ceilings": ceilings and asdict(ceilings),
+    }
+
+
+def process_lines(team: Team, plan: Plan, *, measures: bool) -> list[tuple[str, str]]:
+    """Lines about the processes that share the runs of a plan.
+
+    Args:
+        measures: whether the link between them is measured.
+    """
     if team.helpers is None or not plan.jobs:
         return []
-    names = [f"{machine['name']} ({machine['chip']})" for machine in team.helpers.machines]
-    return [
+    machines, settings = team.helpers.machines, plan.jobs[0].settings
+    names = [f"{machine['name']} ({machine['chip']})" for machine in machines]
+    lines = [
         ("together", f"{1 + len(names)} processes, with {', '.join(names)}"),
-        ("divided", divided(plan.jobs[0].settings.division)),
+        ("divided", divided(settings.division)),
     ]
+    if measures:
+        link = measure_link(team.distributed)
+        all_machines = [described_machine(plan.pipe), *machines]
+        lines.append(("link", _speeds(plan, link, [each["ceilings"] for each in all_machines])))
+    return lines
+
+
+def _speeds(plan: Plan, link: float, ceilings: list[dict[str, Any] | None]) -> str:
+    """How fast the link is, and a step of a plan's first video over it."""
+    rate = f"{link / 1e9:.2g} GB/s"
+    known = [Ceilings(**each) for each in ceilings if each is not None]
+    if len(known) < len(ceilings):
+        return f"{rate}; {command('check')} on each machine lets a plan compare the divisions"
+    settings = plan.jobs[0].settings
+    texts = 2 if settings.guided else 1
+    work = Work.of(plan.pipe, settings.geometry, known, link, texts=texts)
+    ways = [f"{seconds:.3g} s with {options}" for options, seconds in compared(work)]
+    return f"{rate}; a step takes about {', '.join(ways)}"
 
 
 def divided(division: Division) -> str:

@@ -84,9 +84,10 @@ class Guard:
             told: whether the main process has said that it ends: it keeps the run.
         """
         with self._lock:  # never released
-            if not told:
-                self._write(error)
-            self._channel.close(code=FAILED)
+            if told:
+                os._exit(0)  # the main process has said what is to say
+            self._write(error)
+            self._channel.close()
             self._say(FAILED, error)
             os._exit(FAILED)
 

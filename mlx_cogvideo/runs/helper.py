@@ -1,6 +1,5 @@
 """What a process does that takes part in the run of another: the main one."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..channel import Channel, Fields
-from ..device import Machine, this_machine
 from ..diffusion.split import Splits
 from ..distributed import Distributed, Processes
 from ..errors import CogVideoXError, DeviceError, GenerationError, mlx_errors, with_notes
@@ -36,21 +34,26 @@ class Helper:
         guard: Guard,
         wants_stop: Callable[[], bool],
         command: Mapping[str, str],
-        while_it_steps: Callable[[bool], None] = lambda steps: None,
+        describe: Callable[[CogVideoXPipeline], dict[str, Any]],
+        measure: Callable[[Distributed], Any],
+        while_it_steps: Callable[[bool], None],
     ):
         """
         Args:
             wants_stop: whether this process wants to stop after the step.
             command: options that must be the same in all processes, by name.
+            describe: what this process says of its machine, to run a model.
+            measure: what all processes measure together for a plan.
             while_it_steps: called with True before the steps of a run, and with False after them.
         """
         self._distributed, self._channel, self._guard = distributed, channel, guard
         self._splits = Splits(distributed, wants_stop, guard.step)
         self._while_it_steps, self._command = while_it_steps, command
+        self._describe, self._measure = describe, measure
         self._pipe: CogVideoXPipeline | None = None
 
-    def serve(self) -> int:
-        """Does what comes until the main process ends; returns its exit code.
+    def serve(self) -> None:
+        """Does what comes until the main process ends.
 
         Raises:
             PeerLostError: the main process ends without a word.
@@ -60,7 +63,7 @@ class Helper:
         while True:
             fields, data = self._channel.receive()
             if fields["kind"] == "end":
-                return fields.get("code", 0)
+                return
             tasks[fields["kind"]](fields, data)
 
     def _open(self, fields: Fields, _: bytes) -> None:
@@ -85,8 +88,10 @@ class Helper:
         self._pipe = pipe
         if not fields["compile"]:
             mx.disable_compile()
-        self._channel.send("answer", **described_machine(this_machine()))
-        if fields["steps"] and not fields["plans"]:
+        self._channel.send("answer", **self._describe(pipe))
+        if fields["plans"]:
+            self._measure(self._distributed)
+        elif fields["steps"]:
             _ = pipe.transformer  # read while the main process encodes the text
 
     def _refuse(self, problem: str) -> None:
@@ -142,16 +147,6 @@ class Helper:
         finally:
             pipe.free("vae")
         self._channel.send("coded")
-
-
-def described_machine(machine: Machine) -> dict[str, Any]:
-    """What a process says of its machine."""
-    return {
-        "name": platform.node(),
-        "chip": machine.chip,
-        "memory": machine.memory,
-        "available": machine.available,
-    }
 
 
 def rescue_path(output: str, rank: int) -> Path:

@@ -158,9 +158,9 @@ class Helpers:
             while self._channel.receive(rank)[0]["kind"] != "coded":
                 pass
 
-    def end(self, code: int) -> None:
-        """Tells the others that the run has ended, and with which exit code."""
-        self._channel.close(code=code)
+    def end(self) -> None:
+        """Tells the others that the run has ended."""
+        self._channel.close()
 
 
 def _name_and_revision(name: str | Path, identity: Mapping[str, Any]) -> tuple[str, str | None]:

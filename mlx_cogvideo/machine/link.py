@@ -1,0 +1,123 @@
+"""How fast processes exchange arrays, and how fast each division of a step is: an estimate."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from ..checkpoints.components import DTYPES
+from ..checkpoints.model_configurations import ModelConfigurations
+from ..diffusion.split import Division, divide
+from ..distributed import Distributed, Processes
+from ..errors import InvalidInputError
+from ..pipeline.geometry import Geometry
+from .speed import Ceilings, step_seconds
+
+SECONDS = 0.2
+"""Time from which on an exchange says how fast the link is."""
+LARGEST = 2**26
+"""Bytes that a process gives to an exchange at most."""
+
+
+def measure_link(distributed: Distributed) -> float:
+    """Bytes that a process receives in a second while all exchange.
+
+    All processes must call it.
+    """
+    count, seconds = 2**18, 0.0
+    while count < LARGEST and seconds < SECONDS:
+        count *= 2
+        array = mx.zeros(count, mx.uint8)
+        mx.eval(array)
+        distributed.wait()
+        start = time.perf_counter()
+        mx.eval(distributed.all_gather(array))
+        # The same everywhere, so that all stop at the same size.
+        (seconds,) = distributed.mean([time.perf_counter() - start])
+    return (distributed.size - 1) * count / seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step with what it takes.
+
+    Attributes:
+        steps: seconds that each process would take for it alone.
+        block_bytes: bytes of the keys and values of all tokens of a text in one block.
+        blocks: number of blocks.
+        tokens: number of tokens.
+        texts: 2 with guidance.
+        link: bytes that a process receives in a second.
+    """
+
+    steps: tuple[float, ...]
+    block_bytes: int
+    blocks: int
+    tokens: int
+    texts: int
+    link: float
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelConfigurations,
+        geometry: Geometry,
+        machines: Sequence[Ceilings],
+        link: float,
+        *,
+        texts: int = 2,
+    ) -> "Work":
+        """The work of a model's step on machines of these speeds."""
+        config = model.configs["transformer"]
+        tokens = config.token_count(geometry.latent_shape)
+        steps = (step_seconds(model, geometry, each, batch=texts) for each in machines)
+        bytes_of_block = 2 * tokens * config.dim * DTYPES[machines[0].dtype].size
+        return cls(tuple(steps), bytes_of_block, config.num_layers, tokens, texts, link)
+
+    def seconds(self, division: Division) -> float:
+        """How long a step takes that processes divide like this.
+
+        In a ring, which can't be divided, each process gets the keys and values of all others.
+        """
+        size = division.size
+        rows = [
+            count
+            for half in range(division.halves)
+            for count in division.token_counts(half, self.tokens)
+        ]
+        texts = self.texts / division.halves
+        passes = (seconds / self.texts * texts for seconds in self.steps)
+        computed = max(
+            each * count / self.tokens for each, count in zip(passes, rows, strict=False)
+        )
+        if not division.splits_tokens:
+            return computed
+        received = (size - 1) * texts * self.block_bytes * max(rows) / self.tokens
+        return computed + self.blocks * received / self.link
+
+    def divisions(self) -> Iterator[tuple[str, Division]]:
+        """The divisions that are worth a thought, with the options that choose them."""
+        size = len(self.steps)
+        equal = Processes(size)
+        shares = tuple(float(f"{min(self.steps) / each:.2g}") for each in self.steps)
+        for options, processes in (
+            ("--split guidance", replace(equal, split="guidance")),
+            ("--split tokens", replace(equal, split="tokens")),
+            (
+                f"--split tokens --shares {' '.join(f'{share:g}' for share in shares)}",
+                replace(equal, split="tokens", shares=shares),
+            ),
+        ):
+            if processes.shares is not None and min(shares) > 0.9:
+                continue
+            try:
+                yield options, divide(processes, self.texts == 2)
+            except InvalidInputError:
+                continue
+
+
+def compared(work: Work) -> list[tuple[str, float]]:
+    """The options of each division and the seconds of a step with it, the fastest first."""
+    found = [(options, work.seconds(division)) for options, division in work.divisions()]
+    return sorted(found, key=lambda each: each[1])
