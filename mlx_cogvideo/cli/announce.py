@@ -136,7 +136,8 @@ def _time(plan: Plan, seconds: float | None, source: str) -> list[tuple[str, str
         return [("time", source)] if source else []
     less = plan.resumed or any(job.settings.cache for job in plan.jobs)
     about = "at most" if less else "about"
-    return [("time", f"{about} {duration(seconds)} of denoising on this machine ({source})")]
+    where = "this machine alone" if plan.pipe.processes.size > 1 else "this machine"
+    return [("time", f"{about} {duration(seconds)} of denoising on {where} ({source})")]
 
 
 def report_failure(failure: Failure, events: JsonEvents, **about: Any) -> None:

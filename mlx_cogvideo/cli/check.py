@@ -15,9 +15,11 @@ from ..checkpoints import DEMO_PATH
 from ..checkpoints.components import DTYPES
 from ..checkpoints.resolve import resolve_base
 from ..device import size
+from ..distributed import Distributed
 from ..errors import CogVideoXError, OutputError, mlx_errors
 from ..files import locked
 from ..machine.kernels import check_kernels
+from ..machine.link import report_together
 from ..machine.measured import keep_measured
 from ..machine.speed import MAC_SIZES, Ceilings, measure_ceilings, report
 from ..machine.stages import check_stages
@@ -38,16 +40,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(arguments: Sequence[str], events: JsonEvents) -> int | None:
     args = make_parser().parse_args(arguments)
-    events.start("check", args.json_events)
+    distributed = Distributed.connect()
+    events.start("check", args.json_events, is_main=distributed.is_main)
+    if not distributed.is_main:
+        if not args.stages_only:
+            _measure(distributed)
+        return None
     if args.report is None:
-        return _check(args, events)
+        return _check(args, events, distributed)
     with locked(args.report, "choose another --report"):
         if args.report.exists():
             raise OutputError(f"{args.report} exists: remove it, or choose another name")
-        return _check(args, events)
+        return _check(args, events, distributed)
 
 
-def _check(args: argparse.Namespace, events: JsonEvents) -> int | None:
+def _measure(distributed: Distributed) -> dict[str, Any]:
+    """Measures this machine, and what it and others can do together."""
+    ceilings = [measure_ceilings(dtype) for dtype in DTYPES.values()]
+    keep_measured(ceilings)
+    together = report_together(distributed, ceilings) if distributed.size > 1 else None
+    return {**report(ceilings), "together": together}
+
+
+def _check(args: argparse.Namespace, events: JsonEvents, distributed: Distributed) -> int | None:
     results: dict[str, Any] = {"right": False, "stages": {}, "kernels": []}
     results["not_compared"] = [] if on_gpu() else [NO_GPU]
     if not args.stages_only:
@@ -56,9 +71,7 @@ def _check(args: argparse.Namespace, events: JsonEvents) -> int | None:
         with mlx_errors(out_of_memory="close other programs"):
             wrong = _compare(results, args, events)
             if not args.stages_only:
-                ceilings = [measure_ceilings(dtype) for dtype in DTYPES.values()]
-                keep_measured(ceilings)
-                results |= report(ceilings)
+                results |= _measure(distributed)
     except (CogVideoXError, KeyboardInterrupt) as error:
         # A report is needed most from a machine that can't finish the check.
         if args.report is not None:
@@ -131,6 +144,17 @@ def _print(results: dict[str, Any], wrong: list[str]) -> None:
         _print_ceilings(results["ceilings"])
         _print_outlook(results["outlook"], results["disk_free"])
         print("\n" + macs_table(results["macs"]))
+        if results["together"] is not None:
+            _print_together(results["together"])
+
+
+def _print_together(together: dict[str, Any]) -> None:
+    count, rate = len(together["machines"]), together["link"] / 1e9
+    print(f"\n{count} processes, over {rate:.2g} GB/s; an estimate of a step:")
+    for row in together["steps"]:
+        print(f"{row['variant']:12} {_seconds(row['alone'])} on this machine alone")
+        for way in row["together"]:
+            print(f"{'':12} {_seconds(way['seconds'])} with {way['options']}")
 
 
 def _print_machine(results: dict[str, Any]) -> None:
@@ -158,7 +182,7 @@ def _print_outlook(rows: list[dict[str, Any]], free: int) -> None:
     titles = (f"{title:>10}" for title in ("50 steps", "16 bits", "4 bits", "download"))
     print(f"{'':12} {'a step':>9} {' '.join(titles)}  take")
     for row in rows:
-        step = f"{row['step']:.1f} s" if row["step"] < 99.5 else duration(row["step"])
+        step = _seconds(row["step"])
         needs = (size(row[name]) for name in ("memory", "memory_packed"))
         both = " ".join(f"{need:>10}" for need in needs)
         download = size(row["download"]) if row["download"] else "none"
@@ -169,6 +193,10 @@ def _print_outlook(rows: list[dict[str, Any]], free: int) -> None:
         f"The disk of the downloads has {size(free)} free"
         + (f": no room for {', '.join(too_large)}" if too_large else "")
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 99.5 else duration(seconds)
 
 
 def macs_table(choices: list[dict[str, Any]]) -> str:

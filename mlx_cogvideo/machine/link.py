@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import mlx.core as mx
 
 from ..checkpoints.components import DTYPES
-from ..checkpoints.model_configurations import ModelConfigurations
+from ..checkpoints.model_configurations import ModelConfigurations, official_model
+from ..checkpoints.variants import VARIANTS
 from ..diffusion.split import Division, divide
 from ..distributed import Distributed, Processes
 from ..errors import InvalidInputError
 from ..pipeline.geometry import Geometry
+from ..pipeline.resolver import model_geometry
 from .speed import Ceilings, step_seconds
 
 SECONDS = 0.2
@@ -67,7 +70,7 @@ class Work:
         link: float,
         *,
         texts: int = 2,
-    ) -> "Work":
+    ) -> Self:
         """The work of a model's step on machines of these speeds."""
         config = model.configs["transformer"]
         tokens = config.token_count(geometry.latent_shape)
@@ -87,10 +90,9 @@ class Work:
             for count in division.token_counts(half, self.tokens)
         ]
         texts = self.texts / division.halves
-        passes = (seconds / self.texts * texts for seconds in self.steps)
-        computed = max(
-            each * count / self.tokens for each, count in zip(passes, rows, strict=False)
-        )
+        # Of three processes with guidance one has nothing to do.
+        working = zip(self.steps, rows, strict=False)
+        computed = max(step * texts / self.texts * row / self.tokens for step, row in working)
         if not division.splits_tokens:
             return computed
         received = (size - 1) * texts * self.block_bytes * max(rows) / self.tokens
@@ -121,3 +123,32 @@ def compared(work: Work) -> list[tuple[str, float]]:
     """The options of each division and the seconds of a step with it, the fastest first."""
     found = [(options, work.seconds(division)) for options, division in work.divisions()]
     return sorted(found, key=lambda each: each[1])
+
+
+def report_together(distributed: Distributed, ceilings: Sequence[Ceilings]) -> dict[str, Any]:
+    """Measures the link between processes, and estimates a step of each official model.
+
+    All processes must call it.
+
+    Args:
+        ceilings: what this machine reaches with each dtype.
+
+    Returns:
+        JSON: ``link`` in bytes a second, the ``machines``' ceilings, and ``steps``: for each model
+        the seconds of a step on the first machine alone, and by the options that divide it.
+    """
+    link = measure_link(distributed)
+    rates = [[each.matmul, each.attention, each.bandwidth] for each in ceilings]
+    of_all = distributed.all_gather(mx.array(rates)).tolist()
+    best = max(range(len(ceilings)), key=lambda i: ceilings[i].matmul)
+    dtype = ceilings[int(distributed.all_gather(mx.array(best))[0].item())].dtype
+    machines = [
+        Ceilings(dtype, *rows[[each.dtype for each in ceilings].index(dtype)]) for rows in of_all
+    ]
+    steps = []
+    for variant in VARIANTS:
+        model = official_model(variant)
+        work = Work.of(model, model_geometry(model), machines, link)
+        ways = [{"options": options, "seconds": seconds} for options, seconds in compared(work)]
+        steps.append({"variant": variant.alias, "alone": work.steps[0], "together": ways})
+    return {"link": link, "machines": [asdict(each) for each in machines], "steps": steps}
