@@ -111,7 +111,7 @@ class Work:
                 replace(equal, split="tokens", shares=shares),
             ),
         ):
-            if processes.shares is not None and min(shares) > 0.9:
+            if processes.shares is not None and min(shares) > 0.8:
                 continue
             try:
                 yield options, divide(processes, self.texts == 2)
