@@ -1,13 +1,8 @@
 """Training with two processes on this machine, over MLX's ring backend."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -16,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from clips import make_clip
+from processes import ended, launched, start
 
 from mlx_cogvideo import InvalidInputError, PeerLostError
 from mlx_cogvideo.checkpoints import DEMO_PATH
@@ -24,7 +20,6 @@ from mlx_cogvideo.distributed import ALONE, Distributed
 from mlx_cogvideo.video import write_video
 
 SCRIPT = Path(__file__).parents[1] / "lora.py"
-LAUNCH = Path(sysconfig.get_path("scripts")) / "mlx.launch"
 SMALL = ["--frames", "9", "--height", "32", "--width", "48", "--seed", "3"]
 
 
@@ -48,31 +43,6 @@ def adapter_of(folder: Path) -> dict[str, mx.array]:
     return mx.load(str(folder / "pytorch_lora_weights.safetensors"))
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def launched(arguments: list[str], script: Path = SCRIPT) -> str:
-    """Runs two processes and returns what they print."""
-    launch = [LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", *free_ports(1), "--"]
-    done = subprocess.run(
-        [str(word) for word in [*launch, sys.executable, script, *arguments]],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, tmp_path):
     """Uses prior prompts, accumulation and a last batch that is filled up."""
     prompts = tmp_path / "prior.txt"
@@ -81,7 +51,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(clips, 
     more += ["--iters", 8, "--save-every", 4, "--quiet"]
     one, two = tmp_path / "one", tmp_path / "two"
     each = ["--batch-size", 1, "--prior-batch-size", 1]
-    done = launched(command(clips, two, *more, *each))
+    done = launched(command(clips, two, *more, *each), SCRIPT)
     assert done.count(str(two)) == 1, "only the main process prints where the adapter is"
     assert main(command(clips, one, *more, "--batch-size", 2, "--prior-batch-size", 2)) == 0
     expected, made = adapter_of(one), adapter_of(two)
@@ -114,11 +84,11 @@ def test_two_processes_train_all_weights_as_one_does_and_one_resumes_what_they_s
     more = ["--fine-tune-type", "full", "--optimizer", "adamw", "--train-layers", *layers]
     more += ["--learning-rate", 1e-3, "--grad-accumulation-steps", 2, "--warmup", 1, "--quiet"]
     one, two, alone = (tmp_path / name for name in ("one", "two", "alone"))
-    done = launched(command(clips, two, *more, "--batch-size", 1, "--iters", 2))
+    done = launched(command(clips, two, *more, "--batch-size", 1, "--iters", 2), SCRIPT)
     assert done.count(str(two / "model")) == 1
     shutil.copytree(two, alone)
     more += ["--iters", 4]
-    launched(command(clips, two, *more, "--batch-size", 1, "--resume"))
+    launched(command(clips, two, *more, "--batch-size", 1, "--resume"), SCRIPT)
     assert main(command(clips, alone, *more, "--batch-size", 2, "--resume")) == 0
     assert main(command(clips, one, *more, "--batch-size", 2)) == 0
     start, expected = weights_of(DEMO_PATH), weights_of(one / "model")
@@ -137,9 +107,9 @@ def norm_of_difference(first: dict[str, mx.array], second: dict[str, mx.array]) 
 def test_two_processes_resume_bit_for_bit(clips, tmp_path):
     folders = [tmp_path / name for name in ("whole", "stopped")]
     more = ["--batch-size", 1, "--warmup", 1, "--quiet"]
-    launched(command(clips, folders[0], *more, "--iters", 6))
-    launched(command(clips, folders[1], *more, "--iters", 3))
-    launched(command(clips, folders[1], *more, "--iters", 6, "--resume"))
+    launched(command(clips, folders[0], *more, "--iters", 6), SCRIPT)
+    launched(command(clips, folders[1], *more, "--iters", 3), SCRIPT)
+    launched(command(clips, folders[1], *more, "--iters", 6, "--resume"), SCRIPT)
     whole, stopped = map(adapter_of, folders)
     assert all(mx.array_equal(array, stopped[name]) for name, array in whole.items())
 
@@ -171,31 +141,16 @@ def test_a_late_process_changes_nothing(clips, tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_a_process_is_lost_the_other_saves_a_checkpoint_and_ends(clips, tmp_path, victim):
-    adapter, hosts = tmp_path / "adapter", tmp_path / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+    adapter = tmp_path / "adapter"
     arguments = command(clips, adapter, "--iters", 5000, "--save-every", 5000, "--batch-size", 1)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *arguments],
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        log, since = adapter / "log.jsonl", time.monotonic()
-        while not log.exists() or log.read_text().count("\n") < 3:
-            assert time.monotonic() - since < 120 and processes[victim].poll() is None
-            time.sleep(0.05)
-        processes[victim].send_signal(signal.SIGKILL)
-        _, stderr = processes[1 - victim].communicate(timeout=60)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert processes[1 - victim].returncode == 1
+    processes = start(arguments, SCRIPT, 2, tmp_path)
+    log, since = adapter / "log.jsonl", time.monotonic()
+    while not log.exists() or log.read_text().count("\n") < 3:
+        assert time.monotonic() - since < 120 and processes[victim].poll() is None
+        time.sleep(0.05)
+    processes[victim].send_signal(signal.SIGKILL)
+    code, _, stderr = ended(processes)[1 - victim]
+    assert code == 1
     (error,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert "another process is gone" in error and "--resume" in error
     rows = len(log.read_text().splitlines())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import not_finite
-from ..nn.eval_schedule import EvalSchedule
+from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
 from .guidance import guidance_schedule, guided
@@ -156,6 +156,10 @@ def velocities(
     Args:
         split: this process's part; what the others compute comes from them.
     """
+    if split.is_alone:
+        return mx.concatenate(
+            [_whole(transformer, *part) for part in in_passes(passes, latents, text, timestep)]
+        )
     size, made = StepSize.of(transformer, latents, text), []
     share = split.share(size)
     for part in split.parts(passes, latents, text, timestep):
@@ -166,6 +170,11 @@ def velocities(
         x = transformer.run_blocks(embedded.pop(), context, schedule=schedule)
         made.append(schedule.flush(own_patches(transformer, x, context, size)))
     return transformer.unpatchify(split.join(made, size), latents.shape)
+
+
+def _whole(transformer: CogVideoXTransformer3DModel, *part: mx.array) -> mx.array:
+    schedule = EvalSchedule()
+    return schedule.flush(transformer(*part, schedule=schedule))
 
 
 def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> None:
