@@ -118,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder to keep the weights in, which steps share with an earlier --run (default: a "
         "temporary one)",
     )
+    add("--bits", type=int, help="bits of the weights of whole runs (default: 16)")
     add("--case", help=argparse.SUPPRESS)
     return parser
 
@@ -291,7 +292,7 @@ def velocity_file(folder: Path, rank: int) -> Path:
 def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     is_demo = args.variant == "demo"
-    model = "demo" if is_demo else prepare_model(Namespace(variant=args.variant, bits=None), folder)
+    model = "demo" if is_demo else prepare_model(args, folder)
     if not is_demo:
         model = as_snapshot(model)
     steps = args.steps or 50
@@ -300,7 +301,8 @@ def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
     for name in ("frames", "height", "width"):
         if (number := getattr(args, name)) is not None:
             options += [f"--{name}", str(number)]
-    about = [args.variant, f"{steps} steps", " ".join(rest), description()]
+    bits = f"{args.bits or 16} bits"
+    about = [args.variant, bits, f"{steps} steps", " ".join(rest), description()]
     print(", ".join(filter(None, about)))
     print(f"{'processes':12}{'seconds':>9}{'speed-up':>10}  stages")
     one = None

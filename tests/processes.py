@@ -41,11 +41,12 @@ def start(arguments: list, script: Path, count: int, folder: Path) -> list[subpr
     """Starts the processes of a group without a launcher; `folder` is their current one."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+    group = {"MLX_HOSTFILE": str(hosts)} if count > 1 else {}
     return [
         subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
             cwd=folder,
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+            env={**os.environ, **group, **({"MLX_RANK": str(rank)} if group else {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

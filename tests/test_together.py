@@ -13,7 +13,7 @@ from processes import ended, launched, start
 
 from mlx_cogvideo.video import read_record, read_video
 
-SIZE = ["--frames", 9, "--height", 64, "--width", 96]
+SIZE = ["--frames", 9, "--height", 32, "--width", 48]
 SMALL = ["--prompt", PROMPT, *SIZE, "--seed", 3, "--quiet", "--output", "video.mp4"]
 LONG = [*SMALL, "--steps", 60, "--save-every", 100]
 
@@ -65,11 +65,11 @@ def check(split, shares, limit, **settings):
     assert not settings.get("cache") or one.skipped, "no step was skipped"
 
 
-for run in RUNS if together.size == 2 else RUNS[1:4:2]:
+for run in RUNS if together.size == 2 else RUNS[1:2]:
     if run.get("guidance_scale") != 1:
         check("guidance", None, 0, **run)
 uneven = tuple(float(1 + 2 * rank) for rank in range(together.size))
-for run in (RUNS[1], RUNS[3], *RUNS[6:]):
+for run in (RUNS[3], RUNS[7])[: 4 - together.size]:
     check("tokens", uneven, 1e-5, **run)
 check("tokens", None, 1e-5, num_inference_steps=20)
 
@@ -124,23 +124,15 @@ def wait_for_steps(folder: Path, number: int, processes: list[subprocess.Popen])
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("more", "one_more"),
-    [
-        (["--video", "clip.mp4", "--strength", 0.6, "--tile-size", 32, 48], []),
-        (["--extend", 1, "--overlap", 1, "--one-each"], []),
-    ],
-)
-def test_a_command_makes_the_same_video_in_two_processes(tmp_path, more, one_more):
-    """A clip to start from and tiles that are dealt; and windows, of one video each."""
+def test_a_command_makes_the_same_video_in_two_processes(tmp_path):
+    """With a clip to start from, and tiles that are dealt."""
     run("--prompt", PROMPT, *SIZE, "--steps", 2, "--seed", 1, "--output", tmp_path / "clip.mp4")
-    more = [tmp_path / word if word == "clip.mp4" else word for word in more]
-    arguments = [*SMALL, "--steps", 4, *more]
+    arguments = [*SMALL, "--steps", 4, "--video", tmp_path / "clip.mp4", "--tile-size", 16, 16]
     printed = launched(arguments, SCRIPT, cwd=tmp_path)
     assert printed.split() == ["video.mp4"], "only the main process prints"
     assert (frames(tmp_path / "video.mp4") == by_one(tmp_path, *arguments)).all()
     record = read_record(tmp_path / "video.mp4")
-    assert record.get("processes") == (None if "--one-each" in more else 2)
+    assert record["processes"] == 2 and record["settings"]["sequential_guidance"]
 
 
 def test_videos_of_a_batch_are_made_by_all_or_by_one_each(tmp_path):
@@ -208,13 +200,13 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path, whole):
     assert np.abs(frames(tmp_path / "video.mp4").astype(int) - whole).max() <= 2
 
 
-@pytest.mark.parametrize("seconds", [2, 12])
+@pytest.mark.parametrize("seconds", [1, 6])
 def test_a_stopped_process_is_waited_for_but_not_for_ever(tmp_path, whole, seconds):
-    """Silence may last 6 seconds here."""
+    """Silence may last 3 seconds here."""
     script = tmp_path / "impatient.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "from mlx_cogvideo import channel\nchannel.SILENCE = 6\n"
+        "from mlx_cogvideo import channel\nchannel.SILENCE = 3\n"
         "from mlx_cogvideo.cli.main import run_command\nsys.exit(run_command('generate'))\n"
     )
     processes = start([*LONG, "--preview-every", 5], script, 2, tmp_path)
@@ -224,10 +216,10 @@ def test_a_stopped_process_is_waited_for_but_not_for_ever(tmp_path, whole, secon
     gone = processes[0].poll()
     processes[1].send_signal(signal.SIGCONT)
     codes = [code for code, _, _ in ended(processes)]
-    if seconds == 2:
+    if seconds == 1:
         assert gone is None and codes == [0, 0]
     else:
-        assert (gone == 1 and codes == [1, 1]) or codes == [1, 0]
+        assert gone == 1 and codes[0] == 1
         assert run(*LONG, "--resume", "--output", tmp_path / "video.mp4") == 0
     assert (frames(tmp_path / "video.mp4") == whole).all()
 
@@ -244,33 +236,24 @@ def test_processes_with_another_model_or_command_are_refused(tmp_path):
     assert (code, other) == (2, 0)
     assert "process 1 on " in error and "seed is [4] instead of [3]" in error
     script.write_text(
-        script.read_text().replace("sys.argv[sys.argv.index('--seed') + 1] = '4'", "pass") + "\n"
-    )
-    text = script.read_text().replace(
-        "from mlx_cogvideo.cli.main import",
+        f"import os, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "from mlx_cogvideo.runs import helper\n"
         "made = helper.described_model\n"
-        "helper.described_model = lambda pipe: {**made(pipe), 'transformer': 'x'}\n"
-        "from mlx_cogvideo.cli.main import",
+        "helper.described_model = lambda pipe: {**made(pipe), 'transformer': 'another'}\n"
+        "from mlx_cogvideo.cli.main import run_command\nsys.exit(run_command('generate'))\n"
     )
-    script.write_text(text)
     (code, _, error), _ = ended(start([*SMALL, "--steps", 2], script, 2, tmp_path))
     assert code == 2 and "it has another transformer: give all processes the same" in error
 
 
-def test_a_plan_and_a_check_compare_the_divisions(tmp_path):
-    processes = start([*SMALL, "--dry-run"], SCRIPT, 2, tmp_path)
-    assert "--quiet" in SMALL
-    assert [code for code, *_ in ended(processes)] == [0, 0]
+def test_a_plan_measures_the_link(tmp_path):
     arguments = [word for word in SMALL if word != "--quiet"]
     (_, _, plan), (_, _, other) = ended(start([*arguments, "--dry-run"], SCRIPT, 2, tmp_path))
-    assert "divided  each computes one pass of guidance" in plan and "GB/s" in plan and not other
+    assert "divided  each computes one pass of guidance" in plan and " GB/s" in plan and not other
 
 
 def test_json_events_are_those_of_the_main_process(tmp_path):
-    arguments = [word for word in SMALL if word != "--quiet"]
-    (_, events, _), (_, none, _) = ended(
-        start([*arguments, "--steps", 2, "--json-events"], SCRIPT, 2, tmp_path)
-    )
+    arguments = [*SMALL, "--steps", 2, "--json-events"]
+    (_, events, _), (_, none, _) = ended(start(arguments, SCRIPT, 2, tmp_path))
     names = [json.loads(line)["event"] for line in events.splitlines()]
     assert (names[0], names[-1], none) == ("start", "end", "")

@@ -34,7 +34,7 @@ from .config_file import with_config_file
 from .json_events import OPTION, JsonEvents, add_events_option
 from .options import add_setting, add_settings, given_settings, named, path
 from .parser import Parser
-from .processes import Team, add_process_options, help_out, joined, process_lines
+from .processes import Team, add_process_options, help_out, joined, process_lines, short_of_memory
 from .session import Session
 from .streams import json_text
 
@@ -87,6 +87,7 @@ def _carry_out(
     """Announces a plan and makes its videos; returns the exit code."""
     if team.helpers is not None and plan.jobs:
         team.helpers.open(plan, team.processes, plans=args.dry_run)
+        plan.warnings += short_of_memory(team, plan)
     names_model = bool(args.model or args.replay or args.resume)
     announce(
         plan, events, names_model=names_model, also=process_lines(team, plan, measures=args.dry_run)

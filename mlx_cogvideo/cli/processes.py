@@ -12,13 +12,14 @@ from typing import Any
 from ..called import command
 from ..channel import Channel
 from ..checkpoints.model_folder import ModelFolder
-from ..device import manage_memory
+from ..device import manage_memory, size
 from ..diffusion.split import SPLITS, Division
 from ..distributed import Distributed, Processes
 from ..errors import CogVideoXError, with_notes
 from ..machine.link import Work, compared, measure_link
 from ..machine.measured import measured
 from ..machine.speed import Ceilings, chip_ceilings
+from ..pipeline.estimates import estimate_memory
 from ..runs.guard import Guard
 from ..runs.helper import Helper
 from ..runs.helpers import Helpers
@@ -195,6 +196,15 @@ def process_lines(team: Team, plan: Plan, *, measures: bool) -> list[tuple[str, 
         all_machines = [described_machine(plan.pipe), *machines]
         lines.append(("link", _speeds(plan, link, [each["ceilings"] for each in all_machines])))
     return lines
+
+
+def short_of_memory(team: Team, plan: Plan) -> Iterator[str]:
+    """Warnings of machines of other processes that have too little memory for the steps of a plan."""
+    needs = [estimate_memory(plan.pipe, job.settings).get("denoise", 0) for job in plan.jobs]
+    for machine in team.helpers.machines if team.helpers is not None else ():
+        if max(needs, default=0) > machine["memory"]:
+            name, memory = machine["name"], size(machine["memory"])
+            yield f"denoise needs about {size(max(needs))}, and {name} has {memory}"
 
 
 def _speeds(plan: Plan, link: float, ceilings: list[dict[str, Any] | None]) -> str:
