@@ -234,7 +234,9 @@ def test_processes_with_another_model_or_command_are_refused(tmp_path):
     )
     (code, _, error), (other, *_) = ended(start([*SMALL, "--steps", 2], script, 2, tmp_path))
     assert (code, other) == (2, 0)
-    assert "process 1 on " in error and "seed is [4] instead of [3]" in error
+    assert (
+        "process 1 on " in error and "it was started with --seed 4 instead of 3: give all" in error
+    )
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "from mlx_cogvideo.runs import helper\n"

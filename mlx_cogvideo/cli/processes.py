@@ -20,13 +20,16 @@ from ..machine.link import Work, compared, measure_link
 from ..machine.measured import measured
 from ..machine.speed import Ceilings, chip_ceilings
 from ..pipeline.estimates import estimate_memory
+from ..pipeline.fields import settings_of
 from ..runs.guard import Guard
 from ..runs.helper import Helper
 from ..runs.helpers import Helpers
 from ..runs.run_plan import Plan
+from ..runs.settings import RunSettings
 from .awake import awake
 from .common import positive
 from .json_events import JsonEvents
+from .options import option_name
 from .parser import DONE, INTERRUPTED
 from .signals import Interrupts, before_leaving
 from .streams import printable
@@ -68,8 +71,9 @@ def add_process_options(add: Callable[..., Any]) -> None:
     add(
         "--split",
         choices=SPLITS,
-        help="What the processes divide first: the two passes of guidance, or the tokens. Default: "
-        "guidance where there is one and an even number of processes.",
+        help="What the processes that share a video divide first: the two passes of guidance, or "
+        "the tokens. Default: guidance where there is one, the number of processes is even and two "
+        "have no --shares; else tokens.",
     )
     add(
         "--shares",
@@ -82,7 +86,7 @@ def add_process_options(add: Callable[..., Any]) -> None:
     add(
         "--one-each",
         action="store_true",
-        help="Make one video a process instead of each video in all processes.",
+        help="Have each process make videos of its own, instead of all making each video together.",
     )
 
 
@@ -151,7 +155,14 @@ def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | No
 
 def _compared(args: argparse.Namespace) -> dict[str, str]:
     """The options that must be the same in all processes, by name."""
-    return {name: str(value) for name, value in vars(args).items() if name not in MAY_DIFFER}
+    settings = settings_of(RunSettings)
+    return {
+        option_name(RunSettings, name) if name in settings else f"--{name.replace('_', '-')}": (
+            " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        )
+        for name, value in vars(args).items()
+        if name not in MAY_DIFFER
+    }
 
 
 def _say(events: JsonEvents, code: int, error: BaseException) -> None:
@@ -199,7 +210,7 @@ def process_lines(team: Team, plan: Plan, *, measures: bool) -> list[tuple[str, 
 
 
 def short_of_memory(team: Team, plan: Plan) -> Iterator[str]:
-    """Warnings of machines of other processes that have too little memory for the steps of a plan."""
+    """Warnings of machines of other processes with too little memory for the steps of a plan."""
     needs = [estimate_memory(plan.pipe, job.settings).get("denoise", 0) for job in plan.jobs]
     for machine in team.helpers.machines if team.helpers is not None else ():
         if max(needs, default=0) > machine["memory"]:

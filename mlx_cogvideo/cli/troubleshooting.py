@@ -25,6 +25,8 @@ ENTRIES = {
     "another-process-is-writing": r"is being written by",
     "an-adapter-that-doesnt-fit": r"is for another model|aren't LoRA of a known kind"
     r"|only LoRA, DoRA and LoKr",
+    "several-processes": r"give all processes the same|^another process is gone|hasn't connected to"
+    r"|can't reach (each other|.+ over TCP)|no backend of MLX connects|can't share a run",
     "the-loss-is-nan": r"^the (validation )?loss (of|after) step|^the adapter is NaN",
     "no-clips": r"holds no clips|clips in .+ has a caption|^no clip can be used",
 }

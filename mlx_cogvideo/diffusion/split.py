@@ -12,6 +12,7 @@ Each process then takes the sampler's step by itself.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,8 @@ from ..errors import GenerationError, InvalidInputError
 from ..nn.eval_schedule import in_passes
 from ..nn.token_share import TokenShare, padded
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("guidance", "tokens")
 """What the processes divide first."""
@@ -304,8 +307,15 @@ class Split:
         difference, largest = mx.abs(of_all - first).max().item(), mx.abs(first).max().item()
         if not difference <= LARGEST_DIFFERENCE * largest:
             raise GenerationError(
-                f"after step {step} the latents of two processes differ by {difference:.3g}: use "
-                "the same versions of macOS and MLX on all machines"
+                f"after step {step} the latents of two processes differ by {difference:.3g}: these "
+                "machines can't share a run; the same version of macOS on all may help"
+            )
+        if self._distributed.is_main:
+            logger.warning(
+                "after step %d the latents of two processes differed by %.2g: their machines round "
+                "differently, and all go on with those of the first",
+                step,
+                difference,
             )
         latents, x0 = (half.reshape(latents.shape) for half in mx.split(first, 2))
         return latents, x0

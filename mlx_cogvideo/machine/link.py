@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any, Self
 
 import mlx.core as mx
@@ -33,12 +34,17 @@ def measure_link(distributed: Distributed) -> float:
         count *= 2
         array = mx.zeros(count, mx.uint8)
         mx.eval(array)
-        distributed.wait()
+        _mean(distributed, 0.0)  # so that all begin together
         start = time.perf_counter()
         mx.eval(distributed.all_gather(array))
         # The same everywhere, so that all stop at the same size.
-        (seconds,) = distributed.mean([time.perf_counter() - start])
+        seconds = _mean(distributed, time.perf_counter() - start)
     return (distributed.size - 1) * count / seconds
+
+
+def _mean(distributed: Distributed, number: float) -> float:
+    """The mean over all processes. Sums of a ring may hang (ml-explore/mlx#4475)."""
+    return distributed.all_gather(mx.array(number)).mean().item()
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Work:
     Attributes:
         steps: seconds that each process would take for it alone.
         block_bytes: bytes of the keys and values of all tokens of a text in one block.
+        velocity_bytes: bytes of the velocity of a text.
         blocks: number of blocks.
         tokens: number of tokens.
         texts: 2 with guidance.
@@ -56,6 +63,7 @@ class Work:
 
     steps: tuple[float, ...]
     block_bytes: int
+    velocity_bytes: int
     blocks: int
     tokens: int
     texts: int
@@ -75,8 +83,10 @@ class Work:
         config = model.configs["transformer"]
         tokens = config.token_count(geometry.latent_shape)
         steps = (step_seconds(model, geometry, each, batch=texts) for each in machines)
-        bytes_of_block = 2 * tokens * config.dim * DTYPES[machines[0].dtype].size
-        return cls(tuple(steps), bytes_of_block, config.num_layers, tokens, texts, link)
+        itemsize = DTYPES[machines[0].dtype].size
+        bytes_of_block = 2 * tokens * config.dim * itemsize
+        velocity = prod(geometry.latent_shape) * itemsize
+        return cls(tuple(steps), bytes_of_block, velocity, config.num_layers, tokens, texts, link)
 
     def seconds(self, division: Division) -> float:
         """How long a step takes that processes divide like this.
@@ -93,10 +103,9 @@ class Work:
         # Of three processes with guidance one has nothing to do.
         working = zip(self.steps, rows, strict=False)
         computed = max(step * texts / self.texts * row / self.tokens for step, row in working)
-        if not division.splits_tokens:
-            return computed
-        received = (size - 1) * texts * self.block_bytes * max(rows) / self.tokens
-        return computed + self.blocks * received / self.link
+        blocks = self.blocks if division.splits_tokens else 0
+        given = texts * (blocks * self.block_bytes + self.velocity_bytes) * max(rows) / self.tokens
+        return computed + (size - 1) * given / self.link
 
     def divisions(self) -> Iterator[tuple[str, Division]]:
         """The divisions that are worth a thought, with the options that choose them."""

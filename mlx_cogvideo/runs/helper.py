@@ -70,7 +70,8 @@ class Helper:
         """Opens the model of the run, and answers whether it is the same."""
         for name, value in fields["command"].items():
             if self._command.get(name) != value:
-                self._refuse(f"{name} is {self._command.get(name)} instead of {value}")
+                here = self._command.get(name)
+                self._refuse(f"it was started with {name} {here} instead of {value}")
                 return
         try:
             pipe = self._opened(fields)
