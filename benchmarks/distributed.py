@@ -20,8 +20,7 @@ from those of one process, divided by the largest velocity. Divided guidance dif
 because one process computes both texts in one batch.
 
 With --run, the program times whole runs of generate.py with random weights, from the start of the
-processes to the finished file, and prints the seconds of each stage from the video's record.
-Further options are passed on to generate.py.
+processes to the file, and prints the seconds of each stage. Further options are passed on.
 """
 
 import argparse
@@ -46,7 +45,8 @@ from run import prepare as prepare_model
 from step import our_network, prepare
 
 from mlx_cogvideo.diffusion.denoising import velocities
-from mlx_cogvideo.diffusion.split import Split, divide
+from mlx_cogvideo.diffusion.division import divide
+from mlx_cogvideo.diffusion.split import Split
 from mlx_cogvideo.distributed import Distributed, Processes
 
 ONE = "1"
@@ -293,17 +293,15 @@ def compare_runs(args: Namespace, folder: Path, rest: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     is_demo = args.variant == "demo"
     model = "demo" if is_demo else prepare_model(args, folder)
-    if not is_demo:
-        model = as_snapshot(model)
+    model = model if is_demo else as_snapshot(model)
     steps = args.steps or 50
     options = ["--model", str(model), "--prompt", "a paper boat", "--steps", str(steps)]
     options += ["--seed", "1", "--overwrite", "--quiet", *rest]
     for name in ("frames", "height", "width"):
         if (number := getattr(args, name)) is not None:
             options += [f"--{name}", str(number)]
-    bits = f"{args.bits or 16} bits"
-    about = [args.variant, bits, f"{steps} steps", " ".join(rest), description()]
-    print(", ".join(filter(None, about)))
+    about = [args.variant, f"{args.bits or 16} bits", f"{steps} steps", *rest, description()]
+    print(", ".join(about))
     print(f"{'processes':12}{'seconds':>9}{'speed-up':>10}  stages")
     one = None
     for count in dict.fromkeys([1, *args.processes]):

@@ -24,7 +24,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.diffusion.denoising import velocities
-from mlx_cogvideo.diffusion.split import WHOLE, Split, StepSize, divide
+from mlx_cogvideo.diffusion.division import divide
+from mlx_cogvideo.diffusion.split import WHOLE, Split, StepSize
 from mlx_cogvideo.distributed import Distributed, Processes
 
 stack, together = ExitStack(), Distributed.connect()
@@ -211,7 +212,7 @@ def test_a_stopped_process_is_waited_for_but_not_for_ever(tmp_path, whole, secon
     script = tmp_path / "impatient.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "from mlx_cogvideo import channel\nchannel.SILENCE = 3\n"
+        "from mlx_cogvideo.runs import channel\nchannel.SILENCE = 3\n"
         "from mlx_cogvideo.cli.main import run_command\nsys.exit(run_command('generate'))\n"
     )
     processes = start([*LONG, "--preview-every", 5], script, 2, tmp_path)

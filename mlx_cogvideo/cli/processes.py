@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 from ..called import command
-from ..channel import Channel
 from ..checkpoints.model_folder import ModelFolder
 from ..device import manage_memory, size
-from ..diffusion.split import SPLITS, Division
+from ..diffusion.division import SPLITS, Division
 from ..distributed import Distributed, Processes
 from ..errors import CogVideoXError, with_notes
 from ..machine.link import Work, compared, measure_link
@@ -21,6 +20,7 @@ from ..machine.measured import measured
 from ..machine.speed import Ceilings, chip_ceilings
 from ..pipeline.estimates import estimate_memory
 from ..pipeline.fields import settings_of
+from ..runs.channel import Channel
 from ..runs.guard import Guard
 from ..runs.helper import Helper
 from ..runs.helpers import Helpers

@@ -1,14 +1,11 @@
-"""How several processes divide the steps of a run.
+"""One process's part of the steps of a run, and what the processes exchange.
 
-There are two ways, which go together:
+Where guidance is divided, they exchange their velocities once a step. Each number is computed as in
+one process that takes the passes one after the other. Where tokens are divided, they exchange keys
+and values in each block. Products of matrices then have other shapes than in one process, so that
+numbers differ by rounding.
 
-- Guidance: half of the processes compute the pass without the prompt, the others the pass with it.
-  They exchange their velocities once a step. Each number is computed as in one process that takes
-  the passes one after the other.
-- Tokens: each process computes its rows of the tokens. In each block they exchange keys and values.
-  Products of matrices have other shapes than in one process, so that numbers differ by rounding.
-
-Each process then takes the sampler's step by itself.
+Each process takes the sampler's step by itself.
 """
 
 import hashlib
@@ -16,126 +13,26 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, pairwise
 from typing import Self
 
 import mlx.core as mx
 import numpy as np
 
-from ..distributed import ALONE, Distributed, Processes
-from ..errors import GenerationError, InvalidInputError
+from ..distributed import ALONE, Distributed
+from ..errors import GenerationError
 from ..nn.eval_schedule import in_passes
 from ..nn.token_share import TokenShare, padded
 from ..nn.transformer import BlockContext, CogVideoXTransformer3DModel
+from .division import ONE_PROCESS, Division, video_counts
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("guidance", "tokens")
-"""What the processes divide first."""
 
 COMPARE_EVERY = 10
 """Steps after which the processes compare their latents."""
 LARGEST_DIFFERENCE = 1e-3
 """Difference of two processes' latents, relative to the largest, that can come from rounding."""
-
-
-@dataclass(frozen=True)
-class Division:
-    """How processes divide the work of a step.
-
-    Attributes:
-        shares: the weight of each process's tokens, in any unit.
-        halves: 2 where half of the processes compute each pass of guidance, else 1.
-    """
-
-    shares: tuple[float, ...] = (1.0,)
-    halves: int = 1
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        return len(self.shares)
-
-    @property
-    def splits_tokens(self) -> bool:
-        return self.size // self.halves > 1
-
-    def members(self, half: int) -> range:
-        """The ranks of the processes of one half; of three with guidance, the last is idle."""
-        count = self.size // self.halves
-        return range(half * count, (half + 1) * count)
-
-    def half(self, rank: int) -> int | None:
-        """The half of a process; None is idle."""
-        half = rank // (self.size // self.halves)
-        return half if half < self.halves else None
-
-    def for_texts(self, count: int) -> "Division":
-        """The division of a step with so many texts: one without guidance has 1.
-
-        Two processes leave such a step to one of them. More divide its tokens.
-        """
-        if count == 1 and self.halves == 2 and self.splits_tokens:
-            return replace(self, halves=1)
-        return self
-
-    def half_of_text(self, text: int, count: int) -> int:
-        """The half that computes a text; without guidance there is only the prompt's."""
-        return text + self.halves - count if self.halves == 2 else 0
-
-    def texts(self, rank: int, count: int) -> list[int]:
-        """The texts, of so many, that a process computes."""
-        own = self.half(rank)
-        return [text for text in range(count) if self.half_of_text(text, count) == own]
-
-    def token_counts(self, half: int, tokens: int) -> list[int]:
-        """The number of tokens of each member of a half, at least one each."""
-        shares = [self.shares[rank] for rank in self.members(half)]
-        left, edges = len(shares), [0]
-        for share in accumulate(shares):
-            left -= 1
-            edge = round(tokens * share / sum(shares))
-            edges.append(min(max(edge, edges[-1] + 1), tokens - left))
-        return [end - first for first, end in pairwise(edges)]
-
-    def largest_share(self, tokens: int) -> int:
-        """Tokens of the process that has most."""
-        return max(max(self.token_counts(half, tokens)) for half in range(self.halves))
-
-
-ONE_PROCESS = Division()
-
-
-def divide(processes: Processes, guided: bool) -> Division:
-    """Chooses a division: of the guidance, where it is possible and nothing else was asked for.
-
-    Args:
-        guided: whether the run has guidance.
-
-    Raises:
-        InvalidInputError: so many processes can't divide it as they were asked to.
-    """
-    size, split, shares = processes.size, processes.split, processes.shares
-    if shares is not None:
-        if len(shares) != size:
-            raise InvalidInputError(
-                f"--shares needs one number for each of the {size} processes; got {len(shares)}"
-            )
-        if split is None and size == 2:
-            split = "tokens"
-        if split == "guidance" and size < 4:
-            raise InvalidInputError("--shares divides tokens: leave out --split guidance")
-    weights = tuple(map(float, shares or [1.0] * size))
-    if split == "guidance" and not guided:
-        raise InvalidInputError("--split guidance needs a guidance above 1: use --split tokens")
-    if split == "guidance" and size % 2 and size != 3:
-        raise InvalidInputError(
-            f"--split guidance needs an even number of processes; these are {size}"
-        )
-    halves = guided and size > 1 and (split == "guidance" or (split is None and size % 2 == 0))
-    return Division(weights, 2 if halves else 1)
 
 
 @dataclass(frozen=True)
@@ -242,7 +139,7 @@ class Split:
             return mx.concatenate(made)
         division, texts = self.division.for_texts(size.texts), range(size.texts)
         counts = [
-            _video_counts(division.token_counts(half, size.tokens), size.text_length)
+            video_counts(division.token_counts(half, size.tokens), size.text_length)
             for half in range(division.halves)
         ]
         rows = max(map(max, counts))
@@ -366,12 +263,6 @@ def own_patches(
 
 WHOLE = Split(ONE_PROCESS)
 """One process, which computes everything."""
-
-
-def _video_counts(counts: Sequence[int], text_length: int) -> list[int]:
-    """How many of each process's tokens are video tokens."""
-    edges = accumulate(counts, initial=0)
-    return [end - min(max(first, text_length), end) for first, end in pairwise(edges)]
 
 
 def _digest(array: mx.array) -> mx.array:

@@ -11,7 +11,7 @@ import mlx.core as mx
 from ..checkpoints.components import DTYPES
 from ..checkpoints.model_configurations import ModelConfigurations, official_model
 from ..checkpoints.variants import VARIANTS
-from ..diffusion.split import Division, divide
+from ..diffusion.division import Division, divide
 from ..distributed import Distributed, Processes
 from ..errors import InvalidInputError
 from ..pipeline.geometry import Geometry

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..checkpoints.model_folder import ModelFolder
 from ..device import Machine, size
-from ..diffusion.split import ONE_PROCESS, Division
+from ..diffusion.division import ONE_PROCESS, Division
 from ..diffusion.step_cache import CACHED_ARRAYS
 from ..errors import InvalidInputError
 from ..nn.autoencoder import (

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState, denoising_steps
-from ..diffusion.split import WHOLE, Division, Split
+from ..diffusion.division import Division
+from ..diffusion.split import WHOLE, Split
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
 from . import run_stages as stages

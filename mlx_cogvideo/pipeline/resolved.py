@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from ..diffusion.split import ONE_PROCESS, Division
+from ..diffusion.division import ONE_PROCESS, Division
 from ..errors import InvalidInputError
 from .fields import about
 from .geometry import Geometry

@@ -9,9 +9,9 @@ import mlx.core as mx
 from ..checkpoints.model_configurations import ModelConfigurations
 from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.denoising import Sampling
+from ..diffusion.division import divide
 from ..diffusion.guidance import check_uncond, schedule_name
 from ..diffusion.schedulers import Scheduler, make_scheduler, scheduler_name
-from ..diffusion.split import divide
 from ..diffusion.step_cache import IDENTITY, POLYNOMIALS, resolve_cache_threshold
 from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..channel import Channel
 from ..errors import CogVideoXError, PeerLostError
+from .channel import Channel
 from .resumable import note_kept
 from .saved_run import SavedRun, write_saved
 

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..channel import Channel, Fields
 from ..diffusion.split import Splits
 from ..distributed import Distributed, Processes
 from ..errors import CogVideoXError, DeviceError, GenerationError, mlx_errors, with_notes
@@ -17,6 +16,7 @@ from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.resolver import resolve
 from ..pipeline.windows import window_settings
+from .channel import Channel, Fields
 from .guard import Guard
 from .helpers import as_tiling
 from .saved_run import SUFFIX, SavedRun

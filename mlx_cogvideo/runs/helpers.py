@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..channel import Channel
 from ..checkpoints import BUNDLED
 from ..diffusion.split import Splits
 from ..distributed import Distributed, Processes
@@ -23,6 +22,7 @@ from ..nn.autoencoder import Coder
 from ..pipeline.events import Event
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.vae_stage import Tiling
+from .channel import Channel
 from .guard import Guard
 from .run_plan import Plan
 from .saved_run import SavedRun

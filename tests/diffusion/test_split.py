@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mlx_cogvideo import CogVideoXPipeline, GenerationError, InvalidInputError
-from mlx_cogvideo.diffusion.split import ONE_PROCESS, Division, Split, divide
+from mlx_cogvideo.diffusion.division import ONE_PROCESS, Division, divide
+from mlx_cogvideo.diffusion.split import Split
 from mlx_cogvideo.distributed import Distributed, Processes
 from mlx_cogvideo.pipeline.estimates import estimate_memory
 

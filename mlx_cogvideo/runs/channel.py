@@ -26,8 +26,8 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from .distributed import Distributed
-from .errors import InvalidInputError, PeerLostError
+from ..distributed import Distributed
+from ..errors import InvalidInputError, PeerLostError
 
 SILENCE = 60.0
 """Seconds without a sign of life after which a process counts as gone."""

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_cogvideo import InvalidInputError, PeerLostError, channel
-from mlx_cogvideo.channel import Channel
+from mlx_cogvideo import InvalidInputError, PeerLostError
 from mlx_cogvideo.distributed import Distributed
+from mlx_cogvideo.runs import channel
+from mlx_cogvideo.runs.channel import Channel
 
 
 @pytest.fixture(autouse=True)
