@@ -6,8 +6,7 @@
     python benchmarks/distributed.py demo
 
 With CUDA each process has a GPU of its own and they communicate through NCCL, otherwise through
-MLX's ring on the loopback interface. One process is measured first: the others are compared with
-it.
+MLX's ring on the loopback interface. The cases are compared with one process.
 
 By default, the program times a denoising step with guidance: a batch of two texts. The processes
 divide the two texts (guidance), the tokens, or both. All of them read the same random weights with

@@ -68,8 +68,8 @@ class Channel:
 
     Attributes:
         lost: who is gone, and why, in words; None while all are there.
-        told: whether that is the main process, and it has said before that it ends.
-        on_lost: called by a thread when that happens, with `lost` and `told`.
+        announced: whether that is the main process, and it has said before that it ends.
+        on_lost: called by a thread when that happens, with `lost` and `announced`.
     """
 
     def __init__(self, peers: Mapping[int, tuple[socket.socket, str]]):
@@ -77,8 +77,8 @@ class Channel:
         self._peers = {rank: _Peer(rank, *peer) for rank, peer in peers.items()}
         self._closed = threading.Event()
         self.lost: str | None = None
-        self.told = False
-        self.on_lost: Callable[[str, bool], None] = lambda reason, told: None
+        self.announced = False
+        self.on_lost: Callable[[str, bool], None] = lambda reason, announced: None
         for peer in self._peers.values():
             peer.connection.settimeout(SILENCE / BEATS)
             threading.Thread(target=self._read, args=(peer,), daemon=True).start()
@@ -202,9 +202,9 @@ class Channel:
         if end.get("kind") == _ERROR:
             why = f"failed: {end['text']}"
         if not self._closed.is_set():
-            self.told = end.get("kind") == _END and peer.rank == 0
+            self.announced = end.get("kind") == _END and peer.rank == 0
             self.lost = self.lost or f"{peer} {why}"
-            self.on_lost(self.lost, self.told)
+            self.on_lost(self.lost, self.announced)
         peer.messages.put(None)
 
     def _beat(self) -> None:

@@ -56,14 +56,14 @@ class Guard:
         self._in_step = True
         try:
             if self._channel.lost is not None:
-                self._lost(self._channel.lost, self._channel.told)
+                self._lost(self._channel.lost, self._channel.announced)
             yield
         except PeerLostError as error:
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:  # until a thread has ended the process
                 with suppress(KeyboardInterrupt):
                     time.sleep(0.1)
-            self._leave(error, told=False)
+            self._leave(error, announced=False)
         finally:
             self._in_step = False
 
@@ -73,18 +73,18 @@ class Guard:
         self._write(error)
         return error
 
-    def _lost(self, reason: str, told: bool) -> None:
+    def _lost(self, reason: str, announced: bool) -> None:
         if self._in_step:
-            self._leave(PeerLostError(f"another process is gone ({reason})"), told)
+            self._leave(PeerLostError(f"another process is gone ({reason})"), announced)
 
-    def _leave(self, error: PeerLostError, told: bool) -> None:
+    def _leave(self, error: PeerLostError, announced: bool) -> None:
         """Ends the process.
 
         Args:
-            told: whether the main process has said that it ends: it keeps the run.
+            announced: whether the main process has said that it ends: it keeps the run.
         """
         with self._lock:  # never released
-            if told:
+            if announced:
                 os._exit(0)  # the main process has said what is to say
             self._write(error)
             self._channel.close()

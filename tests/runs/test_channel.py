@@ -71,7 +71,7 @@ def test_a_closed_connection_is_a_loss_at_once():
     main = Channel({1: (ours, "mac-two")})
     theirs.close()
     wait_for(lambda: main.lost)
-    assert main.lost == "process 1 on mac-two has ended" and not main.told
+    assert main.lost == "process 1 on mac-two has ended" and not main.announced
     with pytest.raises(PeerLostError, match="mac-two has ended"):
         for _ in range(3):
             main.send("a")
@@ -93,7 +93,7 @@ def test_the_end_of_the_main_process_is_no_loss_that_has_to_be_said(pair):
     main.close()
     assert other.receive() == ({"kind": "end"}, b"")
     wait_for(lambda: other.lost)
-    assert other.told
+    assert other.announced
 
 
 class Group(Distributed):
