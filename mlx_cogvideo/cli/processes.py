@@ -145,6 +145,7 @@ def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | No
             helper.serve()
         return DONE
     except KeyboardInterrupt:
+        channel.fail("it was interrupted")
         return INTERRUPTED
     except CogVideoXError as error:
         channel.fail(with_notes(error))

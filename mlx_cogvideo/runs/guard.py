@@ -67,11 +67,9 @@ class Guard:
         finally:
             self._in_step = False
 
-    def save(self) -> BaseException | None:
-        """Writes the copy; returns an error with a note that says where it is."""
-        error = PeerLostError("")
-        self._write(error)
-        return error
+    def save(self) -> None:
+        """Writes the copy, if there is one."""
+        self._write(PeerLostError())
 
     def _lost(self, reason: str, announced: bool) -> None:
         if self._in_step:
