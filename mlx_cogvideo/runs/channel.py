@@ -114,7 +114,7 @@ class Channel:
         for peer in self._peers.values():
             try:
                 with peer.lock:
-                    _send_all(peer.connection, struct.pack(">Q", len(body)) + body)
+                    _send_all(peer.connection, struct.pack(">Q", len(body)) + body, self._waits)
             except OSError:
                 raise self._gone(peer) from None
 
@@ -149,6 +149,10 @@ class Channel:
         """Tells the others that this process ends because of an error."""
         with suppress(PeerLostError):
             self.send(_ERROR, text=error)
+
+    def _waits(self) -> bool:
+        """Whether all are there, and this process isn't about to end."""
+        return self.lost is None and not self._closed.is_set()
 
     def _gone(self, peer: _Peer) -> PeerLostError:
         reason = self.lost or f"{peer} has ended"
@@ -219,18 +223,20 @@ class Channel:
                         peer.lock.release()
 
 
-def _send_all(connection: socket.socket, data: bytes) -> None:
-    """Sends everything, however long the other side takes as long as it is there."""
-    view, pauses = memoryview(data), 0
+def _send_all(connection: socket.socket, data: bytes, waits: Callable[[], bool]) -> None:
+    """Sends everything.
+
+    Args:
+        waits: whether to go on while the other side takes nothing, as long as it works on
+            something else; asked now and then.
+    """
+    view = memoryview(data)
     while view:
         try:
-            sent = connection.send(view)
+            view = view[connection.send(view) :]
         except TimeoutError:
-            pauses += 1
-            if pauses >= BEATS:
+            if not waits():
                 raise
-            continue
-        view, pauses = view[sent:], 0
 
 
 def _accept(distributed: Distributed) -> dict[int, tuple[socket.socket, str]]:

@@ -52,6 +52,19 @@ def test_silence_isnt_a_loss_while_there_are_signs_of_life(pair):
         each.check()
 
 
+def test_a_process_that_is_busy_is_waited_for_longer_than_silence_may_last(pair):
+    main, other = pair
+    large = bytes(2**20)
+    sender = threading.Thread(target=lambda: [other.send("tile", large) for _ in range(20)])
+    sender.start()
+    time.sleep(2)
+    assert sender.is_alive() and main.lost is other.lost is None
+    for _ in range(20):
+        assert main.receive(1)[1] == large
+    sender.join(5)
+    assert not sender.is_alive()
+
+
 def test_a_silent_process_is_lost():
     ours, _theirs = socket.socketpair()
     alone, told = Channel({1: (ours, "mac-two")}), []
