@@ -12,6 +12,9 @@ its result is evaluated before anything else uses it.
 
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,19 +74,15 @@ class Distributed:
         launched = any(name in os.environ for name in _SET_BY_LAUNCHERS)
         if not launched or (hosts is not None and not _contents(hosts)):
             return cls()
-        timer = threading.Timer(CONNECT_SECONDS, _give_up)
-        timer.daemon = True
-        timer.start()
         try:
-            connected = cls(mx.distributed.init())
+            with _limited():
+                connected = cls(mx.distributed.init())
         except (RuntimeError, ValueError, IndexError) as error:
             reason = first_line(error)
             raise InvalidInputError(
                 f"the processes can't reach each other ({reason}): others may use the port "
                 "(mlx.launch --starting-port)"
             ) from None
-        finally:
-            timer.cancel()
         if connected.size == 1 and (hosts or os.environ.get("MLX_WORLD_SIZE", "1") != "1"):
             raise InvalidInputError(
                 "no backend of MLX connects the processes: start them with mlx.launch --backend "
@@ -206,11 +205,34 @@ _SET_BY_LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Environment variables of mlx.launch, and of the MPI that it calls."""
 
 
-def _give_up() -> None:
-    """Ends a process that MLX connects to no other; called by a thread."""
-    message = f"error: the other processes haven't connected within {CONNECT_SECONDS} s\n"
-    os.write(2, message.encode())
-    os._exit(2)
+_WATCHER = """
+import os, select, signal, sys
+if not select.select([0], [], [], float(sys.argv[1]))[0]:
+    os.write(2, f"error: {sys.argv[2]}\\n".encode())
+    os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Ends this process if the block takes longer than `CONNECT_SECONDS`, or at a signal.
+
+    MLX holds the interpreter's lock in it, so that no thread and no handler of Python could do so.
+    Another process waits for the end of its input.
+    """
+    message = f"the other processes haven't connected within {CONNECT_SECONDS} s"
+    words = [sys.executable, "-c", _WATCHER, str(CONNECT_SECONDS), message]
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, signal.SIG_DFL)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        try:
+            yield
+        finally:
+            watcher.stdin.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _contents(file: str) -> str:

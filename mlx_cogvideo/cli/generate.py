@@ -34,9 +34,22 @@ from .config_file import with_config_file
 from .json_events import OPTION, JsonEvents, add_events_option
 from .options import add_setting, add_settings, given_settings, named, path
 from .parser import Parser
-from .processes import Team, add_process_options, help_out, joined, process_lines, short_of_memory
+from .processes import (
+    Team,
+    add_process_options,
+    check_one_each,
+    help_out,
+    joined,
+    process_lines,
+    short_of_memory,
+)
 from .session import Session
 from .streams import json_text
+
+PROCESSES = (
+    "Processes that mlx.launch starts, on one machine or several, share each video: "
+    "mlx.launch -n 2 --backend ring -- COMMAND. docs/several-macs.md describes it."
+)
 
 GROUPS = {
     "what": "what to make",
@@ -72,6 +85,7 @@ def generate(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if args.prompt is args.prompt_file is args.replay is None and not args.resume:
         parser.error("give --prompt, --prompt-file, --replay or --resume")
     wired = wired_bytes(args)
+    check_one_each(args, distributed)
     if not leads:
         return help_out(args, distributed, wired)
     with joined(args, distributed, events) as team:
@@ -214,7 +228,8 @@ def make_parser() -> Parser:
     add = groups["output"].add_mutually_exclusive_group().add_argument
     add("--json", action="store_true", help="Print one line of JSON instead of the outputs' names.")
     add_events_option(add)
-    add_process_options(parser.add_argument_group("several processes").add_argument)
+    together = parser.add_argument_group("several processes", PROCESSES)
+    add_process_options(together.add_argument)
     _add_long_options(parser.add_argument_group("long runs").add_argument)
     return parser
 

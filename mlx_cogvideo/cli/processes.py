@@ -3,18 +3,21 @@
 import argparse
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import mlx.core as mx
+
 from ..called import command
 from ..checkpoints.model_folder import ModelFolder
 from ..device import manage_memory, size
 from ..diffusion.division import SPLITS, Division
 from ..distributed import Distributed, Processes
-from ..errors import CogVideoXError, with_notes
+from ..errors import InvalidInputError, PeerLostError, with_notes
 from ..machine.link import Work, compared, measure_link
 from ..machine.measured import measured
 from ..machine.speed import Ceilings, chip_ceilings
@@ -147,11 +150,28 @@ def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | No
     except KeyboardInterrupt:
         channel.fail("it was interrupted")
         return INTERRUPTED
-    except CogVideoXError as error:
-        channel.fail(with_notes(error))
+    except Exception as error:
+        if isinstance(error, PeerLostError) and _has_ended(channel):
+            return DONE  # the main process has said what is to say
+        channel.fail(with_notes(error) or type(error).__name__)
         raise
     finally:
         before_leaving.remove(guard.save)
+
+
+def _has_ended(channel: Channel) -> bool:
+    """Whether the main process has said that it ends; its word may come a moment later."""
+    end = time.monotonic() + 1
+    while time.monotonic() < end and not channel.main_has_ended:
+        time.sleep(0.05)
+    return channel.main_has_ended
+
+
+def check_one_each(args: argparse.Namespace, distributed: Distributed) -> None:
+    """Raises InvalidInputError unless all processes or none have ``--one-each``."""
+    given = distributed.all_gather(mx.array(int(args.one_each))).tolist()
+    if len(set(given)) > 1:
+        raise InvalidInputError("--one-each is for all processes or none: give all the same")
 
 
 def _compared(args: argparse.Namespace) -> dict[str, str]:

@@ -134,7 +134,7 @@ def denoising_steps(
             velocity = guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
             latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
             latents = conditioning.hold(scheduler, latents, noise, next_t)
-            _evaluate(latents, x0, i, sampling.dtype)
+            _evaluate(latents, x0, i, sampling.dtype, split)
             latents, x0 = split.agreed(latents, x0, i + 1)
         state = after_step(DenoisingState(i + 1, t, latents, x0, restart, skipped))
         latents = state.latents
@@ -177,10 +177,10 @@ def _whole(transformer: CogVideoXTransformer3DModel, *part: mx.array) -> mx.arra
     return schedule.flush(transformer(*part, schedule=schedule))
 
 
-def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype) -> None:
+def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype, split: Split) -> None:
     healthy = mx.isfinite(latents).all()
     mx.eval(latents, x0, healthy)
-    if not healthy.item():
+    if not split.all(healthy.item(), step):
         raise not_finite(
             f"step {step + 1} gave",
             str(dtype).split(".")[-1],

@@ -182,6 +182,19 @@ class Split:
             places[:, mx.array(texts)] = mx.concatenate(own, axis=1) * weight
         return self._distributed.all_gather(places).sum(0)
 
+    def all(self, value: bool, step: int) -> bool:
+        """Whether `value` is true in all processes, after the same step of each.
+
+        Raises:
+            GenerationError: they are at different steps.
+        """
+        if self.is_alone:
+            return value
+        values = self._distributed.all_gather(mx.array([int(value), step])).tolist()
+        if any(other != step for _, other in values):
+            raise GenerationError("the processes take different steps: start them again")
+        return all(each for each, _ in values)
+
     def agreed(self, latents: mx.array, x0: mx.array, step: int) -> tuple[mx.array, mx.array]:
         """The latents and their x0, which are the same in all processes.
 

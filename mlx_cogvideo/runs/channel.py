@@ -129,6 +129,9 @@ class Channel:
         if message is None:
             peer.messages.put(None)
             raise self._gone(peer)
+        if message[0]["kind"] == _ERROR:
+            self.lost = self.lost or f"{peer} failed: {message[0]['text']}"
+            raise self._gone(peer)
         return message
 
     def check(self) -> None:
@@ -149,6 +152,11 @@ class Channel:
         """Tells the others that this process ends because of an error."""
         with suppress(PeerLostError):
             self.send(_ERROR, text=error)
+
+    @property
+    def main_has_ended(self) -> bool:
+        """Whether the main process has said that it ends."""
+        return 0 in self._peers and (self._peers[0].end or {}).get("kind") == _END
 
     def _waits(self) -> bool:
         """Whether all are there, and this process isn't about to end."""

@@ -5,15 +5,16 @@ as bytes, which any thread can write.
 """
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import CogVideoXError, PeerLostError
+from ..errors import PeerLostError
 from .channel import Channel
-from .resumable import note_kept
+from .resumable import FALLBACK_FOLDER, note_kept
 from .saved_run import SavedRun, write_saved
 
 PATIENCE = 5.0
@@ -84,18 +85,24 @@ class Guard:
         with self._lock:  # never released
             if announced:
                 os._exit(0)  # the main process has said what is to say
-            self._write(error)
-            self._channel.close()
+            if self._write(error):  # else the others save what they have
+                self._channel.close()
             self._say(FAILED, error)
             os._exit(FAILED)
 
-    def _write(self, error: BaseException) -> None:
+    def _write(self, error: BaseException) -> bool:
+        """Writes the copy, where it can't be in a temporary folder; returns whether it is kept."""
         if self._saved is None:
-            return
+            return True
         saved, contents, path, more_options = self._saved
         try:
-            write_saved(contents, path)
-        except (OSError, CogVideoXError) as problem:
+            try:
+                write_saved(contents, path)
+            except OSError:
+                path = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / path.name
+                write_saved(contents, path)
+        except OSError as problem:
             error.add_note(f"step {saved.steps_done} can't be saved: {problem}")
-        else:
-            note_kept(error, saved, saved.steps_done, path, more_options)
+            return False
+        note_kept(error, saved, saved.steps_done, path, more_options)
+        return True

@@ -75,10 +75,11 @@ class Helper:
                 return
         try:
             pipe = self._opened(fields)
+            compares = fields["description"] and not pipe.to_download
+            here = described_model(pipe) if compares else {}
         except (CogVideoXError, OSError) as error:
             self._channel.send("answer", problem=with_notes(error))
             return
-        here = {} if pipe.to_download or not fields["description"] else described_model(pipe)
         if here and (problem := difference(here, fields["description"])):
             self._refuse(f"it has {problem}")
             return

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import mlx.core as mx
 from ..checkpoints.model_folder import ModelFolder
 from ..checkpoints.resolve import COMPONENTS
 from ..version import __version__
+
+LARGEST_HEADER = 2**27
+"""Bytes of a header that are compared."""
 
 
 def described_model(pipe: ModelFolder) -> dict[str, str]:
@@ -60,5 +62,6 @@ def _lines(component: Path) -> Iterator[str]:
 
 def _header_digest(file: Path) -> str:
     with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return hashlib.sha256(stream.read(min(length, 2**27))).hexdigest()
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        return hashlib.sha256(start + stream.read(min(length, LARGEST_HEADER))).hexdigest()

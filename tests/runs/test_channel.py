@@ -98,7 +98,8 @@ def test_a_process_that_fails_says_why(pair):
         peer.connection.close()
     wait_for(lambda: main.lost)
     assert "process 1 on mac-two" in main.lost
-    assert main.receive(1)[0] == {"kind": "error", "text": "memory ran out"}
+    with pytest.raises(PeerLostError, match=r"process 1 on mac-two failed: memory ran out\)"):
+        main.receive(1)
 
 
 def test_the_end_of_the_main_process_is_no_loss_that_has_to_be_said(pair):
