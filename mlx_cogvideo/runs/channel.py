@@ -179,7 +179,7 @@ class Channel:
                 (count,) = struct.unpack(">I", body[:4])
                 fields, data = json.loads(body[4 : 4 + count]), bytes(body[4 + count :])
                 if fields["kind"] in (_END, _ERROR):
-                    peer.end = fields
+                    peer.end = peer.end or fields
                 peer.messages.put((fields, data))
         except EOFError:
             self._lose(peer, "has ended")

@@ -126,3 +126,23 @@ def test_latents_that_differ_by_rounding_become_those_of_the_main_process():
 def test_latents_that_differ_more_end_the_run():
     with pytest.raises(GenerationError, match=r"after step 10 .* differ by 0\.5"):
         agreed(0.5)
+
+
+class Other(Distributed):
+    """A process whose other one gives `rest` in each exchange."""
+
+    def __init__(self, rest: list[int]):
+        super().__init__()
+        self.size, self._rest = 2, mx.array(rest)
+
+    def all_gather(self, array: mx.array) -> mx.array:
+        return mx.stack([self._rest, array])
+
+
+def test_a_step_is_bad_for_all_if_it_is_for_one():
+    """Else one would go on to the next video while the other still takes steps of this one."""
+    assert Split(Division((1, 1)), Other([1, 3])).all(True, 3)
+    assert not Split(Division((1, 1)), Other([0, 3])).all(True, 3)
+    assert not Split(Division((1, 1)), Other([1, 3])).all(False, 3)
+    with pytest.raises(GenerationError, match="the processes take different steps"):
+        Split(Division((1, 1)), Other([1, 4])).all(True, 3)
