@@ -266,3 +266,29 @@ def test_json_events_are_those_of_the_main_process(tmp_path):
     (_, events, _), (_, none, _) = ended(start(arguments, SCRIPT, 2, tmp_path))
     names = [json.loads(line)["event"] for line in events.splitlines()]
     assert (names[0], names[-1], none) == ("start", "end", "")
+
+
+def test_one_each_is_for_all_processes_or_none(tmp_path):
+    script = tmp_path / "other.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "sys.argv += ['--one-each'] * (os.environ['MLX_RANK'] == '1')\n"
+        "from mlx_cogvideo.cli.main import run_command\nsys.exit(run_command('generate'))\n"
+    )
+    for code, _, error in ended(start([*SMALL, "--steps", 2], script, 2, tmp_path)):
+        assert code == 2 and "--one-each is for all processes or none" in error
+
+
+def test_processes_that_never_connect_end(tmp_path):
+    """MLX itself would wait for ever, and let no thread of Python run."""
+    script = tmp_path / "impatient.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from mlx_cogvideo import distributed\ndistributed.CONNECT_SECONDS = 1\n"
+        "from mlx_cogvideo.cli.main import run_command\nsys.exit(run_command('generate'))\n"
+    )
+    first, second = start(SMALL, script, 2, tmp_path)
+    second.kill()
+    _, error = first.communicate(timeout=30)
+    assert first.returncode != 0 and "haven't connected within 1 s" in error
+    second.communicate()
