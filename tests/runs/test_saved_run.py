@@ -1,6 +1,7 @@
 """A saved run on disk: what is restored, and what is refused."""
 
 import os
+import tempfile
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors.numpy import save_file
 from mlx_cogvideo.diffusion.denoising import DenoisingState
 from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.pipeline.events import RunState
+from mlx_cogvideo.runs.channel import Channel
+from mlx_cogvideo.runs.guard import Guard
 from mlx_cogvideo.runs.saved_run import SavedRun, saved_path
 from mlx_cogvideo.video import read_record
 
@@ -100,3 +103,18 @@ def test_a_damaged_saved_run_is_one_clear_line(tmp_path, damage):
 def test_a_missing_saved_run_is_an_error(tmp_path):
     with pytest.raises(InvalidInputError, match="nothing to resume"):
         SavedRun.load(tmp_path / "video.mp4.resume")
+
+
+def test_a_guarded_step_goes_to_a_temporary_folder_where_its_own_is_gone(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    guard = Guard(Channel({}), lambda code, error: None)
+    guard.save()
+    assert not any(temporary.iterdir()), "there is nothing to save yet"
+    for path in (tmp_path / "a.resume", tmp_path / "gone" / "b.resume"):
+        guard.note(make_run(), path)
+        guard.save()
+    assert SavedRun.load(tmp_path / "a.resume").steps_done == 2
+    (file,) = temporary.glob("*/b.resume")
+    assert SavedRun.load(file).steps_done == 2
