@@ -111,52 +111,63 @@ def joined(
         return
     shares = args.shares and tuple(args.shares)
     processes = Processes(distributed.size, args.split, shares)
+    with _guarded(distributed, partial(_say, events)) as (channel, guard):
+        helpers = Helpers(distributed, channel, guard, lambda: interrupts.wanted, _compared(args))
+        try:
+            yield Team(distributed, processes, interrupts, helpers)
+        finally:
+            helpers.end()
+
+
+@contextmanager
+def _guarded(
+    distributed: Distributed, say: Callable[[int, BaseException], None]
+) -> Iterator[tuple[Channel, Guard]]:
+    """Opens the connections to the others, and keeps what a run has come to.
+
+    Args:
+        say: as for `Guard`.
+    """
     channel = Channel.open(distributed)
-    guard = Guard(channel, partial(_say, events))
+    guard = Guard(channel, say)
     before_leaving.append(guard.save)
-    helpers = Helpers(distributed, channel, guard, lambda: interrupts.wanted, _compared(args))
     try:
-        yield Team(distributed, processes, interrupts, helpers)
+        yield channel, guard
     finally:
         before_leaving.remove(guard.save)
-        helpers.end()
 
 
 def help_out(args: argparse.Namespace, distributed: Distributed, wired: int | None) -> int:
     """Takes part in the run of the main process until that ends; returns the exit code."""
     interrupts = Interrupts(silent=True)
-    channel = Channel.open(distributed)
-    guard = Guard(channel, _say_alone)
-    before_leaving.append(guard.save)
 
     def be_patient(steps: bool) -> None:
         interrupts.patient = steps
 
-    helper = Helper(
-        distributed,
-        channel,
-        guard,
-        lambda: interrupts.wanted,
-        _compared(args),
-        described_machine,
-        measure_link,
-        be_patient,
-    )
-    try:
-        with interrupts, awake(args.caffeinate):
-            manage_memory(wired=wired)
-            helper.serve()
-        return DONE
-    except KeyboardInterrupt:
-        channel.fail("it was interrupted")
-        return INTERRUPTED
-    except Exception as error:
-        if isinstance(error, PeerLostError) and _has_ended(channel):
-            return DONE  # the main process has said what is to say
-        channel.fail(with_notes(error) or type(error).__name__)
-        raise
-    finally:
-        before_leaving.remove(guard.save)
+    with _guarded(distributed, _say_alone) as (channel, guard):
+        helper = Helper(
+            distributed,
+            channel,
+            guard,
+            lambda: interrupts.wanted,
+            _compared(args),
+            described_machine,
+            measure_link,
+            be_patient,
+        )
+        try:
+            with interrupts, awake(args.caffeinate):
+                manage_memory(wired=wired)
+                helper.serve()
+            return DONE
+        except KeyboardInterrupt:
+            channel.fail("it was interrupted")
+            return INTERRUPTED
+        except Exception as error:
+            if isinstance(error, PeerLostError) and _has_ended(channel):
+                return DONE  # the main process has said what is to say
+            channel.fail(with_notes(error) or type(error).__name__)
+            raise
 
 
 def _has_ended(channel: Channel) -> bool:
@@ -169,6 +180,8 @@ def _has_ended(channel: Channel) -> bool:
 
 def check_one_each(args: argparse.Namespace, distributed: Distributed) -> None:
     """Raises InvalidInputError unless all processes or none have ``--one-each``."""
+    if distributed.size == 1:
+        return
     given = distributed.all_gather(mx.array(int(args.one_each))).tolist()
     if len(set(given)) > 1:
         raise InvalidInputError("--one-each is for all processes or none: give all the same")

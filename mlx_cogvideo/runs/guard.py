@@ -5,7 +5,6 @@ as bytes, which any thread can write.
 """
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ..errors import PeerLostError
 from .channel import Channel
-from .resumable import FALLBACK_FOLDER, note_kept
+from .resumable import fallback_path, note_kept
 from .saved_run import SavedRun, write_saved
 
 PATIENCE = 5.0
@@ -99,7 +98,7 @@ class Guard:
             try:
                 write_saved(contents, path)
             except OSError:
-                path = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / path.name
+                path = fallback_path(path)
                 write_saved(contents, path)
         except OSError as problem:
             error.add_note(f"step {saved.steps_done} can't be saved: {problem}")

@@ -200,6 +200,11 @@ def _write(events: Iterator[Event], saved: SavedRun, overwrite: bool) -> None:
     write_latents(saved.output, latents, overwrite=overwrite, record=record)
 
 
+def fallback_path(path: Path) -> Path:
+    """Where a saved run goes that can't be written to `path`: in a new temporary folder."""
+    return Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / path.name
+
+
 def remove_fallback(path: Path) -> None:
     """Removes the temporary folder of a saved run once it is empty."""
     if path.parent.name.startswith(FALLBACK_FOLDER):
@@ -271,7 +276,7 @@ class _Keeper:
         except OSError as error:
             if len(self._written) > 1:
                 raise
-            fallback = Path(tempfile.mkdtemp(prefix=FALLBACK_FOLDER)) / self._path.name
+            fallback = fallback_path(self._path)
             self._written.append(fallback)
             self.saved.save(fallback)
             logger.warning("%s: the run is saved as %s instead", error, fallback)
