@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "conversion": BELOW,
     "machine": BELOW,
     "cli": {*BELOW, "runs", "training", "conversion", "machine"},
+    "web": {*BELOW, "runs", "training", "conversion", "machine", "cli"},
 }
 REFERENCE = {"torch", "diffusers", "transformers", "peft"}
 

@@ -46,9 +46,9 @@ def announce(
         names_model: whether the command, or the run that it repeats or resumes, names the model.
         also: further lines, of a title and a text each.
     """
-    needs, (seconds, source) = _needs(plan), _seconds(plan)
+    needs, (seconds, source) = memory_needs(plan), _seconds(plan)
     if events.on:
-        events.emit("plan", **_planned(plan, needs, seconds))
+        events.emit("plan", **plan_fields(plan))
     if plan.pipe.folder == DEMO_PATH and not names_model:
         logger.info(
             "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
@@ -76,7 +76,7 @@ def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None
     report_download(count, events)
     lines = download_lines(count)
     if plan is not None and plan.jobs:
-        _show_needs(plan, [*lines, *_time(plan, *_seconds(plan))], _needs(plan))
+        _show_needs(plan, [*lines, *_time(plan, *_seconds(plan))], memory_needs(plan))
     else:
         show_lines(lines)
 
@@ -95,7 +95,7 @@ def download_lines(count: int) -> list[tuple[str, str]]:
     return [("download", f"{size(count)} into {cache}, {size(free_space(cache))} free")]
 
 
-def _needs(plan: Plan) -> dict[str, int]:
+def memory_needs(plan: Plan) -> dict[str, int]:
     """Bytes that each stage of a plan needs at most."""
     return most_by_stage(
         estimate_memory(plan.pipe, job.settings, decode=decodes(job), done=job.done)
@@ -158,8 +158,8 @@ def decoded_frames(job: VideoJob) -> int:
     return windows * job.settings.geometry.num_frames if decodes(job) else 0
 
 
-def _planned(plan: Plan, needs: Mapping[str, int], seconds: float | None) -> dict[str, Any]:
-    """What an event says of a plan, with the bytes of `_needs` and the time of `_seconds`."""
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """What an event says of a plan; docs/events.md lists the fields."""
     videos = []
     for number, job in enumerate(plan.jobs, start=1):
         settings, geometry = job.settings, job.settings.geometry
@@ -177,15 +177,15 @@ def _planned(plan: Plan, needs: Mapping[str, int], seconds: float | None) -> dic
                 "resumed": plan.resumed.get(job.path),
             }
         )
-    model = {"model": model_title(plan.model), "dtype": plan.pipe.dtype_name}
     return {
-        **model,
+        "model": model_title(plan.model),
+        "dtype": plan.pipe.dtype_name,
         "videos": videos,
         "made_before": plan.finished,
-        "memory": needs,
+        "memory": memory_needs(plan),
         "available": usable_memory(plan.pipe),
         "download": plan.pipe.to_download,
-        "seconds": seconds,
+        "seconds": _seconds(plan)[0],
     }
 
 

@@ -1,0 +1,81 @@
+"""What a video needs, worked out before its job is queued; nothing is loaded or downloaded."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.announce import plan_fields
+from ..pipeline.estimates import largest_memory
+from ..pipeline.fields import random_seed
+from ..runs.jobs import make_plan
+from ..runs.origin import Options
+from .models import Model
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a video will be and need.
+
+    Attributes:
+        seed: the given one, or a new one.
+        frames, width, height, fps, steps: of the video.
+        memory: bytes that each stage needs, by its name.
+        available, largest: bytes of memory that are free now, and that this machine has for it.
+        seconds: of denoising, for an official model on a machine whose speed is known.
+        warnings: what won't be as good, or not the same, as expected.
+    """
+
+    seed: int
+    frames: int
+    width: int
+    height: int
+    fps: float
+    steps: int
+    memory: dict[str, int]
+    available: int
+    largest: int
+    seconds: float | None
+    warnings: tuple[str, ...]
+
+    @property
+    def need(self) -> int:
+        """Bytes that the stage which needs most needs."""
+        return max(self.memory.values(), default=0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether this machine has the memory that it needs."""
+        return self.need <= self.largest
+
+
+def estimate_video(settings: Mapping[str, Any], model: Model, output: Path) -> Estimate:
+    """Works out what a video needs, and whether it can be made.
+
+    Args:
+        settings: of ``RunSettings``, by name; ``seed`` is one number.
+        output: the file that it would be.
+
+    Raises:
+        CogVideoXError: it can't be made; the message may name files.
+    """
+    seed = settings.get("seed")
+    seed = random_seed() if seed is None else seed
+    given = {name: value for name, value in settings.items() if value is not None}
+    options = Options(
+        given={**given, "seed": [seed]}, model=model.source, output=str(output), dry_run=True
+    )
+    with _one_at_a_time:  # it isn't made for threads
+        plan = make_plan(options)
+        with plan.locks:
+            about, largest = plan_fields(plan), largest_memory(plan.pipe)
+    (video,) = about["videos"]
+    return Estimate(
+        **{name: video[name] for name in ("seed", "frames", "width", "height", "fps", "steps")},
+        **{name: about[name] for name in ("memory", "available", "seconds")},
+        largest=largest,
+        warnings=tuple(dict.fromkeys(plan.warnings)),
+    )

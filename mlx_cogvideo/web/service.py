@@ -1,0 +1,138 @@
+"""What the page and the API can ask for: it makes jobs of it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..pipeline.fields import settings_of
+from ..runs.settings import RunSettings
+from .home import Home
+from .jobs import Job, JobStore
+from .models import Model, find_model
+from .planning import Estimate, estimate_video
+from .runner import Runner
+
+SETTINGS = tuple(settings_of(RunSettings))
+FILES = {"image": "picture", "video": "clip"}
+"""Settings that are files, and what they are called in a job's folder, without an ending."""
+PREVIEW_EVERY = 2
+"""Steps between two previews."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest:
+    """A video that is asked for.
+
+    Attributes:
+        model: name of one of ``models.list_models``.
+        settings: of ``RunSettings`` by name, without those that are files; None is the default.
+        image, video: uploaded files on this machine, which are moved into the job's folder.
+        adapters: ids of trainings here, each with its weight.
+    """
+
+    model: str
+    settings: Mapping[str, Any]
+    image: Path | None = None
+    video: Path | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
+
+
+class Service:
+    """Makes jobs, and knows what there is.
+
+    Attributes:
+        home: the folder of all.
+        store, runner: the jobs, and what carries them out.
+    """
+
+    def __init__(self, home: Home, runner: Runner):
+        self.home, self.runner = home, runner
+        self.store: JobStore = runner.store
+
+    def model(self, name: str) -> Model:
+        """A model by its name; raises InvalidInputError if it isn't one, or not here."""
+        model = find_model(self.home, name)
+        if not model.is_here:
+            raise InvalidInputError(f"the model {name} isn't on this machine: download it first")
+        return model
+
+    def estimate(self, request: VideoRequest) -> Estimate:
+        """What a requested video needs; see ``estimate_video``."""
+        output = self.home.videos / "estimate.mp4"
+        return estimate_video(self._settings(request), self.model(request.model), output)
+
+    def add_video(self, request: VideoRequest) -> Job:
+        """Queues a video.
+
+        Raises:
+            QueueFullError: too many jobs wait.
+            CogVideoXError: it can't be made.
+        """
+        model = self.model(request.model)
+        job_id, folder = self.store.new_folder("video")
+        try:
+            files = {}
+            for name, stem in FILES.items():
+                path = getattr(request, name)
+                if path is not None:
+                    files[name] = shutil.move(path, folder / f"{stem}{path.suffix}")
+            output = self.home.videos / f"{job_id}.mp4"
+            settings = self._settings(request) | files
+            estimate = estimate_video(settings, model, output)
+            options = _options(settings) | {
+                "model": model.source,
+                "seed": estimate.seed,
+                "output": f"../../videos/{output.name}",
+                "preview_every": PREVIEW_EVERY,
+                **{name: Path(path).name for name, path in files.items()},
+            }
+            shown = {name: value for name, value in request.settings.items() if value is not None}
+            about = {
+                "model": model.name,
+                "settings": shown | {"seed": estimate.seed},
+                "adapters": [list(each) for each in request.adapters],
+                "sources": sorted(files),
+                "estimate": asdict(estimate),
+            }
+            job = Job(id=job_id, options=options, about=about, output=f"videos/{output.name}")
+            return self.runner.add(job)
+        except BaseException:
+            self.store.discard(job_id)
+            raise
+
+    def _settings(self, request: VideoRequest) -> dict[str, Any]:
+        """The settings of a request, with its files and adapters."""
+        unknown = request.settings.keys() - set(SETTINGS) | request.settings.keys() & {
+            *FILES,
+            "lora",
+        }
+        if unknown:
+            raise InvalidInputError(f"no such setting: {', '.join(sorted(unknown))}")
+        settings = {name: value for name, value in request.settings.items() if value is not None}
+        settings |= {n: getattr(request, n) for n in FILES if getattr(request, n) is not None}
+        if request.adapters:
+            settings["lora"] = [(str(self.adapter(i)), scale) for i, scale in request.adapters]
+        return settings
+
+    def adapter(self, training_id: str) -> Path:
+        """The folder of a finished adapter.
+
+        Raises:
+            InvalidInputError: there is none of this id.
+        """
+        raise InvalidInputError(f"there is no adapter {training_id[:40]!r}")
+
+
+def _options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as options in a configuration file, which has lists for tuples."""
+    options = {}
+    for name, value in settings.items():
+        if name in FILES or value is None:
+            continue
+        options[name] = [list(each) for each in value] if name == "lora" else value
+        if isinstance(value, tuple):
+            options[name] = list(value)
+    return options
