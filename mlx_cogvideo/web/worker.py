@@ -58,6 +58,10 @@ def _arguments(kind: str) -> list[str]:
     return [*words, "--resume"] if begun[kind]() else words
 
 
+def _files_of(output: str) -> tuple[str, Path]:
+    return output, saved_path(output)
+
+
 def _stop_without_server() -> None:
     while os.read(0, 4096):
         pass
