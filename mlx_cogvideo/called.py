@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-_COMMANDS = {"generate", "convert", "lora", "check"}
+_COMMANDS = {"generate", "convert", "lora", "check", "ui", "serve"}
 _SCRIPTS = {"generate", "lora"}
 _PACKAGE = Path(__file__).parent
 
@@ -12,7 +12,7 @@ def command(name: str) -> str:
     """How the user of this process calls a command, in a form that a shell understands.
 
     Args:
-        name: ``generate``, ``convert``, ``lora`` or ``check``.
+        name: ``generate``, ``convert``, ``lora``, ``check``, ``ui`` or ``serve``.
 
     Returns:
         For example ``mlx-cogvideo generate``, which Python's callers get, or ``python generate.py``

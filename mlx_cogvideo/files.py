@@ -234,7 +234,7 @@ def _open(file: Path, path: Path) -> int:
         try:
             stream = os.open(file, flags, 0o666)
         except OSError as error:
-            if error.errno != errno.EMFILE or not _allow_more_files():
+            if error.errno != errno.EMFILE or not allow_more_files():
                 raise
             stream = os.open(file, flags, 0o666)
     except OSError as error:
@@ -255,7 +255,7 @@ def _open(file: Path, path: Path) -> int:
     return stream
 
 
-def _allow_more_files() -> bool:
+def allow_more_files() -> bool:
     """Raises the limit of open files of this process, which is 256 on a Mac."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in _OPEN_FILES:

@@ -14,6 +14,7 @@ from mlx_cogvideo.cli import check, convert, generate, lora
 from mlx_cogvideo.cli.troubleshooting import PAGE as TROUBLESHOOTING
 from mlx_cogvideo.runs.batch import read_prompts
 from mlx_cogvideo.video import read_video
+from mlx_cogvideo.web import serve, ui
 
 ROOT = Path(__file__).parents[1]
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
@@ -47,6 +48,8 @@ PARSERS = {
     "convert": convert.make_parser(),
     "lora": lora.make_parser(),
     "check": check.make_parser(),
+    "ui": ui.make_parser(),
+    "serve": serve.make_parser(),
 }
 NAMES = "|".join(PARSERS)
 

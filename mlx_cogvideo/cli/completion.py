@@ -1,9 +1,9 @@
 """Scripts with which a shell completes ``mlx-cogvideo``, made by shtab."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
+from types import ModuleType
 
 from ..errors import InvalidInputError
 from .common import run
@@ -15,18 +15,24 @@ _FILES = {"ADAPTER", "DIR", "FILE", "FOLDER", "MODEL", "PATH"}
 """Placeholders of values that are files or folders."""
 
 
-def print_completion(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
+def print_completion(
+    commands: Mapping[str, str], load: Callable[[str], ModuleType], arguments: Sequence[str]
+) -> int:
     """Prints the script for a shell; returns the exit code.
 
     Args:
         commands: names of commands and what they do.
+        load: imports the module of a command.
         arguments: the shell, such as ``bash``, and nothing else.
     """
-    return run(partial(_print_completion, commands), arguments)
+    return run(partial(_print_completion, commands, load), arguments)
 
 
 def _print_completion(
-    commands: Mapping[str, str], arguments: Sequence[str], events: JsonEvents
+    commands: Mapping[str, str],
+    load: Callable[[str], ModuleType],
+    arguments: Sequence[str],
+    events: JsonEvents,
 ) -> None:
     try:
         import shtab
@@ -41,7 +47,7 @@ def _print_completion(
     parser = argparse.ArgumentParser(prog="mlx-cogvideo")
     parsers = parser.add_subparsers(parser_class=argparse.ArgumentParser)
     for name, text in commands.items():
-        own = import_module(f".{name}", __package__).make_parser()
+        own = load(name).make_parser()
         for action in own._actions:
             if _takes_files(action):
                 action.complete = shtab.FILE

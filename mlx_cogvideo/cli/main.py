@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from threading import current_thread, main_thread
-from types import FrameType
+from types import FrameType, ModuleType
 
 from ..called import command
 from ..version import __version__
@@ -18,7 +18,11 @@ COMMANDS = {
     "convert": "Make a small model folder from an official checkpoint.",
     "lora": "Fine-tune a model on clips with LoRA.",
     "check": "Check this machine's numbers, and estimate what models need here.",
+    "ui": "Make videos on a page in the browser.",
+    "serve": "Make videos for other programs, over HTTP.",
 }
+_ROOMS = {"ui": "..web", "serve": "..web"}
+"""Packages of commands that aren't in this one, relative to it."""
 
 _HELP = """\
 usage: {usage} [OPTIONS]
@@ -60,8 +64,13 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> int:
         arguments: its command line; None means the process's own.
     """
     with _one_line():
-        module = import_module(f".{name}", __package__)
+        module = import_command(name)
     return module.main(arguments)
+
+
+def import_command(name: str) -> ModuleType:
+    """The module of a command: it has ``main`` and ``make_parser``."""
+    return import_module(f"{_ROOMS.get(name, '')}.{name}", __package__)
 
 
 def _about(name: str, rest: Sequence[str]) -> int:
@@ -76,7 +85,7 @@ def _about(name: str, rest: Sequence[str]) -> int:
     elif name == "--print-completion":
         from .completion import print_completion
 
-        return print_completion(COMMANDS, rest)
+        return print_completion(COMMANDS, import_command, rest)
     else:
         return _refuse(name)
     return 0

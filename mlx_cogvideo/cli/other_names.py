@@ -19,6 +19,27 @@ _QUANTIZATION = {
 }
 """What generate and lora know of quantization beside ``-q``."""
 
+_IN_REQUESTS = (
+    "--model",
+    "--model-path",
+    "--model-id",
+    "--pretrained-model-name-or-path",
+    "--base-model",
+    "--torch-dtype",
+    "--precision",
+    "--mixed-precision",
+)
+_SERVER = {
+    **dict.fromkeys(_IN_REQUESTS, "isn't an option of the server: each request for a video has it"),
+    "--server-name": "--host",
+    "--listen": "give the address, --host 0.0.0.0",
+    "--server-port": "--port",
+    "--api-key": "--token",
+    "--output": "--folder",
+    "--output-dir": "--folder",
+    "--share": "isn't possible: nothing is sent to other hosts; give --host",
+}
+
 EVERYWHERE = {
     "--model-path": "--model",
     "--model-id": "--model",
@@ -136,5 +157,7 @@ OTHER_NAMES = {
         "--output": "--report",
         "--output-path": "--report",
     },
+    "ui": _SERVER,
+    "serve": _SERVER,
 }
 """What each command knows beside `EVERYWHERE`."""

@@ -50,7 +50,7 @@ def write_plot(log: Path, picture: Path) -> None:
     rows = list(read_rows(log))
     if len(rows) < 2:
         return
-    lines = [("loss, smoothed", BLUE, _smoothed(rows)), *_validations(rows)]
+    lines = [("loss, smoothed", BLUE, smoothed(rows)), *_validations(rows)]
     top = max(value for *_, values in lines for _, value in values)
     last = rows[-1]["step"]
 
@@ -82,7 +82,7 @@ def write_plot(log: Path, picture: Path) -> None:
     partial.replace(picture)
 
 
-def _smoothed(rows: list[dict[str, Any]]) -> Points:
+def smoothed(rows: list[dict[str, Any]]) -> Points:
     """A running average of the loss of each step."""
     points, average, weight = [], 0.0, 0.0
     for row in rows:

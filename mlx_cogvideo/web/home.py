@@ -42,6 +42,21 @@ class Home:
         return self.folder / "models"
 
     @property
+    def results(self) -> tuple[Path, ...]:
+        """The folders of what jobs make."""
+        return self.videos, self.adapters, self.models
+
+    @property
+    def uploads(self) -> Path:
+        """Files that clients send, until a job has them."""
+        return self.folder / "uploads"
+
+    @property
+    def thumbnails(self) -> Path:
+        """Small pictures of the videos; it is made with the first of them."""
+        return self.folder / "thumbnails"
+
+    @property
     def running(self) -> Path:
         """What the worker process locks, so that there is one at a time."""
         return self.folder / "worker"
@@ -55,6 +70,12 @@ class Home:
         """The folder of a job: its description, its inputs and what its worker has said."""
         return self.jobs / job_id
 
+    def seen_from_job(self, path: str | Path) -> str:
+        """A path as the command of a job gets it: relative, so that no record names this machine's
+        folders. Names of models that aren't in the folder stay as they are."""
+        within = Path(path).is_relative_to(self.folder)
+        return f"../../{Path(path).relative_to(self.folder)}" if within else str(path)
+
 
 def open_home(folder: str | Path = DEFAULT) -> Home:
     """Makes the folder and those in it, for their owner alone.
@@ -62,9 +83,11 @@ def open_home(folder: str | Path = DEFAULT) -> Home:
     Raises:
         OutputError: they can't be made or written.
     """
+    if "\0" in str(folder):
+        raise OutputError(f"{str(folder)!r} is no name for a folder: choose another --folder")
     home = Home(Path(os.path.realpath(os.path.expanduser(folder))))
     try:
-        for each in (home.folder, home.jobs, home.videos, home.adapters, home.models):
+        for each in (home.folder, home.jobs, home.uploads, *home.results):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(each, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")

@@ -2,19 +2,20 @@
 
 import json
 import logging
-import os
+import math
 import re
 import shutil
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CogVideoXError, InvalidInputError, OutputError
-from ..files import temporary_path
 from .home import Home, new_id
+from .job_files import sync_folder, write_json
 
 QUEUED, RUNNING, STOPPED, DONE, FAILED = "queued", "running", "stopped", "done", "failed"
 STATES = (QUEUED, RUNNING, STOPPED, DONE, FAILED)
@@ -23,6 +24,9 @@ COMMANDS = {"video": "generate", "training": "lora", "model": "convert"}
 DESCRIPTION, OPTIONS = "job.json", "options.json"
 EVENTS, MESSAGES = "events.jsonl", "messages.txt"
 ID = re.compile(rf"({'|'.join(COMMANDS)})_[0-9a-f]{{24}}")
+
+_ABANDONED = 3600.0
+"""Seconds after which a folder without a description is one that a crash has left."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class Job:
             seen from the job's folder, in which the command runs.
         about: what pages say of it: settings, size, estimates. Never a path.
         output: what the command makes, relative to the folder of all.
-        created: when it was made, in seconds since 1970.
+        created: when it was made, in seconds since 1970; later jobs have higher numbers.
         order: its place in the queue; jobs of lower numbers come first.
         state: one of `STATES`.
         error: why it failed, in one line.
@@ -74,6 +78,11 @@ class Job:
         return self.id.split("_", 1)[0]
 
     @property
+    def is_queued(self) -> bool:
+        """Whether it waits."""
+        return self.state == QUEUED
+
+    @property
     def is_over(self) -> bool:
         """Whether it neither waits nor runs."""
         return self.state in (STOPPED, DONE, FAILED)
@@ -83,7 +92,7 @@ class JobStore:
     """All jobs. Each is written before anybody hears of its change; threads may share the store.
 
     Attributes:
-        home: the folder of all.
+        home: the folder of all. One process at a time may have a store of it.
         most_queued: how many jobs may wait.
     """
 
@@ -91,16 +100,28 @@ class JobStore:
         self.home, self.most_queued = home, most_queued
         self._lock = threading.RLock()
         self._jobs: dict[str, Job] = {}
-        for path in sorted(home.jobs.glob(f"*/{DESCRIPTION}")):
-            try:
+        self._unwritten: set[str] = set()
+        for folder in sorted(home.jobs.iterdir()):
+            if ID.fullmatch(folder.name):
+                self._open(folder)
+        running = [job for job in self.all() if job.state == RUNNING]
+        for job in running:  # the server ended meanwhile
+            self.requeue_first(job.id)
+
+    def _open(self, folder: Path) -> None:
+        """Reads a job, or removes what a crash has left of one that wasn't added yet."""
+        path = folder / DESCRIPTION
+        try:
+            for part in folder.glob(".*.part"):
+                with suppress(OSError):
+                    part.unlink()
+            if path.exists():
                 job = _read(path)
-            except (OSError, ValueError, TypeError) as error:
-                logger.warning("%s can't be read and is left out (%s)", path, error)
-            else:
                 self._jobs[job.id] = job
-        for job in self.all():
-            if job.state == RUNNING:  # the server ended meanwhile
-                self.change(job.id, state=QUEUED)
+            elif time.time() - folder.stat().st_mtime > _ABANDONED:
+                self.discard(folder.name)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            logger.warning("%s can't be read and is left out (%s)", path, error)
 
     def all(self) -> list[Job]:
         """All jobs, oldest first."""
@@ -109,8 +130,9 @@ class JobStore:
 
     def queued(self) -> list[Job]:
         """Those that wait, the next one first."""
-        waiting = (job for job in self.all() if job.state == QUEUED)
-        return sorted(waiting, key=lambda job: job.order)
+        with self._lock:
+            waiting = [job for job in self._jobs.values() if job.is_queued]
+        return sorted(waiting, key=lambda job: (job.order, job.created, job.id))
 
     def get(self, job_id: str) -> Job:
         """A job by its id; raises UnknownJobError."""
@@ -131,6 +153,7 @@ class JobStore:
         folder = self.home.of_job(job_id)
         try:
             folder.mkdir(mode=0o700)
+            sync_folder(folder.parent)
         except OSError as error:
             raise OutputError(f"no job can be kept: {error.strerror}") from None
         return job_id, folder
@@ -144,15 +167,44 @@ class JobStore:
         """
         with self._lock:
             self._check_room()
-            last = max((other.order for other in self._jobs.values()), default=0.0)
-            job = replace(job, created=time.time(), order=last + 1)
-            _write_json(self.home.of_job(job.id) / OPTIONS, job.options)
+            # Clocks are set back now and then.
+            newest = max((other.created for other in self._jobs.values()), default=0.0)
+            created = max(time.time(), newest + 0.001)
+            options, about = (json.loads(json.dumps(each)) for each in (job.options, job.about))
+            order = self._last_order() + 1
+            # As after a restart: JSON has lists for tuples.
+            job = replace(job, options=options, about=about, created=created, order=order)
+            write_json(self.home.of_job(job.id) / OPTIONS, job.options)
             return self._keep(job)
 
     def change(self, job_id: str, **changes: Any) -> Job:
-        """Changes fields of a job."""
+        """Changes fields of a job; raises OutputError, and changes none, if it can't be written."""
         with self._lock:
             return self._keep(replace(self.get(job_id), **changes))
+
+    def note(self, job_id: str, **changes: Any) -> None:
+        """Changes fields of a job to what has happened, even if the disk is full.
+
+        What can't be written now is written by the next `write_again`. After a crash before that,
+        the job is in its state of before, and carried out again as far as that is needed.
+        """
+        with self._lock:
+            try:
+                self.change(job_id, **changes)
+            except OutputError as error:
+                logger.warning("%s: %s", job_id, error)
+                self._jobs[job_id] = replace(self.get(job_id), **changes)
+                self._unwritten.add(job_id)
+
+    def write_again(self) -> bool:
+        """Writes what couldn't be written; returns whether everything is written now."""
+        with self._lock:
+            for job_id in list(self._unwritten):
+                try:
+                    self._keep(self._jobs[job_id])
+                except OutputError:
+                    return False
+            return True
 
     def requeue(self, job_id: str) -> Job:
         """Has a job wait again that is stopped or has failed, behind the others.
@@ -166,8 +218,15 @@ class JobStore:
             if job.state not in (STOPPED, FAILED):
                 raise InvalidInputError(f"a job that is {job.state} can't be resumed")
             self._check_room()
-            last = max(other.order for other in self._jobs.values())
-            return self.change(job_id, state=QUEUED, order=last + 1, error=None, deaths=0)
+            last = self._last_order() + 1
+            return self.change(job_id, state=QUEUED, order=last, error=None, deaths=0)
+
+    def requeue_first(self, job_id: str, **changes: Any) -> None:
+        """Has a job wait again that has been interrupted, before the others."""
+        with self._lock:
+            others = [job.order for job in self.queued() if job.id != job_id]
+            order = min(self.get(job_id).order, *(order - 1 for order in others[:1]), math.inf)
+            self.note(job_id, state=QUEUED, order=order, **changes)
 
     def move(self, job_id: str, place: int) -> None:
         """Moves a waiting job to a place in the queue, counted from 0.
@@ -176,78 +235,85 @@ class JobStore:
             InvalidInputError: it doesn't wait.
         """
         with self._lock:
-            if self.get(job_id).state != QUEUED:
+            job = self.get(job_id)
+            if not job.is_queued:
                 raise InvalidInputError("only a job that waits can be moved")
-            others = [job.order for job in self.queued() if job.id != job_id]
-            place = min(max(place, 0), len(others))
-            before = others[place - 1] if place else (others[0] - 2 if others else 0.0)
-            after = others[place] if place < len(others) else before + 2
-            self.change(job_id, order=(before + after) / 2)
+            queue = [other for other in self.queued() if other.id != job_id]
+            place = min(max(place, 0), len(queue))
+            before = queue[place - 1].order if place else None
+            after = queue[place].order if place < len(queue) else None
+            order = _between(before, after)
+            if order is not None:
+                self.change(job_id, order=order)
+                return
+            queue.insert(place, job)
+            last = self._last_order() + len(queue)
+            # The last one first: the queue is in order at any moment, in which a crash may come.
+            for number, other in enumerate(reversed(queue)):
+                self.change(other.id, order=last - number)
 
     def remove(self, job_id: str) -> None:
-        """Forgets a job and removes its folder; what it has made stays."""
+        """Forgets a job and removes its folder; what it has made stays.
+
+        Raises:
+            OutputError: it can't be removed.
+        """
         with self._lock:
             self.get(job_id)
+            try:  # first, since a job is known by this file
+                (self.home.of_job(job_id) / DESCRIPTION).unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(f"the job can't be removed: {error.strerror}") from None
             del self._jobs[job_id]
+            self._unwritten.discard(job_id)
             self.discard(job_id)
 
     def discard(self, job_id: str) -> None:
         """Removes the folder of a job that isn't kept."""
         shutil.rmtree(self.home.of_job(job_id), ignore_errors=True)
 
+    def _last_order(self) -> float:
+        return max((job.order for job in self._jobs.values()), default=0.0)
+
     def _check_room(self) -> None:
         if len(self.queued()) >= self.most_queued:
             raise QueueFullError(f"{self.most_queued} jobs are waiting already: try again later")
 
     def _keep(self, job: Job) -> Job:
-        _write_json(self.home.of_job(job.id) / DESCRIPTION, asdict(job))
+        write_json(self.home.of_job(job.id) / DESCRIPTION, asdict(job))
         self._jobs[job.id] = job
+        self._unwritten.discard(job.id)
         return job
 
 
+def _between(before: float | None, after: float | None) -> float | None:
+    """A number between two; None if there is none, as after 50 halves."""
+    if before is None:
+        return 0.0 if after is None else after - 1
+    if after is None:
+        return before + 1
+    middle = (before + after) / 2
+    return middle if before < middle < after else None
+
+
 def _read(path: Path) -> Job:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = dict(json.loads(path.read_text(encoding="utf-8")))
     known = {each.name for each in fields(Job)}
     job = Job(**{name: value for name, value in values.items() if name in known})
     if ID.fullmatch(job.id) is None or job.id != path.parent.name or job.state not in STATES:
         raise ValueError("it isn't the description of this job")
+    texts = [job.output, *([] if job.error is None else [job.error])]
+    numbers = [job.created, job.order, job.deaths]
+    numbers += [moment for moment in (job.started, job.ended) if moment is not None]
+    if not (
+        _are(str, texts)
+        and _are((int, float), numbers)
+        and all(map(math.isfinite, numbers))
+        and _are(dict, (job.options, job.about))
+    ):
+        raise ValueError("a field is of another type than it should be")
     return job
 
 
-def _write_json(path: Path, value: Any) -> None:
-    """Writes a file that is complete after a crash, too."""
-    part = temporary_path(path)
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"the job can't be kept: {error.strerror}") from None
-
-
-def lines_of(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of JSON in a file from a position, and the position after them.
-
-    A line that is no JSON object is left out.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            text = file.read()
-    except FileNotFoundError:
-        return [], start
-    whole = text[: text.rfind(b"\n") + 1]
-    return list(_objects(whole.splitlines())), start + len(whole)
-
-
-def _objects(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+def _are(kind: type | tuple[type, ...], values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import BUNDLED
+from ..checkpoints.components import stored_quantization
 from ..checkpoints.variants import ALIASES
 from ..errors import CogVideoXError, InvalidInputError, did_you_mean
+from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import open_to_plan
 from .home import Home
 
@@ -23,7 +25,10 @@ class Model:
         title: what pages call it.
         source: what a command gets as ``--model``.
         download: bytes that are still to download.
+        bytes: of its weights, on this machine or after the download.
         takes_image: whether it makes videos of pictures, and needs one.
+        scales_picture: whether the setting ``image_latent_scale`` is for it.
+        has_one_size: whether it makes no other width and height.
         width, height, frames, fps: of its videos, unless others are asked for.
     """
 
@@ -31,7 +36,10 @@ class Model:
     title: str
     source: str
     download: int
+    bytes: int
     takes_image: bool
+    scales_picture: bool
+    has_one_size: bool
     width: int
     height: int
     frames: int
@@ -78,15 +86,26 @@ def find_model(home: Home, name: str) -> Model:
 def _open(name: str, source: str | Path) -> Model:
     pipe = open_to_plan(source)
     geometry = pipe.geometry()
-    title = pipe.variant.name if pipe.variant is not None else name
     return Model(
         name=name,
-        title=title,
+        title=_title(name, pipe),
         source=str(source),
         download=pipe.to_download,
+        bytes=sum(t.bytes for stored in pipe.stored.values() for t in stored.values()),
         takes_image=pipe.takes_image,
+        scales_picture=pipe.takes_image and pipe.configs["vae"].invert_scale_latents,
+        has_one_size=pipe.configs["transformer"].use_learned_positional_embeddings,
         width=geometry.width,
         height=geometry.height,
         frames=geometry.num_frames,
         fps=pipe.fps,
     )
+
+
+def _title(name: str, pipe: CogVideoXPipeline) -> str:
+    """Such as ``CogVideoX-5b, 4 bits``; a model that is no official one goes by its own name."""
+    title = pipe.variant.name if pipe.variant is not None else name
+    if not pipe.is_packed("transformer"):
+        return title
+    packed = stored_quantization(pipe.component("transformer"), pipe.stored["transformer"])
+    return f"{title}, {min(each.bits for each in packed.values())} bits"

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.model_folder import ModelFolder
 from ..cli.announce import plan_fields
+from ..errors import InvalidInputError
 from ..pipeline.estimates import largest_memory
 from ..pipeline.fields import random_seed
 from ..runs.jobs import make_plan
 from ..runs.origin import Options
+from ..runs.preview import Preview
 from .models import Model
 
-_one_at_a_time = threading.Lock()
+planning = threading.Lock()
+"""Held while something is planned, which isn't made for threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class Estimate:
         memory: bytes that each stage needs, by its name.
         available, largest: bytes of memory that are free now, and that this machine has for it.
         seconds: of denoising, for an official model on a machine whose speed is known.
+        has_previews: whether previews can be drawn of this model's latents.
         warnings: what won't be as good, or not the same, as expected.
     """
 
@@ -39,6 +44,7 @@ class Estimate:
     available: int
     largest: int
     seconds: float | None
+    has_previews: bool
     warnings: tuple[str, ...]
 
     @property
@@ -62,20 +68,32 @@ def estimate_video(settings: Mapping[str, Any], model: Model, output: Path) -> E
     Raises:
         CogVideoXError: it can't be made; the message may name files.
     """
+    if settings.get("prompt") is None:
+        raise InvalidInputError("prompt is missing: describe the video")
     seed = settings.get("seed")
     seed = random_seed() if seed is None else seed
     given = {name: value for name, value in settings.items() if value is not None}
     options = Options(
         given={**given, "seed": [seed]}, model=model.source, output=str(output), dry_run=True
     )
-    with _one_at_a_time:  # it isn't made for threads
+    with planning:
         plan = make_plan(options)
         with plan.locks:
             about, largest = plan_fields(plan), largest_memory(plan.pipe)
+            has_previews = _has_previews(plan.pipe)
     (video,) = about["videos"]
     return Estimate(
         **{name: video[name] for name in ("seed", "frames", "width", "height", "fps", "steps")},
         **{name: about[name] for name in ("memory", "available", "seconds")},
         largest=largest,
+        has_previews=has_previews,
         warnings=tuple(dict.fromkeys(plan.warnings)),
     )
+
+
+def _has_previews(pipe: ModelFolder) -> bool:
+    try:
+        Preview(pipe)
+    except InvalidInputError:  # it has no map of colours
+        return False
+    return True

@@ -9,11 +9,21 @@ from typing import Any
 from ..errors import InvalidInputError
 from ..pipeline.fields import settings_of
 from ..runs.settings import RunSettings
-from .home import Home
+from .adapters import TrainedAdapter, find_adapters, is_finished
+from .downloads import DownloadPlan, make_download, plan_download
+from .home import Home, new_id
 from .jobs import Job, JobStore
+from .media import Media, check_media
 from .models import Model, find_model
 from .planning import Estimate, estimate_video
 from .runner import Runner
+from .trainings import (
+    TrainingEstimate,
+    TrainingRequest,
+    check_clips,
+    estimate_training,
+    prepare_training,
+)
 
 SETTINGS = tuple(settings_of(RunSettings))
 FILES = {"image": "picture", "video": "clip"}
@@ -61,7 +71,8 @@ class Service:
 
     def estimate(self, request: VideoRequest) -> Estimate:
         """What a requested video needs; see ``estimate_video``."""
-        output = self.home.videos / "estimate.mp4"
+        _files(request)
+        output = self.home.videos / f"{new_id('video')}.mp4"  # which doesn't exist
         return estimate_video(self._settings(request), self.model(request.model), output)
 
     def add_video(self, request: VideoRequest) -> Job:
@@ -74,21 +85,22 @@ class Service:
         model = self.model(request.model)
         job_id, folder = self.store.new_folder("video")
         try:
-            files = {}
-            for name, stem in FILES.items():
-                path = getattr(request, name)
-                if path is not None:
-                    files[name] = shutil.move(path, folder / f"{stem}{path.suffix}")
+            files = {
+                name: shutil.move(path, folder / f"{FILES[name]}{media.suffix}")
+                for name, (path, media) in _files(request).items()
+            }
             output = self.home.videos / f"{job_id}.mp4"
             settings = self._settings(request) | files
             estimate = estimate_video(settings, model, output)
             options = _options(settings) | {
-                "model": model.source,
+                "model": self.home.seen_from_job(model.source),
                 "seed": estimate.seed,
                 "output": f"../../videos/{output.name}",
-                "preview_every": PREVIEW_EVERY,
+                **({"preview_every": PREVIEW_EVERY} if estimate.has_previews else {}),
                 **{name: Path(path).name for name, path in files.items()},
             }
+            if request.adapters:
+                options["lora"] = [[f"../../adapters/{i}", scale] for i, scale in request.adapters]
             shown = {name: value for name, value in request.settings.items() if value is not None}
             about = {
                 "model": model.name,
@@ -123,16 +135,80 @@ class Service:
         Raises:
             InvalidInputError: there is none of this id.
         """
-        raise InvalidInputError(f"there is no adapter {training_id[:40]!r}")
+        if not is_finished(self.store, training_id):
+            raise InvalidInputError(f"there is no adapter {training_id[:40]!r}")
+        return self.home.adapters / training_id
+
+    def adapters(self) -> list[TrainedAdapter]:
+        """The finished adapters, newest first."""
+        return find_adapters(self.store)
+
+    def estimate_training(self, request: TrainingRequest) -> TrainingEstimate:
+        """What a training needs; see ``trainings.estimate_training``. It may have no clips yet."""
+        model = self.model(request.model)
+        return estimate_training(request, model, self.home.adapters / "estimate")
+
+    def add_training(self, request: TrainingRequest) -> Job:
+        """Queues a training, whose clips are moved once all is checked.
+
+        Raises:
+            QueueFullError: too many jobs wait.
+            CogVideoXError: it can't be done.
+        """
+        estimate = self.estimate_training(request)
+        check_clips(request, estimate)
+        job_id, _ = self.store.new_folder("training")
+        try:
+            model = self.model(request.model)
+            return self.runner.add(prepare_training(request, model, estimate, self.home, job_id))
+        except BaseException:
+            self.store.discard(job_id)
+            shutil.rmtree(self.home.adapters / job_id, ignore_errors=True)
+            raise
+
+    def plan_download(self, name: str, bits: int | None) -> DownloadPlan:
+        """What a model needs before it can be used; see ``downloads.plan_download``."""
+        return plan_download(find_model(self.home, name), bits, self.home)
+
+    def add_download(self, name: str, bits: int | None) -> Job:
+        """Queues the download of a model, and its conversion to few bits.
+
+        Raises:
+            QueueFullError: too many jobs wait.
+            CogVideoXError: it can't be done.
+        """
+        plan = self.plan_download(name, bits)
+        job_id, _ = self.store.new_folder("model")
+        try:
+            model = find_model(self.home, name)
+            return self.runner.add(make_download(plan, model, job_id, self.store))
+        except BaseException:
+            self.store.discard(job_id)
+            raise
+
+
+def _files(request: VideoRequest) -> dict[str, tuple[Path, Media]]:
+    """The files of a request, and what they are.
+
+    Raises:
+        InvalidInputError: one of them is something else, damaged or too large.
+    """
+    found = {}
+    for name, stem in FILES.items():
+        path = getattr(request, name)
+        if path is not None:
+            media = check_media(path)
+            if media.kind != name:
+                raise InvalidInputError(f"the uploaded {stem} is a {FILES[media.kind]}")
+            found[name] = path, media
+    return found
 
 
 def _options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as options in a configuration file, which has lists for tuples."""
     options = {}
     for name, value in settings.items():
-        if name in FILES or value is None:
+        if name in (*FILES, "lora") or value is None:
             continue
-        options[name] = [list(each) for each in value] if name == "lora" else value
-        if isinstance(value, tuple):
-            options[name] = list(value)
+        options[name] = list(value) if isinstance(value, tuple) else value
     return options

@@ -17,6 +17,7 @@ from mlx_cogvideo.cli.other_names import EVERYWHERE, OTHER_NAMES
 from mlx_cogvideo.pipeline.fields import settings_of
 from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.video import read_record
+from mlx_cogvideo.web import serve, ui
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,7 @@ def test_an_option_has_the_names_of_python_and_of_other_tools(options, name, val
 
 def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
     makers = {"convert": convert, "check": check, "generate": generate, "lora": lora_options}
+    makers |= {"ui": ui, "serve": serve}
     for command, others in OTHER_NAMES.items():
         parser = makers[command].make_parser()
         options = {option for action in parser._actions for option in action.option_strings}
