@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+    from .diffusion.schedulers import (
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMPlusPlusScheduler,
+        CogVideoXDPMScheduler,
+    )
     from .errors import (
         CheckpointError,
         CogVideoXError,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "CogVideoXDDIMScheduler",
+    "CogVideoXDPMPlusPlusScheduler",
     "CogVideoXDPMScheduler",
     "CogVideoXError",
     "CogVideoXImageToVideoPipeline",
@@ -56,6 +61,7 @@ __all__ = [
 
 _MODULES = {
     "CogVideoXDDIMScheduler": "diffusion.schedulers",
+    "CogVideoXDPMPlusPlusScheduler": "diffusion.schedulers",
     "CogVideoXDPMScheduler": "diffusion.schedulers",
     "CogVideoXImageToVideoPipeline": "pipeline.pipeline",
     "CogVideoXPipeline": "pipeline.pipeline",

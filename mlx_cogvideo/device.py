@@ -197,3 +197,12 @@ def _existing(folder: Path) -> Path:
     """The folder, or the first one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def user_cache() -> Path:
+    """This package's folder among the user's caches, whether or not it is there."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # the XDG specification ignores a relative path
+        own = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        caches = Path(os.path.expanduser(own))
+    return caches / "mlx_cogvideo"

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,8 +26,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 ON_A_MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 PATIENCE = 90.0
 """Seconds that a video, or a server, may take on a busy machine."""
-TABS = ("Text to video", "Image to video", "Video to video", "My videos", "Fine-tuning", "Models")
-"""The titles of all tabs."""
+TABS = {
+    "Text to video": "#text-estimate p",
+    "Image to video": "#image-estimate p",
+    "Video to video": "#video-estimate p",
+    "My videos": "#videos-grid p",
+    "Fine-tuning": "#training-list p",
+    "Models": "#models-table table",
+}
+"""The titles of all tabs, and what each has once it is drawn."""
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1200, "height": 900}
 
@@ -75,7 +81,6 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "messages.txt").read_text()
@@ -87,11 +92,6 @@ class Server:
         """Ends it with SIGKILL."""
         self._process.kill()
         self._process.wait()
-
-    def stop(self) -> None:
-        """Ends it as Ctrl-C does."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(PATIENCE)
 
     def _answers(self) -> bool:
         try:
@@ -116,8 +116,10 @@ def open_page(
             hosts.add(url.netloc)
 
     def written(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            errors.append(message.text)
+        address = message.location["url"]
+        # A preview may have gone by the time that it is asked for: its video is finished.
+        if message.type == "error" and "/preview" not in address:
+            errors.append(f"{message.text} ({address})")
 
     page.on("request", asked)
     page.on("console", written)
@@ -145,7 +147,9 @@ def field(page: Page, tab: str, name: str) -> Locator:
 
 
 def choose_tab(page: Page, title: str) -> None:
+    """Opens a tab, and waits until it is drawn."""
     page.get_by_role("tab", name=title).click()
+    page.locator(TABS[title]).first.wait_for()
 
 
 def make(page: Page, tab: str) -> None:

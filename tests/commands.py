@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_cogvideo.cli.generate import main
-from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import SCHEDULERS
 
 SCRIPT = Path(__file__).parents[1] / "generate.py"
 PROMPT = "a red circle moves right on a white background"
@@ -52,7 +52,7 @@ def during_steps(action: Callable[[int], object]) -> Iterator[None]:
         patch.setattr(scheduler, "step", observed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for scheduler in (CogVideoXDDIMScheduler, CogVideoXDPMScheduler):
+        for scheduler in SCHEDULERS.values():
             observe(patch, scheduler)
         yield
 

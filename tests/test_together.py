@@ -36,6 +36,8 @@ RUNS = [
     dict(guidance_range=(2, 4)),
     dict(cache="first-block", cache_threshold=0.3, guidance_range=(0, 5)),
     dict(cache="teacache", cache_threshold=0.3),
+    dict(cache="latents", computed_steps=3, scheduler="dpm", dynamic_cfg="wave"),
+    dict(cache="guidance", computed_steps=3),
     dict(image=picture),
     dict(quantize=4),
 ]
@@ -76,7 +78,8 @@ for run in RUNS if together.size == 2 else RUNS[1:2]:
     check("guidance", None, 0, **run)
 uneven = tuple(float(1 + 2 * rank) for rank in range(together.size))
 if together.size == 2:
-    check("tokens", uneven, 1e-5, **RUNS[3])
+    for run in (RUNS[3], RUNS[5]):
+        check("tokens", uneven, 1e-5, **run)
 check("tokens", uneven, 1e-5, num_inference_steps=20)
 
 pipe = opened("demo", None)

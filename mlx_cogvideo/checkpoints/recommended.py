@@ -24,7 +24,7 @@ class RecommendedSettings(Config):
     num_inference_steps: int | None = number(None, 1, 1000)
     guidance_scale: float | None = number(None, 0, 1000)
     dynamic_cfg: str | None = choice(None, "constant", "wave", "cosine")
-    scheduler: str | None = choice(None, "ddim", "dpm")
+    scheduler: str | None = choice(None, "ddim", "dpm", "dpm++")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RecommendedSettings":

@@ -10,6 +10,7 @@ from ..called import command
 from ..checkpoints import DEMO_PATH, hub_cache
 from ..checkpoints.model_folder import ModelFolder
 from ..device import free_space, size
+from ..diffusion.step_cache import CACHES
 from ..machine.measured import measured
 from ..machine.speed import chip_ceilings, run_seconds
 from ..nn.autoencoder import AutoencoderConfig
@@ -134,7 +135,7 @@ def _time(plan: Plan, seconds: float | None, source: str) -> list[tuple[str, str
     """The line about the time that the videos of an official model take, from `_seconds`."""
     if seconds is None:
         return [("time", source)] if source else []
-    less = plan.resumed or any(job.settings.cache for job in plan.jobs)
+    less = plan.resumed or any(job.settings.cache in CACHES for job in plan.jobs)
     about = "at most" if less else "about"
     where = "this machine alone" if plan.pipe.processes.size > 1 else "this machine"
     return [("time", f"{about} {duration(seconds)} of denoising on {where} ({source})")]
@@ -247,8 +248,10 @@ def show_lines(lines: Iterable[tuple[str, str]]) -> None:
 def _lines(plan: Plan) -> list[tuple[str, str]]:
     job = plan.jobs[0]
     settings, geometry = job.settings, job.settings.geometry
-    fps = job.record["settings"]["fps"]
+    fps, times = (job.record["settings"].get(name, 1) for name in ("fps", "interpolate"))
     size_and_rate = f"{geometry.width}x{geometry.height}, {fps:g} a second"
+    if times > 1 and decodes(job):
+        size_and_rate += f", interpolated to {times * fps:g}"
     others = f" and {len(plan.jobs) - 1} more" if len(plan.jobs) > 1 else ""
     lines = [
         ("model", f"{model_title(plan.model)}, {plan.pipe.precision}"),
@@ -263,7 +266,9 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         lines.append(("from", str(source) + _part(settings.source)))
     lines += adapter_lines(plan.pipe)
     if any(map(decodes, plan.jobs)):
-        lines.append(("decoding", _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)))
+        how = _decoding(settings.decoding, plan.pipe.configs["vae"], geometry)
+        tiny = "by the tiny decoder, which blurs details"
+        lines.append(("decoding", tiny if settings.vae == "tiny" else how))
     if len(plan.resumed) == 1:
         lines.append(("resumed", f"after {next(iter(plan.resumed.values()))}"))
     elif plan.resumed:
@@ -287,7 +292,16 @@ def _sampling(settings: ResolvedSettings) -> str:
         guidance += f" ({settings.dynamic_cfg})"
     if settings.batch_parts > 1:
         guidance += ", one pass after the other"
-    return f"{steps} steps of {settings.scheduler}, {guidance}"
+    return f"{steps} steps of {settings.scheduler}{_computed(settings)}, {guidance}"
+
+
+def _computed(settings: ResolvedSettings) -> str:
+    """What a cache of predictions computes."""
+    if settings.computed_steps is None:
+        return ""
+    passes = settings.passes_of_all_windows
+    share = passes / (settings.steps_of_all_windows * (2 if settings.guided else 1))
+    return f" ({len(settings.computed_steps)} computed in full, {share:.0%} of the work)"
 
 
 def _recommended(settings: ResolvedSettings) -> str:

@@ -1,7 +1,7 @@
 """From noise to latents, step by step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -9,10 +9,11 @@ from ..errors import not_finite
 from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
+from .extrapolation import EXTRAPOLATED, Extrapolation, Lines
 from .guidance import guidance_schedule, guided
 from .schedulers import Scheduler
 from .split import WHOLE, Split, StepSize, own_patches
-from .step_cache import StepCache, make_cache
+from .step_cache import make_cache
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Sampling:
         guidance_schedule: see ``guidance.guidance_schedule``.
         guidance_range: first step with guidance and the one after the last; None is all.
         batch_parts: 2 computes the two passes of guidance one after the other, 1 together.
-        cache: see ``step_cache``; None computes every step.
-        cache_threshold: change up to which the cache skips a step.
+        cache: see ``step_cache`` and ``extrapolation``; None computes every step.
+        cache_threshold: change up to which a cache of blocks skips a step.
+        computed_steps: steps that a cache of predictions computes, counted from 0 in all of the
+            scheduler's.
         polynomial: TeaCache's coefficients for the model.
         dtype: of the activations.
     """
@@ -38,6 +41,7 @@ class Sampling:
     batch_parts: int
     cache: str | None
     cache_threshold: float | None
+    computed_steps: tuple[int, ...] | None
     polynomial: Sequence[float]
     dtype: mx.Dtype
 
@@ -59,9 +63,10 @@ class DenoisingState:
         timestep: timestep of the last step.
         latents: ``[1, f, h, w, c]`` in float32.
         x0: the last prediction of the clean latents, which the DPM sampler looks back to.
-        restart: with a step cache, the state from which a later run gets the same result: the
+        restart: with a cache of blocks, the state from which a later run gets the same result: the
             beginning of the last computed step. The cache's own arrays are too large to be kept.
-        skipped: steps whose blocks the cache has skipped.
+        skipped: steps whose blocks a cache has skipped, or whose passes aren't all computed.
+        lines: with a cache of predictions, what it extrapolates from.
     """
 
     step: int
@@ -70,6 +75,7 @@ class DenoisingState:
     x0: mx.array
     restart: "DenoisingState | None" = None
     skipped: tuple[int, ...] = ()
+    lines: Lines = field(default_factory=dict)
 
     @property
     def to_save(self) -> "DenoisingState | None":
@@ -105,40 +111,95 @@ def denoising_steps(
     Raises:
         GenerationError: a step gave NaN or infinity.
     """
-    embeds, noise = embeds.astype(sampling.dtype), noise.astype(mx.float32)
+    noise = noise.astype(mx.float32)
     timesteps = [int(t) for t in scheduler.timesteps][-sampling.steps :]
-    weight = guidance_schedule(sampling.guidance_schedule, sampling.guidance_scale)
     if state is None:
         latents, x0 = conditioning.first_latents(scheduler, noise, timesteps[0]), None
-        done, skipped = 0, ()
+        done, skipped, lines = 0, (), {}
     else:
         latents, x0, done, skipped = state.latents, state.x0, state.step, state.skipped
-    cache = _step_cache(transformer, sampling, timesteps)
+        lines = state.lines
+    model = _GuidedModel(transformer, scheduler, sampling, timesteps, embeds, conditioning, split)
     restart = None
     for i in range(done, len(timesteps)):
         t, next_t = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else None
-        texts = embeds if sampling.guides(i) else embeds[-1:]
-        model_input = conditioning.beside(latents).astype(sampling.dtype)
-        model_input = mx.repeat(model_input, len(texts), axis=0)
-        inputs = model_input, texts, mx.full(len(texts), t)
-        parts = min(sampling.batch_parts, len(texts))
         with split.watch():
-            if cache is None:
-                velocity = velocities(transformer, *inputs, parts, split)
-            else:
-                velocity = cache.velocity(transformer, *inputs, i, parts, split)
-                if i in cache.skipped:
-                    skipped = (*skipped, i)
-                else:
-                    restart = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
-            velocity = guided(velocity.astype(mx.float32), weight(i, t, len(timesteps)))
+            velocity, is_whole, lines = model(i, latents, lines)
+            if not is_whole:
+                skipped = (*skipped, i)
+            elif model.cache is not None:
+                restart = DenoisingState(i, timesteps[i - 1], latents, x0, skipped=skipped)
             latents, x0 = scheduler.step(velocity, t, latents, previous_x0=x0)
             latents = conditioning.hold(scheduler, latents, noise, next_t)
-            _evaluate(latents, x0, i, sampling.dtype, split)
+            kept = [value for line in lines.values() for value in line.values]
+            _evaluate(latents, x0, kept, i, sampling.dtype, split)
             latents, x0 = split.agreed(latents, x0, i + 1)
-        state = after_step(DenoisingState(i + 1, t, latents, x0, restart, skipped))
+        state = after_step(DenoisingState(i + 1, t, latents, x0, restart, skipped, lines))
         latents = state.latents
         yield state
+
+
+class _GuidedModel:
+    """Computes the guided velocity of a step, or approximates it.
+
+    Attributes:
+        cache: the run's cache of blocks, if it has one.
+    """
+
+    def __init__(
+        self,
+        transformer: CogVideoXTransformer3DModel,
+        scheduler: Scheduler,
+        sampling: Sampling,
+        timesteps: list[int],
+        embeds: mx.array,
+        conditioning: Conditioning,
+        split: Split,
+    ):
+        """`timesteps` are those that are taken; the other arguments are as in `denoising_steps`."""
+        self._transformer, self._sampling, self._split = transformer, sampling, split
+        self._timesteps, self._conditioning = timesteps, conditioning
+        self._embeds = embeds.astype(sampling.dtype)
+        self._weight = guidance_schedule(sampling.guidance_schedule, sampling.guidance_scale)
+        self.cache, self._extrapolation = None, None
+        if sampling.cache in EXTRAPOLATED:
+            before = len(scheduler.timesteps) - len(timesteps)
+            computed = {step - before for step in sampling.computed_steps}
+            self._extrapolation = Extrapolation(sampling.cache, scheduler, computed)
+        elif sampling.cache is not None:
+            self.cache = make_cache(
+                sampling.cache,
+                sampling.cache_threshold,
+                transformer,
+                timesteps,
+                sampling.polynomial,
+            )
+
+    def __call__(self, step: int, latents: mx.array, lines: Lines) -> tuple[mx.array, bool, Lines]:
+        """Returns the guided velocity, whether all of it was computed, and the lines after it."""
+        t, count = self._timesteps[step], 2 if self._sampling.guides(step) else 1
+        weight = self._weight(step, t, len(self._timesteps))
+        if self._extrapolation is None:
+            velocity, is_whole = self._computed(step, latents, count)
+            return guided(velocity, weight), is_whole, lines
+        passes, velocity = self._extrapolation.passes(step, count, lines), None
+        if passes:
+            velocity, _ = self._computed(step, latents, passes)
+        velocity, lines = self._extrapolation.guided(velocity, count, weight, t, latents, lines)
+        return velocity, passes == count, lines
+
+    def _computed(self, step: int, latents: mx.array, passes: int) -> tuple[mx.array, bool]:
+        """The velocities of the last passes in float32, and whether no block was skipped."""
+        texts, t = self._embeds[-passes:], self._timesteps[step]
+        model_input = self._conditioning.beside(latents).astype(self._sampling.dtype)
+        model_input = mx.repeat(model_input, passes, axis=0)
+        inputs = model_input, texts, mx.full(passes, t)
+        parts = min(self._sampling.batch_parts, passes)
+        if self.cache is None:
+            velocity = velocities(self._transformer, *inputs, parts, self._split)
+            return velocity.astype(mx.float32), True
+        velocity = self.cache.velocity(self._transformer, *inputs, step, parts, self._split)
+        return velocity.astype(mx.float32), step not in self.cache.skipped
 
 
 def velocities(
@@ -177,22 +238,19 @@ def _whole(transformer: CogVideoXTransformer3DModel, *part: mx.array) -> mx.arra
     return schedule.flush(transformer(*part, schedule=schedule))
 
 
-def _evaluate(latents: mx.array, x0: mx.array, step: int, dtype: mx.Dtype, split: Split) -> None:
+def _evaluate(
+    latents: mx.array,
+    x0: mx.array,
+    kept: Sequence[mx.array],
+    step: int,
+    dtype: mx.Dtype,
+    split: Split,
+) -> None:
     healthy = mx.isfinite(latents).all()
-    mx.eval(latents, x0, healthy)
+    mx.eval(latents, x0, healthy, *kept)
     if not split.all(healthy.item(), step):
         raise not_finite(
             f"step {step + 1} gave",
             str(dtype).split(".")[-1],
             "the weights of the model or of an adapter are bad, or the guidance is far too strong",
         )
-
-
-def _step_cache(
-    transformer: CogVideoXTransformer3DModel, sampling: Sampling, timesteps: list[int]
-) -> StepCache | None:
-    if sampling.cache is None:
-        return None
-    return make_cache(
-        sampling.cache, sampling.cache_threshold, transformer, timesteps, sampling.polynomial
-    )

@@ -6,7 +6,7 @@ blocks. There are two criteria:
 - TeaCache (Liu et al., arXiv:2411.19108) uses the change of the time embedding, mapped by a
   polynomial that was fitted to each model. The skipped steps are known before the first step.
 - First-block caching uses the change of the first block's addition. That block is always computed,
-  and nothing is fitted.
+  and nothing is fitted. The first two steps are computed, and at least one of five in a row.
 
 Memory: TeaCache holds one array as large as the tokens of all passes, and first-block caching two.
 While it decides it holds a third, which is less than the blocks take in a computed step.
@@ -24,7 +24,12 @@ from ..nn.transformer import CogVideoXTransformer3DModel
 from .split import WHOLE, Split, StepSize, own_patches
 
 CACHES = {"teacache": 0.2, "first-block": 0.1}
-"""The caches and their default thresholds."""
+"""The caches of blocks and their default thresholds."""
+
+WARM_UP = 2
+"""Steps in the beginning that first-block caching computes: the video takes shape in them."""
+MAX_SKIPPED = 4
+"""Steps in a row that first-block caching may skip, so that small changes can't add up unseen."""
 
 CACHED_ARRAYS = {"teacache": 1, "first-block": 2}
 """Number of arrays, as large as the tokens of all passes, that each cache holds."""
@@ -42,14 +47,14 @@ IDENTITY = (1.0, 0.0)
 
 
 def resolve_cache_threshold(cache: str | None, asked: float | None) -> float | None:
-    """The threshold of a cache, by default its usual one.
+    """The threshold of a cache of blocks, by default its usual one.
 
     Raises:
-        InvalidInputError: there is no cache, or the threshold is out of range.
+        InvalidInputError: there is no such cache, or the threshold is out of range.
     """
-    if cache is None:
+    if cache not in CACHES:
         if asked is not None:
-            raise InvalidInputError("cache_threshold needs a cache")
+            raise InvalidInputError(f"cache_threshold needs a cache: {' or '.join(CACHES)}")
         return None
     threshold = CACHES[cache] if asked is None else asked
     if not 0 <= threshold < float("inf"):
@@ -126,8 +131,7 @@ class StepCache:
             mx.eval(firsts)
         computed = self._size != size or step == self.last
         if not computed:
-            decided = self.steps is not None
-            computed = self.steps[step] if decided else self._has_changed(firsts, size, split)
+            computed = self._decides(step, firsts, size, split)
         if computed:
             # The additions of an earlier step are freed before the blocks are computed.
             self._additions, self._firsts, self._size = [], firsts, size
@@ -146,6 +150,15 @@ class StepCache:
                 x = x + self._additions[i]
             made.append(schedule.flush(own_patches(transformer, x, context, size)))
         return transformer.unpatchify(split.join(made, size), latents.shape)
+
+    def _decides(self, step: int, firsts: list[mx.array], size: StepSize, split: Split) -> bool:
+        """Whether a step is computed that could be skipped."""
+        if self.steps is not None:
+            return self.steps[step]
+        too_many = (
+            len(self.skipped) >= MAX_SKIPPED and self.skipped[-MAX_SKIPPED] == step - MAX_SKIPPED
+        )
+        return step < WARM_UP or too_many or self._has_changed(firsts, size, split)
 
     def _has_changed(self, firsts: list[mx.array], size: StepSize, split: Split) -> bool:
         """Whether the first block's addition changed enough in at least one clip of one pass."""

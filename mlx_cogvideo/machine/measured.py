@@ -6,9 +6,7 @@ The file is ``mlx_cogvideo/speed.json`` in the user's cache folder: ``$XDG_CACHE
 
 import json
 import logging
-import os
 import re
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_config
+from ..device import user_cache
 from ..errors import CheckpointError, OutputError
 from ..video.paths import publish, write_temporary
 from .speed import Ceilings
@@ -48,11 +47,7 @@ class Measured:
 
 def speed_file() -> Path:
     """The file with the measurements of this user's machines."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not caches.is_absolute():  # the XDG specification ignores a relative path
-        own = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-        caches = Path(os.path.expanduser(own))
-    return caches / "mlx_cogvideo" / "speed.json"
+    return user_cache() / "speed.json"
 
 
 def keep_measured(ceilings: Iterable[Ceilings]) -> None:

@@ -215,10 +215,10 @@ def step_seconds(
 def run_seconds(
     model: ModelConfigurations, settings: ResolvedSettings, ceilings: Ceilings
 ) -> float:
-    """Estimates the seconds that the denoising of a video takes, without a cache of steps."""
-    batch = 2 if settings.guided else 1
-    step = step_seconds(model, settings.geometry, ceilings, batch=batch)
-    return settings.steps_of_all_windows * step
+    """Estimates the seconds that the denoising of a video takes, without a cache of blocks."""
+    return settings.passes_of_all_windows * step_seconds(
+        model, settings.geometry, ceilings, batch=1
+    )
 
 
 def chip_ceilings(machine: Machine, dtype: str) -> Ceilings | None:

@@ -16,11 +16,17 @@ from .fields import about
 from .output import NO_LATENTS, check_output_type
 from .resolved import ResolvedSettings
 from .resolver import resolve
-from .run_stages import TILED, encode_prompt, join_embeds, needs_negative, warn_of_lost_text
+from .run_stages import (
+    TILED,
+    check_decoder,
+    encode_prompt,
+    join_embeds,
+    needs_negative,
+    warn_of_lost_text,
+)
 from .settings import VideoSettings
 from .step_hook import StepCallback, check_callback
 from .unused import without_effect
-from .vae_stage import check_decodable
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +87,7 @@ def prepare(model: ModelFolder, call: Call) -> ResolvedSettings:
     _check_texts(call, model.configs["transformer"], encodes)
     decodes = call.output_type != "latent"
     if decodes:
-        check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
+        check_decoder(model, settings)
     check_memory_limit(model, settings, decode=decodes, done=() if encodes else ("encode",))
     settings.source.check(settings.geometry, model.fps)
     warn_of_lost_text(model, settings)

@@ -51,8 +51,9 @@ class DiffusersNames(ModelFolder):
     def scheduler(self, given: Scheduler) -> None:
         if not isinstance(given, Scheduler):
             raise InvalidInputError(
-                "scheduler must be a CogVideoXDDIMScheduler or CogVideoXDPMScheduler of "
-                f"mlx_cogvideo; got {type(given).__module__}.{type(given).__name__}"
+                "scheduler must be a CogVideoXDDIMScheduler, CogVideoXDPMScheduler or "
+                "CogVideoXDPMPlusPlusScheduler of mlx_cogvideo; got "
+                f"{type(given).__module__}.{type(given).__name__}"
             )
         config = given.to_config()
         self.recommended = {**self.recommended, "scheduler": scheduler_name(None, config)}

@@ -1,11 +1,17 @@
 """Estimates of the memory that a run needs, and the modes that fit into it."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..checkpoints.model_configurations import ModelConfigurations
 from ..checkpoints.model_folder import ModelFolder
 from ..device import Machine, size
 from ..diffusion.division import ONE_PROCESS, Division
+from ..diffusion.extrapolation import held_arrays
 from ..diffusion.step_cache import CACHED_ARRAYS
 from ..errors import InvalidInputError
 from ..nn.autoencoder import (
@@ -13,8 +19,10 @@ from ..nn.autoencoder import (
     MAX_ELEMENTS,
     STRIP_ELEMENTS,
     TILE_STRIP_ELEMENTS,
+    TinyDecoder,
     footprint,
     largest_decode_tensor,
+    tiny_footprint,
 )
 from ..nn.transformer import feed_forward_parts
 from .geometry import Geometry
@@ -66,6 +74,9 @@ def constants(machine: Machine) -> Constants:
     return CONSTANTS["metal winograd" if machine.winograd else machine.backend]
 
 
+TINY_MAPS = {"cuda": 4, "metal": 4, "cpu": 14}
+"""Maps of the small decoder's widest layer that a backend holds; the CPU unfolds windows of 9."""
+
 # Bytes that whole frames may always take.
 WHOLE_FRAMES = 2 * 2**30
 
@@ -98,7 +109,10 @@ def estimate_memory(
         division=settings.division,
     )
     if decode:
-        needs["decode"] = vae_memory(pipe, settings.decoding, height, width, frames=frames)
+        if settings.vae == "tiny":
+            needs["decode"] = tiny_memory(pipe, height, width)
+        else:
+            needs["decode"] = vae_memory(pipe, settings.decoding, height, width, frames=frames)
     return {stage: need for stage, need in needs.items() if stage not in done}
 
 
@@ -120,9 +134,10 @@ def denoising_memory(
     """
     config, itemsize = pipe.configs["transformer"], pipe.dtype.size
     tokens, dim = config.token_count(geometry.latent_shape), config.dim
+    lines = held_arrays(cache, batch) * math.prod(geometry.latent_shape) * mx.float32.size
     batch = max(1, batch // division.halves)
     own_tokens = division.largest_share(tokens)
-    cached = CACHED_ARRAYS.get(cache, 0) * batch * own_tokens * dim * itemsize
+    cached = lines + CACHED_ARRAYS.get(cache, 0) * batch * own_tokens * dim * itemsize
     at_a_time = batch // min(passes, batch)
     rows = at_a_time * own_tokens
     hidden = rows * dim
@@ -178,7 +193,7 @@ def check_memory_limit(
 def memory_advice(pipe: ModelFolder, settings: ResolvedSettings, stage: str) -> str:
     """Advice for a stage that needs more memory than this machine, or the limit, allows."""
     available = largest_memory(pipe)
-    if stage == "decode" and settings.decoding.mode != "tiled":
+    if stage == "decode" and settings.vae == "full" and settings.decoding.mode != "tiled":
         return "--tiling tiled needs less"
     if stage == "source" and settings.source.tiling != "tiled":
         return "--source-tiling tiled needs less"
@@ -243,6 +258,17 @@ def vae_memory(
     parts = footprint(config, height, width, frames=chunk, decode=decode, strip_elements=elements)
     count = parts.remembered + parts.maps + constants(pipe.machine).maps(tiling.mode) * parts.strip
     return pipe.weight_bytes("vae") + count * pipe.dtype.size + pixels
+
+
+def tiny_memory(pipe: ModelConfigurations, height: int, width: int) -> int:
+    """Bytes that the small decoder needs for frames of so many latent pixels. An estimate."""
+    parameters = tree_flatten(TinyDecoder(pipe.configs["vae"].latent_channels).parameters())
+    weights = sum(parameter.size for _, parameter in parameters)
+    seen, largest = tiny_footprint(height, width)
+    maps = TINY_MAPS[pipe.machine.backend]
+    # Four frames of pixels in float32, on the device and off it.
+    pixels = 2 * 4 * 4 * 3 * height * width * pipe.configs["vae"].spatial_compression_ratio ** 2
+    return int((weights + seen + maps * largest) * pipe.dtype.size) + pixels
 
 
 def choose_tiling(pipe: ModelFolder, height: int, width: int, *, decode: bool = True) -> str:

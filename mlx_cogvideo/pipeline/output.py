@@ -68,6 +68,7 @@ class VideoOutput:
         index: int | None = None,
         *,
         fps: int | float | Fraction | None = None,
+        interpolate: int = 1,
         overwrite: bool = False,
     ) -> None:
         """Writes a video, with its record inside.
@@ -76,7 +77,8 @@ class VideoOutput:
             path: ends in .mp4 or .gif, or in .safetensors for latents; without an ending it is a
                 folder of PNG frames.
             index: number of the video, counted from 0; None is the only one.
-            fps: frames per second of the file; None is the model's own.
+            fps: frames per second; None is the model's own.
+            interpolate: times the frames per second of the file, 1, 2 or 3.
             overwrite: whether to replace an existing output.
 
         Raises:
@@ -92,8 +94,12 @@ class VideoOutput:
             rate = self.fps if fps is None else fps
             pixels = as_uint8("frames", self.frames[index])
             settings = record["settings"] | {"fps": float(rate)}
+            if interpolate != 1:
+                settings["interpolate"] = interpolate
             record = record | {"settings": settings}
-            write_video(path, pixels, rate, overwrite=overwrite, record=record)
+            write_video(
+                path, pixels, rate, overwrite=overwrite, record=record, interpolate=interpolate
+            )
 
     def _index(self, given: int | None) -> int:
         count = len(self.frames)

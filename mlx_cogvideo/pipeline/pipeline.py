@@ -31,7 +31,7 @@ from .resolved import ResolvedSettings
 from .resolver import initial_noise, model_geometry, resolve, run_scheduler, sampling
 from .settings import VideoSettings
 from .step_hook import StepHook
-from .vae_stage import Dealer, check_decodable, deal_to_none
+from .vae_stage import Dealer, deal_to_none
 from .windows import extended_events
 
 
@@ -319,8 +319,13 @@ class CogVideoXPipeline(DiffusersNames):
         )
 
     def check_decodable(self, settings: ResolvedSettings) -> None:
-        """Raises InvalidInputError where decoding would make an array that MLX can't hold."""
-        check_decodable(self.configs["vae"], settings.decoded_shape, settings.decoding)
+        """Checks that latents can be decoded.
+
+        Raises:
+            InvalidInputError: an array would be too large for MLX, or weights are missing.
+            CheckpointError: those of the small decoder are another network's.
+        """
+        stages.check_decoder(self, settings)
 
 
 class CogVideoXImageToVideoPipeline(CogVideoXPipeline):

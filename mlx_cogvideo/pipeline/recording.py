@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.tiny_vae import tiny_digest
 from ..version import __version__
 from .events import Progress, no_progress
 from .resolved import ResolvedSettings
@@ -25,13 +26,15 @@ def make_record(
     identity: dict[str, Any],
     *,
     fps: float,
+    interpolate: int = 1,
     compile: bool = True,
 ) -> Record:
     """The record of a run that is about to start.
 
     Args:
         identity: a ``checkpoints.model_identity``.
-        fps: frames a second of the file.
+        fps: frames a second of the video.
+        interpolate: times the frames a second of the file.
         compile: whether MLX may compile.
     """
     return {
@@ -40,11 +43,13 @@ def make_record(
         "settings": {
             **settings.to_dict(),
             **settings.source.digests(),
+            **(tiny_digest(model, settings.tiny_vae) if settings.vae == "tiny" else {}),
             "lora": [adapter.identity(scale) for adapter, scale in model.adapters],
             "dtype": model.dtype_name,
             **({} if model.quantize is None else {"quantize": model.quantize}),
             "compile": compile,
             "fps": float(fps),
+            **({} if interpolate == 1 else {"interpolate": interpolate}),
         },
         "versions": {
             "mlx": mx.__version__,

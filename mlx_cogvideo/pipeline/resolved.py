@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from ..diffusion.division import ONE_PROCESS, Division
+from ..diffusion.extrapolation import POINTS, held_arrays
 from ..errors import InvalidInputError
 from .fields import about
 from .geometry import Geometry
@@ -63,6 +64,22 @@ class ResolvedSettings(VideoSettings):
     def steps_of_all_windows(self) -> int:
         """The sum of the steps; windows after the first take all of them."""
         return self.steps + self.extend * self.num_inference_steps
+
+    @property
+    def passes_of_all_windows(self) -> int:
+        """Passes of the transformer in these steps, if no cache skips blocks."""
+        windows = [self.steps, *[self.num_inference_steps] * self.extend]
+        return sum(self._passes(steps) for steps in windows)
+
+    def _passes(self, steps: int) -> int:
+        """Passes of a window that takes the last `steps` of all."""
+        count = 2 if self.guided else 1
+        extrapolated = held_arrays(self.cache, count) // POINTS
+        if not extrapolated:
+            return count * steps
+        first = self.num_inference_steps - steps
+        computed = {first, first + 1, *self.computed_steps} & set(range(first, first + steps))
+        return count * steps - extrapolated * (steps - len(computed))
 
     @property
     def total_frames(self) -> int:

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..checkpoints.model_configurations import ModelConfigurations
 from ..checkpoints.model_folder import ModelFolder
+from ..diffusion.computed_steps import choose_computed_steps
 from ..diffusion.denoising import Sampling
 from ..diffusion.division import divide
 from ..diffusion.guidance import check_uncond, schedule_name
@@ -19,7 +20,7 @@ from .fields import random_seed
 from .geometry import Geometry
 from .resolved import ResolvedSettings, check_steps
 from .settings import VideoSettings
-from .sources import DEFAULT_STRENGTH, Source, path_or_pixels, picture_size
+from .sources import DEFAULT_STRENGTH, Source, path_or_none, path_or_pixels, picture_size
 from .vae_stage import Tiling
 from .windows import choose_overlap
 
@@ -57,6 +58,10 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         automatic=lambda: choose_tiling(model, *sides),
     )
     source = _source(model, settings, geometry, "tiled" if decoding.mode == "tiled" else "exact")
+    if settings.vae == "tiny":
+        decoding = Tiling()  # it computes frames whole
+    elif settings.tiny_vae is not None:
+        raise InvalidInputError("tiny_vae needs vae tiny")
     encodes = bool(settings.extend) or not source.is_noise
     overlap = choose_overlap(
         settings.overlap,
@@ -79,8 +84,10 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
         "source_tiling": source.tiling if encodes else None,
         "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
+        "computed_steps": _computed_steps(model, settings, chosen),
         "seed": random_seed() if settings.seed is None else settings.seed,
         "sequential_guidance": sequential,
+        "tiny_vae": path_or_none(settings.tiny_vae),
         "tiling": decoding.mode,
         "tile_size": decoding.tile_size,
         "tile_overlap": decoding.tile_overlap,
@@ -107,6 +114,16 @@ def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
         chosen["scheduler"] = scheduler_name(chosen["scheduler"], model.scheduler_config)
     chosen["guidance_scale"] = float(chosen["guidance_scale"])
     return chosen | {"dynamic_cfg": schedule_name(chosen["dynamic_cfg"])}
+
+
+def _computed_steps(
+    model: ModelFolder, settings: VideoSettings, chosen: dict[str, Any]
+) -> tuple[int, ...] | None:
+    """The steps that a cache of predictions computes, of all that the sampler takes."""
+    name, steps = chosen["scheduler"], chosen["num_inference_steps"]
+    scheduler = make_scheduler(name, model.scheduler_config, mx.random.key(0))
+    scheduler.set_timesteps(steps)
+    return choose_computed_steps(settings.cache, settings.computed_steps, scheduler)
 
 
 def run_scheduler(model: ModelFolder, settings: ResolvedSettings) -> Scheduler:
@@ -136,6 +153,7 @@ def sampling(model: ModelFolder, settings: ResolvedSettings) -> Sampling:
         batch_parts=settings.batch_parts,
         cache=settings.cache,
         cache_threshold=settings.cache_threshold,
+        computed_steps=settings.computed_steps,
         polynomial=POLYNOMIALS.get(variant, IDENTITY),
         dtype=model.dtype,
     )

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints.tiny_vae import load_tiny_decoder, need_tiny_vae
 from ..diffusion.conditioning import Conditioning, place_image, with_leading
 from ..errors import InvalidInputError
 from ..nn.autoencoder import Posterior
@@ -15,7 +16,16 @@ from ..nn.eval_schedule import EvalSchedule
 from .estimates import choose_tiling
 from .resolved import ResolvedSettings
 from .sources import image_latent_scale
-from .vae_stage import Dealer, Tiling, check_frame, deal_to_none, decode_frames, encode_frames
+from .vae_stage import (
+    Dealer,
+    Tiling,
+    check_decodable,
+    check_frame,
+    deal_to_none,
+    decode_frames,
+    decode_frames_tiny,
+    encode_frames,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +180,20 @@ def _encode(
         model.free("vae")
 
 
+def check_decoder(model: ModelFolder, settings: ResolvedSettings) -> None:
+    """Checks that the latents of a run can be decoded.
+
+    Raises:
+        InvalidInputError: an array would be too large for MLX, or the small decoder's weights are
+            missing.
+        CheckpointError: those are another network's.
+    """
+    if settings.vae == "tiny":
+        need_tiny_vae(model, settings.tiny_vae)
+    else:
+        check_decodable(model.configs["vae"], settings.decoded_shape, settings.decoding)
+
+
 def decode(
     model: ModelFolder,
     settings: ResolvedSettings,
@@ -179,7 +203,13 @@ def decode(
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Decodes the latents of a run, without the leading ones; yields as ``decode_frames`` does."""
     latents = latents[:, settings.geometry.leading_latents :]
-    latents = (latents / model.configs["vae"].scaling_factor).astype(model.dtype)
+    config = model.configs["vae"]
+    latents = (latents / config.scaling_factor).astype(model.dtype)
+    if settings.vae == "tiny":
+        path = need_tiny_vae(model, settings.tiny_vae)
+        decoder = load_tiny_decoder(path, config.latent_channels, model.dtype)
+        yield from decode_frames_tiny(decoder, latents, output_type)
+        return
     try:
         yield from decode_frames(model.vae, latents, settings.decoding, output_type, deal)
     finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..diffusion.extrapolation import EXTRAPOLATED
 from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..diffusion.schedulers import SCHEDULERS, Scheduler
 from ..diffusion.step_cache import CACHES
@@ -15,6 +16,9 @@ from ..version import __version__
 from ..video import FITS
 from .fields import NOTHING, SEED, Range, above, at_least, check_values, setting, settings_of
 from .sources import AN_ARRAY, IMAGE_LATENT_SCALES, Picture
+
+VAES = ("full", "tiny")
+"""The decoders: the model's VAE, and the small one."""
 
 OWN_SCHEDULER = "a scheduler of its own"
 """What a record has in place of a sampler that a script has made. It can't be repeated from it."""
@@ -169,17 +173,29 @@ class VideoSettings:
     )
     cache: str | None = setting(
         None,
-        "Method that skips the transformer's blocks in some steps: faster, but the video differs.",
+        "Method that saves work in some steps: faster, but the video differs. latents extrapolates "
+        "the model's predictions, guidance only those of the unconditional pass; teacache and "
+        "first-block skip the transformer's blocks.",
         group="sampling",
-        choices=("none", *CACHES),
+        choices=("none", *EXTRAPOLATED, *CACHES),
         if_none="none",
         aliases={"none": None},
     )
     cache_threshold: float | None = setting(
         None,
-        "Relative change below which --cache skips a step. Higher is faster and less exact.",
+        "Relative change below which --cache teacache or first-block skips a step. Higher is "
+        "faster and less exact.",
         group="sampling",
         if_none="0.2 for teacache, 0.1 for first-block",
+        belongs_to="cache",
+    )
+    computed_steps: tuple[int, ...] | int | None = setting(
+        None,
+        "Steps that --cache latents or guidance computes in full: their number, or a list of them, "
+        "counted from 0 in all of --steps. Fewer is faster and less exact.",
+        group="sampling",
+        metavar="N",
+        if_none="22 of 50 for latents, 24 of 50 for guidance",
         belongs_to="cache",
     )
     scheduler: str | Scheduler | None = setting(
@@ -206,6 +222,24 @@ class VideoSettings:
         by_memory=True,
         before=False,
     )
+    vae: str = setting(
+        "full",
+        "Decoder of the video: the model's own (full), or TAECVX (tiny), which needs little memory "
+        "and time, but blurs details.",
+        group="memory",
+        choices=VAES,
+        may_change=True,
+        before="full",
+    )
+    tiny_vae: str | None = setting(
+        None,
+        "File with the weights of --vae tiny, .safetensors or .pth.",
+        group="memory",
+        metavar="FILE",
+        if_none="taecvx.safetensors or taecvx.pth in the model's folder or the user's caches",
+        may_change=True,
+        belongs_to="vae",
+    )
     tiling: str = setting(
         "auto",
         "How the VAE computes a frame: none (whole), exact (in strips of rows: the same video in "
@@ -214,6 +248,7 @@ class VideoSettings:
         group="memory",
         choices=("auto", *TILINGS),
         may_change=True,
+        belongs_to="vae",
         before="none",
         aliases=OLD_TILINGS,
     )
@@ -289,6 +324,10 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     reset = {name for name, owner in parts.items() if owner in given}
     if "guidance_scale" in given and given["guidance_scale"] <= 1:
         reset.add("guidance_range")
+    if given.get("num_inference_steps", recorded.get("num_inference_steps")) != recorded.get(
+        "num_inference_steps"
+    ):
+        reset.add("computed_steps")
     return {name: value for name, value in recorded.items() if name not in reset} | given
 
 

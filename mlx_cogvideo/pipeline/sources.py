@@ -176,6 +176,14 @@ def _fewer(has: int) -> str:
     return f": ask for {frames} frames" if frames >= 9 else ""
 
 
+def path_or_none(given: str | None) -> str | None:
+    """An absolute path; raises InvalidInputError for an address."""
+    if given is None:
+        return None
+    check_no_address("tiny_vae", given)
+    return os.path.abspath(os.path.expanduser(given))
+
+
 def image_latent_scale(config: AutoencoderConfig, name: str) -> float:
     """What the latents of the picture are multiplied with.
 

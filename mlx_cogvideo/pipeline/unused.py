@@ -26,12 +26,15 @@ def without_effect(
     guided, source = settings.guided, settings.source
     guidance = guided, "guidance_scale is at most 1"
     tiles = decodes or settings.encodes_frames, "no frames are computed"
+    if settings.vae == "tiny" and not settings.encodes_frames:
+        tiles = False, "the tiny decoder computes frames whole"
     reasons = {
         "negative_prompt": guidance,
         "negative_prompt_embeds": guidance,
         "uncond": guidance,
         "dynamic_cfg": (guided or settings.dynamic_cfg == "constant", guidance[1]),
         "sequential_guidance": (guided or not settings.sequential_guidance, guidance[1]),
+        "cache": (guided or settings.cache != "guidance", guidance[1]),
         "image_fit": (
             source.needs_fit(settings.geometry.height, settings.geometry.width),
             "pixels have the size of the video already",
@@ -43,6 +46,7 @@ def without_effect(
         "tiling": tiles,
         "tile_size": tiles,
         "tile_overlap": tiles,
+        "vae": (decodes or settings.vae == "full", "no frames are decoded"),
     }
     for name, (applies, reason) in reasons.items():
         if name in given and not applies:

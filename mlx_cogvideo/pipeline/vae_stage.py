@@ -21,6 +21,7 @@ from ..nn.autoencoder import (
     Coder,
     Posterior,
     Tiles,
+    TinyDecoder,
     chunk_plan,
     largest_decode_tensor,
 )
@@ -120,15 +121,32 @@ def decode_frames(
     check.finite(latents, "the latents have")
     tiles = tiling.tiles(vae.config, *latents.shape[2:4])
     if tiles is None:
-        done = 0
-        for pixels in vae.decode_chunks(latents, tiling.mode):
-            frames = check.output(pixels[0], output_type)
-            done += len(frames)
-            yield done, frames
+        yield from _decode_in_turn(vae.decode_chunks(latents, tiling.mode), check, output_type)
     else:
         rows = vae.decode_tiles(latents, tiles, deal(latents, tiling))
         yield from _decode_tiled(rows, latents.shape[2] * tiles.ratio, check, output_type)
     check.varied()
+
+
+def decode_frames_tiny(
+    decoder: TinyDecoder, latents: mx.array, output_type: str = "uint8"
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes latents by the small decoder; arguments, yields and errors as ``decode_frames``."""
+    check = _Check()
+    check.finite(latents, "the latents have")
+    yield from _decode_in_turn(decoder.decode_chunks(latents), check, output_type)
+    check.varied()
+
+
+def _decode_in_turn(
+    chunks: Iterable[mx.array], check: "_Check", output_type: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Converts chunks ``[1, F, H, W, 3]`` as they come; yields as ``decode_frames``."""
+    done = 0
+    for pixels in chunks:
+        frames = check.output(pixels[0], output_type)
+        done += len(frames)
+        yield done, frames
 
 
 def _decode_tiled(

@@ -13,7 +13,7 @@ from ..video import read_record
 from .record import check_record, model_differences, setting_differences
 from .resumable import VideoJob
 from .saved_run import SavedRun
-from .settings import BY_MEMORY, DECODING, DIGESTS, MAY_CHANGE
+from .settings import BY_MEMORY, DECODING, MAY_CHANGE, SOURCE_DIGESTS
 
 Resolve = Callable[[Mapping[str, Any]], tuple[ResolvedSettings, Record]]
 """Makes a job's settings and its record of settings by name."""
@@ -54,7 +54,7 @@ def resumed(
     resolved, record = resolve(settings)
     if not saved.run.needs_source and not new_source:
         # It has been encoded: what has become of its file doesn't matter any more.
-        digests = DIGESTS & saved.record["settings"].keys()
+        digests = SOURCE_DIGESTS & saved.record["settings"].keys()
         record["settings"] |= {name: saved.record["settings"][name] for name in digests}
     differences = model_differences(saved.record, record)
     differences += setting_differences(saved.record, record, but=MAY_CHANGE)

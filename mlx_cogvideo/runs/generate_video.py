@@ -94,14 +94,17 @@ def _generate(arguments: OneCall, path: str | Path | None) -> np.ndarray:
         pipe.load_lora(*adapter)
     settings = prepare(pipe, arguments.call())
     fps = pipe.fps if arguments.fps is None else arguments.fps
+    times = arguments.interpolate
     if path is not None:
-        open_writer(path, fps)  # refuses a rate that the file can't have
+        open_writer(path, fps, interpolate=times)  # refuses a rate that the file can't have
     identity = {} if path is None else pipe.identity()
-    record = make_record(pipe, settings, identity, fps=fps, compile=arguments.compile)
+    record = make_record(
+        pipe, settings, identity, fps=fps, interpolate=times, compile=arguments.compile
+    )
     with mlx_errors(), _compiling(arguments.compile):
         video = join_frames(pipe.events(settings), Meter(record))
     if path is not None:
-        write_video(path, video, fps, record=record)
+        write_video(path, video, fps, record=record, interpolate=times)
     return video
 
 

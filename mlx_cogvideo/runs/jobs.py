@@ -33,8 +33,8 @@ from ..pipeline.run_stages import lost_text
 from ..pipeline.settings import override
 from ..pipeline.sources import check_no_address
 from ..pipeline.unused import without_effect
-from ..video import check_output_path, open_writer
-from ..video.paths import GIF, LATENTS, MP4, output_form
+from ..video import check_output_path
+from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from .existing import is_finished, resumed, saved_run
 from .origin import Options, Origin, find_origin, say_what_is_opened
@@ -45,10 +45,10 @@ from .record import (
     source_differences,
     version_differences,
 )
-from .resumable import VideoJob, remove_fallback
+from .resumable import VideoJob, open_output, remove_fallback
 from .run_plan import Failure, Plan
 from .saved_run import remove_saved, saved_path
-from .settings import BY_MEMORY, RunSettings, video_settings
+from .settings import BY_MEMORY, RunSettings, video_settings, without_effect_in_file
 from .space import saved_needs
 
 _OTHER_OUTPUT = "choose another --output"
@@ -111,7 +111,8 @@ class _Planner:
         self.result = Plan(*self._open_model(), is_batch)
         self.result.warnings += load_adapters(self.result.pipe, self._adapters())
         if options.previews:
-            self.result.preview = Preview(self.result.pipe)
+            own = self.settings.get("tiny_vae") if self.settings.get("vae") == "tiny" else None
+            self.result.preview = Preview(self.result.pipe, own)
         jobs = list(self._requested_jobs(prompts))
         check_distinct(job.output for job in jobs)
         first, every = options.turn
@@ -212,8 +213,9 @@ class _Planner:
     def _resolve(self, settings: Mapping[str, Any]) -> tuple[ResolvedSettings, Record]:
         pipe, model = self.result.pipe, self.result.model
         resolved = resolve(pipe, video_settings(settings))
-        fps = settings.get("fps", pipe.fps)
-        return resolved, make_record(pipe, resolved, model, fps=fps, compile=self.compile)
+        of_file = {"fps": pipe.fps, "interpolate": 1}
+        of_file = {name: settings.get(name, value) for name, value in of_file.items()}
+        return resolved, make_record(pipe, resolved, model, **of_file, compile=self.compile)
 
     def _warnings(self, jobs: list[VideoJob]) -> Iterator[str]:
         """What won't be as good, or not the same, as expected."""
@@ -222,8 +224,7 @@ class _Planner:
             yield from without_effect(
                 self.result.pipe, self.given, job.settings, decodes=form != LATENTS
             )
-            if "fps" in self.given and form not in (MP4, GIF):
-                yield "fps has no effect: only .mp4 and .gif files have a rate"
+            yield from without_effect_in_file(self.given, form, job.settings.total_frames)
         variant = self.result.pipe.variant
         if variant is not None:
             for geometry in {job.settings.geometry for job in jobs}:
@@ -299,7 +300,7 @@ class _Planner:
         if latents_only:
             check_output_path(job.output, overwrite)
         else:
-            open_writer(job.output, job.record["settings"]["fps"], overwrite=overwrite)
+            open_output(job.output, job.record, overwrite)
             plan.pipe.check_decodable(job.settings)
         if plan.preview is not None and not overwrite:
             check_preview_path(job.output)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from ..checkpoints.tiny_vae import DIGEST
 from ..errors import InvalidInputError
 from ..pipeline.recording import Record
 from .settings import check_recorded, comparable
@@ -69,15 +70,18 @@ def _same_sources(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str
 
 
 def source_differences(then: Record, now: Record) -> list[str]:
-    """Pictures and videos to start from whose files have changed, a phrase each."""
+    """Files beside the model that have changed, a phrase each."""
     before, after = then.get("settings", {}), now["settings"]
-    return [
+    changed = [
         f"the {name} {after[name]} has changed"
         for name in ("image", "video")
         if name in before
         and before[name] == after.get(name)
         and before.get(f"{name}_sha256") != after.get(f"{name}_sha256")
     ]
+    if None not in (was := before.get(DIGEST), after.get(DIGEST)) and was != after[DIGEST]:
+        changed.append("the tiny decoder has other weights")
+    return changed
 
 
 def model_differences(then: Record, now: Record) -> list[str]:

@@ -20,7 +20,8 @@ from ..pipeline.events import Event, Progress, RunState, no_progress
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.recording import Meter, Record
 from ..pipeline.resolved import ResolvedSettings
-from ..video import open_writer, write_latents
+from ..video import FrameWriter, open_writer, write_latents
+from ..video.interpolation import check_size
 from ..video.paths import LATENTS, output_form
 from .record import setting_differences
 from .saved_run import SavedRun, owner_of, remove_saved, saved_path
@@ -165,8 +166,8 @@ def note_kept(
 
 def _less_memory(settings: ResolvedSettings, stage: str | None) -> str | None:
     """What to do where memory runs out in a stage; None is the usual advice."""
-    if stage == "decode" and settings.decoding.mode != "tiled":
-        return "resume with --tiling tiled, which decodes in the least memory"
+    if stage == "decode" and settings.vae == "full" and settings.decoding.mode != "tiled":
+        return "resume with --tiling tiled, which decodes in little memory"
     return "close other programs" if stage in ("encode", "decode") else None
 
 
@@ -189,8 +190,7 @@ def _write(events: Iterator[Event], saved: SavedRun, overwrite: bool) -> None:
         for event in events:
             if event.frames is not None:
                 if writer is None:
-                    fps = record["settings"]["fps"]
-                    writer = open_writer(saved.output, fps, overwrite=overwrite)
+                    writer = open_output(saved.output, record, overwrite)
                     stack.enter_context(writer)
                 writer.write(event.frames)
         if writer is not None:
@@ -198,6 +198,14 @@ def _write(events: Iterator[Event], saved: SavedRun, overwrite: bool) -> None:
             return
     latents = np.array(event.run.latents)
     write_latents(saved.output, latents, overwrite=overwrite, record=record)
+
+
+def open_output(output: str, record: Record, overwrite: bool) -> FrameWriter:
+    """The writer of a run's frames; arguments and errors as for ``open_writer``."""
+    settings = record["settings"]
+    if (interpolate := settings.get("interpolate", 1)) > 1:
+        check_size(settings["height"], settings["width"])
+    return open_writer(output, settings["fps"], overwrite=overwrite, interpolate=interpolate)
 
 
 def fallback_path(path: Path) -> Path:
@@ -237,7 +245,8 @@ class _Keeper:
             self.saved = replace(self.saved, run=event.run)
         if event.ends_denoising and event.window.cache is not None:
             skipped = list(event.run.denoising.skipped)
-            steps = {"skipped_steps": skipped, "steps": event.total}
+            computed = [step for step in range(event.total) if step not in skipped]
+            steps = {"skipped_steps": skipped, "computed_steps": computed, "steps": event.total}
             self.saved.record.setdefault("cache", []).append(steps)
         if event.stage == "decode" and event.done == 0:
             self.save()

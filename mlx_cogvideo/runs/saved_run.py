@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.denoising import DenoisingState
+from ..diffusion.extrapolation import Line
 from ..errors import InvalidInputError
 from ..files import check_is_file
 from ..pipeline.events import RunState
@@ -66,7 +67,7 @@ class SavedRun:
 
     @property
     def denoising(self) -> DenoisingState | None:
-        """The state that is saved: with a step cache, that of the last computed step."""
+        """The state that is saved: with a cache of blocks, that of the last computed step."""
         state = self.run.denoising
         return state if state is None or state.step == self.steps_in_all else state.to_save
 
@@ -120,6 +121,9 @@ class SavedRun:
         if state is not None:
             arrays |= {"latents": state.latents, "x0": state.x0}
             about |= {"timestep": state.timestep, "skipped": state.skipped}
+            about["lines"] = {name: line.angles for name, line in state.lines.items()}
+            for name, line in state.lines.items():
+                arrays |= {f"{name} {i}": value for i, value in enumerate(line.values)}
         # 16-bit numbers are float32 numbers, and back again: nothing is lost.
         # Converted on the CPU: a GPU that has failed computes nothing any more.
         numbers = {
@@ -188,7 +192,12 @@ def _run_state(arrays: dict[str, mx.array], about: dict[str, Any]) -> RunState:
     if index(about["step"]):
         skipped = tuple(about.get("skipped", ()))
         latents, x0 = arrays["latents"], arrays["x0"]
-        state = DenoisingState(about["step"], about["timestep"], latents, x0, skipped=skipped)
+        lines = {
+            name: Line(tuple(angles), tuple(arrays[f"{name} {i}"] for i in range(len(angles))))
+            for name, angles in about.get("lines", {}).items()
+        }
+        step, timestep = about["step"], about["timestep"]
+        state = DenoisingState(step, timestep, latents, x0, skipped=skipped, lines=lines)
     names = {each.name for each in fields(Conditioning)} & arrays.keys()
     conditioning = Conditioning(**{n: arrays[n] for n in names}) if names else None
     windows: list[mx.array] = []

@@ -1,14 +1,17 @@
 """The settings of a run: those of its video, and what computes and writes it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.components import DTYPES
 from ..checkpoints.packing import BITS, BITS_IN_WORDS
+from ..checkpoints.tiny_vae import DIGEST
 from ..pipeline.fields import Range, setting, settings_of
 from ..pipeline.settings import VideoSettings
+from ..video.interpolation import FACTORS
+from ..video.paths import GIF, LATENTS, MP4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,22 @@ class RunSettings(VideoSettings):
     )
     fps: float | None = setting(
         None,
-        "Frames per second of the file, from 0.02 to 1000; a gif takes 50 at most.",
+        "Frames per second, from 0.02 to 1000; a gif takes 50 at most.",
         group="output",
         if_none="the model's own",
         within=Range(lambda value: 0 < value < math.inf, "above 0"),
         may_change=True,
+    )
+    interpolate: int = setting(
+        1,
+        "Times the frames per second of the file, 1, 2 or 3: FFmpeg computes frames between those "
+        "of the model.",
+        group="output",
+        metavar="TIMES",
+        within=Range(FACTORS.__contains__, "1, 2 or 3"),
+        may_change=True,
+        before=1,
+        omit=1,
     )
 
     @classmethod
@@ -70,11 +84,14 @@ DECODING = tuple(
 BY_MEMORY = tuple(name for name, about in RUN_SETTINGS.items() if about.by_memory)
 """Settings that the memory decides where they aren't given."""
 
-MAY_CHANGE = tuple(name for name, about in RUN_SETTINGS.items() if about.may_change)
+MAY_CHANGE = (*(name for name, about in RUN_SETTINGS.items() if about.may_change), DIGEST)
 """Settings that may change when a run is resumed."""
 
-DIGESTS = frozenset({"image_sha256", "video_sha256"})
-"""What a record has among its settings for the contents of files."""
+SOURCE_DIGESTS = frozenset({"image_sha256", "video_sha256"})
+"""What a record has among its settings for the contents of the files that a video starts from."""
+
+DIGESTS = SOURCE_DIGESTS | {DIGEST}
+"""The same of all files."""
 
 
 def video_settings(recorded: Mapping[str, Any]) -> VideoSettings:
@@ -109,3 +126,19 @@ def comparable(recorded: Mapping[str, Any]) -> dict[str, Any]:
         if about.aliases is not None and name in values:
             values[name] = about.aliases.get(values[name], values[name])
     return values
+
+
+def without_effect_in_file(given: Mapping[str, Any], form: str, frames: int) -> Iterator[str]:
+    """Describes each given setting that changes nothing in an output.
+
+    Args:
+        given: settings that were asked for, by name.
+        form: ending of the output.
+        frames: of the video.
+    """
+    if "fps" in given and form not in (MP4, GIF):
+        yield "fps has no effect: only .mp4 and .gif files have a rate"
+    if given.get("interpolate", 1) > 1 and form == LATENTS:
+        yield "interpolate has no effect: latents aren't frames yet"
+    elif given.get("interpolate", 1) > 1 and frames == 1:
+        yield "interpolate has no effect: the video has one frame"

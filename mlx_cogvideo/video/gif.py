@@ -28,13 +28,19 @@ class GifWriter(FrameWriter):
     form = GIF
 
     def __init__(
-        self, path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
+        self,
+        path: str | Path,
+        fps: int | float | Fraction,
+        *,
+        overwrite: bool = False,
+        interpolate: int = 1,
     ) -> None:
-        """As for ``FrameWriter``, and `fps` is at most 50."""
-        super().__init__(path, fps, overwrite=overwrite)
+        """As for ``FrameWriter``, and the file has at most 50 frames per second."""
+        super().__init__(path, fps, overwrite=overwrite, interpolate=interpolate)
         if self.fps > MAX_FPS:
             raise InvalidInputError(
-                f"a gif can have {MAX_FPS} frames a second at most; got {fps}: write an mp4"
+                f"a gif can have {MAX_FPS} frames a second at most; got {float(self.fps):g}: "
+                "write an mp4"
             )
 
     def _open(self, height: int, width: int) -> None:

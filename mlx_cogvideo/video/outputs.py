@@ -21,7 +21,11 @@ _WRITERS = {writer.form: writer for writer in (VideoWriter, GifWriter, PngWriter
 
 
 def open_writer(
-    path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
+    path: str | Path,
+    fps: int | float | Fraction,
+    *,
+    overwrite: bool = False,
+    interpolate: int = 1,
 ) -> FrameWriter:
     """The writer of frames for a path; use it in a with statement.
 
@@ -30,6 +34,7 @@ def open_writer(
             a folder of PNG frames.
         fps: frames per second; at most 50 for a gif.
         overwrite: whether to replace an existing output.
+        interpolate: times the frames per second of the file, 1, 2 or 3; see ``FrameWriter``.
 
     Raises:
         InvalidInputError: the path is a .safetensors file, which holds latents, or the frame rate
@@ -39,7 +44,7 @@ def open_writer(
     form = output_form(path)
     if form == LATENTS:
         raise InvalidInputError(f"{path} is for latents: write frames to .mp4, .gif or a folder")
-    return _WRITERS[form](path, fps, overwrite=overwrite)
+    return _WRITERS[form](path, fps, overwrite=overwrite, interpolate=interpolate)
 
 
 def write_video(
@@ -49,6 +54,7 @@ def write_video(
     *,
     overwrite: bool = False,
     record: dict[str, Any] | None = None,
+    interpolate: int = 1,
 ) -> None:
     """Writes a whole clip; arguments and errors as for ``open_writer``.
 
@@ -56,7 +62,7 @@ def write_video(
         frames: uint8 [F, H, W, 3], or an iterable of such frames.
         record: how the video was made, stored inside; see ``FrameWriter``.
     """
-    with open_writer(path, fps, overwrite=overwrite) as writer:
+    with open_writer(path, fps, overwrite=overwrite, interpolate=interpolate) as writer:
         writer.record = record
         for frame in frames:
             writer.write(frame)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InvalidInputError, OutputError
 from ..files import locked, remove_temporary, temporary_path
+from .interpolation import make_interpolator
 from .metadata import record_text
 from .paths import check_output_path, output_errors, output_form, publish
 
@@ -34,7 +35,7 @@ class FrameWriter:
 
     Attributes:
         path: path of the output.
-        fps: frames per second.
+        fps: frames per second of the file.
         record: how the video was made, stored inside; JSON with the key ``mlx_cogvideo``. Set it
             anywhere in the block; None stores nothing.
     """
@@ -43,7 +44,12 @@ class FrameWriter:
     """The ending of the outputs that a subclass writes."""
 
     def __init__(
-        self, path: str | Path, fps: int | float | Fraction, *, overwrite: bool = False
+        self,
+        path: str | Path,
+        fps: int | float | Fraction,
+        *,
+        overwrite: bool = False,
+        interpolate: int = 1,
     ) -> None:
         """Checks the path and the frame rate; nothing is written yet.
 
@@ -51,15 +57,19 @@ class FrameWriter:
             path: path of the output; its folder must exist.
             fps: frames per second, stored exactly up to a denominator of 1001.
             overwrite: whether to replace an existing output.
+            interpolate: times the frames per second of the file, 1, 2 or 3; ``interpolation``
+                makes the frames between those that are written.
 
         Raises:
-            InvalidInputError: fps isn't a number from 0.02 to 1000.
+            InvalidInputError: fps isn't a number from 0.02 to 1000, or there are other frames to
+                interpolate.
             OutputError: the output can't go there; see ``check_output_path``.
         """
         self.path = check_output_path(path, overwrite)
         if output_form(path) != self.form:
             raise OutputError(f"{type(self).__name__} can't write {path}: use open_writer")
-        self.fps = _exact_rate(fps)
+        self._interpolator = make_interpolator(interpolate)
+        self.fps = _exact_rate(fps) * interpolate
         self.record: dict[str, Any] | None = None
         self._overwrite = overwrite
         self._part: Path | None = None
@@ -106,8 +116,10 @@ class FrameWriter:
             if self._size is None:
                 self._open(*size)
                 self._size = size
-            for frame in frames:
-                self._add(np.ascontiguousarray(frame))
+            for frame in map(np.ascontiguousarray, frames):
+                shown = [frame] if self._interpolator is None else self._interpolator.add(frame)
+                for each in shown:
+                    self._add(each)
 
     def _make(self, part: Path) -> None:
         """Creates the temporary, so that a write-protected folder is noticed before any frame."""
@@ -134,6 +146,8 @@ class FrameWriter:
         if self._size is None:
             raise InvalidInputError("a video needs at least one frame; got none")
         with output_errors(self.path):
+            for frame in () if self._interpolator is None else self._interpolator.end():
+                self._add(frame)
             self._finish()
         # From here on the video is finished and is kept, whatever happens.
         part, self._part = self._part, None

@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 
 from ..checkpoints import BUNDLED
 from ..errors import CogVideoXError, InvalidInputError, OutputError
+from .answers import adapter_object, model_object, video_object
 from .events import events_of
 from .home import Home
 from .jobs import DONE, Job, UnknownJobError
@@ -22,9 +23,7 @@ from .refusals import Refusal, no_room, refusal_of
 from .schema import (
     Wanted,
     frames_for,
-    model_object,
     read_json,
-    video_object,
     wanted_from_form,
     wanted_from_json,
     wrong_setting,
@@ -63,6 +62,7 @@ class Api:
             ("POST", f"{video}/remix", self.remix, answers | {"openapi_extra": REMIX}),
             ("GET", "/v1/models", self.list_models, {}),
             ("GET", "/v1/models/{model}", self.model, {}),
+            ("GET", "/v1/adapters", self.list_adapters, {}),
             ("GET", "/health", self.health, {}),
         ]
         for method, path, call, more in routes:
@@ -243,6 +243,11 @@ class Api:
             return model_object(await to_thread.run_sync(find_model, self._home, model))
         except CogVideoXError as error:
             raise Refusal(404, str(error), param="model", code="model_not_found") from None
+
+    async def list_adapters(self) -> dict[str, Any]:
+        """List the adapters that were trained here, the newest first."""
+        adapters = await to_thread.run_sync(self._service.adapters)
+        return {"object": "list", "data": [adapter_object(each) for each in adapters]}
 
     async def health(self) -> dict[str, str]:
         """Whether the server answers; needs no token."""

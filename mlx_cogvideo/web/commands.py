@@ -9,6 +9,8 @@ from ..errors import CogVideoXError, InvalidInputError
 from .home import DEFAULT
 
 PORT = 7860
+EXTRA = "mlx_cogvideo[ui] @ git+https://github.com/mlx-cogvideo/mlx_cogvideo"
+"""What pip installs the packages with that a server needs."""
 _LEAST_TOKEN = 8
 _HELP = {
     "--port": f"port to listen on; 0 takes a free one (default: {PORT})",
@@ -34,7 +36,7 @@ def add_server_options(parser: Parser) -> None:
 def check_extra(what: str) -> None:
     """Raises CogVideoXError, with what to install, if the packages of the extra are missing."""
     if any(find_spec(name) is None for name in ("gradio", "fastapi", "uvicorn")):
-        raise CogVideoXError(f'{what} needs gradio: pip install "mlx-cogvideo[ui]"')
+        raise CogVideoXError(f'{what} needs gradio: pip install "{EXTRA}"')
 
 
 def server_options(args: argparse.Namespace) -> dict[str, object]:

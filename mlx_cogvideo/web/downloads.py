@@ -66,17 +66,20 @@ def plan_download(model: Model, bits: int | None, home: Home) -> DownloadPlan:
         raise InvalidInputError(f"{model.name} isn't a model to download: it is here")
     if bits not in (None, *BITS):
         raise InvalidInputError(f"a model can be had in {BITS[0]} or {BITS[1]} bits; got {bits!r}")
-    result = 0
-    if bits is not None:
-        args = make_parser().parse_args(["--model", model.source, "--quantize", str(bits)])
-        with planning:
-            plan, _ = plan_before_download(args, requested_quantization(args))
-        result = plan.bytes_after
+    result = 0 if bits is None else copy_bytes(model, bits)
     found = DownloadPlan(model=model.name, bits=bits, download=model.download, result=result)
     if (home.models / found.name).exists() if bits else model.is_here:
         raise InvalidInputError(f"{found.name} is on this machine already")
     _check_room(found, home)
     return found
+
+
+def copy_bytes(model: Model, bits: int) -> int:
+    """Bytes of a copy of a model in few bits; no server is asked. Raises CogVideoXError."""
+    args = make_parser().parse_args(["--model", model.source, "--quantize", str(bits)])
+    with planning:
+        plan, _ = plan_before_download(args, requested_quantization(args))
+    return plan.bytes_after
 
 
 def _check_room(plan: DownloadPlan, home: Home) -> None:

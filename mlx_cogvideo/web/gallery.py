@@ -18,18 +18,20 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..pipeline.fields import SEEDS, random_seed
 from ..pipeline.sources import AN_ARRAY
 from ..runs.record import check_record
-from ..runs.settings import RUN_SETTINGS
 from ..video import content_digest, read_record
 from .adapters import is_finished
 from .jobs import ID, JobStore
 from .models import find_model
 from .pictures import remove_thumbnail, thumbnail
-from .service import FILES, VideoRequest
+from .service import FILES, SETTINGS, VideoRequest
 
 FORMS = (".mp4", ".gif")
 PREVIEW = ".preview.gif"
 PAGE = 24
 """Videos on a page."""
+ON_A_MAC = sys.platform == "darwin"
+_LONGEST_REVEAL = 3.0
+"""Seconds within which a file manager that can't be opened says so."""
 
 
 class UnknownVideoError(CogVideoXError, KeyError):
@@ -133,7 +135,7 @@ class Gallery:
         settings = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in video.settings.items()
-            if key in RUN_SETTINGS and key not in (*FILES, "lora") and value is not None
+            if key in SETTINGS and key not in (*FILES, "lora") and value is not None
         }
         if new_seed:
             settings["seed"] = _other_seed(settings.get("seed"))
@@ -190,16 +192,21 @@ class Gallery:
 
         Raises:
             UnknownVideoError: there is no such video.
-            OutputError: there is no file manager.
+            OutputError: there is no file manager, or it shows nothing.
         """
         path = self.get(name).path
-        mac = sys.platform == "darwin"
-        command = ["open", "-R", str(path)] if mac else ["xdg-open", str(path.parent)]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        if not can_reveal():
+            raise OutputError("this system has no program that shows files")
+        command = ["open", "-R", str(path)] if ON_A_MAC else ["xdg-open", str(path.parent)]
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         try:
-            subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, **quiet)
-        except OSError:
-            raise OutputError("this system has no program that shows files") from None
+            code = subprocess.Popen(command, start_new_session=True, **quiet).wait(_LONGEST_REVEAL)
+        except subprocess.TimeoutExpired:  # the file manager itself runs until it is closed
+            return
+        except OSError as error:
+            raise OutputError(f"the file can't be shown: {error.strerror}") from None
+        if code:
+            raise OutputError("the system's file manager can't show the file")
 
     def _files(self) -> dict[str, tuple[Path, os.stat_result]]:
         """The videos' files by name, with their sizes and times."""
@@ -279,6 +286,12 @@ class Gallery:
         if not same:
             missing.append(f"the {stem} that it was made of has changed")
         return found[0] if same else None
+
+
+def can_reveal() -> bool:
+    """Whether this system has something that shows files, and a screen."""
+    has_screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return ON_A_MAC or (has_screen and shutil.which("xdg-open") is not None)
 
 
 def _newest_first(file: tuple[Path, os.stat_result]) -> tuple[float, str]:

@@ -62,6 +62,11 @@ class Home:
         return self.folder / "worker"
 
     @property
+    def address(self) -> Path:
+        """Says where the server is, while one runs."""
+        return self.folder / "address.txt"
+
+    @property
     def serving(self) -> Path:
         """What the server locks, so that there is one at a time."""
         return self.folder / "server"

@@ -37,6 +37,14 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost"
 
 
+def own_address() -> str | None:
+    """This machine's address in its network, if it has one. Nothing is sent to find it."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # an address for documentation
+        return probe.getsockname()[0]
+    return None
+
+
 def hosts_of(host: str) -> Hosts:
     """The names of a server on an address or a name."""
     names = {"localhost", "127.0.0.1", "[::1]"}

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from ..errors import InvalidInputError
 from ..video.reader import open_clip, readable, video_stream
-from .picture_size import picture_size
+from .picture_size import packed_bytes, picture_size
 
 MOST_PIXELS = 50_000_000
 """Pixels of a frame: a phone's largest pictures have 48 million."""
 _MOST_SIDE = 16_384
+_MOST_PACKED = 64 * 1024
+"""Bytes of compressed texts and profiles; a thousand times as much may be in them."""
 _LONGEST_READ = 10.0
 _MAGIC = (
     (0, b"\x89PNG\r\n\x1a\n", "image", ".png"),
@@ -64,6 +66,11 @@ def check_media(path: Path) -> Media:
         kind, suffix = next(kinds, ("", ""))
         if not kind:
             raise InvalidInputError(f"the uploaded file is of another type than {TYPES}")
+        if packed_bytes(file) > _MOST_PACKED:
+            raise InvalidInputError(
+                f"the uploaded image has more than {_MOST_PACKED // 1024} KiB of compressed texts "
+                "and profiles: save it without metadata"
+            )
         if (size := picture_size(file)) is not None:
             _check_size(kind, *size)
     with readable("the uploaded file", kind), open_clip(path, _LONGEST_READ) as container:

@@ -1,9 +1,14 @@
-"""Reads the size of a picture from its header: FFmpeg decodes a picture when it opens it."""
+"""Reads the size of a picture from its header: FFmpeg decodes a picture when it opens it.
+
+It also inflates texts and profiles in it, of which a small file may hold gigabytes.
+"""
 
 from typing import BinaryIO
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers of JPEG without a length."""
+_LONGEST_KEYWORD = 82
+"""Bytes of a text's keyword in a PNG with what says whether the text is compressed."""
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of JPEG whose segments have the size."""
 
@@ -21,6 +26,25 @@ def picture_size(file: BinaryIO) -> tuple[int, int] | None:
     if start[8:12] == b"WEBP":
         return _webp_size(start)
     return _jpeg_size(file) if start.startswith(b"\xff\xd8") else None
+
+
+def packed_bytes(file: BinaryIO) -> int:
+    """The bytes of compressed texts and profiles in a PNG; 0 in other pictures."""
+    file.seek(0)
+    if not file.read(8).startswith(b"\x89PNG"):
+        return 0
+    count = 0
+    while len(head := file.read(8)) == 8:
+        length, kind = _big(head[:4]), head[4:]
+        if kind in (b"zTXt", b"iCCP"):
+            count += length
+        elif kind == b"iTXt":
+            start = file.read(min(length, _LONGEST_KEYWORD))
+            _, _, rest = start.partition(b"\0")
+            count += length if rest[:1] == b"\1" else 0
+            length -= len(start)
+        file.seek(length + 4, 1)
+    return count
 
 
 def _webp_size(start: bytes) -> tuple[int, int] | None:

@@ -32,6 +32,8 @@ class Estimate:
         seconds: of denoising, for an official model on a machine whose speed is known.
         has_previews: whether previews can be drawn of this model's latents.
         warnings: what won't be as good, or not the same, as expected.
+        schedule: the steps of which a video made of a clip takes the last ones.
+        strength: the share that these are; None without a clip.
     """
 
     seed: int
@@ -46,6 +48,8 @@ class Estimate:
     seconds: float | None
     has_previews: bool
     warnings: tuple[str, ...]
+    schedule: int | None = None
+    strength: float | None = None
 
     @property
     def need(self) -> int:
@@ -81,13 +85,16 @@ def estimate_video(settings: Mapping[str, Any], model: Model, output: Path) -> E
         with plan.locks:
             about, largest = plan_fields(plan), largest_memory(plan.pipe)
             has_previews = _has_previews(plan.pipe)
-    (video,) = about["videos"]
+    (video,), (job,) = about["videos"], plan.jobs
+    source, is_clip = job.settings.source, job.settings.source.video is not None
     return Estimate(
         **{name: video[name] for name in ("seed", "frames", "width", "height", "fps", "steps")},
         **{name: about[name] for name in ("memory", "available", "seconds")},
         largest=largest,
         has_previews=has_previews,
         warnings=tuple(dict.fromkeys(plan.warnings)),
+        schedule=job.settings.num_inference_steps if is_clip else None,
+        strength=source.strength if is_clip else None,
     )
 
 

@@ -1,14 +1,20 @@
 """The API's description: OpenAPI, and a page of it that loads nothing from anywhere."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..cli.options import option_name
 from ..runs.settings import RUN_SETTINGS, RunSettings
 from .schema import TAKEN
 
+_NAMES = {option_name(RunSettings, name): name for name in TAKEN} | dict.fromkeys(
+    ("--image", "--video"), "input_reference"
+)
+_OPTION = re.compile(r"--[a-z][a-z-]*")
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 _EXAMPLE = {
     "model": "demo",
@@ -87,8 +93,13 @@ def _fields() -> dict[str, Any]:
         if about.choices and kind.get("type") == "string":
             kind["enum"] = list(about.choices)
         default = "" if about.if_none is None else f" Default: {about.if_none}."
-        fields[name] = kind | {"description": f"{about.help}{default}"}
+        fields[name] = kind | {"description": _OPTION.sub(_as_field, f"{about.help}{default}")}
     return fields
+
+
+def _as_field(option: re.Match) -> str:
+    """An option of the command, in a help text, as the field of a request."""
+    return _NAMES.get(option[0], option[0].removeprefix("--").replace("-", "_"))
 
 
 def _body(fields: Mapping[str, Any], required: list[str], example: Any, form: bool) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from ..errors import CogVideoXError, ModelNotFoundError
+from ..errors import CogVideoXError, ModelNotFoundError, OutputError
 from .jobs import QueueFullError, UnknownJobError
 
 RETRY_SECONDS = 10
@@ -80,6 +80,8 @@ def refusal_of(error: CogVideoXError, conflict: bool = False) -> Refusal:
         return Refusal(
             409 if conflict else 400, str(error), code="wrong_state" if conflict else None
         )
+    if isinstance(error, OutputError):
+        return Refusal(507, str(error), code="cannot_write")
     return Refusal(500, str(error))
 
 

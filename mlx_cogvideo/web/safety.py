@@ -21,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .hosts import Hosts
 from .refusals import Refusal, no_room
+from .uploads import remove_cut_off
 
 MIB = 2**20
-VIDEOS, PAGE_UPLOAD, HEALTH = "/v1/videos", "/gradio_api/upload", "/health"
+VIDEOS, HEALTH = "/v1/videos", "/health"
+PAGE_CALLS, PAGE_UPLOAD = "/gradio_api/", "/gradio_api/upload"
 PAGES = {"/", "/docs"}
 """What links on other pages may lead to."""
 _LONGEST_DRAIN, _LARGEST_DRAIN = 5.0, 64 * MIB
@@ -39,12 +41,13 @@ _POLICY = (
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 """Where the page may load anything from: this server alone. Gradio needs inline scripts."""
+_WRONG = '<p role="alert">This token is wrong.</p>\n'
 _LOGIN = """\
 <!doctype html><html lang="en"><meta charset="utf-8"><title>mlx-cogvideo</title>
 <meta name="viewport" content="width=device-width">
 <style>body { font: 1rem system-ui; margin: 4rem auto; max-width: 24rem; padding: 0 1rem }</style>
 <h1>mlx-cogvideo</h1>
-<form><p><label>Token, which the server has printed where it was started:<br>
+WRONG<form><p><label>Token, which the server has printed where it was started:<br>
 <input name="token" type="password" autocomplete="current-password" required autofocus>
 </label></p><button>Open</button></form></html>
 """
@@ -58,6 +61,7 @@ class Limits:
         upload: bytes of a request with files.
         json: bytes of one that asks for a video in JSON, which may hold a picture.
         body: bytes of any other.
+        page: bytes of one of the page's that has no file.
         uploads: requests of more than `body` bytes that are read at once.
         stall: seconds in which something of a body must come.
         rate: bytes a second at which a body must come after that time.
@@ -67,6 +71,7 @@ class Limits:
     upload: int = 512 * MIB
     json: int = 32 * MIB
     body: int = MIB
+    page: int = MIB // 2
     uploads: int = 4
     stall: float = 30.0
     rate: float = 1024.0
@@ -146,7 +151,7 @@ class Guard:
             problem = "this server has another name: open it by the address that it has printed"
             raise Refusal(403, problem, code="wrong_host")
         origin = headers.get("origin")
-        other = origin is not None and urlsplit(origin.lower()).netloc != host
+        other = origin is not None and _netloc(origin) != host
         site = headers.get("sec-fetch-site", "none")
         is_link = (
             scope["method"] == "GET"
@@ -167,8 +172,9 @@ class Guard:
             return None
         headers = Headers(scope=scope)
         cookie, value = f"mlx_cogvideo_{scope['server'][1]}", self._cookie(self._token)
+        asked = ""
         if scope["path"] in PAGES and scope["method"] == "GET":
-            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            asked = given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if given and _same(given, self._token):
                 answer = RedirectResponse(scope["path"], 303)
                 answer.set_cookie(cookie, value, httponly=True, samesite="strict", path="/")
@@ -179,7 +185,7 @@ class Guard:
         if any(_same(each, value) for each in _cookies(headers, cookie)):
             return None
         if scope["path"] in PAGES and "text/html" in headers.get("accept", ""):
-            return HTMLResponse(_LOGIN, 401)
+            return HTMLResponse(_LOGIN.replace("WRONG", _WRONG if asked else ""), 401)
         raise Refusal(
             401,
             "the server's token is missing or wrong: send it as Authorization: Bearer TOKEN",
@@ -200,7 +206,10 @@ class Guard:
         """
         headers, limits = Headers(scope=scope), self._limits
         path, most = scope["path"].rstrip("/"), limits.body
+        if path.startswith(PAGE_CALLS):
+            most = limits.page
         if path in (VIDEOS, PAGE_UPLOAD) and scope["method"] == "POST":
+            remove_cut_off(self._folder)
             is_form = headers.get("content-type", "").lower().startswith("multipart/")
             most = limits.upload if is_form else limits.json
         length = headers.get("content-length", "")
@@ -267,6 +276,14 @@ class _Body:
         if not self._complete and self._waited > limits.stall + self._received / limits.rate:
             raise _too_slow()
         return message
+
+
+def _netloc(origin: str) -> str | None:
+    """The host and port of an origin; None if it is none."""
+    try:
+        return urlsplit(origin.lower()).netloc
+    except ValueError:
+        return None
 
 
 def _too_large(most: int) -> Refusal:

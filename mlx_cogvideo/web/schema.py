@@ -1,4 +1,4 @@
-"""What the API takes and gives: fields of requests as settings, and jobs as videos."""
+"""What the API takes: the fields of requests as settings."""
 
 import json
 import re
@@ -9,10 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import InvalidInputError, did_you_mean
 from ..runs.settings import RunSettings
-from .jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Job
-from .models import Model
-from .refusals import Refusal, without_paths
-from .runner import Runner
+from .refusals import Refusal
 from .service import FILES, SETTINGS
 
 TAKEN = tuple(name for name in SETTINGS if name not in (*FILES, "lora"))
@@ -24,14 +21,15 @@ LONGEST_TEXT = 10_000
 MOST = {"num_frames": 1_001, "extend": 100, "height": 8_192, "width": 8_192, "fps": 1_000}
 """Numbers above which a request is refused at once, whatever the model takes."""
 MOST_ADAPTERS = 16
-STATUS = {
-    QUEUED: "queued",
-    RUNNING: "in_progress",
-    DONE: "completed",
-    FAILED: "failed",
-    STOPPED: "failed",
+_BEGINNINGS = {
+    "the number of frames": "num_frames",
+    "there is no model": "model",
+    "the model": "model",
+    "there is no adapter": "adapters",
+    "the uploaded": "input_reference",
+    "this model": "input_reference",
 }
-"""What OpenAI's API calls the states. Its clients wait until a job is completed or failed."""
+"""Fields that a message is about which doesn't begin with the field's name."""
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _MOST_DIGITS = 20
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
@@ -165,9 +163,10 @@ def _wanted(values: dict[str, Any]) -> Wanted:
 
 def wrong_setting(error: InvalidInputError) -> Refusal:
     """The refusal of a request whose settings can't be; their messages begin with the name."""
-    param = str(error).removeprefix("the number of ").partition(" ")[0]
-    param = {"frames": "num_frames"}.get(param, param)
-    return Refusal(400, str(error), param=param if param in FIELDS else None)
+    words = str(error)
+    param = next((name for start, name in _BEGINNINGS.items() if words.startswith(start)), None)
+    first = words.partition(" ")[0]
+    return Refusal(400, words, param=first if first in FIELDS else param)
 
 
 def _unknown(name: str) -> Refusal:
@@ -276,75 +275,3 @@ def _reference(value: Any) -> str | None:
 def frames_for(seconds: float, fps: float) -> int:
     """The number of frames, 8N+1 and at least 9, that lasts nearest to so long."""
     return 8 * max(round((seconds * fps - 1) / 8), 1) + 1
-
-
-def video_object(runner: Runner, job: Job) -> dict[str, Any]:
-    """A job as the API gives it: OpenAI's fields, then ours."""
-    progress, estimate = runner.progress(job.id), job.about.get("estimate", {})
-    memory = estimate.get("memory", {}).values()
-    frames, fps = estimate.get("frames", 0), estimate.get("fps") or 1.0
-    place = runner.place(job.id) if job.state == QUEUED else None
-    percent = 100 if job.state == DONE else min(int(100 * progress.fraction), 99)
-    warnings = dict.fromkeys([*estimate.get("warnings", ()), *progress.warnings])
-    return {
-        "id": job.id,
-        "object": "video",
-        "model": job.about.get("model", ""),
-        "status": STATUS[job.state],
-        "progress": percent,
-        "created_at": int(job.created),
-        "completed_at": int(job.ended) if job.state == DONE and job.ended else None,
-        "expires_at": None,
-        "error": _error(job),
-        "prompt": job.about.get("settings", {}).get("prompt"),
-        "seconds": f"{round(frames / fps, 3):g}",
-        "size": f"{estimate.get('width', 0)}x{estimate.get('height', 0)}",
-        "remixed_from_video_id": job.about.get("remixed_from"),
-        "state": "stopping" if runner.is_stopping(job.id) else job.state,
-        "queue_position": None if place is None else place + 1,
-        "stage": progress.stage or None,
-        "step": progress.step,
-        "total": progress.total,
-        "unit": progress.unit or None,
-        "seconds_left": progress.seconds_left if job.state == RUNNING else None,
-        "frames": frames,
-        "fps": fps,
-        "seed": estimate.get("seed"),
-        "settings": job.about.get("settings", {}),
-        "adapters": job.about.get("adapters", []),
-        "sources": job.about.get("sources", []),
-        "estimate": {
-            "memory": max(memory, default=0),
-            "largest_memory": estimate.get("largest", 0),
-            "fits": max(memory, default=0) <= estimate.get("largest", 0),
-            "seconds": estimate.get("seconds"),
-        },
-        "warnings": [without_paths(text) for text in warnings],
-    }
-
-
-def _error(job: Job) -> dict[str, str] | None:
-    if job.state == STOPPED:
-        words = f"the job was stopped: POST /v1/videos/{job.id}/resume continues it"
-        return {"code": "stopped", "message": words}
-    if job.state == FAILED:
-        return {"code": "failed", "message": without_paths(job.error or "it failed")}
-    return None
-
-
-def model_object(model: Model) -> dict[str, Any]:
-    """A model as the API gives it: OpenAI's fields, then ours."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "mlx_cogvideo",
-        "title": model.title,
-        "is_here": model.is_here,
-        "download": model.download,
-        "takes_image": model.takes_image,
-        "width": model.width,
-        "height": model.height,
-        "frames": model.frames,
-        "fps": model.fps,
-    }

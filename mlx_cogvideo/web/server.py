@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -24,8 +24,9 @@ from ..errors import CogVideoXError, InvalidInputError, OutputError
 from ..files import allow_more_files, locked
 from ..version import __version__
 from .api import Api, refused
-from .home import open_home
-from .hosts import Hosts, hosts_of, is_loopback
+from .connections import PromptHeads
+from .home import Home, open_home
+from .hosts import Hosts, hosts_of, is_loopback, own_address
 from .jobs import RUNNING, JobStore
 from .reference import POLICY, reference_page
 from .refusals import Refusal, hide
@@ -136,7 +137,7 @@ def serve(
     home = open_home(folder)
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-    with locked(home.serving, "choose another --folder"), closing(_bind(host, port)) as listener:
+    with _alone(home), closing(_bind(host, port)) as listener:
         allow_more_files()
         clear_uploads(home)
         runner = Runner(JobStore(home, most_queued))
@@ -146,18 +147,44 @@ def serve(
             service = Service(home, runner)
             app = make_app(service, token=token, hosts=hosts_of(host), page=page)
             starting.hand_over(app)
-            url = _url(host, listener.getsockname()[1], token)
-            say(_welcome(host, url, page))
+            port = listener.getsockname()[1]
+            url = _url(host, port, token)
+            say(_welcome(host, port, token, page))
+            home.address.write_text(_url(host, port, None), encoding="utf-8")
             ready(url)
             thread.join()
             raise OutputError("the server has ended: the lines above say why")
 
 
-def _welcome(host: str, url: str, page: bool) -> str:
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """Has one server at a time use the folder; raises OutputError where another one does."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(home.serving, "choose another --folder"))
+        except OutputError:
+            address = ""
+            with suppress(OSError, UnicodeDecodeError):
+                address = home.address.read_text(encoding="utf-8")
+            if not address:
+                raise
+            raise OutputError(
+                f"the server is running already, at {address}: open that, or choose another "
+                "--folder and --port"
+            ) from None
+        home.address.unlink(missing_ok=True)
+        held.callback(home.address.unlink, missing_ok=True)
+        yield
+
+
+def _welcome(host: str, port: int, token: str | None, page: bool) -> str:
+    url = _url(host, port, token)
     what = "the page is at" if page else "the API is at"
     if is_loopback(host):
         return f"{what} {url} (Ctrl-C stops the server)"
-    return f"{what} {url}, for all machines that reach {host} and know this token, without HTTPS"
+    own = own_address() if host == "0.0.0.0" else None
+    also = f" or {_url(own, port, token)}" if own else ""
+    return f"{what} {url}{also}, for machines of your network that know this token, without HTTPS"
 
 
 def _url(host: str, port: int, token: str | None) -> str:
@@ -192,7 +219,7 @@ def _serving(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Thread
     """Serves in a thread, so that signals are handled as in the other commands."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=PromptHeads,
         ws="none",
         log_config=None,
         access_log=False,

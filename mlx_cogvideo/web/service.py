@@ -25,7 +25,8 @@ from .trainings import (
     prepare_training,
 )
 
-SETTINGS = tuple(settings_of(RunSettings))
+SETTINGS = tuple(name for name in settings_of(RunSettings) if name != "tiny_vae")
+"""The settings that can be chosen: all but the name of a file on this machine."""
 FILES = {"image": "picture", "video": "clip"}
 """Settings that are files, and what they are called in a job's folder, without an ending."""
 PREVIEW_EVERY = 2

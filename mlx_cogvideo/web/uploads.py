@@ -5,7 +5,9 @@ import binascii
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from .home import Home
 from .media import Media, check_media
 from .refusals import Refusal
 
+_LONGEST_PAUSE = 600.0
+"""Seconds after its last byte in which an upload may go on."""
 _MOST_PARTS, _MOST_TEXT, _MOST_HEADER = 200, 32 * 2**20, 8 * 1024
 
 
@@ -25,6 +29,15 @@ def clear_uploads(home: Home) -> None:
     """Makes the folder of uploads anew, without what an ended server has left."""
     shutil.rmtree(home.uploads, ignore_errors=True)
     home.uploads.mkdir(mode=0o700, exist_ok=True)
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Removes what Gradio leaves of uploads whose client has gone: files of no upload under way."""
+    oldest = time.time() - _LONGEST_PAUSE
+    for path in folder.glob("tmp*"):
+        with suppress(OSError):
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def new_upload(folder: Path) -> Path:

@@ -115,7 +115,8 @@ def test_a_bad_name_for_an_upload_is_refused_alone_in_its_process(tmp_path):
 
 FUNCTIONS = {
     mlx_cogvideo: {
-        **dict.fromkeys(("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "VideoOutput")),
+        **dict.fromkeys(("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")),
+        **dict.fromkeys(("CogVideoXDPMPlusPlusScheduler", "VideoOutput")),
         "CogVideoXImageToVideoPipeline": "CogVideoXImageToVideoPipeline.from_pretrained("
         "'demo-i2v')",
         "CogVideoXPipeline": "CogVideoXPipeline.from_pretrained('demo')('a', num_frames=9, "

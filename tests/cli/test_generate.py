@@ -145,7 +145,7 @@ def test_a_damaged_model_is_one_line_and_nothing_written(tmp_path, output, capsy
         (["--fps", "1e-9"], 2, "fps must be a positive number, from 0.02 to 1000"),
         (["--fps", "nan"], 2, "fps must be above 0"),
         (["--fps", "60", "--output", "a.gif"], 2, "a gif can have 50 frames a second at most"),
-        (["--scheduler", "euler"], 2, "must be one of ddim, dpm; got 'euler' ("),
+        (["--scheduler", "euler"], 2, "must be one of ddim, dpm, dpm++; got 'euler' ("),
         (["--output", "nowhere/video.mp4"], 1, "nowhere doesn't exist"),
         (["--output", "video.avi"], 1, "only .mp4"),
     ],

@@ -83,7 +83,10 @@ def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
             "unknown option --guidence: did you mean --guidance?; "
             "unknown option --stepps: did you mean --steps?",
         ),
-        ("--scheduler dmp", "--scheduler: must be one of ddim, dpm; got 'dmp': did you mean dpm?"),
+        (
+            "--scheduler dmp",
+            "--scheduler: must be one of ddim, dpm, dpm++; got 'dmp': did you mean dpm?",
+        ),
         ("--dtype bf16", "got 'bf16': did you mean bfloat16?"),
         ("--generate_type i2v", "--generate_type: isn't needed: --image makes image-to-video"),
         ("--q-mode mxfp4", "--q-mode: only the command convert has this option: convert the model"),

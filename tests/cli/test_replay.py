@@ -12,7 +12,15 @@ from mlx_cogvideo.runs.settings import RunSettings
 from mlx_cogvideo.video import read_record, read_video, write_latents, write_video
 
 DRY = ["--frames", "9", "--dry-run"]
-OF_OTHERS = ("image_latent_scale", "source_tiling", "cache", "cache_threshold", "quantize")
+OF_OTHERS = (
+    "image_latent_scale",
+    "source_tiling",
+    "cache",
+    "cache_threshold",
+    "computed_steps",
+    "quantize",
+)
+OF_FILES = ("interpolate", "tiny_vae")
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def test_show_prints_the_record_of_a_video(folder, capsys):
     assert shown["settings"].items() >= (given | {"dynamic_cfg": "wave", "seed": 1}).items()
     off = {n for n in RunSettings.__dataclass_fields__ if n not in shown["settings"]}
     of_sources = {"image", "video", "video_start", "video_end", "strength", "image_fit"}
-    assert off == {"extend", "overlap", *of_sources, *OF_OTHERS}
+    assert off == {"extend", "overlap", *of_sources, *OF_OTHERS, *OF_FILES}
     assert set(shown["timings"]) == set(shown["peak_memory"]) == {"encode", "denoise", "decode"}
     assert shown["model"]["name"] == "demo"
     assert {"mlx", "python", "system", "device"} == set(shown["versions"])

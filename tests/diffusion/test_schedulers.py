@@ -1,4 +1,4 @@
-"""Both schedulers equal the papers' formulas in float64, on the real list of timesteps."""
+"""All schedulers equal the papers' formulas in float64, on the real list of timesteps."""
 
 import warnings
 
@@ -8,13 +8,15 @@ import pytest
 from support import relative_error, scheduler_config
 
 from mlx_cogvideo.diffusion.schedulers import (
+    SCHEDULERS,
     CogVideoXDDIMScheduler,
+    CogVideoXDPMPlusPlusScheduler,
     CogVideoXDPMScheduler,
     scheduler_name,
 )
 from mlx_cogvideo.errors import InvalidInputError
 
-CLASSES = [CogVideoXDDIMScheduler, CogVideoXDPMScheduler]
+CLASSES = [*SCHEDULERS.values()]
 SHAPE = (1, 2, 4, 4, 8)
 
 
@@ -59,11 +61,14 @@ def paper_trajectory(cls, timesteps, shift, start, outputs, noises) -> list[tupl
                 r = (lambdas[i] - lambdas[i - 1]) / h
                 d = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
             shrink = np.exp(-h)
-            x = (
-                sigma[i + 1] / sigma[i] * shrink * x
-                + alpha[i + 1] * (1 - shrink**2) * d
-                + sigma[i + 1] * np.sqrt(1 - shrink**2) * noises[i]
-            )
+            if cls is CogVideoXDPMPlusPlusScheduler:
+                x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * (1 - shrink) * d
+            else:
+                x = (
+                    sigma[i + 1] / sigma[i] * shrink * x
+                    + alpha[i + 1] * (1 - shrink**2) * d
+                    + sigma[i + 1] * np.sqrt(1 - shrink**2) * noises[i]
+                )
         previous = x0
         xs.append((x, x0))
     return xs
@@ -201,6 +206,34 @@ def test_a_later_dpm_step_without_history_is_first_order():
     with_another, _ = scheduler.step(v, t, x, previous_x0=x0 + 1, noise=z)
     assert relative_error(without, with_itself) < 1e-6
     assert relative_error(without, with_another) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [20, 40, 80])
+def test_the_deterministic_solver_is_closer_to_the_exact_flow(steps):
+    """Of Gaussian data with variance 4, of which the exact x0 and the exact end are known."""
+    ends = []
+    for cls in (CogVideoXDDIMScheduler, CogVideoXDPMPlusPlusScheduler):
+        scheduler = official(cls, steps)
+        x, x0 = mx.ones((1, 4)), None
+        for t in scheduler.timesteps.tolist():
+            angle = scheduler.angle(t)
+            mean = 4 * np.cos(angle) / (4 * np.cos(angle) ** 2 + np.sin(angle) ** 2) * x
+            x, x0 = scheduler.step(scheduler.answer_of(mean, t, x), t, x, previous_x0=x0)
+        ends.append(x[0, 0].item())
+    ddim, second_order = (abs(end - 2) for end in ends)
+    assert second_order < ddim / 6
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+def test_the_answer_of_a_prediction_implies_it(prediction_type):
+    rescale = prediction_type != "epsilon"
+    changes = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale}
+    scheduler = official(CogVideoXDDIMScheduler, 50, **changes)
+    start, outputs, _ = draw(2)
+    for t in scheduler.timesteps.tolist():
+        x0 = scheduler.predict_x0(mx.array(outputs[0]), t, mx.array(start))
+        again = scheduler.answer_of(x0, t, mx.array(start))
+        assert relative_error(scheduler.predict_x0(again, t, mx.array(start)), np.array(x0)) < 1e-5
 
 
 def test_a_seed_decides_the_noise():
@@ -361,5 +394,5 @@ def test_a_config_round_trip_changes_nothing():
 
 @pytest.mark.parametrize("name", ["euler", {"ddim": 1}, ["dpm"]])
 def test_another_scheduler_is_refused_by_name(name):
-    with pytest.raises(InvalidInputError, match=r"no scheduler .*: use ddim or dpm"):
+    with pytest.raises(InvalidInputError, match=r"no scheduler .*: use ddim, dpm, dpm\+\+"):
         scheduler_name(name, {})

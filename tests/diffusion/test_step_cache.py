@@ -58,11 +58,21 @@ def test_a_threshold_of_zero_computes_every_step(pipe, blocks, cache, scheduler)
     assert mx.abs(with_cache - plain).max().item() < 1e-5 * mx.abs(plain).max().item()
 
 
-@pytest.mark.parametrize(("cache", "count"), [("teacache", 2 * 5), ("first-block", 2 * 5 + 6)])
+@pytest.mark.parametrize(("cache", "count"), [("teacache", 2 * 5), ("first-block", 4 * 5 + 4)])
 def test_the_first_and_the_last_step_are_always_computed(pipe, blocks, cache, count):
+    """First-block computes the second one as well, and one after four that it skipped."""
     made = latents(pipe, cache=cache, cache_threshold=1e9)
     assert len(blocks) == count
     assert mx.isfinite(made).all()
+
+
+def test_first_block_skips_four_steps_in_a_row_at_most(pipe):
+    cache = StepCache(None, 1e9, last=99)
+    x = mx.random.normal((1, 3, 6, 6, 16))
+    text, times = mx.random.normal((1, 32, 64)), mx.array([700])
+    for step in range(13):
+        cache.velocity(pipe.transformer, x, text, times, step)
+    assert cache.skipped == [2, 3, 4, 5, 7, 8, 9, 10, 12]
 
 
 def test_a_skipped_step_adds_what_the_blocks_added_before(pipe):
@@ -81,15 +91,15 @@ def test_a_skipped_step_adds_what_the_blocks_added_before(pipe):
     assert cache.skipped == [1]
 
 
-@pytest.mark.parametrize("steps", [[True, False, True], None], ids=["teacache", "first block"])
+@pytest.mark.parametrize("steps", [[True, True, False], None], ids=["teacache", "first block"])
 def test_two_passes_skip_what_one_batch_skips(pipe, steps):
     x = mx.random.normal((2, 3, 6, 6, 16), key=mx.random.key(0))
     text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 700])
     made = []
     for passes in (1, 2):
         cache = StepCache(steps, 0.05, last=9)
-        made.append([cache.velocity(pipe.transformer, x, text, times, i, passes) for i in range(2)])
-        assert cache.skipped == [1]
+        made.append([cache.velocity(pipe.transformer, x, text, times, i, passes) for i in (1, 2)])
+        assert cache.skipped == [2]
     for batch, apart in zip(*made, strict=True):
         assert mx.allclose(batch, apart, atol=1e-5)
 
@@ -100,12 +110,12 @@ def test_a_change_in_one_half_of_the_batch_is_enough(pipe):
     text, times = mx.random.normal((2, 32, 64), key=mx.random.key(1)), mx.array([700, 700])
     for row in range(2):
         cache = StepCache(None, 0.05, last=9)
-        cache.velocity(transformer, x, text, times, 0)
         cache.velocity(transformer, x, text, times, 1)
-        assert cache.skipped == [1], "nothing has changed"
+        cache.velocity(transformer, x, text, times, 2)
+        assert cache.skipped == [2], "nothing has changed"
         other = mx.where((mx.arange(2) == row)[:, None, None], -text, text)
-        cache.velocity(transformer, x, other, times, 2)
-        assert cache.skipped == [1]
+        cache.velocity(transformer, x, other, times, 3)
+        assert cache.skipped == [2]
 
 
 def test_teacache_includes_all_embeddings_added_to_the_time():

@@ -57,6 +57,16 @@ def test_the_estimate_of_a_step_cache_covers_all_passes(pipe):
     assert need(cache="first-block", passes=2) - need(passes=2) == 2 * tokens
 
 
+def test_extrapolated_steps_need_four_arrays_of_latents(pipe):
+    def need(batch=2, **options):
+        return memory.denoising_memory(pipe, pipe.geometry(), batch, **options)
+
+    latents = 5 * 12 * 12 * 16 * 4
+    assert need(cache="latents") - need() == 4 * latents
+    assert need(cache="guidance") - need() == 2 * latents
+    assert need(1, cache="latents") - need(1) == 2 * latents
+
+
 def test_the_estimate_covers_adapters(tmp_path):
     pipe = CogVideoXPipeline.from_pretrained("demo")
     before = memory.estimate_memory(pipe, pipe.request("a"))["denoise"]

@@ -192,7 +192,7 @@ def test_a_long_prompt_is_cut_with_a_warning(pipe, caplog):
         ({"num_frames": 48}, r"8N\+1"),
         ({"height": 100}, "multiple of 16"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"scheduler": "euler"}, "one of ddim, dpm"),
+        ({"scheduler": "euler"}, "one of ddim, dpm, dpm\\+\\+"),
         ({"dynamic_cfg": "linear"}, "constant, wave, cosine"),
         ({"output_type": "float"}, "np .*, pil .*, uint8 .*, latent"),
         ({"tiling": "rows"}, "auto, none, exact, tiled"),

@@ -1,4 +1,4 @@
-"""Both schedulers against diffusers, where its `t - 1000 // N` is the real next timestep."""
+"""The schedulers against diffusers, where its `t - 1000 // N` is the real next timestep."""
 
 import mlx.core as mx
 import numpy as np
@@ -6,10 +6,15 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler as ReferenceDDIM
 from diffusers import CogVideoXDPMScheduler as ReferenceDPM
+from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from support import relative_error, scheduler_config
 
-from mlx_cogvideo.diffusion.schedulers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from mlx_cogvideo.diffusion.schedulers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMPlusPlusScheduler,
+    CogVideoXDPMScheduler,
+)
 
 SHAPE = (1, 3, 4, 6, 16)
 CLASSES = [(CogVideoXDDIMScheduler, ReferenceDDIM), (CogVideoXDPMScheduler, ReferenceDPM)]
@@ -83,6 +88,29 @@ def test_every_step_of_a_trajectory_equals_diffusers(ours, reference, steps, shi
     for i in range(steps):
         assert relative_error(samples[i], expected_samples[i]) < 1e-6
         assert relative_error(x0s[i], expected_x0s[i]) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [50, 17, 2])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_the_deterministic_solver_equals_that_of_other_models(steps, prediction_type):
+    """diffusers has it without a shift, and keeps away from zero SNR; its levels are float32."""
+    config = scheduler_config(prediction_type=prediction_type, rescale_betas_zero_snr=False)
+    mine = CogVideoXDPMPlusPlusScheduler.from_config(config)
+    names = "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "timestep_spacing"
+    theirs = DPMSolverMultistepScheduler(
+        **{name: config[name] for name in names},
+        prediction_type=prediction_type,
+        algorithm_type="dpmsolver++",
+        final_sigmas_type="zero",
+    )
+    theirs.set_timesteps(steps)
+    samples, _ = run_ours(mine, steps)
+    np.testing.assert_array_equal(mine.timesteps, theirs.timesteps.numpy())
+    start, outputs, _ = trajectory_inputs(steps)
+    sample = torch.from_numpy(start)
+    for t, output, ours in zip(theirs.timesteps, outputs, samples, strict=True):
+        sample = theirs.step(torch.from_numpy(output), t, sample).prev_sample
+        assert relative_error(ours, sample.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])

@@ -19,6 +19,7 @@ from mlx_cogvideo.web.jobs import DONE, JobStore
 from mlx_cogvideo.web.pictures import write_picture
 from mlx_cogvideo.web.service import VideoRequest
 
+POPEN = subprocess.Popen
 SMALL = {"num_inference_steps": 1, "num_frames": 9, "height": 32, "width": 48}
 
 
@@ -205,18 +206,37 @@ def test_a_video_goes_to_the_trash_and_is_never_deleted(gallery, monkeypatch):
         gallery.trash("../jobs")
 
 
-def test_a_file_is_shown_by_its_name(gallery, monkeypatch):
+@pytest.fixture
+def with_screen(monkeypatch):
+    """A desktop that isn't a Mac's."""
+    monkeypatch.setattr(module, "ON_A_MAC", False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def test_a_file_is_shown_by_its_name(gallery, monkeypatch, with_screen):
     path, started = write(gallery, "a.mp4", record()), []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
-    for system in ("darwin", "linux"):
-        monkeypatch.setattr(sys, "platform", system)
+
+    def start(command: list[str], **options) -> subprocess.Popen:
+        started.append(command)
+        return POPEN([sys.executable, "-c", ""], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for mac in (True, False):
+        monkeypatch.setattr(module, "ON_A_MAC", mac)
         gallery.reveal("a")
     assert started == [["open", "-R", str(path)], ["xdg-open", str(path.parent)]]
 
-    def missing(*_, **__):
-        raise FileNotFoundError(2, "no such file")
 
-    monkeypatch.setattr(subprocess, "Popen", missing)
+def test_a_file_that_cannot_be_shown_is_reported(gallery, monkeypatch, with_screen):
+    write(gallery, "a.mp4", record())
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: POPEN(fails, **options))
+    with pytest.raises(OutputError, match="can't show the file"):
+        gallery.reveal("a")
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not module.can_reveal()
     with pytest.raises(OutputError, match="no program that shows files"):
         gallery.reveal("a")
 

@@ -11,16 +11,27 @@ gr = pytest.importorskip("gradio")
 from fastapi import FastAPI  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
+from mlx_cogvideo.device import size  # noqa: E402
 from mlx_cogvideo.errors import InvalidInputError  # noqa: E402
 from mlx_cogvideo.runs.settings import RUN_SETTINGS, RunSettings  # noqa: E402
 from mlx_cogvideo.web.home import open_home  # noqa: E402
-from mlx_cogvideo.web.jobs import DONE, QUEUED, STOPPED, Job, JobStore  # noqa: E402
+from mlx_cogvideo.web.jobs import DONE, QUEUED, RUNNING, STOPPED, Job, JobStore  # noqa: E402
 from mlx_cogvideo.web.models import find_model, list_models  # noqa: E402
-from mlx_cogvideo.web.page import add_page, fitting, forms, making, queue_panel  # noqa: E402
+from mlx_cogvideo.web.page import add_page, fitting, forms, making, models, queue_panel, training  # noqa: E402
 from mlx_cogvideo.web.page.fields import DEPENDENT, Field, visible_fields  # noqa: E402
 from mlx_cogvideo.web.page.forms import TABS, Form  # noqa: E402
 from mlx_cogvideo.web.page.made import preview_url, sources_of  # noqa: E402
-from mlx_cogvideo.web.page.words import HELP, LABELS, escape, help_of, problem  # noqa: E402
+from mlx_cogvideo.web.page.training_parts import frame  # noqa: E402
+from mlx_cogvideo.web.page.words import (  # noqa: E402
+    HELP,
+    LABELS,
+    escape,
+    file_name,
+    help_of,
+    place_in_words,
+    problem,
+    size_in_words,
+)
 from mlx_cogvideo.web.planning import Estimate  # noqa: E402
 from mlx_cogvideo.web.runner import Runner  # noqa: E402
 from mlx_cogvideo.web.service import Service, VideoRequest  # noqa: E402
@@ -69,6 +80,7 @@ SETTINGS = {
     "quantize": 8,
     "compile": False,
     "fps": 12.5,
+    "interpolate": 2,
 }
 ESTIMATE = Estimate(
     seed=1,
@@ -84,7 +96,6 @@ ESTIMATE = Estimate(
     warnings=(),
     has_previews=True,
 )
-OTHERS = {"detail": "no other server is asked"}
 MARKUP = "<img src=x onerror=alert(1)> {{value}} ${alert(2)} \"q\" 'a'"
 
 
@@ -131,15 +142,15 @@ def test_a_form_has_a_field_for_each_setting_once_or_says_where_it_is(service, t
     assert len(names) == len(set(names)) == len({c._id for c in form.inputs})
     settings = set(names) - {"model", "adapters", "weights"}
     assert settings.isdisjoint(ELSEWHERE[tab])
-    assert settings | ELSEWHERE[tab].keys() | {"lora"} == RUN_SETTINGS.keys()
+    assert settings | ELSEWHERE[tab].keys() | {"lora", "tiny_vae"} == RUN_SETTINGS.keys()
     ids = [component.elem_id for component in form.inputs]
     assert ids == [f"{tab}-{name}" for name in names]
 
 
 def test_every_setting_has_a_label_and_help_without_options_of_a_command():
-    assert LABELS.keys() == RUN_SETTINGS.keys()
-    assert HELP.keys() <= RUN_SETTINGS.keys()
-    for name in RUN_SETTINGS:
+    assert LABELS.keys() == {*RUN_SETTINGS} - {"tiny_vae"}  # a file of the machine
+    assert HELP.keys() <= LABELS.keys()
+    for name in LABELS:
         assert "--" not in help_of(name) and help_of(name)
 
 
@@ -154,7 +165,7 @@ def test_what_fills_a_form_is_collected_from_it(service):
     form = form_of(service)
     request = form.collect(filled(form, model="demo", settings=SETTINGS))
     assert request == VideoRequest(
-        model="demo", settings=SETTINGS | {"uncond": "empty", "extend": 0}
+        model="demo", settings=SETTINGS | {"uncond": "empty", "extend": 0, "vae": "full"}
     )
     assert RunSettings(**request.settings).seed == 2**63 - 1
 
@@ -170,7 +181,9 @@ def test_settings_as_a_record_has_them_fill_a_form(service):
 def test_a_form_is_emptied_of_what_was_in_it_before(service):
     form = form_of(service)
     request = form.collect(filled(form, model="demo", settings={"prompt": "a blue square"}))
-    assert request.settings.keys() == {"prompt", "extend", "uncond", "tiling", "compile"}
+    assert request.settings.keys() == {
+        *("prompt", "extend", "uncond", "vae", "tiling", "compile", "interpolate")
+    }
 
 
 def test_a_field_that_is_not_shown_does_not_count(service):
@@ -218,6 +231,7 @@ def test_the_model_and_other_settings_decide_what_is_shown(service):
     for owner, value, names in (
         ("extend", 1, {"overlap", "source_tiling"}),
         ("cache", "teacache", {"cache_threshold"}),
+        ("cache", "latents", {"computed_steps"}),
         ("tiling", "tiled", {"tile_size", "tile_overlap"}),
     ):
         assert names.isdisjoint(visible_fields("text", demo, {}))
@@ -272,6 +286,16 @@ def test_the_button_queues_a_video_with_a_copy_of_the_picture(service, tmp_path)
     assert len(list((service.home.folder / "uploads").iterdir())) == 1
 
 
+def test_a_new_job_begins_only_if_no_other_one_runs_or_waits(service):
+    first = add(service)
+    assert place_in_words(service.runner, first) == "begins now"
+    assert place_in_words(service.runner, add(service)) == "is number 2 in the queue"
+    service.store.change(first.id, state=RUNNING)
+    second, third = service.store.queued()[0], add(service)
+    assert place_in_words(service.runner, second) == "is next in the queue"
+    assert place_in_words(service.runner, third) == "is number 2 in the queue"
+
+
 def test_errors_name_fields_and_no_folder_of_this_machine(service):
     home = service.home.folder
     text = problem(f"{home}/videos/a.mp4 and /Users/jo/b c: give --frames or num_frames", home)
@@ -290,6 +314,20 @@ def test_markup_in_a_prompt_is_only_text(service):
         assert escape(MARKUP) in parts[name]
         assert "<img" not in parts[name] and "{{" not in parts[name]
     assert "<img" not in making._make(form, tuple(filled(form, settings={"width": MARKUP})))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "name"),
+    [
+        ("A red circle, moving.", 7, "a-red-circle-moving-7.mp4"),
+        ("../../etc/passwd\\ <b>", 0, "etc-passwd-b-0.mp4"),
+        ("ein roter Kreis für Zoë", None, "ein-roter-kreis-für-zoë.mp4"),
+        ("...", 1, "video-1.mp4"),
+        ("a " * 100, 1, "a-" * 30 + "1.mp4"),
+    ],
+)
+def test_a_saved_video_is_named_by_its_prompt_and_seed(prompt, seed, name):
+    assert file_name(prompt, seed, ".mp4") == name
 
 
 def test_buttons_stop_move_resume_and_remove_jobs(service):
@@ -337,6 +375,37 @@ def test_what_does_not_fit_is_said_with_the_nearest_that_does(service, monkeypat
     assert changes is None and "choose a smaller model" in text
 
 
+def test_the_steps_that_are_taken_of_a_clip_are_said():
+    assert size_in_words(ESTIMATE).endswith("; 10 steps")
+    of_clip = replace(ESTIMATE, steps=6, schedule=8, strength=0.8)
+    assert size_in_words(of_clip).endswith("; 6 of 8 steps (strength 0.8)")
+
+
+def test_a_training_leaves_to_the_model_what_is_empty_or_refuses_what_is_no_number():
+    values = ["", [], "", "demo", 10, "", "96", " ", 4, "0.001", 0, 100, "", 250, 25]
+    request = training._request(values, clips=())
+    assert (request.frames, request.width, request.height) == (None, 96, None)
+    with pytest.raises(InvalidInputError, match=r"“Length .frames.” must be a whole number"):
+        training._request([*values[:5], "long", *values[6:]], clips=())
+
+
+def test_a_button_says_how_large_the_copy_will_be(service):
+    model = find_model(service.home, "2b")
+    plan = service.plan_download("2b", 4)
+    html = models._row(service, model, set(), {})
+    assert f">4 bits ({size(plan.result)})</button>" in html
+    assert ">as published</button>" in html
+
+
+def test_a_curve_is_to_fall_once_it_has_enough_points_and_has_a_legend_of_several_kinds():
+    few, many = ([(n, 1.0, "in training") for n in range(count)] for count in (19, 20))
+    assert training._plot(frame(few))["label"] == "Loss after each step, smoothed"
+    assert training._plot(frame(many))["label"] == "Loss after each step, smoothed: it should fall"
+    assert training._plot(frame(many))["colors_in_legend"] == []
+    both = training._plot(frame([*few, (1, 1.0, "at fixed noise")]))
+    assert both["colors_in_legend"] == ["in training", "at fixed noise"]
+
+
 def test_proposals_come_nearer_first_and_end(service):
     model = find_model(service.home, "2b")
     found = list(fitting._candidates(model, VideoRequest(model="2b", settings={})))
@@ -363,7 +432,15 @@ def test_the_page_serves_made_videos_by_id_and_nothing_else(service, tmp_path):
             assert client.get(f"/gradio_api/file={path}").status_code == 403
         for url in ("http://127.0.0.1:9/", "https://example.com/a", "%68ttp://example.com/"):
             refused = client.get(f"/gradio_api/file={url}")
-            assert (refused.status_code, refused.json()) == (403, OTHERS)
+            assert refused.status_code == 403
+            assert "another server" in refused.json()["error"]["message"]
+        outside = (tmp_path / "secret.txt", service.home.uploads / "../jobs", "x", "../secret.txt")
+        for path in (*outside, "http://8.8.8.8/gradio_api/file=x", "https://example.com/a", 1, []):
+            described = {"path": str(path) if isinstance(path, Path) else path, "is_stream": True}
+            for value in (described, [described], {"video": described}):
+                for route in ("queue/join", "run/made_1", "call/made_1"):
+                    answer = client.post(f"/gradio_api/{route}", json={"data": [value]})
+                    assert answer.status_code == 403, (path, route)
         page = client.get("/")
         assert page.status_code == 200
         config = client.get("/config").json()
@@ -383,3 +460,8 @@ def test_a_preview_has_an_address_while_its_video_is_not_there(service):
     events.write_text(json.dumps({"event": "preview", "path": "/etc/passwd"}) + "\n")
     service.runner._progress.clear()
     assert preview_url(service, job) is None
+
+
+def test_a_file_is_taken_as_it_was_uploaded():
+    assert Field("image").read({"path": "a.heic", "url": None}) == "a.heic"
+    assert Field("video").read("a.mp4") == "a.mp4"

@@ -96,6 +96,7 @@ def test_names_of_the_server(listens, host, allowed):
         ({"Host": "evil.example"}, "wrong_host"),
         ({"Origin": "http://evil.example"}, "wrong_origin"),
         ({"Origin": "null"}, "wrong_origin"),
+        ({"Origin": "http://[::1"}, "wrong_origin"),
         ({"Origin": "http://localhost:1"}, "wrong_origin"),
         ({"Sec-Fetch-Site": "cross-site"}, "wrong_origin"),
         ({"Sec-Fetch-Site": "same-site"}, "wrong_origin"),

@@ -16,6 +16,8 @@ import httpx
 from api_server import QUICK, until
 from support import environment
 
+from mlx_cogvideo.web.commands import EXTRA
+
 COMMAND = [sys.executable, "-m", "mlx_cogvideo"]
 
 
@@ -77,7 +79,9 @@ def test_two_servers_share_neither_a_folder_nor_a_port(tmp_path):
         done = start("serve", "--port", 0, "--folder", tmp_path / "a")
         problem = done.communicate(timeout=60)[1]
         assert done.returncode == 1 and problem.count("\n") == 1
-        assert "choose another --folder" in problem
+        assert "choose another --folder" in problem and f"at {url}" in problem
+        assert (tmp_path / "a" / "address.txt").exists()
+    assert not (tmp_path / "a" / "address.txt").exists()
 
 
 def test_another_host_makes_a_token_and_says_so(tmp_path):
@@ -113,7 +117,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, command, what
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60
     )
-    assert done.stderr == f'error: {what} needs gradio: pip install "mlx-cogvideo[ui]"\n'
+    assert done.stderr == f'error: {what} needs gradio: pip install "{EXTRA}"\n'
     assert done.returncode == 1 and not os.listdir(tmp_path)
 
 

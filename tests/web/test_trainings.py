@@ -16,7 +16,8 @@ from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.training.checkpoint import saved_checkpoints
 from mlx_cogvideo.video import read_record, write_video
 from mlx_cogvideo.web.adapters import curve_of, samples_of
-from mlx_cogvideo.web.jobs import DONE, EVENTS, RUNNING, STOPPED, lines_of
+from mlx_cogvideo.web.job_files import lines_of
+from mlx_cogvideo.web.jobs import DONE, EVENTS, RUNNING, STOPPED
 from mlx_cogvideo.web.service import VideoRequest
 from mlx_cogvideo.web.trainings import TrainingRequest
 

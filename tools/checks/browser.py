@@ -45,6 +45,11 @@ LOOKS = {
     "dark": {"size": DESK, "color_scheme": "dark"},
     "phone": {"size": PHONE, "is_mobile": True, "has_touch": True},
 }
+OPENED = {
+    "My videos": ("#videos-grid button", "#videos-settings table"),
+    "Fine-tuning": ("#training-list button", "#training-about h3"),
+}
+"""What is pressed on a tab before it is looked at, and what appears."""
 GRAVE = {"serious", "critical"}
 expect.set_options(timeout=1000 * PATIENCE)
 
@@ -62,7 +67,7 @@ def fine_tune(page: Page, folder: Path, steps: int) -> None:
         page.locator("#training-clips", has_text=clip.stem).wait_for()
     fill(page, "training", captions="\n".join([PROMPT] * len(clips)))
     page.locator("#training-start").click()
-    expect(page.locator("#training-said")).to_contain_text("queued")
+    page.locator("#training-said .well").wait_for()
     expect(page.locator("#training-list li").first).to_contain_text("Finished")
 
 
@@ -88,7 +93,10 @@ def look(browser: Browser, server: Server, axe: str | None, pictures: Path | Non
                 page.evaluate(axe)
             for number, tab in enumerate(TABS):
                 choose_tab(page, tab)
-                page.wait_for_load_state("networkidle")
+                if tab in OPENED:
+                    button, appears = OPENED[tab]
+                    page.locator(button).first.click()
+                    page.locator(appears).first.wait_for()
                 assert not is_too_wide(page), f"{tab}, {name}: it has to be scrolled sideways"
                 if pictures is not None:
                     page.screenshot(path=pictures / f"{name}-{number}.png", full_page=True)

@@ -72,6 +72,8 @@ class Server:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
+            if error.code == 503:  # it is starting
+                return None
             raise AssertionError(f"{method} {path}: {error.code} {error.read()!r}") from None
         except (OSError, ValueError):  # nobody listens, or no longer
             return None

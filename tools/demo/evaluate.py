@@ -16,6 +16,8 @@ from captions import ATTRIBUTES, Combination, caption, plain_caption, split_comb
 from train_vae import measure_psnr
 
 from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.diffusion.extrapolation import EXTRAPOLATED
+from mlx_cogvideo.diffusion.schedulers import SCHEDULERS
 from mlx_cogvideo.diffusion.step_cache import CACHES
 from mlx_cogvideo.nn.transformer import CogVideoXBlock
 
@@ -55,10 +57,15 @@ def main() -> None:
         help="guidance scale; much more distorts corners (default: the model's own)",
     )
     parser.add_argument(
-        "--scheduler", choices=("ddim", "dpm"), help="sampler (default: the model's own)"
+        "--scheduler", choices=SCHEDULERS, help="sampler (default: the model's own)"
     )
     parser.add_argument(
-        "--cache", choices=CACHES, help="cache of steps, see docs/faster.md (default: none)"
+        "--cache",
+        choices=(*EXTRAPOLATED, *CACHES),
+        help="how steps are saved, see docs/faster.md (default: none)",
+    )
+    parser.add_argument(
+        "--computed-steps", type=int, nargs="+", metavar="N", help="(default: the cache's own)"
     )
     parser.add_argument("--cache-threshold", type=float, help="(default: the cache's own)")
     parser.add_argument("--clips", type=Path, help="folder to save the clips in, as NumPy files")
@@ -77,6 +84,7 @@ def main() -> None:
             scheduler=options.scheduler,
             cache=options.cache,
             cache_threshold=options.cache_threshold,
+            computed_steps=options.computed_steps,
             seed=options.seed * 100_000 + number,
         )
         wanted.append(combination)

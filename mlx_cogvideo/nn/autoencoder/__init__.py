@@ -17,6 +17,7 @@ from .model import (
 )
 from .row_strips import MAX_ELEMENTS
 from .tiles import Coder, Tiles
+from .tiny import TinyDecoder, tiny_footprint
 
 __all__ = [
     "CHUNK_FRAMES",
@@ -31,9 +32,11 @@ __all__ = [
     "Coder",
     "Posterior",
     "Tiles",
+    "TinyDecoder",
     "chunk_plan",
     "footprint",
     "in_chunks",
     "largest_decode_tensor",
     "tiling_name",
+    "tiny_footprint",
 ]

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from ..service import Service
 from . import models, training, videos
-from .foreign import NoForeignFiles
+from .foreign import OnlyUploads
 from .forms import HIDDEN
 from .made import routes
 from .making import Making, add_making_tabs
@@ -17,10 +17,17 @@ from .theme import CSS, JS, make_theme
 
 MOST_UPLOADED = "500mb"
 """Size of the largest file that is taken."""
+_MOST_EVENTS = 100
+"""Of what was pressed or changed on all open pages, that waits at once."""
 _CLEANING = 3600, 24 * 3600
 """How often uploads are looked through, and the age at which they go, in seconds."""
 _HEAD = """<div id="head"><h1>CogVideoX</h1>
 <p>Describe a video, press the button, and watch how it becomes clearer.</p></div>"""
+
+
+_TABS_IN_VIEW = """() => {
+  document.querySelector('#tabs [role="tablist"]')?.scrollIntoView({block: 'nearest'});
+}"""
 
 
 def add_page(app: FastAPI, service: Service) -> FastAPI:
@@ -31,16 +38,18 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(service.home.uploads)
-    app.add_middleware(NoForeignFiles)
+    app.add_middleware(OnlyUploads, folder=service.home.uploads)
     app.include_router(routes(service))
     app.include_router(shown_routes(service))
+    blocks = make_blocks(service)
+    blocks.queue(max_size=_MOST_EVENTS)
     return gr.mount_gradio_app(
         app,
-        make_blocks(service),
+        blocks,
         path="/",
         allowed_paths=[],
         max_file_size=MOST_UPLOADED,
-        show_error=True,
+        show_error=False,  # errors of ours are shown by the tabs
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -78,4 +87,5 @@ def _add_tabs(service: Service, blocks: gr.Blocks) -> Making:
             training.add_tab(service, making)
         with gr.Tab("Models", id="models", elem_id="tab-models"):
             models.add_tab(service)
+    tabs.change(None, None, None, js=_TABS_IN_VIEW, **HIDDEN)  # also if a button has chosen it
     return making

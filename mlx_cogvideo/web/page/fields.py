@@ -11,6 +11,7 @@ from ...errors import InvalidInputError
 from ...pipeline.fields import Setting
 from ...runs.settings import RUN_SETTINGS, RunSettings
 from ..models import Model
+from ..service import SETTINGS
 from .words import default_of, help_of, label_of, lasts
 
 _TYPES = get_type_hints(RunSettings)
@@ -54,6 +55,11 @@ class Field:
             return "numbers"
         return "number" if kinds & {int, float} else "text"
 
+    @property
+    def _may_be_one(self) -> bool:
+        """Whether one number is another setting than a list of one."""
+        return int in get_args(_TYPES[self.name])
+
     def component(
         self, elem_id: str, model: Model | None, *, visible: bool
     ) -> gr.components.Component:
@@ -96,7 +102,7 @@ class Field:
             case "num_frames":
                 return {"choices": _lengths(model)}
             case "width" | "height" | "fps":
-                return {"placeholder": f"{getattr(model, self.name):g} (the model's own)"}
+                return {"placeholder": f"{getattr(model, self.name):g}"}
             case _:
                 return {}
 
@@ -109,12 +115,15 @@ class Field:
         if value is None or value == "" or value == []:
             return None
         match self.kind:
+            case "file":
+                return value["path"] if isinstance(value, Mapping) else value
             case "choice" if self.name == "quantize":
                 return int(value)
             case "choice" if not self.about.choices:
                 return value == _YES
             case "numbers":
-                return tuple(self._number(each) for each in self._split(value))
+                numbers = tuple(self._number(each) for each in self._split(value))
+                return numbers[0] if self._may_be_one and len(numbers) == 1 else numbers
             case "number" | "length":
                 return self._number(str(value).strip())
             case "text" if self.name != "prompt":
@@ -137,7 +146,8 @@ class Field:
             case "choice" if not about.choices and self.name != "quantize":
                 return _YES if value else _NO
             case "numbers":
-                return "" if value is None else ", ".join(f"{each:g}" for each in value)
+                values = value if isinstance(value, list | tuple) else [value]
+                return "" if value is None else ", ".join(f"{each:g}" for each in values)
             case "number" | "length":
                 return "" if value is None else str(value)
             case "text":
@@ -192,7 +202,7 @@ _ABSENT = {
 """Settings that a tab's videos can't have, whichever model makes them."""
 DEPENDENT = (
     *("num_frames", "width", "height", "fps", "image_latent_scale", "overlap"),
-    *("source_tiling", "cache_threshold", "tile_size", "tile_overlap"),
+    *("source_tiling", "cache_threshold", "computed_steps", "tile_size", "tile_overlap"),
 )
 """Settings whose fields change with the model or with the setting that they belong to."""
 BY_ID = "lora"
@@ -201,7 +211,7 @@ BY_ID = "lora"
 
 def settings_of_tab(tab: str) -> list[str]:
     """Names of the settings that the tab `text`, `image` or `video` has fields for."""
-    return [name for name in RUN_SETTINGS if name not in (*_ABSENT[tab], BY_ID)]
+    return [name for name in SETTINGS if name not in (*_ABSENT[tab], BY_ID)]
 
 
 def visible_fields(tab: str, model: Model, values: Mapping[str, Any]) -> set[str]:
@@ -219,7 +229,8 @@ def visible_fields(tab: str, model: Model, values: Mapping[str, Any]) -> set[str
         "height": model.has_one_size,
         "overlap": not extended,
         "source_tiling": tab == "text" and not extended,
-        "cache_threshold": values.get("cache") is None,
+        "cache_threshold": values.get("cache") not in ("teacache", "first-block"),
+        "computed_steps": values.get("cache") not in ("latents", "guidance"),
         "tile_size": values.get("tiling") != "tiled",
         "tile_overlap": values.get("tiling") != "tiled",
     }

@@ -1,7 +1,12 @@
-"""Refuses what the page never sends: files of other servers, which Gradio would download."""
+"""Keeps from Gradio what the page never sends: names of files that weren't uploaded.
+
+Gradio takes a file by its path, and downloads one whose path is an address. Here a path has to be
+one of an upload, and what else a client says of where a file is gets lost on the way.
+"""
 
 import json
-from collections.abc import Iterator
+import os
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,13 +14,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..refusals import Refusal
 
 _CALLS, _UPLOAD, _FILES = "/gradio_api/", "/gradio_api/upload", "/gradio_api/file="
+_ELSEWHERE = ("url", "is_stream")
+"""What a file's description may say beside its path, and Gradio might follow."""
 
 
-class NoForeignFiles:
-    """ASGI middleware around Gradio's routes, whose bodies are small: another one sees to that."""
+class OnlyUploads:
+    """ASGI middleware around Gradio's routes, whose bodies are small: another one sees to that.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    Attributes:
+        folder: that of the uploads.
+    """
+
+    def __init__(self, app: ASGIApp, folder: Path):
+        self._app, self.folder = app, Path(os.path.realpath(folder))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(_CALLS):
@@ -28,17 +39,52 @@ class NoForeignFiles:
             await self._app(scope, receive, send)
             return
         body, gone = await _read(receive)
-        if any(map(_is_foreign, _texts(body))):
-            await _refused()(scope, receive, send)
+        try:
+            body = self._checked(body)
+        except Refusal as refusal:
+            await refusal.response()(scope, receive, send)
             return
-        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
-            if first and gone is None:
-                return first.pop()
+            if waiting and gone is None:
+                return waiting.pop()
             return gone or await receive()
 
-        await self._app(scope, again, send)
+        others = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        headers = [*others, (b"content-length", str(len(body)).encode())]
+        await self._app({**scope, "headers": headers}, again, send)
+
+    def _checked(self, body: bytes) -> bytes:
+        """A call with descriptions of uploads alone; raises Refusal where it has others."""
+        if not body:
+            return body
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refusal(400, "the request isn't JSON", code="bad_json") from None
+        waiting: list[Any] = [call]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                self._check(value)
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
+        return json.dumps(call).encode()
+
+    def _check(self, described: dict[str, Any]) -> None:
+        for name in _ELSEWHERE:
+            described.pop(name, None)
+        path = described.get("path")
+        if path is not None and not self._is_upload(path):
+            raise _foreign()
+
+    def _is_upload(self, path: Any) -> bool:
+        try:
+            return Path(os.path.realpath(path)).is_relative_to(self.folder)
+        except (TypeError, ValueError):
+            return False
 
 
 async def _read(receive: Receive) -> tuple[bytes, Message | None]:
@@ -53,24 +99,9 @@ async def _read(receive: Receive) -> tuple[bytes, Message | None]:
             return body, None
 
 
-def _texts(body: bytes) -> Iterator[str]:
-    """What a call names as the path or the address of a file."""
-    try:
-        waiting: list[Any] = [json.loads(body)]
-    except (ValueError, RecursionError):
-        return
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield from (str(value[name]) for name in ("path", "url") if name in value)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-
-
-def _is_foreign(text: str) -> bool:
-    return "://" in text and "/gradio_api/file=" not in text
+def _foreign() -> Refusal:
+    return Refusal(403, "only uploaded files are taken, not those of this or another server")
 
 
 def _refused() -> Any:
-    return Refusal(403, "no file of another server is taken: upload it").response()
+    return _foreign().response()

@@ -28,6 +28,8 @@ EXAMPLES = (
     "a purple triangle moves right on a black background",
 )
 """Descriptions for the bundled demo, which knows moving shapes."""
+OF_PICTURE = EXAMPLES[1]
+"""The description that suits the drawn picture."""
 _ABOVE = ("image", "video", "prompt")
 _ROWS = (("num_frames", "width", "height"), ("num_inference_steps", "seed"))
 IN_SIGHT = (*_ABOVE, *_ROWS[0], *_ROWS[1])
@@ -187,15 +189,18 @@ class Form:
         return {name: self.fields[name].read(given[name]) for name in self.owners}
 
     def _place_examples(self) -> None:
+        if self.tab == "image":
+            text = f"Try with a drawn picture: {OF_PICTURE}"
+            button = gr.Button(text, size="sm", elem_id="image-example")
+            outputs = [self.components["prompt"], self.components["image"]]
+            button.click(lambda: (OF_PICTURE, self._drawn()), None, outputs, **HIDDEN)
+            return
         with gr.Row():
             for number, text in enumerate(EXAMPLES):
                 name = f"{self.tab}-example-{number}"
                 button = gr.Button(f"Try: {text}", size="sm", elem_id=name)
                 outputs = [self.components["prompt"]]
                 button.click(partial(self._example, number), None, outputs, **HIDDEN)
-        if self.tab == "image":
-            button = gr.Button("Try: a drawn triangle", size="sm", elem_id="image-example-picture")
-            button.click(self._drawn, None, self.components["image"], **HIDDEN)
 
     def _example(self, number: int) -> str:
         return EXAMPLES[number]

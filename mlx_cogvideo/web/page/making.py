@@ -15,10 +15,14 @@ from .made import copied
 from .words import (
     escape,
     memory_in_words,
+    place_in_words,
     problem,
     size_in_words,
     time_in_words,
 )
+
+_RAW = {**HIDDEN, "preprocess": False}
+"""How events that get files are set up: Gradio would open pictures, and knows fewer kinds."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ def add_making_tabs(service: Service, blocks: gr.Blocks, tabs: gr.Tabs) -> Makin
 
 def _add_tab(service: Service, blocks: gr.Blocks, tab: str) -> Form:
     form = Form(service, tab)
-    needs = gr.HTML(elem_id=f"{tab}-estimate", elem_classes="said", js_on_load=_SPEAKS)
+    needs = gr.HTML(elem_id=f"{tab}-estimate", elem_classes=["said", "needs"], js_on_load=_SPEAKS)
     changes = gr.State(None)
     use = gr.Button("Use what fits", visible=False, elem_id=f"{tab}-use-what-fits")
+    said = gr.HTML(elem_id=f"{tab}-said", elem_classes=["said", "answer"], js_on_load=_SPEAKS)
     make = gr.Button("Make video", variant="primary", elem_id=f"{tab}-make")
-    said = gr.HTML(elem_id=f"{tab}-said", elem_classes="said", js_on_load=_SPEAKS)
     form.add_folds()
 
     def estimated(*values: Any) -> tuple[str, Any, dict[str, Any] | None]:
@@ -103,15 +107,18 @@ def _add_tab(service: Service, blocks: gr.Blocks, tab: str) -> Form:
     def made(*values: Any) -> str:
         return _make(form, values)
 
-    watched = [_watch(form, name) for name in form.components]
+    fields = form.components.values()
+    watched = [event for each in fields for event in _watch(each)]
     gr.on(
-        [blocks.load, form.filled.change, *(each for some in watched for each in some)],
+        [blocks.load, form.filled.change, *watched],
         estimated,
         form.inputs,
         [needs, use, changes],
         trigger_mode="always_last",
-        **HIDDEN,
+        **_RAW,
     )
+    changed = [each.change for each in fields]
+    gr.on([form.filled.change, use.click, *changed], None, None, said, js="() => ['']", **HIDDEN)
     owners = [form.components[name] for name in ("model", *form.owners)]
     dependent = [form.components[name] for name in form.dependent]
     gr.on([each.change for each in owners], form.adapt, owners, dependent, **HIDDEN)
@@ -121,17 +128,16 @@ def _add_tab(service: Service, blocks: gr.Blocks, tab: str) -> Form:
         changes,
         [form.components[name] for name in names],
         **HIDDEN,
-    ).then(estimated, form.inputs, [needs, use, changes], **HIDDEN)
-    make.click(made, form.inputs, said, **HIDDEN)
+    ).then(estimated, form.inputs, [needs, use, changes], **_RAW)
+    make.click(made, form.inputs, said, **_RAW)
     return form
 
 
 _SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 
-def _watch(form: Form, name: str) -> list[Any]:
+def _watch(component: gr.components.Component) -> list[Any]:
     """The events of a field after which the estimate is worked out again."""
-    component = form.components[name]
     if isinstance(component, gr.Textbox):  # not after each letter
         return [component.blur, component.submit]
     return [component.change]
@@ -191,8 +197,7 @@ def _make(form: Form, values: tuple[Any, ...]) -> str:
     finally:
         for copy in copies.values():
             copy.unlink(missing_ok=True)
-    place = service.runner.place(job.id)
-    where = f"is number {place + 1} in the queue" if place else "begins now"
+    where = place_in_words(service.runner, job)
     return f'<p class="well">Your video {where}: <a href="#now">watch it under Now</a>.</p>'
 
 

@@ -1,6 +1,7 @@
 """The tab "Models": which ones there are, how large they are, and their downloads."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import gradio as gr
@@ -8,12 +9,12 @@ import gradio as gr
 from ...checkpoints.variants import ALIASES
 from ...device import size
 from ...errors import CogVideoXError
-from ..downloads import BITS
+from ..downloads import BITS, copy_bytes
 from ..jobs import QUEUED, RUNNING, STOPPED, Job
 from ..models import Model, list_models
 from ..service import Service
 from .forms import HIDDEN
-from .words import escape, left_in_words, problem
+from .words import escape, left_in_words, place_in_words, problem
 
 _EVERY = 2.0
 _GETS = """
@@ -38,12 +39,19 @@ _TABLE = """
 table { width: 100%; border: 0; border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; border: 0;
   border-top: 1px solid var(--border-color-primary); }
+tr { border: 0; }
 tbody th { font-weight: 600; }
 tbody th .quiet { font-weight: 400; }
+@media (max-width: 600px) {
+  thead { display: none; }
+  tr, th, td { display: block; }
+  td { border: 0; padding-top: 0; }
+}
 """
 _ABOUT = """<p class="quiet">A copy in 4 bits needs the least memory and is the best choice for most
 Macs; 8 bits are closer to the published model. A copy is made of the published model, which is
-downloaded first. A download that was stopped continues with the files that it lacks.</p>"""
+downloaded first; its button says how large it will be. A download that was stopped continues
+with the files that it lacks.</p>"""
 
 
 def add_tab(service: Service) -> None:
@@ -61,8 +69,9 @@ def add_tab(service: Service) -> None:
     def get(before: str, event: gr.EventData) -> list[Any]:
         name, bits = str(getattr(event, "model", "")), str(getattr(event, "bits", ""))
         try:
-            service.add_download(name, int(bits) if bits.isdecimal() else None)
-            message = '<p class="well">The download is queued.</p>'
+            job = service.add_download(name, int(bits) if bits.isdecimal() else None)
+            where = place_in_words(service.runner, job)
+            message = f'<p class="well">The download {where}.</p>'
         except CogVideoXError as error:
             message = f'<p class="bad">{escape(problem(error, service.home.folder))}</p>'
         return [message, *update(before)]
@@ -89,6 +98,7 @@ def _row(service: Service, model: Model, here: set[str], jobs: dict[str, Job]) -
     title = f'<th scope="row">{escape(model.title)}<br><span class="quiet">{kind}</span></th>'
     there = "yes" if model.is_here else f"no: {size(model.download)} to download"
     gets = "".join(_gets(service, model, here, jobs)) if model.name in ALIASES else ""
+    gets = f'<div class="buttons">{gets}</div>'
     return f"<tr>{title}<td>{size(model.bytes)}</td><td>{there}</td><td>{gets}</td></tr>"
 
 
@@ -106,6 +116,14 @@ def _gets(service: Service, model: Model, here: set[str], jobs: dict[str, Job]) 
             yield _button(model, bits, form, job)
 
 
+@lru_cache(maxsize=100)  # the table is made again every few seconds
+def _size_of_copy(model: Model, bits: int) -> str:
+    try:
+        return f" ({size(copy_bytes(model, bits))})"
+    except CogVideoXError:
+        return ""
+
+
 def _far(service: Service, job: Job) -> str:
     if job.state == QUEUED:
         return "waiting"
@@ -116,11 +134,12 @@ def _far(service: Service, job: Job) -> str:
 
 
 def _button(model: Model, bits: int | None, form: str, job: Job | None) -> str:
+    copy = "" if bits is None else _size_of_copy(model, bits)
     stopped = "; it was stopped" if job is not None and job.state == STOPPED else ""
     ask = f"Download {size(model.download)}" if model.download else "Make the copy"
     ask += " and make a copy" if bits and model.download else ""
     return (
         f'<button type="button" data-model="{escape(model.name)}" data-bits="{bits or ""}" '
         f'aria-label="{escape(f"Get {model.title} {form}{stopped}")}" '
-        f'data-ask="{escape(f"{ask} of {model.title}?")}">{form}</button> '
+        f'data-ask="{escape(f"{ask} of {model.title}?")}">{form}{copy}</button>'
     )

@@ -9,9 +9,17 @@ from ...errors import CogVideoXError
 from ..jobs import DONE, FAILED, RUNNING, STOPPED, Job, UnknownJobError
 from ..service import Service
 from .made import preview_url, video_url
-from .words import STATES, escape, left_in_words, problem, stage_in_words, title_of
+from .words import (
+    STATES,
+    escape,
+    file_name,
+    left_in_words,
+    problem,
+    stage_in_words,
+    title_of,
+)
 
-PARTS = ("progress", "actions", "preview", "finished", "queue", "over")
+PARTS = ("progress", "actions", "preview", "queue", "finished", "over")
 """The parts of the panel, which change one by one: a video that plays isn't drawn again."""
 _MOST_OVER = 10
 _EVERY = 1.0
@@ -170,10 +178,11 @@ def _preview(service: Service, job: Job) -> str:
 
 def _finished(job: Job) -> str:
     title, url = escape(title_of(job)), escape(video_url(job.id))
+    name = escape(file_name(title_of(job), job.about["settings"].get("seed"), ".mp4"))
     return (
         f'<h3>Finished</h3><div class="title">{title}</div>'
         f'<video src="{url}" controls loop muted playsinline aria-label="{title}"></video>'
-        f'<p><a href="{url}" download="{escape(job.id)}.mp4">Save the video</a></p>'
+        f'<p><a href="{url}" download="{name}">Save the video</a></p>'
     )
 
 

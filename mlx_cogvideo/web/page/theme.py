@@ -78,6 +78,8 @@ CSS = """
   background: var(--block-background-fill); padding: 1rem; gap: .25rem; }
 #now h2 { margin: 0; }
 #now .block:has(> .html-container > .part:empty) { display: none; }
+#now { flex-wrap: nowrap !important; overflow-x: hidden; }
+#now > * { flex-shrink: 0; }
 #now .html-container:has(> :empty) { padding: 0; }
 .part [data-testid="status-tracker"], .said [data-testid="status-tracker"] { display: none; }
 .part h2, .part h3 { margin: 0 0 .4rem; font-size: 1.1rem; color: var(--body-text-color); }
@@ -92,6 +94,7 @@ CSS = """
 .part img, .part video { display: block; width: 100%; max-height: 50vh; object-fit: contain;
   background: #000; border-radius: var(--radius-md); }
 .part ul { list-style: none !important; margin: 0; padding: 0 !important; }
+#videos-shown :is(img, video) { max-height: 320px; }
 .part ol { margin: 0; padding: 0 0 0 1.5rem; }
 .part li { padding: .5rem 0; border-top: 1px solid var(--border-color-primary); }
 .part .buttons { display: flex; flex-wrap: wrap; gap: .4rem; margin-top: .4rem; }
@@ -103,6 +106,8 @@ CSS = """
 .part button[disabled] { opacity: .5; cursor: default; }
 .bad { color: var(--bad) !important; font-weight: 600; }
 .well { color: var(--well) !important; font-weight: 600; }
+:is(.part, .said) a { margin: 0 !important; padding: 0 !important; }
+.needs:has(~ .answer .bad) { display: none; }
 .said p { margin: .2rem 0; overflow-wrap: anywhere; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 @media (min-width: 1000px) { #now { position: sticky; top: 1rem; max-height: calc(100vh - 2rem);

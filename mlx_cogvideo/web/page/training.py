@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from ...errors import CogVideoXError, InvalidInputError
 from ..jobs import DONE, FAILED, STOPPED, UnknownJobError
@@ -16,7 +17,7 @@ from .forms import HIDDEN
 from .made import copied
 from .making import Making
 from .training_parts import frame, list_in_html, needs_in_html, points, training_in_html
-from .words import escape, model_choices, problem
+from .words import escape, model_choices, place_in_words, problem, short
 
 _EVERY = 2.0
 _SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
@@ -26,6 +27,14 @@ element.addEventListener('click', (event) => {
   if (button) trigger('click', {job: button.dataset.job});
 });
 """
+_MAY_BE_EMPTY = {
+    "frames": "Length (frames)",
+    "width": "Width (pixels)",
+    "height": "Height (pixels)",
+}
+"""Numbers that the model has its own of, and what they are called. A Number can't be empty."""
+_LOSS = "Loss after each step, smoothed"
+_ENOUGH_POINTS = 20
 _INTRODUCTION = """<p>Teach a model a subject or a style from short clips. Four clips are enough to
 begin with; ten to fifty are better. Write for each what it shows.</p>"""
 _SAMPLES = """
@@ -83,8 +92,9 @@ class Tab:
         start = gr.Button("Start fine-tuning", variant="primary", elem_id="training-start")
         said = gr.HTML(elem_id="training-said", elem_classes="said", js_on_load=_SPEAKS)
         inputs = [title, clips, captions, model, steps, *more.values()]
-        events = [each.change for each in (model, steps, more["frames"], more["quantize"])]
-        events += [more[name].change for name in ("width", "height", "rank")]
+        events = [each.change for each in (model, steps, more["quantize"], more["rank"])]
+        for name in _MAY_BE_EMPTY:
+            events += [more[name].blur, more[name].submit]
         gr.on(events, self.estimate, inputs, needs, trigger_mode="always_last", **HIDDEN)
         start.click(self.start, inputs, [said, clips, captions], **HIDDEN)
 
@@ -104,10 +114,11 @@ class Tab:
                 x="step",
                 y="loss",
                 color="of",
-                color_title="Clips",
+                color_title="Loss",
+                colors_in_legend=[],
                 x_title="Steps",
                 y_title="Loss",
-                label="Loss, smoothed: it should fall",
+                label=_LOSS,
                 height=260,
                 elem_id="training-loss",
             )
@@ -152,7 +163,8 @@ class Tab:
         finally:
             for copy in copies:
                 copy.unlink(missing_ok=True)
-        message = f'<p class="well">“{escape(job.about["title"])}” is queued.</p>'
+        title, where = escape(job.about["title"]), place_in_words(self.service.runner, job)
+        message = f'<p class="well">“{title}” {where}.</p>'
         return [message, gr.update(value=None), gr.update(value="")]
 
     def choose(self, event: gr.EventData) -> list[str]:
@@ -173,7 +185,7 @@ class Tab:
             _if_new(html, drawn[0]),
             gr.update(visible=True),
             _if_new(about, drawn[1]),
-            gr.skip() if len(found) == drawn[2] and about == drawn[1] else found,
+            gr.skip() if len(found) == drawn[2] and about == drawn[1] else _plot(found),
             gr.update(interactive=job.state == DONE),
             gr.update(interactive=not job.is_over),
             gr.update(interactive=job.state in (STOPPED, FAILED)),
@@ -189,9 +201,11 @@ class Tab:
             about |= {"settings": {"prompt": prompt}}
             takes_image = self.service.model(job.about["model"]).takes_image
             about |= {"sources": ["image"]} if takes_image else {}
-            return ["", *self.making.fill(about)]
+            updates = self.making.fill(about)
         except CogVideoXError as error:
             return [self._bad(error), *[gr.skip()] * len(self.making.outputs)]
+        gr.Info(f"The form has the adapter “{escape(short(job.about['title']))}”.")
+        return ["", *updates]
 
     def _act(self, action: Any, job_id: str) -> str:
         try:
@@ -206,7 +220,7 @@ class Tab:
         return f'<p class="bad">{escape(problem(error, self.service.home.folder))}</p>'
 
 
-def _number(label: str, name: str, value: float | None = None, info: str | None = None) -> Any:
+def _number(label: str, name: str, value: float, info: str | None = None) -> Any:
     return gr.Number(label=label, value=value, info=info, precision=0, elem_id=f"training-{name}")
 
 
@@ -215,9 +229,10 @@ def _more() -> dict[str, Any]:
     own = "If empty: the model's own."
     fields: dict[str, Any] = {}
     with gr.Row():
-        fields["frames"] = _number("Length (frames)", "frames", None, f"8N+1. {own}")
-        fields["width"] = _number("Width (pixels)", "width", None, own)
-        fields["height"] = _number("Height (pixels)", "height", None, own)
+        infos = (f"8N+1. {own}", own, own)
+        for name, info in zip(_MAY_BE_EMPTY, infos, strict=True):
+            label = _MAY_BE_EMPTY[name]
+            fields[name] = gr.Textbox(label=label, info=info, elem_id=f"training-{name}")
     with gr.Row():
         fields["rank"] = _number("Rank", "rank", 64, "A higher one learns more, and needs more.")
         fields["learning_rate"] = gr.Textbox(
@@ -262,15 +277,20 @@ def _request(values: Sequence[Any], clips: Sequence[tuple[Path, str]]) -> Traini
         model=model,
         clips=clips,
         settings={"iters": steps, "rank": given["rank"], "learning_rate": rate},
-        frames=given["frames"] or None,
-        width=given["width"] or None,
-        height=given["height"] or None,
+        **{name: _whole(given[name], label) for name, label in _MAY_BE_EMPTY.items()},
         quantize=given["quantize"] or None,
         save_every=given["save_every"] or 100,
         sample_prompt=given["sample_prompt"] or "",
         sample_every=given["sample_every"] or 0,
         sample_steps=given["sample_steps"] or 25,
     )
+
+
+def _whole(text: str | None, label: str) -> int | None:
+    try:
+        return int(text) if text and text.strip() else None
+    except ValueError:
+        raise InvalidInputError(f"“{label}” must be a whole number; got {text[:80]!r}") from None
 
 
 def _with_captions(files: Sequence[str], captions: str) -> list[tuple[Path, str]]:
@@ -282,6 +302,13 @@ def _with_captions(files: Sequence[str], captions: str) -> list[tuple[Path, str]
             f"there are {len(files)} clips and {len(lines)} captions: write a line for each clip"
         )
     return [(Path(file), line) for file, line in zip(files, lines, strict=True)]
+
+
+def _plot(found: pd.DataFrame) -> Any:
+    """The curve. A few points don't show yet whether the loss falls; one kind needs no legend."""
+    label = f"{_LOSS}: it should fall" if len(found) >= _ENOUGH_POINTS else _LOSS
+    kinds = list(found["of"].unique())
+    return gr.update(value=found, label=label, colors_in_legend=kinds if len(kinds) > 1 else [])
 
 
 def _if_new(now: str, before: str) -> Any:

@@ -35,9 +35,9 @@ def needs_in_html(e: TrainingEstimate) -> str:
 def list_in_html(service: Service, jobs: Sequence[Job], chosen: str) -> str:
     """The trainings, each with a button that chooses it."""
     if not jobs:
-        return '<h3>Your trainings</h3><p class="quiet">There are none yet.</p>'
+        return '<h2>Your trainings</h2><p class="quiet">There are none yet.</p>'
     items = "".join(f"<li>{_item(service, job, job.id == chosen)}</li>" for job in jobs)
-    return f"<h3>Your trainings ({len(jobs)})</h3><ul>{items}</ul>"
+    return f"<h2>Your trainings ({len(jobs)})</h2><ul>{items}</ul>"
 
 
 def _item(service: Service, job: Job, is_chosen: bool) -> str:

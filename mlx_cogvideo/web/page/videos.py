@@ -9,13 +9,13 @@ import gradio as gr
 
 from ...device import size
 from ...errors import CogVideoXError, InvalidInputError
-from ..gallery import PAGE, Gallery, Remake, Video
+from ..gallery import ON_A_MAC, PAGE, Gallery, Remake, Video, can_reveal
 from ..jobs import Job
 from ..service import FILES, Service
 from .forms import HIDDEN
 from .making import Making
 from .shown import file_url, picture_url
-from .words import escape, label_of, problem
+from .words import escape, file_name, label_of, place_in_words, problem, short
 
 THIS_MACHINE = {"127.0.0.1", "::1"}
 """Addresses of browsers on the server's own machine."""
@@ -23,11 +23,24 @@ _EVERY = 3.0
 _LEFT_OUT = {"prompt", "lora", "image_sha256", "video_sha256", *FILES}
 
 _CHOOSES = """
+let chosen = null;
+const mark = () => element.querySelectorAll('button[data-name]').forEach((button) =>
+  button.setAttribute('aria-pressed', String(button.dataset.name === chosen)));
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-name]');
-  if (button) trigger('click', {name: button.dataset.name});
+  if (!button) return;
+  chosen = button.dataset.name;
+  mark();
+  trigger('click', {name: chosen});
 });
+watch('value', mark);
 """
+_COMES_INTO_VIEW = """() => {
+  const shown = document.querySelector('#videos-shown');
+  shown?.scrollIntoView({block: 'start'});
+  shown?.querySelector('[tabindex], video')?.focus({preventScroll: true});
+}"""
+"""What happens in the browser once a video is chosen, in the grid below its player."""
 _SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _GRID = """
 ul.grid, ul.grid li { list-style: none; margin: 0; padding: 0; }
@@ -35,6 +48,7 @@ ul.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 
 ul.grid li { border: 0; min-width: 0; }
 ul.grid button { width: 100%; height: 100%; padding: .4rem; text-align: left; }
 ul.grid button > * { display: block; }
+ul.grid button[aria-pressed="true"] { outline: 3px solid var(--focus); }
 ul.grid img { width: 100%; aspect-ratio: 3 / 2; }
 ul.grid .quiet { font-weight: 400; }
 ul.grid .title { -webkit-line-clamp: 2; display: -webkit-box; margin-top: .3rem; }
@@ -43,6 +57,7 @@ _TABLE = """
 table { width: 100%; border: 0; border-collapse: collapse; margin-top: .5rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border: 0;
   border-top: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+tr { border: 0; }
 th { font-weight: 600; width: 40%; }
 """
 
@@ -65,12 +80,6 @@ class Tab:
 
     def add(self) -> None:
         page, chosen, drawn = gr.State(0), gr.State(""), gr.State("")
-        grid = gr.HTML(
-            elem_id="videos-grid", elem_classes="part", css_template=_GRID, js_on_load=_CHOOSES
-        )
-        with gr.Row():
-            newer = gr.Button("Newer videos", size="sm", elem_id="videos-newer", interactive=False)
-            older = gr.Button("Older videos", size="sm", elem_id="videos-older", interactive=False)
         shown = gr.HTML(elem_id="videos-shown", elem_classes="part")
         with gr.Column(visible=False, elem_id="videos-actions") as actions:
             with gr.Row():
@@ -78,13 +87,22 @@ class Tab:
                 use = gr.Button("Use these settings", elem_id="videos-use")
                 extend = gr.Button("Extend", elem_id="videos-extend")
             with gr.Row():
-                reveal = gr.Button("Show in Finder or file manager", elem_id="videos-reveal")
+                where = "Finder" if ON_A_MAC else "file manager"
+                reveal = gr.Button(
+                    f"Show in {where}", visible=can_reveal(), elem_id="videos-reveal"
+                )
                 trash = gr.Button("Move to trash", elem_id="videos-trash")
             with gr.Row(visible=False, elem_id="videos-sure") as sure:
                 yes = gr.Button("Yes, move it to the trash", variant="stop", elem_id="videos-yes")
                 no = gr.Button("No, keep it", elem_id="videos-no")
         said = gr.HTML(elem_id="videos-said", elem_classes="said", js_on_load=_SPEAKS)
         table = gr.HTML(elem_id="videos-settings", elem_classes="part", css_template=_TABLE)
+        grid = gr.HTML(
+            elem_id="videos-grid", elem_classes="part", css_template=_GRID, js_on_load=_CHOOSES
+        )
+        with gr.Row():
+            newer = gr.Button("Newer videos", size="sm", elem_id="videos-newer", visible=False)
+            older = gr.Button("Older videos", size="sm", elem_id="videos-older", visible=False)
 
         listed = [drawn, grid, newer, older]
         gr.Timer(_EVERY).tick(self.draw, [page, drawn], listed, queue=False, **HIDDEN)
@@ -92,7 +110,9 @@ class Tab:
         older.click(lambda number: number + 1, page, page, **HIDDEN)
         page.change(self.draw, [page, drawn], listed, queue=False, **HIDDEN)
         selected = [chosen, shown, table, actions, sure, said]
-        grid.click(self.choose, None, selected, **HIDDEN)
+        grid.click(self.choose, None, selected, **HIDDEN).then(
+            None, None, None, js=_COMES_INTO_VIEW, **HIDDEN
+        )
         again.click(self.again, chosen, said, **HIDDEN)
         extend.click(self.extend, chosen, said, **HIDDEN)
         lists = self.making.lists  # they don't know the newest adapters and models yet
@@ -111,8 +131,9 @@ class Tab:
         html = _grid(videos, page, count)
         if html == before:
             return [gr.skip()] * 4
-        more = (page + 1) * PAGE < count
-        return [html, html, gr.update(interactive=page > 0), gr.update(interactive=more)]
+        last, several = (page + 1) * PAGE >= count, count > PAGE
+        newer = gr.update(visible=several, interactive=page > 0)
+        return [html, html, newer, gr.update(visible=several, interactive=not last)]
 
     def choose(self, event: gr.EventData) -> list[Any]:
         """Shows a video and how it was made."""
@@ -145,11 +166,10 @@ class Tab:
             updates = self.making.fill(about, sources)
         except CogVideoXError as error:
             return [self._bad(error), *nothing]
-        missing = "; ".join(remake.missing)
-        return [
-            f'<p class="bad">Not filled in: {escape(missing)}.</p>' if missing else "",
-            *updates,
-        ]
+        if remake.missing:
+            gr.Warning(f"Not filled in: {escape('; '.join(remake.missing))}.")
+        gr.Info(f"The form has the settings of “{escape(short(about['settings']['prompt']))}”.")
+        return ["", *updates]
 
     def reveal(self, name: str, request: gr.Request) -> str:
         """Shows the file, for a browser on the same machine."""
@@ -181,10 +201,8 @@ class Tab:
 
 
 def _queued(service: Service, job: Job) -> str:
-    place = service.runner.place(job.id)
-    where = f"as number {place + 1} in the queue" if place else "and begins now"
-    seed = job.about["settings"]["seed"]
-    return f'<p class="well">It is queued, {where}, with seed {escape(seed)}.</p>'
+    where, seed = place_in_words(service.runner, job), job.about["settings"]["seed"]
+    return f'<p class="well">The new video {where}, with seed {escape(seed)}.</p>'
 
 
 def _for_form(remake: Remake) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,7 +231,7 @@ def _item(video: Video) -> str:
     title, when = escape(_title(video)), escape(_when(video))
     url = escape(picture_url(video.name, video.created))
     return (
-        f'<button type="button" data-name="{escape(video.name)}" aria-label="{title}, {when}">'
+        f'<button type="button" data-name="{escape(video.name)}" aria-pressed="false">'
         f'<img src="{url}" alt="" loading="lazy"><span class="title">{title}</span>'
         f'<span class="quiet">{when}</span></button>'
     )
@@ -235,10 +253,12 @@ def _nothing(message: str) -> list[Any]:
 def _player(video: Video) -> str:
     title, url = escape(_title(video)), escape(file_url(video.name))
     if video.path.suffix == ".gif":
-        player = f'<img src="{url}" alt="{title}">'
+        player = f'<img src="{url}" alt="{title}" tabindex="-1">'
     else:
         player = f'<video src="{url}" controls loop muted playsinline aria-label="{title}"></video>'
-    return f'{player}<p class="title">{title}</p>'
+    name = escape(file_name(_title(video), video.settings.get("seed"), video.path.suffix))
+    save = f'<p><a href="{url}" download="{name}">Save the video</a></p>'
+    return f'{player}<p class="title">{title}</p>{save}'
 
 
 def _table(video: Video) -> str:

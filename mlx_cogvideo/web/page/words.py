@@ -13,6 +13,7 @@ from ..jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Job
 from ..models import Model
 from ..planning import Estimate
 from ..progress import Progress
+from ..runner import Runner
 
 LABELS = {
     "prompt": "What the video shows",
@@ -36,9 +37,11 @@ LABELS = {
     "uncond": "Input of the unconditional pass",
     "cache": "Step cache",
     "cache_threshold": "Threshold of the step cache",
+    "computed_steps": "Steps that are computed",
     "scheduler": "Sampler",
     "seed": "Seed",
     "sequential_guidance": "Passes one after the other",
+    "vae": "Decoder",
     "tiling": "Tiling",
     "tile_size": "Size of a tile (pixels)",
     "tile_overlap": "Overlap of tiles",
@@ -48,6 +51,7 @@ LABELS = {
     "quantize": "Quantize (bits)",
     "compile": "Compile",
     "fps": "Frames per second",
+    "interpolate": "Times the frames",
 }
 """What the page calls each setting, with its unit."""
 
@@ -71,6 +75,7 @@ HELP = {
     "uncond": "empty, or zero: embeddings of zeros as in the original tools.",
     "cache": "Skips a part of some steps: faster, but the video differs.",
     "cache_threshold": "Higher is faster and less exact.",
+    "computed_steps": "Fewer are faster and less exact. The number, or a list such as 0, 1, 4, 8.",
     "scheduler": "The method by which the steps are taken.",
     "dtype": "Fewer bits need less memory.",
     "quantize": "Keep the weights in so few bits: less memory, and a slightly different video.",
@@ -78,6 +83,7 @@ HELP = {
     "lora": "Adapters that were trained here, which change the style or the subject.",
     "compile": "Faster. Switch it off only to look for faults.",
     "fps": "From 0.02 to 1000.",
+    "interpolate": "FFmpeg computes frames between those of the model.",
 }
 """Help for people who don't know the commands; of other settings it is that of the command."""
 
@@ -104,6 +110,10 @@ STATES = {
     DONE: "Finished",
     FAILED: "Failed",
 }
+_LONGEST_NAME = 60
+"""Letters of a prompt in the name of its file."""
+_LONGEST_TITLE = 80
+"""Letters of a title in a sentence."""
 _STAGES = {
     "encode": "Reading the description",
     "source": "Reading the picture or clip",
@@ -188,9 +198,12 @@ def lasts(frames: int, fps: float) -> str:
 def size_in_words(estimate: Estimate) -> str:
     """Such as ``17 frames of 96x96 pixels, 8 a second: 2.1 seconds; 10 steps``."""
     e = estimate
+    steps = f"{e.steps} steps"
+    if e.strength is not None:
+        steps = f"{e.steps} of {e.schedule} steps (strength {e.strength:g})"
     return (
         f"{e.frames} frames of {e.width}x{e.height} pixels, {e.fps:g} a second: "
-        f"{lasts(e.frames, e.fps)}; {e.steps} steps"
+        f"{lasts(e.frames, e.fps)}; {steps}"
     )
 
 
@@ -222,8 +235,28 @@ def left_in_words(progress: Progress) -> str:
     return "" if left is None else f"about {duration(left)} left"
 
 
+def place_in_words(runner: Runner, job: Job) -> str:
+    """When a job that was just added is carried out, such as ``is next in the queue``."""
+    place = runner.place(job.id)
+    if place:
+        return f"is number {place + 1} in the queue"
+    waits = place == 0 and any(each.state == RUNNING for each in runner.store.all())
+    return "is next in the queue" if waits else "begins now"
+
+
 def title_of(job: Job) -> str:
     """What a job is called: the prompt of a video."""
     settings = job.about.get("settings", {})
     title = settings.get("prompt") or job.about.get("title") or job.about.get("name")
     return str(title or {"video": "Video", "training": "Fine-tuning"}.get(job.kind, "Model"))
+
+
+def short(title: str) -> str:
+    """The beginning of a long title."""
+    return title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1].rstrip() + "…"
+
+
+def file_name(title: str, seed: object, suffix: str) -> str:
+    """A name for a saved video, such as ``a-red-circle-7.mp4``: letters, digits and hyphens."""
+    words = re.sub(r"[\W_]+", "-", title)[:_LONGEST_NAME].strip("-").lower() or "video"
+    return words + ("" if seed is None else f"-{seed}") + suffix
