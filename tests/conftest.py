@@ -1,6 +1,7 @@
 """Runs before any test imports MLX: exact float32 products, so that tolerances can be tight."""
 
 import os
+from pathlib import Path
 
 os.environ["MLX_ENABLE_TF32"] = "0"
 # Tests run in parallel: with more threads each, they would mostly wait for each other. Workers
@@ -12,6 +13,28 @@ import mlx.core as mx
 import pytest
 from fast_blas import BLAS
 from support import write_spiece_model
+
+TESTS = Path(__file__).parent
+SLOW = ("web", "cli/test_fresh_process.py", "test_together.py")
+"""Tests that start many processes: they run with --slow, or if they are named."""
+
+
+def pytest_addoption(parser) -> None:
+    words = "run the slow tests as well (also), or no others (only)"
+    parser.addoption("--slow", choices=["also", "only"], help=words)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    slow, wanted = config.getoption("--slow"), [Path(each).resolve() for each in config.args]
+    if slow == "also" or (slow is None and wanted not in ([], [TESTS])):
+        return
+    left_out = [item for item in items if is_slow(item) != (slow == "only")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if is_slow(item) == (slow == "only")]
+
+
+def is_slow(item) -> bool:
+    return any(item.path.is_relative_to(TESTS / each) for each in SLOW)
 
 
 def pytest_report_header() -> str:
