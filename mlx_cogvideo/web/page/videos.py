@@ -268,7 +268,7 @@ def _table(video: Video) -> str:
     rows = "".join(
         f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in _rows(video)
     )
-    return f"<h3>Settings</h3><table><tbody>{rows}</tbody></table>"
+    return f"<h2>Settings</h2><table><tbody>{rows}</tbody></table>"
 
 
 def _rows(video: Video) -> list[tuple[str, str]]:
