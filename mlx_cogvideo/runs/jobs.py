@@ -38,7 +38,7 @@ from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
 from .existing import is_finished, resumed, saved_run
 from .origin import Options, Origin, find_origin, say_what_is_opened
-from .preview import Preview, check_preview_path
+from .preview import Preview, check_preview_path, remove_preview
 from .record import (
     adapter_differences,
     model_differences,
@@ -277,6 +277,7 @@ class _Planner:
             ):
                 if not options.dry_run:
                     remove_saved(job.path)
+                    remove_preview(job.output)  # a kill right after the end leaves it
                 plan.finished.append(job.output)
                 return
         if saved is None or saved.run.needs_source:

@@ -77,6 +77,17 @@ def test_a_resumed_run_removes_its_preview(tmp_path, monkeypatch):
     assert [path.name for path in Path().iterdir()] == ["other.mp4"]
 
 
+def test_a_kill_right_after_the_end_leaves_no_preview_for_ever(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ctrl_c_in_step(1):
+        assert generate("video.mp4", "--preview-every", 1) == 130
+    left = Path("video.mp4.preview.gif").read_bytes()
+    assert generate("video.mp4", "--resume") == 0
+    Path("video.mp4.preview.gif").write_bytes(left)
+    assert generate("video.mp4", "--resume") == 0
+    assert [path.name for path in Path().iterdir()] == ["video.mp4"]
+
+
 def test_a_preview_is_removed_when_the_video_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []

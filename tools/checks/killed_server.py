@@ -168,7 +168,8 @@ def check(folder: Path, accepted: dict[str, int], expected: dict[int, np.ndarray
     """Checks what is there in the end; returns the jobs whose request had no answer."""
     done = {path.name for path in (folder / "jobs").iterdir()}
     assert accepted.keys() <= done
-    assert {path.name for path in (folder / "videos").iterdir()} == {f"{i}.mp4" for i in done}
+    names = {path.name for path in (folder / "videos").iterdir()}
+    assert names == {f"{i}.mp4" for i in done}, names ^ {f"{i}.mp4" for i in done}
     for job_id in done:
         job = folder / "jobs" / job_id
         events = [json.loads(line) for line in (job / "events.jsonl").open() if line[-2:] == "}\n"]
