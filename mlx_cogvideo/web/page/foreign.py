@@ -1,19 +1,23 @@
 """Keeps from Gradio what the page never sends: names of files that weren't uploaded.
 
 Gradio takes a file by its path, and downloads one whose path is an address. Here a path has to be
-one of an upload, and what else a client says of where a file is gets lost on the way.
+one of an upload, and what else a client says of where a file is gets lost on the way. Clients see
+the folder of the uploads under another name.
 """
 
 import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..refusals import Refusal
 
 _CALLS, _UPLOAD, _FILES = "/gradio_api/", "/gradio_api/upload", "/gradio_api/file="
+_ALIAS = "/uploads"
+_TEXTS = (b"application/json", b"text/event-stream")
 _ELSEWHERE = ("url", "is_stream")
 """What a file's description may say beside its path, and Gradio might follow."""
 
@@ -35,6 +39,12 @@ class OnlyUploads:
         if scope["path"].startswith(_FILES) and "://" in scope["path"]:
             await _refused()(scope, receive, send)
             return
+        if scope["path"].startswith(f"{_FILES}{_ALIAS}/"):
+            name = scope["path"].removeprefix(f"{_FILES}{_ALIAS}/")
+            path = f"{_FILES}{self.folder}/{name}"
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        others = [(n, value) for n, value in scope["headers"] if n != b"accept-encoding"]
+        scope, send = {**scope, "headers": others}, self._without_folder(send)
         if scope["method"] != "POST" or scope["path"].startswith(_UPLOAD):
             await self._app(scope, receive, send)
             return
@@ -54,6 +64,27 @@ class OnlyUploads:
         others = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         headers = [*others, (b"content-length", str(len(body)).encode())]
         await self._app({**scope, "headers": headers}, again, send)
+
+    def _without_folder(self, send: Send) -> Send:
+        """Sends texts in which the folder has its other name; an event comes in one piece."""
+        is_text = False
+
+        async def send_aliased(message: Message) -> None:
+            nonlocal is_text
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                kind = next((v for name, v in headers if name.lower() == b"content-type"), b"")
+                is_text = kind.startswith(_TEXTS)
+                if is_text:  # its length changes
+                    headers = [each for each in headers if each[0].lower() != b"content-length"]
+                message = {**message, "headers": headers}
+            elif is_text and message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                body = body.replace(str(self.folder).encode(), _ALIAS.encode())
+                message = {**message, "body": body}
+            await send(message)
+
+        return send_aliased
 
     def _checked(self, body: bytes) -> bytes:
         """A call with descriptions of uploads alone; raises Refusal where it has others."""
@@ -77,6 +108,8 @@ class OnlyUploads:
         for name in _ELSEWHERE:
             described.pop(name, None)
         path = described.get("path")
+        if isinstance(path, str) and path.startswith(f"{_ALIAS}/"):
+            path = described["path"] = str(self.folder / path.removeprefix(f"{_ALIAS}/"))
         if path is not None and not self._is_upload(path):
             raise _foreign()
 
