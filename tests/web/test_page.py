@@ -434,6 +434,11 @@ def test_the_page_serves_made_videos_by_id_and_nothing_else(service, tmp_path):
             refused = client.get(f"/gradio_api/file={url}")
             assert refused.status_code == 403
             assert "another server" in refused.json()["error"]["message"]
+        upload = client.post("/gradio_api/upload", files={"files": ("my cat.png", b"a cat")})
+        (path,) = upload.json()
+        assert path.startswith("/uploads/") and str(tmp_path) not in upload.text
+        assert client.get(f"/gradio_api/file={path}").content == b"a cat"
+        assert client.get("/gradio_api/file=/uploads/../secret.txt").status_code != 200
         outside = (tmp_path / "secret.txt", service.home.uploads / "../jobs", "x", "../secret.txt")
         for path in (*outside, "http://8.8.8.8/gradio_api/file=x", "https://example.com/a", 1, []):
             described = {"path": str(path) if isinstance(path, Path) else path, "is_stream": True}
