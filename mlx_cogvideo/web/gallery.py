@@ -23,7 +23,7 @@ from .adapters import is_finished
 from .jobs import ID, JobStore
 from .models import find_model
 from .pictures import remove_thumbnail, thumbnail
-from .service import FILES, SETTINGS, VideoRequest
+from .service import FILES, TAKEN, VideoRequest
 
 FORMS = (".mp4", ".gif")
 PREVIEW = ".preview.gif"
@@ -135,7 +135,7 @@ class Gallery:
         settings = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in video.settings.items()
-            if key in SETTINGS and key not in (*FILES, "lora") and value is not None
+            if key in TAKEN and value is not None
         }
         if new_seed:
             settings["seed"] = _other_seed(settings.get("seed"))

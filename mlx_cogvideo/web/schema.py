@@ -10,10 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..errors import InvalidInputError, did_you_mean
 from ..runs.settings import RunSettings
 from .refusals import Refusal
-from .service import FILES, SETTINGS
+from .service import TAKEN, list_length, may_be_one
 
-TAKEN = tuple(name for name in SETTINGS if name not in (*FILES, "lora"))
-"""Settings that requests may have."""
 OWN_FIELDS = ("model", "size", "seconds", "input_reference", "adapters")
 FIELDS = (*TAKEN, *OWN_FIELDS)
 LONGEST_TEXT = 10_000
@@ -182,8 +180,8 @@ def _check(name: str, value: Any) -> None:
             raise Refusal(400, problem, param=name)
         if "\0" in value or not _is_unicode(value):
             raise Refusal(400, f"{name} must be Unicode text without NUL", param=name)
-    length = next((len(get_args(k)) for k in get_args(_HINTS[name]) if get_origin(k) is tuple), 0)
-    if isinstance(value, list) != bool(length) or (length and len(value) != length):
+    if not _has_its_form(name, value):
+        length = list_length(name)
         what = f"a list of {length} numbers" if length else "one value"
         raise Refusal(400, f"{name} must be {what}", param=name)
     if str in _kinds(name) and not isinstance(value, tuple(_kinds(name) & {str, bool})):
@@ -191,6 +189,14 @@ def _check(name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and value > MOST.get(name, value):
         raise Refusal(400, f"{name} must be at most {MOST[name]}; got {value:.6g}", param=name)
+
+
+def _has_its_form(name: str, value: Any) -> bool:
+    """Whether a value is a list of the length that its setting has, or one value."""
+    length = list_length(name)
+    if not isinstance(value, list):
+        return length is None or may_be_one(name)
+    return length is not None and len(value) == (length or len(value))
 
 
 def _is_unicode(text: str) -> bool:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import InvalidInputError
 from ..pipeline.fields import settings_of
@@ -27,8 +27,11 @@ from .trainings import (
 
 SETTINGS = tuple(name for name in settings_of(RunSettings) if name != "tiny_vae")
 """The settings that can be chosen: all but the name of a file on this machine."""
+_TYPES = get_type_hints(RunSettings)
 FILES = {"image": "picture", "video": "clip"}
 """Settings that are files, and what they are called in a job's folder, without an ending."""
+TAKEN = tuple(name for name in SETTINGS if name not in (*FILES, "lora"))
+"""The settings of a request that are given by value."""
 PREVIEW_EVERY = 2
 """Steps between two previews."""
 
@@ -118,11 +121,7 @@ class Service:
 
     def _settings(self, request: VideoRequest) -> dict[str, Any]:
         """The settings of a request, with its files and adapters."""
-        unknown = request.settings.keys() - set(SETTINGS) | request.settings.keys() & {
-            *FILES,
-            "lora",
-        }
-        if unknown:
+        if unknown := request.settings.keys() - set(TAKEN):
             raise InvalidInputError(f"no such setting: {', '.join(sorted(unknown))}")
         settings = {name: value for name, value in request.settings.items() if value is not None}
         settings |= {n: getattr(request, n) for n in FILES if getattr(request, n) is not None}
@@ -186,6 +185,20 @@ class Service:
         except BaseException:
             self.store.discard(job_id)
             raise
+
+
+def list_length(name: str) -> int | None:
+    """How many numbers the list of a setting has; 0 is any number, None that it is no list."""
+    members = get_args(_TYPES[name]) or (_TYPES[name],)
+    lists = [get_args(each) for each in members if get_origin(each) is tuple]
+    if not lists:
+        return None
+    return 0 if lists[0][-1] is Ellipsis else len(lists[0])
+
+
+def may_be_one(name: str) -> bool:
+    """Whether a setting that may be a list may be one number, too."""
+    return int in get_args(_TYPES[name])
 
 
 def _files(request: VideoRequest) -> dict[str, tuple[Path, Media]]:

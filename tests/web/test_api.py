@@ -18,6 +18,8 @@ pytest.importorskip("gradio", reason="the server needs the extra ui")
 from api_server import QUICK, finished, serving, until
 
 from mlx_cogvideo.video import read_record, write_video
+from mlx_cogvideo.web.refusals import Refusal
+from mlx_cogvideo.web.schema import wanted_from_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -254,3 +256,12 @@ def test_the_description_names_every_setting_and_loads_nothing(idle):
     assert bodies.keys() == {"application/json", "multipart/form-data"}
     assert "/v1/videos/{video_id}/events" in openapi["paths"]
     assert idle.get("/").url.path == "/" and idle.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("value", [22, [0, 1, 5, 9]])
+def test_a_setting_may_be_a_list_or_its_length(value):
+    wanted = {"prompt": "a", "cache": "latents", "computed_steps": value}
+    settings = wanted_from_json(json.dumps(wanted).encode()).settings
+    assert settings["computed_steps"] == (value if isinstance(value, int) else tuple(value))
+    with pytest.raises(Refusal, match="computed_steps must be"):
+        wanted_from_json(json.dumps(wanted | {"computed_steps": "few"}).encode())

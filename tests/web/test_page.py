@@ -161,6 +161,12 @@ def test_an_untouched_field_leaves_its_setting_at_the_default(name):
     assert field.read(field.show(default)) == (None if default in (None, "") else default)
 
 
+def test_a_setting_that_is_a_list_or_its_length_is_read_and_shown_as_either():
+    field = Field("computed_steps")
+    for value, shown in ((22, "22"), ((0, 1, 5), "0, 1, 5")):
+        assert field.show(value) == shown and field.read(shown) == value
+
+
 def test_what_fills_a_form_is_collected_from_it(service):
     form = form_of(service)
     request = form.collect(filled(form, model="demo", settings=SETTINGS))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import gradio as gr
 
@@ -11,7 +11,7 @@ from ...errors import InvalidInputError
 from ...pipeline.fields import Setting
 from ...runs.settings import RUN_SETTINGS, RunSettings
 from ..models import Model
-from ..service import SETTINGS
+from ..service import SETTINGS, list_length, may_be_one
 from .words import default_of, help_of, label_of, lasts
 
 _TYPES = get_type_hints(RunSettings)
@@ -51,14 +51,9 @@ class Field:
             return "choice"
         if kinds == {bool}:
             return "truth"
-        if any(get_origin(each) is tuple for each in kinds):
+        if list_length(self.name) is not None:
             return "numbers"
         return "number" if kinds & {int, float} else "text"
-
-    @property
-    def _may_be_one(self) -> bool:
-        """Whether one number is another setting than a list of one."""
-        return int in get_args(_TYPES[self.name])
 
     def component(
         self, elem_id: str, model: Model | None, *, visible: bool
@@ -123,7 +118,7 @@ class Field:
                 return value == _YES
             case "numbers":
                 numbers = tuple(self._number(each) for each in self._split(value))
-                return numbers[0] if self._may_be_one and len(numbers) == 1 else numbers
+                return numbers[0] if may_be_one(self.name) and len(numbers) == 1 else numbers
             case "number" | "length":
                 return self._number(str(value).strip())
             case "text" if self.name != "prompt":
@@ -173,7 +168,7 @@ class Field:
 
     def _split(self, value: str) -> list[str]:
         parts = value.replace(",", " ").split()
-        if len(parts) != 2:
+        if len(parts) != (list_length(self.name) or len(parts)):
             raise InvalidInputError(f"{self.name} must be two numbers; got {value[:80]!r}")
         return parts
 

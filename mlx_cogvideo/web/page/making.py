@@ -12,6 +12,7 @@ from ..service import FILES, Service, VideoRequest
 from .fitting import changes_in_words, nearest_that_fits
 from .forms import EXAMPLES, HIDDEN, TABS, Form
 from .made import copied
+from .theme import SPEAKS
 from .words import (
     escape,
     memory_in_words,
@@ -93,10 +94,10 @@ def add_making_tabs(service: Service, blocks: gr.Blocks, tabs: gr.Tabs) -> Makin
 
 def _add_tab(service: Service, blocks: gr.Blocks, tab: str) -> Form:
     form = Form(service, tab)
-    needs = gr.HTML(elem_id=f"{tab}-estimate", elem_classes=["said", "needs"], js_on_load=_SPEAKS)
+    needs = gr.HTML(elem_id=f"{tab}-estimate", elem_classes=["said", "needs"], js_on_load=SPEAKS)
     changes = gr.State(None)
     use = gr.Button("Use what fits", visible=False, elem_id=f"{tab}-use-what-fits")
-    said = gr.HTML(elem_id=f"{tab}-said", elem_classes=["said", "answer"], js_on_load=_SPEAKS)
+    said = gr.HTML(elem_id=f"{tab}-said", elem_classes=["said", "answer"], js_on_load=SPEAKS)
     make = gr.Button("Make video", variant="primary", elem_id=f"{tab}-make")
     form.add_folds()
 
@@ -131,9 +132,6 @@ def _add_tab(service: Service, blocks: gr.Blocks, tab: str) -> Form:
     ).then(estimated, form.inputs, [needs, use, changes], **_RAW)
     make.click(made, form.inputs, said, **_RAW)
     return form
-
-
-_SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 
 
 def _watch(component: gr.components.Component) -> list[Any]:

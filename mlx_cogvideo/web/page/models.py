@@ -14,6 +14,7 @@ from ..jobs import QUEUED, RUNNING, STOPPED, Job
 from ..models import Model, list_models
 from ..service import Service
 from .forms import HIDDEN
+from .theme import SPEAKS
 from .words import escape, left_in_words, place_in_words, problem
 
 _EVERY = 2.0
@@ -33,7 +34,6 @@ watch('value', () => {
   buttons.find((button) => button.getAttribute('aria-label') === held)?.focus();
 });
 """
-_SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _TABLE = """
 .wide { overflow-x: auto; }
 table { width: 100%; border: 0; border-collapse: collapse; }
@@ -60,7 +60,7 @@ def add_tab(service: Service) -> None:
     table = gr.HTML(
         elem_id="models-table", elem_classes="part", css_template=_TABLE, js_on_load=_GETS
     )
-    said = gr.HTML(elem_id="models-said", elem_classes="said", js_on_load=_SPEAKS)
+    said = gr.HTML(elem_id="models-said", elem_classes="said", js_on_load=SPEAKS)
 
     def update(before: str) -> list[Any]:
         html = _table(service)

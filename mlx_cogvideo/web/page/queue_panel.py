@@ -9,6 +9,7 @@ from ...errors import CogVideoXError
 from ..jobs import DONE, FAILED, RUNNING, STOPPED, Job, UnknownJobError
 from ..service import Service
 from .made import preview_url, video_url
+from .theme import SPEAKS
 from .words import (
     STATES,
     escape,
@@ -48,7 +49,6 @@ watch('value', () => {
   if (wanted && wanted !== at) wanted.focus();
 });
 """
-_SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _PLAYS = """
 const still = window.matchMedia('(prefers-reduced-motion: reduce)').matches;
 const play = () => { if (!still) element.querySelector('video')?.play().catch(() => {}); };
@@ -60,8 +60,8 @@ play();
 def add_panel(service: Service) -> None:
     """Adds the panel to the page, within which it has to be called."""
     gr.HTML('<div class="part"><h2>Now</h2></div>')
-    spoken = gr.HTML(elem_id="now-spoken", elem_classes="unseen", js_on_load=_SPEAKS)
-    said = gr.HTML(elem_id="now-said", elem_classes="said", js_on_load=_SPEAKS)
+    spoken = gr.HTML(elem_id="now-spoken", elem_classes="unseen", js_on_load=SPEAKS)
+    said = gr.HTML(elem_id="now-said", elem_classes="said", js_on_load=SPEAKS)
     parts = {}
     for name in PARTS:
         js = {"finished": _PLAYS, "progress": "", "preview": ""}.get(name, _BUTTONS)

@@ -127,3 +127,6 @@ JS = """() => {
   name();
 }"""
 """Has the buttons for uploads be named by the text that they show."""
+
+SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
+"""Has a screen reader say what an element of HTML says from now on."""

@@ -16,11 +16,11 @@ from ..trainings import TrainingRequest
 from .forms import HIDDEN
 from .made import copied
 from .making import Making
+from .theme import SPEAKS
 from .training_parts import frame, list_in_html, needs_in_html, points, training_in_html
 from .words import escape, model_choices, place_in_words, problem, short
 
 _EVERY = 2.0
-_SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _CHOOSES = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-job]');
@@ -88,9 +88,9 @@ class Tab:
             steps = _number("Steps", "iters", 1000, "Updates. 500 to 2000 are usual.")
         with gr.Accordion("More", open=False, elem_id="training-fold"):
             more = _more()
-        needs = gr.HTML(elem_id="training-needs", elem_classes="said", js_on_load=_SPEAKS)
+        needs = gr.HTML(elem_id="training-needs", elem_classes="said", js_on_load=SPEAKS)
         start = gr.Button("Start fine-tuning", variant="primary", elem_id="training-start")
-        said = gr.HTML(elem_id="training-said", elem_classes="said", js_on_load=_SPEAKS)
+        said = gr.HTML(elem_id="training-said", elem_classes="said", js_on_load=SPEAKS)
         inputs = [title, clips, captions, model, steps, *more.values()]
         events = [each.change for each in (model, steps, more["quantize"], more["rank"])]
         for name in _MAY_BE_EMPTY:
@@ -126,7 +126,7 @@ class Tab:
                 try_it = gr.Button("Try the adapter", elem_id="training-try")
                 stop = gr.Button("Stop", elem_id="training-stop")
                 resume = gr.Button("Resume", elem_id="training-resume")
-        said = gr.HTML(elem_id="training-done", elem_classes="said", js_on_load=_SPEAKS)
+        said = gr.HTML(elem_id="training-done", elem_classes="said", js_on_load=SPEAKS)
         parts = [drawn, listed, one, about, plot, try_it, stop, resume]
         gr.Timer(_EVERY).tick(self.update, [chosen, drawn], parts, queue=False, **HIDDEN)
         listed.click(self.choose, None, [chosen, said], **HIDDEN).then(

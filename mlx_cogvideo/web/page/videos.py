@@ -15,6 +15,7 @@ from ..service import FILES, Service
 from .forms import HIDDEN
 from .making import Making
 from .shown import file_url, picture_url
+from .theme import SPEAKS
 from .words import escape, file_name, label_of, place_in_words, problem, short
 
 THIS_MACHINE = {"127.0.0.1", "::1"}
@@ -41,7 +42,6 @@ _COMES_INTO_VIEW = """() => {
   shown?.querySelector('[tabindex], video')?.focus({preventScroll: true});
 }"""
 """What happens in the browser once a video is chosen, in the grid below its player."""
-_SPEAKS = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 _GRID = """
 ul.grid, ul.grid li { list-style: none; margin: 0; padding: 0; }
 ul.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem; }
@@ -95,7 +95,7 @@ class Tab:
             with gr.Row(visible=False, elem_id="videos-sure") as sure:
                 yes = gr.Button("Yes, move it to the trash", variant="stop", elem_id="videos-yes")
                 no = gr.Button("No, keep it", elem_id="videos-no")
-        said = gr.HTML(elem_id="videos-said", elem_classes="said", js_on_load=_SPEAKS)
+        said = gr.HTML(elem_id="videos-said", elem_classes="said", js_on_load=SPEAKS)
         table = gr.HTML(elem_id="videos-settings", elem_classes="part", css_template=_TABLE)
         grid = gr.HTML(
             elem_id="videos-grid", elem_classes="part", css_template=_GRID, js_on_load=_CHOOSES
