@@ -21,14 +21,36 @@ planning = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class MemoryNeeds:
+    """The memory that something needs.
+
+    Attributes:
+        memory: bytes that each stage needs, by its name.
+        available, largest: bytes of memory that are free now, and that this machine has for it.
+    """
+
+    memory: dict[str, int]
+    available: int
+    largest: int
+
+    @property
+    def need(self) -> int:
+        """Bytes that the stage which needs most needs."""
+        return max(self.memory.values(), default=0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether this machine has the memory that it needs."""
+        return self.need <= self.largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(MemoryNeeds):
     """What a video will be and need.
 
     Attributes:
         seed: the given one, or a new one.
         frames, width, height, fps, steps: of the video.
-        memory: bytes that each stage needs, by its name.
-        available, largest: bytes of memory that are free now, and that this machine has for it.
         seconds: of denoising, for an official model on a machine whose speed is known.
         has_previews: whether previews can be drawn of this model's latents.
         warnings: what won't be as good, or not the same, as expected.
@@ -42,24 +64,11 @@ class Estimate:
     height: int
     fps: float
     steps: int
-    memory: dict[str, int]
-    available: int
-    largest: int
     seconds: float | None
     has_previews: bool
     warnings: tuple[str, ...]
     schedule: int | None = None
     strength: float | None = None
-
-    @property
-    def need(self) -> int:
-        """Bytes that the stage which needs most needs."""
-        return max(self.memory.values(), default=0)
-
-    @property
-    def fits(self) -> bool:
-        """Whether this machine has the memory that it needs."""
-        return self.need <= self.largest
 
 
 def estimate_video(settings: Mapping[str, Any], model: Model, output: Path) -> Estimate:

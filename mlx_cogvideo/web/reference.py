@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..cli.options import option_name
 from ..runs.settings import RUN_SETTINGS, RunSettings
-from .schema import TAKEN
+from .service import TAKEN, list_length
 
 _NAMES = {option_name(RunSettings, name): name for name in TAKEN} | dict.fromkeys(
     ("--image", "--video"), "input_reference"
@@ -53,13 +53,15 @@ VIDEO: dict[int | str, dict[str, Any]] = {
 """Responses of calls that answer with a video."""
 
 
-def _schema_of(hint: Any) -> dict[str, Any]:
+def _schema_of(name: str, hint: Any) -> dict[str, Any]:
+    """What a setting may be, from its type."""
     kinds = []
     for member in get_args(hint) or (hint,):
         if get_origin(member) is tuple:
             items = {"type": _TYPES[get_args(member)[0]]}
-            length = len(get_args(member))
-            kinds.append({"type": "array", "items": items, "minItems": length, "maxItems": length})
+            length = list_length(name)
+            bounds = {"minItems": length, "maxItems": length} if length else {"minItems": 1}
+            kinds.append({"type": "array", "items": items, **bounds})
         elif member in _TYPES:
             kinds.append({"type": _TYPES[member]})
         elif member is not NoneType:
@@ -89,7 +91,7 @@ def _fields() -> dict[str, Any]:
     }
     hints = get_type_hints(RunSettings)
     for name in TAKEN:
-        about, kind = RUN_SETTINGS[name], _schema_of(hints[name])
+        about, kind = RUN_SETTINGS[name], _schema_of(name, hints[name])
         if about.choices and kind.get("type") == "string":
             kind["enum"] = list(about.choices)
         default = "" if about.if_none is None else f" Default: {about.if_none}."

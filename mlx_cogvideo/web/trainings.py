@@ -24,7 +24,7 @@ from .home import Home
 from .jobs import Job
 from .models import Model
 from .pictures import write_first_frame
-from .planning import planning
+from .planning import MemoryNeeds, planning
 
 SETTINGS = tuple(
     name
@@ -80,14 +80,12 @@ class TrainingRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingEstimate:
+class TrainingEstimate(MemoryNeeds):
     """What a training will be and need.
 
     Attributes:
         frames, width, height, fps: of the clips as they are learned.
         steps: updates of the whole training.
-        memory: bytes that each stage needs, by its name.
-        available, largest: bytes of memory that are free now, and that this machine has for it.
         disk: bytes of its checkpoints and its result, at most.
         fitting: most frames with which the memory suffices, where it doesn't; None if even the
             fewest need more.
@@ -98,21 +96,8 @@ class TrainingEstimate:
     height: int
     fps: float
     steps: int
-    memory: dict[str, int]
-    available: int
-    largest: int
     disk: int
     fitting: int | None = None
-
-    @property
-    def need(self) -> int:
-        """Bytes that the stage which needs most needs."""
-        return max(self.memory.values())
-
-    @property
-    def fits(self) -> bool:
-        """Whether this machine has the memory that it needs."""
-        return self.need <= self.largest
 
 
 def estimate_training(request: TrainingRequest, model: Model, folder: Path) -> TrainingEstimate:
