@@ -201,8 +201,18 @@ def _existing(folder: Path) -> Path:
 
 def user_cache() -> Path:
     """This package's folder among the user's caches, whether or not it is there."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not caches.is_absolute():  # the XDG specification ignores a relative path
-        own = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-        caches = Path(os.path.expanduser(own))
-    return caches / "mlx_cogvideo"
+    return _own_folder("XDG_CACHE_HOME", "~/Library/Caches", "~/.cache")
+
+
+def user_data() -> Path:
+    """This package's folder for what took long to find out, whether or not it is there."""
+    return _own_folder("XDG_DATA_HOME", "~/Library/Application Support", "~/.local/share")
+
+
+def _own_folder(variable: str, on_macos: str, elsewhere: str) -> Path:
+    """A folder of this package in the one that a variable of the XDG specification names."""
+    parent = Path(os.environ.get(variable, ""))
+    if not parent.is_absolute():  # the specification ignores a relative path
+        own = on_macos if sys.platform == "darwin" else elsewhere
+        parent = Path(os.path.expanduser(own))
+    return parent / "mlx_cogvideo"

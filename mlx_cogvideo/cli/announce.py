@@ -47,7 +47,7 @@ def announce(
         names_model: whether the command, or the run that it repeats or resumes, names the model.
         also: further lines, of a title and a text each.
     """
-    needs, (seconds, source) = memory_needs(plan), _seconds(plan)
+    needs, (seconds, source) = memory_needs(plan), denoising_seconds(plan)
     if events.on:
         events.emit("plan", **plan_fields(plan))
     if plan.pipe.folder == DEMO_PATH and not names_model:
@@ -64,7 +64,7 @@ def announce(
         logger.info("%-8s %s", "finished", f"{outputs}, made before")
     if plan.jobs:
         download, time = download_lines(plan.pipe.to_download), _time(plan, seconds, source)
-        _show_needs(plan, [*_lines(plan), *also, *download, *time], needs)
+        show_needs(plan, [*plan_lines(plan), *also, *download, *time], needs)
 
 
 def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None:
@@ -77,7 +77,7 @@ def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None
     report_download(count, events)
     lines = download_lines(count)
     if plan is not None and plan.jobs:
-        _show_needs(plan, [*lines, *_time(plan, *_seconds(plan))], memory_needs(plan))
+        show_needs(plan, [*lines, *_time(plan, *denoising_seconds(plan))], memory_needs(plan))
     else:
         show_lines(lines)
 
@@ -104,7 +104,7 @@ def memory_needs(plan: Plan) -> dict[str, int]:
     )
 
 
-def _show_needs(plan: Plan, lines: Iterable[tuple[str, str]], needs: Mapping[str, int]) -> None:
+def show_needs(plan: Plan, lines: Iterable[tuple[str, str]], needs: Mapping[str, int]) -> None:
     """Says what will be done, how much memory it needs, and whether this machine has that."""
     available = usable_memory(plan.pipe)
     show_plan(lines, needs, available)
@@ -116,7 +116,7 @@ def _show_needs(plan: Plan, lines: Iterable[tuple[str, str]], needs: Mapping[str
             warn_of_the_moment(stage, need, available)
 
 
-def _seconds(plan: Plan) -> tuple[float | None, str]:
+def denoising_seconds(plan: Plan) -> tuple[float | None, str]:
     """How long the denoising of an official model's videos takes, and how that is known."""
     pipe, jobs = plan.pipe, [job for job in plan.jobs if "denoise" not in job.done]
     if pipe.variant is None or not jobs:
@@ -132,7 +132,7 @@ def _seconds(plan: Plan) -> tuple[float | None, str]:
 
 
 def _time(plan: Plan, seconds: float | None, source: str) -> list[tuple[str, str]]:
-    """The line about the time that the videos of an official model take, from `_seconds`."""
+    """The line about the time that the videos of an official model take."""
     if seconds is None:
         return [("time", source)] if source else []
     less = plan.resumed or any(job.settings.cache in CACHES for job in plan.jobs)
@@ -186,7 +186,7 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         "memory": memory_needs(plan),
         "available": usable_memory(plan.pipe),
         "download": plan.pipe.to_download,
-        "seconds": _seconds(plan)[0],
+        "seconds": denoising_seconds(plan)[0],
     }
 
 
@@ -245,7 +245,8 @@ def show_lines(lines: Iterable[tuple[str, str]]) -> None:
         logger.info("%-8s %s", title, text)
 
 
-def _lines(plan: Plan) -> list[tuple[str, str]]:
+def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Titles and what they say of a plan's first video."""
     job = plan.jobs[0]
     settings, geometry = job.settings, job.settings.geometry
     fps, times = (job.record["settings"].get(name, 1) for name in ("fps", "interpolate"))

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "Make a small model folder from an official checkpoint.",
     "lora": "Fine-tune a model on clips with LoRA.",
     "check": "Check this machine's numbers, and estimate what models need here.",
+    "tune": "Find which steps of a model can be left out here, and what that costs.",
     "ui": "Make videos on a page in the browser.",
     "serve": "Make videos for other programs, over HTTP.",
 }

@@ -32,7 +32,7 @@ class Parser(OneLineParser):
         """Makes the parser of a command.
 
         Args:
-            name: ``generate``, ``convert``, ``lora``, ``check``, ``ui`` or ``serve``.
+            name: a command of ``main.COMMANDS``.
             lone: the option that a word without one is probably meant for.
             options: argparse's; an ``epilog`` keeps its line breaks, and ``%(prog)s`` in it is the
                 command as its user calls it.

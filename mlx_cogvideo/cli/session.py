@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from ..pipeline.events import Event
 from ..runs.helpers import Helpers
 from ..runs.jobs import Failure, Plan
 from ..runs.preview import preview_path, remove_preview
-from ..runs.resumable import VideoJob, encode_all, finish, resume_options
+from ..runs.resumable import Observer, VideoJob, encode_all, finish, resume_options
 from ..runs.saved_run import SavedRun
 from .announce import decoded_frames, report_failure, video_fields
 from .common import FAILED, StageBars
@@ -33,7 +33,15 @@ class Session:
     others are made.
     """
 
-    def __init__(self, plan: Plan, args: argparse.Namespace, events: JsonEvents, team: Team):
+    def __init__(
+        self,
+        plan: Plan,
+        args: argparse.Namespace,
+        events: JsonEvents,
+        team: Team,
+        observers: Sequence[Observer] = (),
+    ):
+        """`observers` are called with each event, after it is noted."""
         self.plan = plan
         self.args = args
         self.made: list[dict[str, Any]] = []
@@ -42,6 +50,7 @@ class Session:
         events.progress.about = dict.fromkeys(names)  # until one video is made
         self._bars = StageBars(events, len(plan.jobs), quiet=args.quiet)
         self._interrupts, self._helpers = team.interrupts, team.helpers
+        self._observers = observers
 
     def run(self) -> int | None:
         """Makes the videos, prints where they are, and returns the exit code."""
@@ -96,7 +105,7 @@ class Session:
         self._bars.later = windows * job.settings.num_inference_steps
         self._expect(job, saved.steps_in_all - saved.steps_done + self._bars.later)
         saved = replace(saved, record=job.record, output=job.output)
-        observers = [self._note, self._previewed(job)]
+        observers = [self._note, self._previewed(job), *self._observers]
         if self._helpers is not None:
             job.record["processes"] = self.plan.pipe.processes.size
             observers.insert(0, partial(self._take_part, self._helpers, job, saved))

@@ -137,6 +137,12 @@ class BaseScheduler:
         alpha, sigma = self._level(t)
         return atan2(sigma, alpha)
 
+    def x0_factor(self, t: int) -> float:
+        """The factor of the predicted clean sample in a deterministic step from timestep t."""
+        _, s, after = self._neighbours(t)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self._level(s), self._level(after)
+        return alpha_t - alpha_s * sigma_t / sigma_s
+
     def predict_x0(self, model_output: mx.array, t: int, sample: mx.array) -> mx.array:
         """The clean samples that the model's answers at timestep t imply, in float32.
 

@@ -9,9 +9,18 @@ import numpy as np
 from ..errors import InvalidInputError
 from .extrapolation import EXTRAPOLATED, POINTS
 from .schedulers import CogVideoXDPMScheduler, Scheduler
+from .step_lists import Costs, best_lists
 
 DEFAULT_SHARES = {"latents": 22 / 50, "guidance": 24 / 50}
 """The share of the steps that each cache computes in full by default."""
+
+PRESETS = {"balanced": 22 / 50, "fast": 17 / 50}
+"""The share of the steps that each preset computes; the others are extrapolated."""
+
+
+def steps_to_compute(share: float, steps: int) -> int:
+    """The number of steps that are a share of them, and enough to extrapolate from."""
+    return max(min(POINTS, steps), round(share * steps))
 
 
 def choose_computed_steps(
@@ -32,7 +41,7 @@ def choose_computed_steps(
         return None
     steps = len(scheduler.timesteps)
     if asked is None:
-        asked = max(min(POINTS, steps), round(DEFAULT_SHARES[cache] * steps))
+        asked = steps_to_compute(DEFAULT_SHARES[cache], steps)
     elif not isinstance(asked, int) and len(asked) == 1:
         (asked,) = asked
     if isinstance(asked, int):
@@ -41,7 +50,16 @@ def choose_computed_steps(
                 f"computed_steps must be {POINTS} to {steps} of {steps} steps; got {asked}"
             )
         return usual_steps(scheduler, asked)
-    given = tuple(asked)
+    return as_steps(asked, steps)
+
+
+def as_steps(numbers: Sequence[int], steps: int) -> tuple[int, ...]:
+    """A list of steps to compute, of so many steps.
+
+    Raises:
+        InvalidInputError: the list isn't one of steps.
+    """
+    given = tuple(numbers)
     if given != tuple(sorted({*given, *range(min(POINTS, steps))})) or given[-1] >= steps:
         raise InvalidInputError(
             f"computed_steps must be rising numbers from 0 to {steps - 1} that begin with 0 and 1; "
@@ -111,39 +129,15 @@ _SDE = _Errors(bend=60, bend_power=1.86, rough=1, rough_power=0.68)
 
 @cache
 def _fitted(angles: tuple[float, ...], count: int, errors: _Errors) -> tuple[int, ...]:
-    """The list with the least error, by dynamic programming over the last two computed steps."""
+    """The list with the least error."""
     steps = len(angles)
     if count >= steps or steps <= POINTS:
         return tuple(range(steps))
-    costs = _segment_costs(np.array(angles), errors)
-    # best[j, k]: the least error up to j, where j and k are the last two computed steps.
-    best = np.full((steps, steps), np.inf)
-    best[1, 0] = 0
-    origins = []
-    for _ in range(count - POINTS):
-        following, origin = np.full_like(best, np.inf), np.zeros(best.shape, int)
-        for j in range(1, steps - 1):
-            totals = best[j, :j, None] + costs[j][:, :-1]  # by the next computed step
-            following[j + 1 :, j], origin[j + 1 :, j] = totals.min(0), totals.argmin(0)
-        best = following
-        origins.append(origin)
-    ends = np.full_like(best, np.inf)
-    for j in range(1, steps):
-        ends[j, :j] = best[j, :j] + costs[j][:, -1]
-    latest, before = np.unravel_index(ends.argmin(), ends.shape)
-    found = [int(latest), int(before)]
-    for origin in reversed(origins):
-        found.append(int(origin[found[-2], found[-1]]))
-    return tuple(reversed(found))
+    return best_lists(_costs(np.array(angles), errors), count)[-1].steps
 
 
-def _segment_costs(angles: np.ndarray, errors: _Errors) -> list[np.ndarray]:
-    """What it costs to compute no step after j until n, for all pairs of k before j, and n.
-
-    Returns:
-        For each j an array ``[k, n - j - 1]``, n up to the number of steps: the sum of the squared
-        errors of the skipped steps, by their weight in the sampler's step.
-    """
+def _costs(angles: np.ndarray, errors: _Errors) -> Costs:
+    """What it costs to skip steps, by a formula for the errors."""
     a, steps = angles, len(angles)
     after = np.append(a[1:], 0.0)
     weights = np.cos(after) - np.cos(a) * np.sin(after) / np.sin(a)

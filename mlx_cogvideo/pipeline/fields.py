@@ -72,6 +72,7 @@ class Setting:
         may_change: whether an unfinished run may go on with another value.
         by_memory: whether the memory decides where it is None.
         belongs_to: setting without which it means nothing: a new value of that one resets it.
+        decides: settings that it gives their values, and that can't be given beside it.
         before: its value in records that were written before there was such a setting.
         aliases: other names of its values, such as old ones.
         omit: value that records leave out, such as that of a setting that is off.
@@ -87,6 +88,7 @@ class Setting:
     may_change: bool = False
     by_memory: bool = False
     belongs_to: str | None = None
+    decides: tuple[str, ...] = ()
     before: Any = None
     aliases: Mapping[str, Any] | None = None
     omit: Any = None

@@ -1,6 +1,6 @@
 """From settings as they are given to settings for one model: nothing left open, all checked."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..checkpoints.model_configurations import ModelConfigurations
 from ..checkpoints.model_folder import ModelFolder
-from ..diffusion.computed_steps import choose_computed_steps
+from ..diffusion.computed_steps import PRESETS, choose_computed_steps, steps_to_compute
 from ..diffusion.denoising import Sampling
 from ..diffusion.division import divide
 from ..diffusion.guidance import check_uncond, schedule_name
@@ -18,6 +18,8 @@ from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg
 from .fields import random_seed
 from .geometry import Geometry
+from .overrides import decided_by
+from .presets import tuned_lists
 from .resolved import ResolvedSettings, check_steps
 from .settings import VideoSettings
 from .sources import DEFAULT_STRENGTH, Source, path_or_none, path_or_pixels, picture_size
@@ -41,6 +43,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
     """
     check_uncond(settings.uncond, bool(settings.negative_prompt))
     chosen = _chosen(model, settings)
+    settings = _without_preset(model, settings, chosen)
     geometry = _geometry(model, settings)
     guided = chosen["guidance_scale"] > 1
     division = divide(model.processes, guided)
@@ -84,7 +87,9 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         "image_latent_scale": None if source.image is None else source.image_latent_scale,
         "source_tiling": source.tiling if encodes else None,
         "cache_threshold": resolve_cache_threshold(settings.cache, settings.cache_threshold),
-        "computed_steps": _computed_steps(model, settings, chosen),
+        "computed_steps": choose_computed_steps(
+            settings.cache, settings.computed_steps, _scheduler(model, chosen)
+        ),
         "seed": random_seed() if settings.seed is None else settings.seed,
         "sequential_guidance": sequential,
         "tiny_vae": path_or_none(settings.tiny_vae),
@@ -116,14 +121,30 @@ def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
     return chosen | {"dynamic_cfg": schedule_name(chosen["dynamic_cfg"])}
 
 
-def _computed_steps(
+def _without_preset(
     model: ModelFolder, settings: VideoSettings, chosen: dict[str, Any]
-) -> tuple[int, ...] | None:
-    """The steps that a cache of predictions computes, of all that the sampler takes."""
-    name, steps = chosen["scheduler"], chosen["num_inference_steps"]
-    scheduler = make_scheduler(name, model.scheduler_config, mx.random.key(0))
-    scheduler.set_timesteps(steps)
-    return choose_computed_steps(settings.cache, settings.computed_steps, scheduler)
+) -> VideoSettings:
+    """The settings with what a preset stands for in its place."""
+    preset = settings.preset
+    if preset is None:
+        return settings
+    for name in decided_by("preset"):
+        if getattr(settings, name) is not None:
+            raise InvalidInputError(f"preset and {name} say how much is computed: give one of them")
+    if preset == "exact":
+        return replace(settings, preset=None)
+    scheduler = _scheduler(model, chosen)
+    steps: int | tuple[int, ...] | None = tuned_lists(model, scheduler).get(preset)
+    if steps is None:
+        steps = steps_to_compute(PRESETS[preset], len(scheduler.timesteps))
+    return replace(settings, preset=None, cache="latents", computed_steps=steps)
+
+
+def _scheduler(model: ModelFolder, chosen: dict[str, Any]) -> Scheduler:
+    """The sampler with all timesteps, to plan with."""
+    scheduler = make_scheduler(chosen["scheduler"], model.scheduler_config, mx.random.key(0))
+    scheduler.set_timesteps(chosen["num_inference_steps"])
+    return scheduler
 
 
 def run_scheduler(model: ModelFolder, settings: ResolvedSettings) -> Scheduler:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..diffusion.computed_steps import PRESETS
 from ..diffusion.extrapolation import EXTRAPOLATED
 from ..diffusion.guidance import GUIDANCE_SCHEDULES, UNCONDS
 from ..diffusion.schedulers import SCHEDULERS, Scheduler
@@ -171,6 +172,16 @@ class VideoSettings:
         choices=UNCONDS,
         before="empty",
     )
+    preset: str | None = setting(
+        None,
+        "How much of the work is done: exact, balanced (22 of 50 steps) or fast (17 of 50). Both "
+        "compute the steps that mlx-cogvideo tune has found for the model, or the usual ones, and "
+        "extrapolate the others, as --cache latents does.",
+        group="sampling",
+        choices=("exact", *PRESETS),
+        if_none="what --cache says",
+        decides=("cache", "cache_threshold", "computed_steps"),
+    )
     cache: str | None = setting(
         None,
         "Method that saves work in some steps: faster, but the video differs. latents extrapolates "
@@ -309,26 +320,6 @@ class VideoSettings:
                 f"{', '.join(sorted(unknown))}"
             )
         return cls(**values)
-
-
-def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings with given ones in their place; what belonged to a replaced one goes.
-
-    Args:
-        recorded: names and values; those of other classes of settings stay.
-    """
-    given = dict(given)
-    parts = {name: about.belongs_to for name, about in settings_of(VideoSettings).items()}
-    if "tiling" not in given and any(parts.get(name) == "tiling" for name in given):
-        given["tiling"] = "tiled"
-    reset = {name for name, owner in parts.items() if owner in given}
-    if "guidance_scale" in given and given["guidance_scale"] <= 1:
-        reset.add("guidance_range")
-    if given.get("num_inference_steps", recorded.get("num_inference_steps")) != recorded.get(
-        "num_inference_steps"
-    ):
-        reset.add("computed_steps")
-    return {name: value for name, value in recorded.items() if name not in reset} | given
 
 
 def _for_json(name: str, value: Any) -> Any:

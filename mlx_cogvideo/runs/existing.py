@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidInputError, OutputError
+from ..pipeline.overrides import override
 from ..pipeline.recording import Record
 from ..pipeline.resolved import ResolvedSettings
-from ..pipeline.settings import override
 from ..video import read_record
 from .record import check_record, model_differences, setting_differences
 from .resumable import VideoJob

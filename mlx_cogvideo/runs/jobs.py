@@ -24,13 +24,13 @@ from ..errors import (
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.output import NO_LATENTS
+from ..pipeline.overrides import decided_by, override
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.recording import Record, make_record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import resolve
 from ..pipeline.run_stages import lost_text
-from ..pipeline.settings import override
 from ..pipeline.sources import check_no_address
 from ..pipeline.unused import without_effect
 from ..video import check_output_path
@@ -263,13 +263,12 @@ class _Planner:
         saved = None
         if job.path.exists() and (options.resume or not options.overwrite):
             saved = saved_run(job, bool(options.resume))
-            named = self.settings.keys() | {"prompt"} | ({"seed"} & options.given.keys())
             new_source = bool({"image", "video"} & self.given.keys())
             plan.warnings += [
                 f"results may differ slightly: {difference}"
                 for difference in version_differences(saved.record, job.record)
             ]
-            job = resumed(job, saved, named, self._resolve, new_source=new_source)
+            job = resumed(job, saved, self._named(), self._resolve, new_source=new_source)
         if options.resume or (plan.is_batch and not options.overwrite):
             seed_matters = saved is not None or self.seeds != [None]
             if is_finished(
@@ -286,6 +285,12 @@ class _Planner:
         if saved is not None:
             plan.resumed[job.path] = saved.progress
         plan.jobs.append(job)
+
+    def _named(self) -> set[str]:
+        """Names of the settings that are given or recorded."""
+        decided = {name for given in self.given for name in decided_by(given)}
+        seed = {"seed"} & self.options.given.keys()
+        return {*self.settings, "prompt", *seed, *decided}
 
     def _tiling_given(self) -> set[str]:
         """Names of the settings that the command gives; automatic tiling isn't one."""

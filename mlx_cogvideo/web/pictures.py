@@ -4,21 +4,17 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-import av
 import numpy as np
 
 from ..errors import InvalidInputError
 from ..video import ClipSpec, measure, read_clip
-from ..video.paths import publish, write_temporary
-from ..video.writer import as_video_frame
+from ..video.picture_writer import write_picture
 
 SIDE = 320
 """Width or height of a thumbnail at most, in pixels."""
 _LATEST = 10.0
 """Seconds after which no frame is looked for: all before it are decoded."""
 _TIMEOUT = 5.0
-_FORMATS = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj420p")}
-"""A picture's encoder and its pixels, by the ending of its file."""
 
 
 def thumbnail(video: Path, folder: Path) -> Path | None:
@@ -77,19 +73,3 @@ def write_first_frame(video: Path, file: Path, height: int, width: int) -> None:
         OutputError: the picture can't be written.
     """
     write_picture(file, read_clip(video, ClipSpec(1, height, width, 8))[0])
-
-
-def write_picture(file: Path, pixels: np.ndarray) -> None:
-    """Writes uint8 ``[H, W, 3]`` as a PNG or JPEG file, which is there as a whole or not at all.
-
-    Raises:
-        OutputError: it can't be written.
-    """
-    codec, pixel_format = _FORMATS[file.suffix]
-    encoder = av.CodecContext.create(codec, "w")
-    encoder.height, encoder.width, _ = pixels.shape
-    encoder.pix_fmt, encoder.thread_count = pixel_format, 1
-    encoder.time_base = 1
-    frame = as_video_frame(pixels).reformat(format=pixel_format)
-    data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
-    publish(write_temporary(file, data), file, overwrite=True)

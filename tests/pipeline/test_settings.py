@@ -11,7 +11,8 @@ import pytest
 from mlx_cogvideo import CogVideoXPipeline, InvalidInputError, generate_video
 from mlx_cogvideo.checkpoints import DEMO_PATH
 from mlx_cogvideo.pipeline.fields import settings_of
-from mlx_cogvideo.pipeline.settings import VideoSettings, override
+from mlx_cogvideo.pipeline.overrides import override
+from mlx_cogvideo.pipeline.settings import VideoSettings
 
 NAMES = settings_of(VideoSettings)
 

@@ -12,11 +12,11 @@ from services import ended, running_service
 
 from mlx_cogvideo.errors import InvalidInputError, OutputError
 from mlx_cogvideo.video import read_record, read_video, write_video
+from mlx_cogvideo.video.picture_writer import write_picture
 from mlx_cogvideo.web import gallery as module
 from mlx_cogvideo.web.gallery import Gallery, UnknownVideoError
 from mlx_cogvideo.web.home import open_home
 from mlx_cogvideo.web.jobs import DONE, JobStore
-from mlx_cogvideo.web.pictures import write_picture
 from mlx_cogvideo.web.service import VideoRequest
 
 POPEN = subprocess.Popen
