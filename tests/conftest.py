@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from secrets import token_hex
 
 os.environ["MLX_ENABLE_TF32"] = "0"
 # Tests run in parallel: with more threads each, they would mostly wait for each other. Workers
@@ -15,7 +16,7 @@ from fast_blas import BLAS
 from support import write_spiece_model
 
 TESTS = Path(__file__).parent
-SLOW = ("web", "cli/test_fresh_process.py", "test_together.py")
+SLOW = ("web", "cli/test_fresh_process.py", "cli/test_tune.py", "test_together.py")
 """Tests that start many processes: they run with --slow, or if they are named."""
 
 
@@ -49,9 +50,14 @@ def compilation():
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Keeps what a check measures out of the user's cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def own_folders(tmp_path_factory, monkeypatch):
+    """Keeps what a check measures and what a tuning finds out of the user's folders.
+
+    The latter changes what a preset means, so that each test has a folder of its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(base / "data" / token_hex(8)))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlx_cogvideo"
 GROUND = {"errors", "version", "called", "files", "device", "distributed"}
-DOORS = {"__main__", "generate", "convert", "lora", "check", "ui", "serve", "utils"}
+DOORS = {"__main__", "generate", "convert", "lora", "check", "tune", "ui", "serve", "utils"}
 BELOW = {"nn", "diffusion", "checkpoints", "video", "pipeline"}
 MAY_IMPORT = {
     "nn": set(),

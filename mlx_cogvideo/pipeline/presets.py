@@ -42,9 +42,12 @@ def tuned_lists(model: ModelFolder, scheduler: Scheduler) -> Lists:
     Raises:
         CheckpointError: the file is damaged.
     """
+    found, count = (
+        _samplings(_models(), model).get(_sampling(scheduler), {}),
+        len(scheduler.timesteps),
+    )
     try:
-        found = _models().get(_key(model), {}).get(_sampling(scheduler), {})
-        return {name: as_steps(each, len(scheduler.timesteps)) for name, each in found.items()}
+        return {name: as_steps(_numbers(each), count) for name, each in found.items()}
     except (AttributeError, TypeError, InvalidInputError):
         raise _damaged() from None
 
@@ -63,7 +66,7 @@ def keep_tuned_lists(model: ModelFolder, scheduler: Scheduler, lists: Lists) -> 
         raise OutputError(f"can't make {file.parent}: {error.strerror}") from None
     with locked(file, "try again when the other process has ended"):
         models = _models()
-        samplings = {**models.get(_key(model), {}), _sampling(scheduler): dict(lists)}
+        samplings = {**_samplings(models, model), _sampling(scheduler): dict(lists)}
         contents = {"format": FORMAT, "models": {**models, _key(model): samplings}}
         text = json.dumps(contents, indent=1)
         publish(write_temporary(file, text.encode()), file, overwrite=True)
@@ -78,6 +81,21 @@ def _models() -> dict[str, Any]:
     if contents.get("format") != FORMAT or not isinstance(models, dict):
         raise _damaged()
     return models
+
+
+def _samplings(models: dict[str, Any], model: ModelFolder) -> dict[str, Any]:
+    """What the file's contents have of a model, by sampler."""
+    found = models.get(_key(model), {})
+    if not isinstance(found, dict):
+        raise _damaged()
+    return found
+
+
+def _numbers(values: Any) -> list[int]:
+    """Raises TypeError where something isn't a list of whole numbers."""
+    if not all(type(value) is int for value in values):
+        raise TypeError(values)
+    return list(values)
 
 
 def _damaged() -> CheckpointError:

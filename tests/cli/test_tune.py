@@ -1,0 +1,353 @@
+"""``mlx-cogvideo tune``: from prompts to presets, whatever happens on the way."""
+
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from commands import PROMPT, ctrl_c_in_step, errors, generate
+from support import killed, locked_elsewhere, relative_error
+
+from mlx_cogvideo import CogVideoXPipeline
+from mlx_cogvideo.cli import tuning_job
+from mlx_cogvideo.cli.main import run_command
+from mlx_cogvideo.errors import OutputError
+from mlx_cogvideo.pipeline.presets import presets_file
+from mlx_cogvideo.pipeline.resolver import initial_noise, run_scheduler
+from mlx_cogvideo.runs.predictions import Predictions
+from mlx_cogvideo.runs.tuning import TuningFolder
+from mlx_cogvideo.video import read_image, read_record, read_video
+from mlx_cogvideo.video.picture_writer import write_picture
+
+STEPS = 8
+SIZE = ["--frames", "9", "--height", "32", "--width", "48", "--steps", str(STEPS)]
+SAMPLING = ["--scheduler", "dpm", "--guidance-schedule", "wave", "--guidance", "3"]
+OTHER = "a blue square moves up on a black background"
+MADE = ["balanced.mp4", "exact.mp4", "fast.mp4", "report.json", "sheet.png"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tune(*arguments) -> int:
+    words = ["--prompt", PROMPT, *SIZE, *SAMPLING, *map(str, arguments)]
+    return run_command("tune", words)
+
+
+def report(name: str | Path = "tuning") -> dict:
+    return json.loads(Path(name, "report.json").read_text())
+
+
+def names(name: str = "tuning") -> list[str]:
+    return sorted(file.name for file in Path(name).iterdir())
+
+
+def frames(name: str, folder: str | Path = "tuning") -> np.ndarray:
+    return read_video(Path(folder, f"{name}.mp4"))[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A tuning that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "tuning"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder.parent / "data"))
+        assert tune("-o", folder) == 0
+    return folder
+
+
+def test_a_tuning_leaves_videos_a_sheet_a_report_and_presets(capsys):
+    assert tune() == 0
+    said = capsys.readouterr()
+    assert names() == MADE
+    runs = {run["name"]: run for run in report()["runs"]}
+    assert [*runs] == ["exact", "balanced", "fast"]
+    assert [len(run["computed_steps"]) for run in runs.values()] == [8, 4, 3]
+    assert [run["work"] for run in runs.values()] == [1, 4 / 8, 3 / 8]
+    for name in ("balanced", "fast"):
+        recorded = read_record(Path("tuning", f"{name}.mp4"))["settings"]
+        assert recorded["computed_steps"] == runs[name]["computed_steps"]
+        shown = f"{runs[name]['psnr']:.1f} dB"
+        assert shown in said.out
+    exact = lossless("exact")
+    for name in ("balanced", "fast"):
+        off = lossless(name) - exact
+        psnr = 20 * np.log10(255) - 10 * np.log10(np.square(off).mean())
+        assert runs[name]["psnr"] == pytest.approx(psnr)
+        assert runs[name]["flicker"] == pytest.approx(np.abs(np.diff(off, axis=0)).mean())
+        assert 0 < runs[name]["ssim"] < 1
+
+
+def lossless(preset: str) -> np.ndarray:
+    """The frames of the tuning's prompt and seed, by generate."""
+    assert generate(preset, *SIZE, *SAMPLING, "--preset", preset, "--seed", 0) == 0
+    assert "preset" not in read_record(preset)["settings"]
+    pictures = sorted(Path(preset).iterdir())
+    return np.stack([read_image(file, 32, 48) for file in pictures]).astype(float)
+
+
+def test_the_lists_are_the_best_for_the_predictions_of_the_run():
+    """By hand, from a run of the pipeline that is watched step by step."""
+    assert tune("--scheduler", "ddim", "--guidance-schedule", "constant") == 0
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    settings = {"num_frames": 9, "height": 32, "width": 48, "num_inference_steps": STEPS}
+    request = pipe.request(PROMPT, seed=0, guidance_scale=3.0, scheduler="ddim", **settings)
+    request = replace(request, cache="latents", computed_steps=tuple(range(STEPS)))
+    (embeds,) = pipe.encode([request])
+    states = list(pipe.denoise(request, embeds))
+    u, c = (np.stack([x(state) for state in states]) for x in (_unconditional, _conditional))
+    angles = [state.lines["conditional"].angles[-1] for state in states]
+    after = [*angles[1:], 0.0]
+
+    def error(computed) -> float:
+        total = 0.0
+        for i in set(range(STEPS)) - set(computed):
+            k, j = [step for step in computed if step < i][-2:]
+            ahead = (angles[i] - angles[j]) / (angles[j] - angles[k])
+            lines = [x[j] + ahead * (x[j] - x[k]) for x in (u, c)]
+            off = (u[i] + 3 * (c[i] - u[i])) - (lines[0] + 3 * (lines[1] - lines[0]))
+            turn = np.cos(after[i]) - np.cos(angles[i]) * np.sin(after[i]) / np.sin(angles[i])
+            total += turn**2 * np.square(off).sum()
+        return total
+
+    for run in report()["runs"][1:]:
+        count = len(run["computed_steps"])
+        others = [(0, 1, *more) for more in combinations(range(2, STEPS), count - 2)]
+        assert tuple(run["computed_steps"]) == min(others, key=error)
+    size = np.square(c[-1]).sum()
+    known = {int(count): value for count, value in report()["errors"].items()}
+    assert [*known] == [*range(2, STEPS + 1)]
+    assert known[3] == pytest.approx(
+        (error(report()["runs"][2]["computed_steps"]) / size) ** 0.5, rel=1e-3
+    )
+
+
+def _conditional(state) -> np.ndarray:
+    return np.array(state.lines["conditional"].values[-1], np.float64)
+
+
+def _unconditional(state) -> np.ndarray:
+    return _conditional(state) + np.array(state.lines["difference"].values[-1], np.float64)
+
+
+def test_several_prompts_make_an_exact_video_each(capsys):
+    assert run_command("tune", ["--prompt", PROMPT, OTHER, *SIZE, *SAMPLING]) == 0
+    assert names() == sorted([*MADE, "exact-2.mp4"])
+    assert report()["prompts"] == 2
+    texts = [
+        read_record(f"tuning/{name}.mp4")["settings"]["prompt"]
+        for name in ("exact", "exact-2", "fast")
+    ]
+    assert texts == [PROMPT, OTHER, PROMPT]
+    assert PROMPT not in Path("tuning/report.json").read_text()
+    assert str(Path.cwd()) not in Path("tuning/report.json").read_text()
+
+
+@pytest.mark.parametrize("step", [1, 3, STEPS, STEPS + 2, 2 * STEPS + 1])
+def test_an_interrupted_tuning_goes_on_with_the_same_command(step, whole, capsys):
+    with ctrl_c_in_step(step):
+        assert tune() == 130
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "interrupted" in line]
+    again = shlex.split(line.partition("continue with: ")[2])
+    assert again[-len(SAMPLING) :] == SAMPLING and "tune" in " ".join(again[:3])
+    assert not Path("tuning/report.json").exists()
+    assert tune() == 0
+    assert names() == MADE
+    for name in ("exact", "balanced", "fast"):
+        assert (frames(name) == frames(name, whole)).all()
+    for one, other in zip(report()["runs"], report(whole)["runs"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_an_interrupt_between_a_save_and_the_predictions_loses_none(whole, monkeypatch):
+    write, calls = Predictions._write, []
+
+    def stopping(self, step, arrays):
+        calls.append(step)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return write(self, step, arrays)
+
+    monkeypatch.setattr(Predictions, "_write", stopping)
+    assert tune("--quiet") == 130
+    assert tune() == 0
+    assert calls == [0, 1, 2, 3, 3, *range(4, STEPS)]
+    assert report()["errors"] == pytest.approx(report(whole)["errors"])
+
+
+@pytest.mark.parametrize("name", ["compare", "keep_tuned_lists", "make_report"])
+def test_an_interrupt_after_the_runs_makes_none_again(name, in_call, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning_job, name, stop)
+        assert tune() == 130
+    with ctrl_c_in_step(1):  # it would stop at a step
+        assert tune() == 0
+    assert names() == MADE and presets_file().exists()
+
+
+def test_a_killed_tuning_goes_on():
+    words = ["--prompt", PROMPT, *SIZE, *SAMPLING]
+    killed(
+        Path.cwd(),
+        "from mlx_cogvideo.runs import resumable",
+        "from mlx_cogvideo.cli.main import run_command",
+        "import os, signal",
+        "def note(self, event):",
+        "    before(self, event)",
+        "    if event.stage == 'denoise' and event.done == 5: os.kill(os.getpid(), signal.SIGKILL)",
+        "before, resumable._Keeper.observe = resumable._Keeper.observe, note",
+        f"run_command('tune', {words!r})",
+    )
+    assert "exact.mp4.resume" in names()
+    assert tune() == 0 and names() == MADE
+
+
+def test_a_finished_tuning_and_other_folders_are_left_alone(whole, capsys):
+    shutil.copytree(whole, "tuning")
+    before = {file.name: file.stat().st_mtime_ns for file in Path("tuning").iterdir()}
+    assert tune() == 1
+    assert "holds a finished tuning" in errors(capsys.readouterr().err)[0]
+    assert before == {file.name: file.stat().st_mtime_ns for file in Path("tuning").iterdir()}
+    Path("mine").mkdir()
+    Path("mine/exact.mp4").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert tune("-o", "mine", *more) == 1
+        assert "is no tuning" in errors(capsys.readouterr().err)[0]
+    assert Path("mine/exact.mp4").read_text() == "mine"
+    Path("file").write_text("mine")
+    assert tune("-o", "file", "--overwrite") == 1
+    assert "is no tuning" in errors(capsys.readouterr().err)[0]
+
+
+def test_a_tuning_is_made_again_where_that_is_wanted(whole):
+    shutil.copytree(whole, "tuning")
+    assert tune("--overwrite", "--seed", 7) == 0
+    assert names() == MADE and (frames("exact") != frames("exact", whole)).any()
+
+
+def test_other_settings_are_not_mixed_with_what_is_there(capsys):
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    capsys.readouterr()
+    assert tune("--seed", 3) == 1
+    assert (
+        "was made with other settings (seed was 0 and is now 3)"
+        in errors(capsys.readouterr().err)[0]
+    )
+    assert tune("--steps", 9) == 2
+    assert tune() == 0
+
+
+@pytest.mark.parametrize("lost", ["exact/0003.npy", "exact.frames.npy"])
+def test_what_is_gone_is_made_again(lost):
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    Path("tuning/unfinished", lost).unlink()
+    assert tune() == 0 and names() == MADE
+
+
+def test_a_dry_run_writes_nothing(folder, capsys):
+    assert tune("--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "balanced (4), fast (3): 15 computed steps in all" in said
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "demo-i2v"], "give it an image"),
+        (["--steps", 2], "3 to 100 steps"),
+        (["--steps", 101], "3 to 100 steps"),
+        (["--resume"], "the same command goes on"),
+        (["--cache", "latents"], "unknown option --cache"),
+        (["--prompt", "a", "b", "c", "d"], "at most 3 prompts"),
+        (["--output", "missing/tuning"], "missing"),
+        (["--model", "nothing"], "no model 'nothing'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(arguments, message, folder, capsys):
+    assert tune(*arguments) in (1, 2)
+    (line,) = errors(capsys.readouterr().err)
+    assert message in line
+    assert list(folder.iterdir()) == []
+
+
+def test_two_tunings_do_not_share_a_folder(capsys):
+    Path("tuning/unfinished").mkdir(parents=True)
+    with locked_elsewhere(Path("tuning")):
+        assert tune() == 1
+    assert "choose another --output" in errors(capsys.readouterr().err)[0]
+
+
+def test_a_full_disk_is_found_before_the_first_step(monkeypatch, capsys):
+    def full(needs):
+        assert [need.what for need in needs] == ["the tuning"]
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(tuning_job, "check_room", full)
+    assert tune() == 1 and not Path("tuning").exists()
+
+
+def test_a_picture_and_no_guidance_can_be_tuned_with(capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    image = Path("picture.png")
+    write_picture(image, pixels)
+    assert tune("--model", "demo-i2v", "--image", image, "--guidance", 1) == 0
+    assert names() == MADE
+    predicted = report()
+    assert predicted["settings"]["guidance_scale"] == 1
+
+
+def test_events_tell_what_happens(capsys):
+    assert tune("--json-events") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [line["event"] for line in lines]
+    assert kinds[:2] == ["start", "tuning"] and kinds[-2:] == ["record", "end"]
+    assert kinds.count("output") == 3
+    assert lines[1]["steps"] == 15 and lines[1]["prompts"] == [PROMPT]
+    assert lines[-2]["record"] == report()
+
+
+def test_predictions_are_those_of_the_model():
+    folder = TuningFolder(Path("tuning"))
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    request = pipe.request(
+        PROMPT,
+        seed=0,
+        guidance_scale=3.0,
+        scheduler="dpm",
+        dynamic_cfg="wave",
+        num_frames=9,
+        height=32,
+        width=48,
+        num_inference_steps=STEPS,
+    )
+    (embeds,) = pipe.encode([request])
+    rows = []
+    with pipe.keeping("transformer"):
+        states = [None, *pipe.denoise(request, embeds)]
+        scheduler = run_scheduler(pipe, request)
+        for i, t in enumerate(map(int, scheduler.timesteps)):
+            x = initial_noise(request) if i == 0 else states[i].latents
+            velocity = pipe.transformer(mx.repeat(x, 2, axis=0), embeds, mx.full(2, t))
+            u, c = (np.array(scheduler.predict_x0(velocity[n : n + 1], t, x)) for n in (0, 1))
+            rows.append((c, u - c))
+    expected = [row[name].reshape(-1) for name in (0, 1) for row in rows]
+    expected = np.array(expected, np.float64)
+    predictions = Predictions(folder.unfinished / "exact", STEPS)
+    assert relative_error(predictions.products(), expected @ expected.T) < 1e-4
