@@ -64,6 +64,8 @@ examples:
       say how long it will take
   %(prog)s --model 5b --prompt "A heron wades through a misty lake at dawn. ..."
       tune for videos like this one
+  %(prog)s --model 5b-i2v --image lake.png --prompt "The heron takes off. ..." "..."
+      tune with two prompts and a picture
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import PROMPT, SMALL, errors, run, warnings
 
-from mlx_cogvideo.cli import check, convert, generate, lora_options
+from mlx_cogvideo.cli import check, convert, generate, lora_options, tune
 from mlx_cogvideo.cli.config_file import with_config_file
 from mlx_cogvideo.cli.generate import make_parser
 from mlx_cogvideo.cli.options import given_settings, help_text
@@ -62,7 +62,7 @@ def test_an_option_has_the_names_of_python_and_of_other_tools(options, name, val
 
 def test_every_name_of_another_tool_leads_to_an_option_or_says_what_to_do():
     makers = {"convert": convert, "check": check, "generate": generate, "lora": lora_options}
-    makers |= {"ui": ui, "serve": serve}
+    makers |= {"tune": tune, "ui": ui, "serve": serve}
     for command, others in OTHER_NAMES.items():
         parser = makers[command].make_parser()
         options = {option for action in parser._actions for option in action.option_strings}

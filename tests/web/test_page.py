@@ -242,12 +242,14 @@ def test_the_model_and_other_settings_decide_what_is_shown(service):
     ):
         assert names.isdisjoint(visible_fields("text", demo, {}))
         assert names <= visible_fields("text", demo, {owner: value})
+    decided = {"cache", "cache_threshold", "computed_steps"}
+    assert decided.isdisjoint(visible_fields("text", demo, {"preset": "fast", "cache": "latents"}))
 
 
 @pytest.mark.parametrize("tab", TABS)
 def test_only_dependent_fields_are_ever_hidden_or_differ_by_model(service, tab):
     models = [find_model(service.home, name) for name in ("demo", "2b", "5b-i2v", "1.5-5b-i2v")]
-    owners = [{}, {"extend": 1}, {"cache": "teacache"}, {"tiling": "tiled"}]
+    owners = [{}, {"extend": 1}, {"preset": "fast"}, {"cache": "teacache"}, {"tiling": "tiled"}]
     shown = [visible_fields(tab, model, values) for model in models for values in owners]
     assert set.union(*shown) - set.intersection(*shown) <= set(DEPENDENT)
     assert {name for name in RUN_SETTINGS if Field(name).for_model(models[0])} <= set(DEPENDENT)
@@ -255,8 +257,8 @@ def test_only_dependent_fields_are_ever_hidden_or_differ_by_model(service, tab):
 
 def test_a_change_of_an_owner_shows_its_settings(service):
     form = form_of(service)
-    assert form.owners == ["extend", "cache", "tiling"]
-    updates = dict(zip(form.dependent, form.adapt("demo", "0", "", "tiled"), strict=True))
+    assert form.owners == ["extend", "preset", "cache", "tiling"]
+    updates = dict(zip(form.dependent, form.adapt("demo", "0", "", "", "tiled"), strict=True))
     assert updates["tile_size"]["visible"] and not updates["overlap"]["visible"]
 
 

@@ -197,7 +197,7 @@ _ABSENT = {
 """Settings that a tab's videos can't have, whichever model makes them."""
 DEPENDENT = (
     *("num_frames", "width", "height", "fps", "image_latent_scale", "overlap"),
-    *("source_tiling", "cache_threshold", "computed_steps", "tile_size", "tile_overlap"),
+    *("source_tiling", "cache", "cache_threshold", "computed_steps", "tile_size", "tile_overlap"),
 )
 """Settings whose fields change with the model or with the setting that they belong to."""
 BY_ID = "lora"
@@ -217,15 +217,16 @@ def visible_fields(tab: str, model: Model, values: Mapping[str, Any]) -> set[str
         model: the one that is chosen.
         values: of the settings that others belong to, by name; None or absent where empty.
     """
-    extended = bool(values.get("extend"))
+    extended, preset = bool(values.get("extend")), bool(values.get("preset"))
     hidden = {  # all of them are in DEPENDENT
         "image_latent_scale": not model.scales_picture,
         "width": model.has_one_size,
         "height": model.has_one_size,
         "overlap": not extended,
         "source_tiling": tab == "text" and not extended,
-        "cache_threshold": values.get("cache") not in ("teacache", "first-block"),
-        "computed_steps": values.get("cache") not in ("latents", "guidance"),
+        "cache": preset,
+        "cache_threshold": preset or values.get("cache") not in ("teacache", "first-block"),
+        "computed_steps": preset or values.get("cache") not in ("latents", "guidance"),
         "tile_size": values.get("tiling") != "tiled",
         "tile_overlap": values.get("tiling") != "tiled",
     }

@@ -34,7 +34,7 @@ _ABOVE = ("image", "video", "prompt")
 _ROWS = (("num_frames", "width", "height"), ("num_inference_steps", "seed"))
 IN_SIGHT = (*_ABOVE, *_ROWS[0], *_ROWS[1])
 """Settings that aren't folded away."""
-OWNERS = ("extend", "cache", "tiling")
+OWNERS = ("extend", "preset", "cache", "tiling")
 """Settings that decide whether others are shown."""
 
 
