@@ -74,7 +74,7 @@ HELP = {
     "guidance_scale": "Weight of the description. 1 or less ignores it, and halves the time.",
     "dynamic_cfg": "constant, wave as in the official tools, or cosine, which rises to the end.",
     "uncond": "empty, or zero: embeddings of zeros as in the original tools.",
-    "preset": "exact computes every step, balanced 22 of 50 and fast 17 of 50: a little less exact.",
+    "preset": "exact computes every step, balanced 22 of 50, and fast 17 of 50: less exact.",
     "cache": "Skips a part of some steps: faster, but the video differs.",
     "cache_threshold": "Higher is faster and less exact.",
     "computed_steps": "Fewer are faster and less exact. The number, or a list such as 0, 1, 4, 8.",
