@@ -9,7 +9,7 @@ from ..errors import not_finite
 from ..nn.eval_schedule import EvalSchedule, in_passes
 from ..nn.transformer import CogVideoXTransformer3DModel
 from .conditioning import Conditioning
-from .extrapolation import EXTRAPOLATED, Extrapolation, Lines
+from .extrapolation import EXTRAPOLATED, Extrapolation, Guided, Lines, Step
 from .guidance import guidance_schedule, guided
 from .schedulers import Scheduler
 from .split import WHOLE, Split, StepSize, own_patches
@@ -124,7 +124,7 @@ def denoising_steps(
     for i in range(done, len(timesteps)):
         t, next_t = timesteps[i], timesteps[i + 1] if i + 1 < len(timesteps) else None
         with split.watch():
-            velocity, is_whole, lines = model(i, latents, lines)
+            (velocity, latents, x0, lines), is_whole = model(i, latents, x0, lines)
             if not is_whole:
                 skipped = (*skipped, i)
             elif model.cache is not None:
@@ -165,7 +165,8 @@ class _GuidedModel:
         if sampling.cache in EXTRAPOLATED:
             before = len(scheduler.timesteps) - len(timesteps)
             computed = {step - before for step in sampling.computed_steps}
-            self._extrapolation = Extrapolation(sampling.cache, scheduler, computed)
+            steps = tuple(map(self._step, range(len(timesteps))))
+            self._extrapolation = Extrapolation(sampling.cache, scheduler, steps, computed)
         elif sampling.cache is not None:
             self.cache = make_cache(
                 sampling.cache,
@@ -175,18 +176,24 @@ class _GuidedModel:
                 sampling.polynomial,
             )
 
-    def __call__(self, step: int, latents: mx.array, lines: Lines) -> tuple[mx.array, bool, Lines]:
-        """Returns the guided velocity, whether all of it was computed, and the lines after it."""
-        t, count = self._timesteps[step], 2 if self._sampling.guides(step) else 1
-        weight = self._weight(step, t, len(self._timesteps))
+    def __call__(
+        self, number: int, latents: mx.array, x0: mx.array | None, lines: Lines
+    ) -> tuple[Guided, bool]:
+        """Returns what step `number` goes on with, and whether all of it was computed."""
+        step = self._step(number)
         if self._extrapolation is None:
-            velocity, is_whole = self._computed(step, latents, count)
-            return guided(velocity, weight), is_whole, lines
-        passes, velocity = self._extrapolation.passes(step, count, lines), None
+            velocity, is_whole = self._computed(number, latents, step.passes)
+            return Guided(guided(velocity, step.weight), latents, x0, lines), is_whole
+        passes, velocity = self._extrapolation.passes(number, lines), None
         if passes:
-            velocity, _ = self._computed(step, latents, passes)
-        velocity, lines = self._extrapolation.guided(velocity, count, weight, t, latents, lines)
-        return velocity, passes == count, lines
+            velocity, _ = self._computed(number, latents, passes)
+        made = self._extrapolation.guided(number, velocity, latents, x0, lines)
+        return made, passes == step.passes
+
+    def _step(self, number: int) -> Step:
+        t = self._timesteps[number]
+        passes = 2 if self._sampling.guides(number) else 1
+        return Step(t, self._weight(number, t, len(self._timesteps)), passes)
 
     def _computed(self, step: int, latents: mx.array, passes: int) -> tuple[mx.array, bool]:
         """The velocities of the last passes in float32, and whether no block was skipped."""

@@ -36,7 +36,7 @@ def test_a_list_is_dense_in_the_beginning_and_thin_in_the_middle():
 
 
 def test_the_shipped_lists_are_for_the_table_that_they_were_fitted_on():
-    assert usual_steps(scheduler(50), 22)[-6:] == (35, 39, 43, 46, 48, 49)
+    assert usual_steps(scheduler(50), 22)[-6:] == (37, 40, 43, 47, 48, 49)
     assert usual_steps(scheduler(50, "dpm++"), 22) == usual_steps(scheduler(50), 22)
     assert usual_steps(scheduler(50, "dpm"), 22) != usual_steps(scheduler(50), 22)
     assert usual_steps(scheduler(50, snr_shift_scale=3.0), 22) != usual_steps(scheduler(50), 22)
