@@ -76,7 +76,7 @@ class Predictions:
     def products(self) -> np.ndarray:
         """The inner products of all predictions; see ``RecordedRun``.
 
-        Memory: a part of each prediction in float64, 210 MB for 50 steps.
+        Memory: a part of each prediction, 0.3 GB for 50 steps.
         """
         files = [np.load(self._file(step), mmap_mode="r") for step in range(self.steps)]
         names = len(files[0])
