@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..nn.attention import attention
-from ..nn.autoencoder.layers import CausalConv3d, Upsample3D
+from ..nn.autoencoder.convolutions import CausalConv3d
+from ..nn.autoencoder.layers import Upsample3D
 from ..nn.autoencoder.row_strips import ConvCache
 from ..nn.backend import disable_winograd, on_gpu
 

@@ -79,7 +79,7 @@ def kernels(operations: float) -> int:
 def disable_winograd() -> None:
     """Makes MLX compute 3x3 convolutions directly on Metal, unless the user set the variable.
 
-    Its Winograd kernels round their intermediate results to 16 bits, which costs the VAE 15 dB in
+    Its Winograd kernels round their intermediate results to 16 bits, which costs the VAE 14 dB in
     bfloat16 (tools/checks/winograd.py), and take scratch memory of several feature maps. MLX reads
     the variable at each convolution, and evaluation is lazy: call this once, before the first one.
     """

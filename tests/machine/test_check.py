@@ -192,9 +192,10 @@ def test_a_kernel_that_loses_bits_is_named_with_its_decibels(
     lines = [line for line in printed.out.splitlines() if "dB" in line]
     assert len(lines) == 3 * 4
     wrong = [line for line in lines if "WRONG" in line]
-    assert len(wrong) == 6 * winograd and all("convolution" in line for line in wrong)
+    # The two convolutions of 3x3x3 taps in either dtype of 16 bits; that of 2x2 has no such kernel.
+    assert len(wrong) == 4 * winograd and all("3-D" in line for line in wrong)
     named = re.findall(r"convolution \d+ -> \d+, \d-D in (\w+) \((\S+) dB\)", printed.err)
-    assert len(named) == 6 * winograd
+    assert len(named) == 4 * winograd
     for dtype, decibels in named:
         assert {"bfloat16": 20, "float16": 38}[dtype] < float(decibels) < 46
     logging.getLogger("mlx_cogvideo").handlers.clear()

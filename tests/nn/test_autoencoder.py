@@ -21,7 +21,7 @@ from mlx_cogvideo.nn.autoencoder import (
     tiling_name,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
-from mlx_cogvideo.nn.autoencoder.layers import GroupNorm
+from mlx_cogvideo.nn.autoencoder.norms import GroupNorm
 from mlx_cogvideo.video import read_frames, write_video
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "demo"))

@@ -29,7 +29,7 @@ from mlx_cogvideo.nn.autoencoder import (
     AutoencoderConfig,
     AutoencoderKLCogVideoX,
     coders,
-    layers,
+    norms,
     row_strips,
 )
 from mlx_cogvideo.nn.autoencoder import model as autoencoder_module
@@ -215,7 +215,7 @@ def test_a_first_frame_like_any_other_is_noticed(vae_case, monkeypatch):
 
 
 def test_another_epsilon_in_the_group_norm_is_noticed(vae_case, monkeypatch):
-    monkeypatch.setattr(layers, "GROUP_NORM_EPS", 1e-3)
+    monkeypatch.setattr(norms, "GROUP_NORM_EPS", 1e-3)
     assert min(vae_case()) > NOTICED
 
 

@@ -4,7 +4,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import AutoencoderConfig
-from .layers import CausalConv3d, Downsample3D, ResnetBlock3D, Upsample3D, make_norm, repeat_frames
+from .convolutions import CausalConv3d
+from .layers import Downsample3D, ResnetBlock3D, Upsample3D, repeat_frames
+from .norms import make_norm
 from .row_strips import ConvCache, RowStrips
 
 
