@@ -75,7 +75,7 @@ class Line:
 
     def at(self, angle: float) -> mx.array:
         """The prediction at another angle: between the two points, or beyond the latest."""
-        first, second, wanted = map(_half_log_snr, (*self.angles, angle))
+        first, second, wanted = map(half_log_snr, (*self.angles, angle))
         before, after = self.values
         share = (wanted - second) / (second - first)
         if share > 0:
@@ -83,7 +83,7 @@ class Line:
         return after + share * (after - before)
 
 
-def _half_log_snr(angle: float) -> float:
+def half_log_snr(angle: float) -> float:
     """lambda = log(alpha / sigma) of an angle: -inf at zero SNR, from where a line is level."""
     return -math.log(math.tan(angle)) if angle < math.pi / 2 else -math.inf
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .extrapolation import POINTS
+from .extrapolation import POINTS, SHORTENED, half_log_snr
 
 Costs = list[np.ndarray]
 """What it costs to compute no step after j until n, where k and j are the last two computed ones:
@@ -83,13 +83,14 @@ class RecordedRun:
         """What skipping steps costs in this run, as a part of the size of its last prediction.
 
         No block is computed for it: the error of a line through two predictions is a sum of three
-        of them, whose squared length follows from inner products.
+        of them, whose squared length follows from inner products. That the skipped steps are
+        corrected afterwards changes little in the order of lists.
         """
-        steps, angles = len(self.angles), np.array(self.angles)
+        steps, positions = len(self.angles), np.array([*map(half_log_snr, self.angles)])
         size = self.products[steps - 1, steps - 1]
         errors = np.zeros((steps, steps, steps))  # of step i, from a line through k and j
         for i, (weight, factor) in enumerate(zip(self.weights, self.factors, strict=True)):
-            errors[i] = factor**2 / size * _squared_errors(self._guided(weight), angles, i)
+            errors[i] = factor**2 / size * _squared_errors(self._guided(weight), positions, i)
         skipped = errors.cumsum(0)
         costs = []
         for j in range(steps):
@@ -104,14 +105,18 @@ class RecordedRun:
         return whole + share * (mixed + mixed.T) + share**2 * self.products[n:, n:]
 
 
-def _squared_errors(products: np.ndarray, angles: np.ndarray, i: int) -> np.ndarray:
+def _squared_errors(products: np.ndarray, positions: np.ndarray, i: int) -> np.ndarray:
     """``[j, k]``: how far lines through steps k and j, both before i, are from the prediction at i.
+
+    Args:
+        positions: log(alpha / sigma) of the steps.
 
     Elements where k isn't before j, or j not before i, mean nothing.
     """
     j, k = np.arange(i)[:, None], np.arange(i)[None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ahead = np.where(k < j, (angles[i] - angles[j]) / (angles[j] - angles[k]), 0)
+        ahead = SHORTENED * (positions[i] - positions[j]) / (positions[j] - positions[k])
+        ahead = np.where(k < j, ahead, 0)
     own, past = products[j, j], products[k, k]
     error = products[i, i] + (1 + ahead) ** 2 * own + ahead**2 * past
     error = error - 2 * (1 + ahead) * products[i, j] + 2 * ahead * products[i, k]

@@ -16,6 +16,7 @@ from support import killed, locked_elsewhere, relative_error
 from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.cli import tuning_job
 from mlx_cogvideo.cli.main import run_command
+from mlx_cogvideo.diffusion.extrapolation import half_log_snr
 from mlx_cogvideo.errors import OutputError
 from mlx_cogvideo.pipeline.presets import presets_file
 from mlx_cogvideo.pipeline.resolver import initial_noise, run_scheduler
@@ -106,13 +107,13 @@ def test_the_lists_are_the_best_for_the_predictions_of_the_run():
     states = list(pipe.denoise(request, embeds))
     u, c = (np.stack([x(state) for state in states]) for x in (_unconditional, _conditional))
     angles = [state.lines["conditional"].angles[-1] for state in states]
-    after = [*angles[1:], 0.0]
+    after, half = [*angles[1:], 0.0], [*map(half_log_snr, angles)]
 
     def error(computed) -> float:
         total = 0.0
         for i in set(range(STEPS)) - set(computed):
             k, j = [step for step in computed if step < i][-2:]
-            ahead = (angles[i] - angles[j]) / (angles[j] - angles[k])
+            ahead = 0.7 * (half[i] - half[j]) / (half[j] - half[k])
             lines = [x[j] + ahead * (x[j] - x[k]) for x in (u, c)]
             off = (u[i] + 3 * (c[i] - u[i])) - (lines[0] + 3 * (lines[1] - lines[0]))
             turn = np.cos(after[i]) - np.cos(angles[i]) * np.sin(after[i]) / np.sin(angles[i])

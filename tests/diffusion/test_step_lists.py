@@ -22,10 +22,10 @@ def recorded(seed: int, weights: list[float]) -> tuple[RecordedRun, np.ndarray, 
 
 def cost(run: RecordedRun, conditional: np.ndarray, difference: np.ndarray, computed) -> float:
     """By hand: the skipped steps' squared errors, by their weight in the sampler's steps."""
-    total, a = 0.0, run.angles
+    total, a = 0.0, -np.log(np.tan(run.angles))
     for i in set(range(STEPS)) - set(computed):
         k, j = [step for step in computed if step < i][-2:]
-        ahead = (a[i] - a[j]) / (a[j] - a[k])
+        ahead = 0.7 * (a[i] - a[j]) / (a[j] - a[k])
         off = [x[i] - x[j] - ahead * (x[j] - x[k]) for x in (conditional, difference)]
         error = off[0] + (1 - run.weights[i]) * off[1]
         total += run.factors[i] ** 2 * (error @ error)
