@@ -50,11 +50,7 @@ def announce(
     needs, (seconds, source) = memory_needs(plan), denoising_seconds(plan)
     if events.on:
         events.emit("plan", **plan_fields(plan))
-    if plan.pipe.folder == DEMO_PATH and not names_model:
-        logger.info(
-            "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
-            "smallest real model (14 GB)"
-        )
+    note_demo(plan.pipe, names_model=names_model)
     for failure in plan.failed:
         report_failure(failure, events)
     for warning in dict.fromkeys(plan.warnings):
@@ -65,6 +61,15 @@ def announce(
     if plan.jobs:
         download, time = download_lines(plan.pipe.to_download), _time(plan, seconds, source)
         show_needs(plan, [*plan_lines(plan), *also, *download, *time], needs)
+
+
+def note_demo(pipe: ModelFolder, *, names_model: bool) -> None:
+    """Says that the bundled demo is used, if nobody has asked for it."""
+    if pipe.folder == DEMO_PATH and not names_model:
+        logger.info(
+            "using the bundled demo, which knows only moving shapes; --model 2b downloads the "
+            "smallest real model (14 GB)"
+        )
 
 
 def announce_download(count: int, plan: Plan | None, events: JsonEvents) -> None:

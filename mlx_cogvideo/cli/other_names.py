@@ -19,6 +19,9 @@ _QUANTIZATION = {
 }
 """What generate and lora know of quantization beside ``-q``."""
 
+_TUNED = "isn't an option of tune: it makes an exact video and one with each preset"
+_SIMPLE = "isn't an option of tune: give it when you make videos with what tune has found"
+
 _IN_REQUESTS = (
     "--model",
     "--model-path",
@@ -169,6 +172,9 @@ OTHER_NAMES = {
         "--folder": "--output",
         "--report": "isn't needed: the folder gets a report.json",
         "--resume": "isn't needed: the same command goes on",
+        **dict.fromkeys(("--preset", "--cache", "--computed-steps"), _TUNED),
+        **dict.fromkeys(("--video", "--extend", "--guidance-range", "--interpolate"), _SIMPLE),
+        **dict.fromkeys(("--vae", "--prompt-file"), _SIMPLE),
     },
     "ui": _SERVER,
     "serve": _SERVER,

@@ -1,11 +1,11 @@
 """``mlx-cogvideo tune``: finds the steps that presets compute for a model, and what they cost."""
 
-import shlex
+import argparse
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..called import command
 from ..checkpoints import BUNDLED
 from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
@@ -85,26 +85,32 @@ def tune(arguments: Sequence[str], events: JsonEvents) -> int | None:
     if len(args.prompt or ()) > PROMPTS_AT_MOST:
         raise InvalidInputError(f"give at most {PROMPTS_AT_MOST} prompts: each makes a whole video")
     wired, folder = wired_bytes(args), TuningFolder(args.output)
-    job = TuningJob(args, folder, events)
-    job.announce()
+    job = TuningJob(args, arguments, folder, events)
     if args.dry_run:
+        job.check()
+        job.announce()
         return None
-    with locked(folder.path, "choose another --output"):
-        folder.open(overwrite=args.overwrite)
+    with locked(Path(os.path.realpath(folder.path)), "choose another --output"):
+        job.check()
+        job.announce()
+        job.open()
         manage_memory(job.plan.pipe.memory_limit, wired)
-        with awake(args.caffeinate), _going_on(arguments):
+        with awake(args.caffeinate), _going_on(job.continuing):
             job.run()
     return None
 
 
 @contextmanager
-def _going_on(arguments: Sequence[str]) -> Iterator[None]:
-    """Has what ends a tuning say how it goes on: its runs only know how each is continued."""
+def _going_on(again: str) -> Iterator[None]:
+    """Has what ends a tuning say how it goes on: its runs only know how each is continued.
+
+    Args:
+        again: the command that goes on.
+    """
     try:
         yield
     except (CogVideoXError, KeyboardInterrupt) as error:
-        words = [word for word in arguments if word != "--overwrite"]
-        again, of_run = f"{command('tune')} {shlex.join(words)}", resume_command(error)
+        of_run = resume_command(error)
         notes = [note for note in getattr(error, "__notes__", []) if str(of_run) not in note]
         error.__notes__ = notes
         note_resume(error, f"what is done is kept; continue with: {again}", again)
@@ -151,7 +157,12 @@ def make_parser() -> Parser:
         metavar="FOLDER",
         help="Folder that the results go to. Default: tuning.",
     )
-    add("--overwrite", action="store_true", help="Begin again where the folder holds a tuning.")
+    add(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Begin again where the folder holds a tuning.",
+    )
     add_events_option(add)
     long = parser.add_argument_group("long runs").add_argument
     long(

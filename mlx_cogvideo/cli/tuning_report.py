@@ -1,14 +1,16 @@
 """What a tuning has found: as JSON that can be shared, and as a table."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..checkpoints.model_folder import ModelFolder
+from ..checkpoints import BUNDLED
 from ..diffusion.step_lists import StepList
 from ..machine.system import describe
 from ..pipeline.resolved import ResolvedSettings
+from ..runs.run_plan import Plan
 from ..runs.tuning import TuningRun
 from ..video.likeness import Likeness
 from .common import duration
@@ -18,6 +20,10 @@ SHARED = (
     *("scheduler", "uncond", "sequential_guidance", "tiling"),
 )
 """Settings that a report has: none says what a video shows, or where a file is."""
+
+
+LEAST_PSNR = 15.0
+"""dB below which a video has little to do with the exact one any more."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +36,39 @@ class Row:
     """
 
     run: TuningRun
-    seconds: dict[str, float]
     likeness: Likeness | None
+    seconds: dict[str, float]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the video is still like the exact one."""
+        return self.likeness is None or (self.likeness.psnr or math.inf) >= LEAST_PSNR
 
 
 def make_report(
-    model: ModelFolder,
-    settings: ResolvedSettings,
-    rows: Sequence[Row],
-    lists: Sequence[StepList],
-    prompts: int,
+    plan: Plan, rows: Sequence[Row], lists: Sequence[StepList], prompts: int
 ) -> dict[str, Any]:
     """The report of a tuning, as JSON holds it. It contains no prompt, and no name of a file.
 
     Args:
-        settings: of the exact run.
+        plan: of the exact run.
         lists: the best list of each length.
         prompts: that lists were fitted to.
     """
-    values = settings.to_dict()
+    model, settings = plan.pipe, plan.jobs[0].settings
+    values, name = settings.to_dict(), plan.model["name"]
     return {
         "date": time.strftime("%Y-%m-%d"),
         **describe(),
-        "model": model.variant.alias if model.variant else None,
+        "model": model.variant.alias if model.variant else name if name in BUNDLED else None,
         "precision": model.precision,
         "adapters": len(model.adapters),
         "settings": {name: values[name] for name in SHARED if name in values},
         "prompts": prompts,
         "runs": [_about(row, settings) for row in rows],
-        "errors": {len(each.steps): each.cost**0.5 for each in lists},
+        "lists": [
+            {"computed_steps": each.steps, "relative_error": each.cost**0.5} for each in lists
+        ],
     }
 
 
@@ -78,10 +88,13 @@ def _about(row: Row, settings: ResolvedSettings) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The runs of a report, a line each."""
     steps = report["settings"]["num_inference_steps"]
-    lines = ["              steps    work       time      PSNR    SSIM  flicker"]
+    lines = [
+        f"{'video':12}{'computed':>8}{'work':>8}{'time':>11}{'PSNR':>10}{'SSIM':>8}{'flicker':>9}"
+    ]
     for run in report["runs"]:
         taken = duration(sum(run["seconds"].values()))
-        line = f"{run['name']:10}{len(run['computed_steps']):3} of {steps:<3} {run['work']:6.0%}"
+        computed = f"{len(run['computed_steps'])} of {steps}"
+        line = f"{run['name']:12}{computed:>8}{run['work']:8.0%}"
         line += f"{taken:>11}"
         if "ssim" in run:
             psnr = "equal" if run["psnr"] is None else f"{run['psnr']:.1f} dB"

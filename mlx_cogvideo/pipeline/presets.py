@@ -8,12 +8,12 @@ bits, with adapters, and in other folders.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.json_files import read_config
 from ..checkpoints.model_folder import ModelFolder
 from ..device import user_data
 from ..diffusion.computed_steps import as_steps
@@ -72,13 +72,32 @@ def keep_tuned_lists(model: ModelFolder, scheduler: Scheduler, lists: Lists) -> 
         publish(write_temporary(file, text.encode()), file, overwrite=True)
 
 
+def check_presets_file(model: ModelFolder, scheduler: Scheduler) -> None:
+    """Checks that lists can be kept later.
+
+    Raises:
+        OutputError: the file or its folder can't be written.
+        CheckpointError: the file is damaged.
+    """
+    tuned_lists(model, scheduler)
+    file = presets_file()
+    folder = next(path for path in file.parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the lists can't be kept in {file}: {folder} isn't a folder to write in")
+
+
 def _models() -> dict[str, Any]:
     """The contents of the file, by model; nothing if it isn't there."""
-    if not presets_file().exists():
+    if not os.path.lexists(presets_file()):
         return {}
-    contents = read_config(presets_file())
-    models = contents.get("models")
-    if contents.get("format") != FORMAT or not isinstance(models, dict):
+    try:
+        contents = json.loads(presets_file().read_text(encoding="utf-8"))
+        number, models = contents["format"], contents["models"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged() from None
+    if isinstance(number, int) and number > FORMAT:
+        raise CheckpointError(f"{presets_file()} is of a newer version: update mlx_cogvideo")
+    if number != FORMAT or not isinstance(models, dict):
         raise _damaged()
     return models
 

@@ -87,7 +87,7 @@ def is_finished(
     if then is None:
         problem = "isn't the result of such a run"
     else:
-        but = _not_compared(given, seed_matters)
+        but = not_compared(given, seed_matters)
         differences = model_differences(then, job.record)
         differences += setting_differences(then, job.record, but)
         if not differences:
@@ -100,7 +100,7 @@ def is_finished(
     )
 
 
-def _not_compared(given: Collection[str], seed_matters: bool) -> tuple[str, ...]:
+def not_compared(given: Collection[str], seed_matters: bool = True) -> tuple[str, ...]:
     """Settings that the machine or chance decides where nothing is given."""
     but = () if seed_matters else ("seed",)
     if not set(DECODING) & set(given):

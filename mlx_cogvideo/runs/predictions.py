@@ -4,17 +4,19 @@ On disk a run takes as much as all its steps' predictions: for the 5B at its own
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from ..diffusion.extrapolation import CONDITIONAL, DIFFERENCE
-from ..files import remove_temporary
 from ..pipeline.events import Event
 from ..video.paths import output_errors, publish, write_temporary
+from .kept_frames import opened
 
 NAMES = (CONDITIONAL, DIFFERENCE)
 """The predictions of a step in the order of its file."""
@@ -30,10 +32,12 @@ class Predictions:
     Attributes:
         folder: it is made with the first file.
         steps: of the run.
+        shape: of a step's predictions, ``[1 or 2, 1, f, h, w, c]``: two with guidance.
     """
 
     folder: Path
     steps: int
+    shape: tuple[int, ...]
 
     def observe(self, event: Event) -> None:
         """Writes the predictions of the last two steps, unless they are there.
@@ -51,7 +55,7 @@ class Predictions:
         for step, arrays in zip(
             reversed(range(state.step)), zip(*map(reversed, values), strict=True), strict=False
         ):
-            if not self._file(step).exists():
+            if self._opened(step) is None:
                 self._write(step, arrays)
 
     def _write(self, step: int, arrays: Sequence[mx.array]) -> None:
@@ -66,12 +70,23 @@ class Predictions:
 
     def remove(self) -> None:
         """Removes those that an earlier run has left."""
-        remove_temporary(self.folder)
+        for file in self.folder.glob("*.npy"):
+            file.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     @property
     def are_whole(self) -> bool:
-        """Whether those of all steps are there."""
-        return all(self._file(step).exists() for step in range(self.steps))
+        """Whether those of all steps are there and can be read."""
+        return all(self._opened(step) is not None for step in range(self.steps))
+
+    @property
+    def bytes(self) -> int:
+        """What all of them take."""
+        return 4 * self.steps * prod(self.shape)
+
+    def _opened(self, step: int) -> np.ndarray | None:
+        return opened(self._file(step), self.shape, np.float32)
 
     def products(self) -> np.ndarray:
         """The inner products of all predictions; see ``RecordedRun``.

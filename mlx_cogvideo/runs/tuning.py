@@ -5,18 +5,19 @@ through what the model predicted. From these predictions alone the error of ever
 """
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..checkpoints.model_folder import ModelFolder
 from ..diffusion.computed_steps import FITTED_AT_MOST, PRESETS, steps_to_compute
 from ..diffusion.guidance import guidance_schedule
 from ..diffusion.step_lists import RecordedRun, StepList, best_lists, together
 from ..errors import GenerationError, InvalidInputError, OutputError
-from ..files import remove_temporary
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import run_scheduler
 from ..video.likeness import Likeness, likeness
@@ -24,13 +25,18 @@ from ..video.paths import output_errors, publish, write_temporary
 from ..video.picture_writer import contact_sheet, write_picture
 from .kept_frames import KeptFrames
 from .predictions import Predictions
+from .preview import preview_path
+from .saved_run import saved_path
 
 EXACT = "exact"
+PROMPTS_AT_MOST = 3
 UNFINISHED = "unfinished"
 """Folder of what is needed until the presets are found."""
-SHEET, REPORT = "sheet.png", "report.json"
+STARTED, SHEET, REPORT = "tuning.json", "sheet.png", "report.json"
 
-PROMPTS_AT_MOST = 3
+FORMAT = 1
+KEY = "tuning"
+"""Key of both JSON files, with their format: what has it was written by a tuning."""
 
 
 @dataclass(frozen=True)
@@ -66,56 +72,75 @@ class TuningFolder:
     def report(self) -> Path:
         return self.path / REPORT
 
-    def video(self, run: TuningRun) -> Path:
-        return self.path / f"{run.name}.mp4"
+    @property
+    def is_unfinished(self) -> bool:
+        return not _is_ours(self.report) and self.started() is not None
 
-    def frames(self, run: TuningRun) -> KeptFrames:
-        return KeptFrames(self.unfinished / f"{run.name}.frames.npy")
+    def video(self, name: str) -> Path:
+        return self.path / f"{name}.mp4"
 
-    def predictions(self, run: TuningRun, steps: int) -> Predictions:
-        return Predictions(self.unfinished / run.name, steps)
+    def frames(self, name: str, settings: ResolvedSettings) -> KeptFrames:
+        geometry = settings.geometry
+        shape = geometry.num_frames, geometry.height, geometry.width, 3
+        return KeptFrames(self.unfinished / f"{name}.frames.npy", shape)
 
-    def is_done(self, run: TuningRun, steps: int) -> bool:
+    def predictions(self, name: str, settings: ResolvedSettings) -> Predictions:
+        shape = 1 + settings.guided, *settings.geometry.latent_shape
+        return Predictions(self.unfinished / name, settings.num_inference_steps, shape)
+
+    def is_done(self, run: TuningRun, settings: ResolvedSettings) -> bool:
         """Whether a run's video is made, and all that is needed of it is kept."""
-        kept = self.frames(run).file.exists()
+        kept = self.frames(run.name, settings).are_whole
         if run.computed is None:
-            kept = kept and self.predictions(run, steps).are_whole
-        return kept and self.video(run).exists()
+            kept = kept and self.predictions(run.name, settings).are_whole
+        return kept and self.video(run.name).exists()
 
-    def open(self, *, overwrite: bool) -> None:
-        """Makes the folder, or goes on with one.
+    def started(self) -> dict[str, Any] | None:
+        """What the unfinished tuning here was started with; None if there is none."""
+        return _read(self.unfinished / STARTED)
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises OutputError where a tuning can neither begin nor go on; writes nothing.
 
         Args:
-            overwrite: whether what an earlier tuning has left is removed.
+            overwrite: whether what an earlier tuning has left is going to be removed.
+        """
+        if not self.path.absolute().parent.is_dir():
+            raise OutputError(f"there is no folder {self.path.absolute().parent}: make it first")
+        if not self.path.exists():
+            return
+        with output_errors(self.path):
+            is_finished = _is_ours(self.report)
+            is_ours = is_finished or self.started() is not None
+            if not self.path.is_dir() or not (is_ours or not any(self.path.iterdir())):
+                raise OutputError(f"{self.path} exists and is no tuning: choose another --output")
+        if is_finished and not overwrite:
+            raise OutputError(
+                f"{self.path} holds a finished tuning, see {self.report}: choose another --output, "
+                "or --overwrite it"
+            )
+
+    def open(self, started: dict[str, Any], *, overwrite: bool) -> None:
+        """Makes the folder, or goes on with one that `check` takes.
+
+        Args:
+            started: what the tuning is started with.
 
         Raises:
-            OutputError: it holds something else or a finished tuning, or it can't be made.
+            OutputError: it can't be made.
         """
         with output_errors(self.path):
-            if self.path.exists():
-                self._check()
-                if overwrite:
-                    self._empty()
-                elif self.report.exists():
-                    raise OutputError(
-                        f"{self.path} holds a finished tuning: choose another --output, or "
-                        "--overwrite it"
-                    )
+            if overwrite and self.path.exists():
+                self._remove_unfinished()
+                for name in (*_EXACT_NAMES, *PRESETS):
+                    video = self.video(name)
+                    for file in (video, saved_path(video), preview_path(video)):
+                        file.unlink(missing_ok=True)
+                for file in (self.report, self.sheet):
+                    file.unlink(missing_ok=True)
             self.unfinished.mkdir(parents=True, exist_ok=True)
-
-    def _check(self) -> None:
-        """Raises OutputError for a folder that isn't that of a tuning."""
-        ours = self.report.exists() or self.unfinished.is_dir()
-        if not self.path.is_dir() or not (ours or not any(self.path.iterdir())):
-            raise OutputError(f"{self.path} exists and is no tuning: choose another --output")
-
-    def _empty(self) -> None:
-        for name in (EXACT, *PRESETS):
-            for video in self.path.glob(f"{name}*.mp4*"):
-                video.unlink()
-        for file in (self.report, self.sheet):
-            file.unlink(missing_ok=True)
-        remove_temporary(self.unfinished)
+        if self.started() is None:
+            _write(self.unfinished / STARTED, started)
 
     def close(self, report: dict[str, Any]) -> None:
         """Writes the report, and removes what isn't needed any more.
@@ -123,15 +148,45 @@ class TuningFolder:
         Raises:
             OutputError: it can't be written.
         """
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        publish(write_temporary(self.report, text.encode()), self.report, overwrite=True)
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        _write(self.report, report)
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a tuning has kept; other files stay, and then the folder, too."""
+        folder = self.unfinished
+        with suppress(OSError):
+            for name in _EXACT_NAMES:
+                Predictions(folder / name, 0, ()).remove()
+            for name in (*_EXACT_NAMES, *PRESETS):
+                (folder / f"{name}.frames.npy").unlink(missing_ok=True)
+            (folder / STARTED).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+_EXACT_NAMES = (EXACT, *(f"{EXACT}-{number}" for number in range(2, PROMPTS_AT_MOST + 1)))
+
+
+def _is_ours(file: Path) -> bool:
+    return _read(file) is not None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The contents of a JSON file of a tuning; None if it is no such file."""
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return contents if isinstance(contents, dict) and contents.get(KEY) == FORMAT else None
+
+
+def _write(file: Path, contents: dict[str, Any]) -> None:
+    text = json.dumps({KEY: FORMAT, **contents}, indent=2, ensure_ascii=False) + "\n"
+    publish(write_temporary(file, text.encode()), file, overwrite=True)
 
 
 def exact_runs(prompts: Sequence[str]) -> list[TuningRun]:
-    """The runs that lists are fitted to, one for each prompt."""
-    names = [EXACT, *(f"{EXACT}-{number}" for number in range(2, len(prompts) + 1))]
-    return [TuningRun(*pair) for pair in zip(names, prompts, strict=True)]
+    """The runs that lists are fitted to, one for each of one to three prompts."""
+    return [TuningRun(*pair) for pair in zip(_EXACT_NAMES, prompts, strict=False)]
 
 
 def check_tunable(settings: ResolvedSettings) -> None:
@@ -153,18 +208,23 @@ def fit_lists(
         recorded: their predictions.
 
     Raises:
-        GenerationError: predictions are missing.
+        GenerationError: predictions are missing, or aren't those of a run.
     """
-    for predictions in recorded:
-        if not predictions.are_whole:
-            raise GenerationError(f"{predictions.folder} lacks steps: tune again with --overwrite")
     scheduler = run_scheduler(model, settings)
     steps = [int(t) for t in scheduler.timesteps]
     weight = guidance_schedule(settings.dynamic_cfg, settings.guidance_scale)
     weights = [weight(i, t, len(steps)) if settings.guided else 1.0 for i, t in enumerate(steps)]
     angles = [scheduler.angle(t) for t in steps]
     factors = [scheduler.x0_factor(t) for t in steps]
-    runs = [RecordedRun(angles, factors, weights, each.products()) for each in recorded]
+    runs = []
+    for predictions in recorded:
+        products = predictions.products() if predictions.are_whole else np.zeros((1, 1))
+        if not np.isfinite(products).all() or products[-1, -1] + products[0, 0] <= 0:
+            raise GenerationError(
+                f"{predictions.folder} lacks predictions, or they are damaged: remove it, and give "
+                "the same command again"
+            )
+        runs.append(RecordedRun(angles, factors, weights, products))
     return best_lists(together(runs), len(steps))
 
 
@@ -177,12 +237,17 @@ def preset_runs(prompt: str, lists: Sequence[StepList], steps: int) -> list[Tuni
     ]
 
 
-def compare(folder: TuningFolder, exact: TuningRun, others: Sequence[TuningRun]) -> list[Likeness]:
-    """Compares the videos of presets with the exact one, and writes the contact sheet.
+def compare(
+    folder: TuningFolder, settings: ResolvedSettings, names: Sequence[str]
+) -> list[Likeness]:
+    """Compares videos with the first of them, and writes the contact sheet, a row for each.
 
-    Its rows are the exact video and then the others.
+    Args:
+        names: of the runs.
+
+    Returns:
+        The likeness of each but the first.
     """
-    frames = folder.frames(exact).load()
-    videos = [folder.frames(run).load() for run in others]
-    write_picture(folder.sheet, contact_sheet([frames, *videos]))
-    return [likeness(video, frames) for video in videos]
+    first, *others = [folder.frames(name, settings).load() for name in names]
+    write_picture(folder.sheet, contact_sheet([first, *others]))
+    return [likeness(video, first) for video in others]

@@ -14,7 +14,7 @@ from commands import PROMPT, ctrl_c_in_step, errors, generate
 from support import killed, locked_elsewhere, relative_error
 
 from mlx_cogvideo import CogVideoXPipeline
-from mlx_cogvideo.cli import tuning_job
+from mlx_cogvideo.cli import tuning_job, tuning_report
 from mlx_cogvideo.cli.main import run_command
 from mlx_cogvideo.diffusion.extrapolation import half_log_snr
 from mlx_cogvideo.errors import OutputError
@@ -34,8 +34,9 @@ MADE = ["balanced.mp4", "exact.mp4", "fast.mp4", "report.json", "sheet.png"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder, which is the current one."""
+    """An empty folder, which is the current one. Any list is kept: these videos are too small."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning_report, "LEAST_PSNR", 0.0)
     return tmp_path
 
 
@@ -125,7 +126,7 @@ def test_the_lists_are_the_best_for_the_predictions_of_the_run():
         others = [(0, 1, *more) for more in combinations(range(2, STEPS), count - 2)]
         assert tuple(run["computed_steps"]) == min(others, key=error)
     size = np.square(c[-1]).sum()
-    known = {int(count): value for count, value in report()["errors"].items()}
+    known = {len(each["computed_steps"]): each["relative_error"] for each in report()["lists"]}
     assert [*known] == [*range(2, STEPS + 1)]
     assert known[3] == pytest.approx(
         (error(report()["runs"][2]["computed_steps"]) / size) ** 0.5, rel=1e-3
@@ -182,7 +183,10 @@ def test_an_interrupt_between_a_save_and_the_predictions_loses_none(whole, monke
     assert tune("--quiet") == 130
     assert tune() == 0
     assert calls == [0, 1, 2, 3, 3, *range(4, STEPS)]
-    assert report()["errors"] == pytest.approx(report(whole)["errors"])
+    errors = [
+        [each["relative_error"] for each in found["lists"]] for found in (report(), report(whole))
+    ]
+    assert errors[0] == pytest.approx(errors[1])
 
 
 @pytest.mark.parametrize("name", ["compare", "keep_tuned_lists", "make_report"])
@@ -242,27 +246,120 @@ def test_other_settings_are_not_mixed_with_what_is_there(capsys):
     with ctrl_c_in_step(STEPS + 1):
         assert tune() == 130
     capsys.readouterr()
-    assert tune("--seed", 3) == 1
-    assert (
-        "was made with other settings (seed was 0 and is now 3)"
-        in errors(capsys.readouterr().err)[0]
-    )
-    assert tune("--steps", 9) == 2
+    for other, words in ((("--seed", 3), "seed was 0 and is now 3"), (("--steps", 9), "now 9")):
+        assert tune(*other) == 2
+        (line,) = errors(capsys.readouterr().err)
+        assert "holds a tuning that isn't finished, with other settings (" in line
+        assert words in line and "continue it with" in line and "--overwrite" in line
     assert tune() == 0
 
 
-@pytest.mark.parametrize("lost", ["exact/0003.npy", "exact.frames.npy"])
-def test_what_is_gone_is_made_again(lost):
+@pytest.mark.parametrize("name", ["exact/0003.npy", "exact.frames.npy"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "of another shape"])
+def test_what_is_damaged_is_made_again(name, damage, capsys):
     with ctrl_c_in_step(STEPS + 1):
         assert tune() == 130
-    Path("tuning/unfinished", lost).unlink()
+    file = Path("tuning/unfinished", name)
+    contents = file.read_bytes()
+    file.unlink()
+    if damage == "of another shape":
+        np.save(file, np.zeros((2, 3)))
+    elif damage != "gone":
+        file.write_bytes(contents[: len(contents) // 2] if damage == "cut" else b"")
     assert tune() == 0 and names() == MADE
+    assert "tuning/exact.mp4 is made again" in capsys.readouterr().err
+
+
+def test_predictions_that_are_no_numbers_end_in_one_line(capsys):
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    file = Path("tuning/unfinished/exact/0003.npy")
+    np.save(file, np.full_like(np.load(file), np.nan))
+    capsys.readouterr()
+    assert tune() == 1
+    (line,) = errors(capsys.readouterr().err)
+    assert "unfinished/exact lacks predictions, or they are damaged: remove it" in line
+
+
+def test_files_that_a_tuning_has_not_made_stay(whole):
+    own = [
+        "exact copy.mp4",
+        "exact.mp4.zip",
+        "fast cut.mp4",
+        "balanced/a.txt",
+        "unfinished/novel.txt",
+    ]
+    shutil.copytree(whole, "tuning")
+    for name in own:
+        Path("tuning", name).parent.mkdir(exist_ok=True)
+        Path("tuning", name).write_text("mine")
+    assert tune("--overwrite") == 0
+    assert all(Path("tuning", name).read_text() == "mine" for name in own)
+    for name in ("unfinished/novel.txt", "report.json"):  # such names alone make no tuning
+        other = Path("other", name)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("{}")
+        for more in ([], ["--overwrite"]):
+            assert tune("-o", "other", *more) == 1
+            assert other.read_text() == "{}"
+
+
+def test_all_videos_are_decoded_alike_though_memory_has_become_short(whole):
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    assert tune("--memory-limit", 0.05) == 0
+    tilings = {read_record(f"tuning/{n}.mp4")["settings"]["tiling"] for n in ("exact", "fast")}
+    assert tilings == {"none"}
+
+
+def test_a_list_that_spoils_a_video_is_not_kept(whole, monkeypatch, capsys):
+    monkeypatch.setattr(tuning_report, "LEAST_PSNR", 99.0)
+    assert tune() == 0
+    assert "fast differs too much, and its steps aren't kept" in capsys.readouterr().err
+    assert json.loads(presets_file().read_text())["models"].popitem()[1].popitem()[1] == {}
+
+
+@pytest.mark.parametrize("output", [".", "./tuning/", "a folder"])
+def test_folders_have_all_kinds_of_names(output):
+    assert tune("-o", output) == 0
+    assert names(output) == MADE
+
+
+def test_previews_are_drawn_and_removed():
+    assert tune("--preview-every", 4) == 0
+    assert names() == MADE
+
+
+def test_the_file_of_presets_is_checked_first(monkeypatch, folder, capsys):
+    presets_file().parent.mkdir(parents=True)
+    for contents, words in (
+        ("", "can't be used"),
+        ('{"format": 2, "models": {}}', "newer version"),
+    ):
+        presets_file().write_text(contents)
+        for more in ([], ["--dry-run"]):
+            assert tune(*more) == 1
+            assert words in errors(capsys.readouterr().err)[0]
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null/data")
+    assert tune("--dry-run") == 1
+    assert "isn't a folder to write in" in errors(capsys.readouterr().err)[0]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_command_goes_on_though_its_file_of_options_says_to_overwrite(capsys):
+    Path("options.toml").write_text("overwrite = true")
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune("--config", "options.toml") == 130
+    assert "--no-overwrite" in capsys.readouterr().err
+    before = Path("tuning/exact.mp4").stat().st_mtime_ns
+    assert tune("--config", "options.toml", "--no-overwrite") == 0
+    assert Path("tuning/exact.mp4").stat().st_mtime_ns == before
 
 
 def test_a_dry_run_writes_nothing(folder, capsys):
     assert tune("--dry-run") == 0
     said = capsys.readouterr().err
-    assert "balanced (4), fast (3): 15 computed steps in all" in said
+    assert "3, with so many computed steps: exact 8, balanced 4, fast 3; 15 in all" in said
     assert list(folder.iterdir()) == []
 
 
@@ -273,7 +370,7 @@ def test_a_dry_run_writes_nothing(folder, capsys):
         (["--steps", 2], "3 to 100 steps"),
         (["--steps", 101], "3 to 100 steps"),
         (["--resume"], "the same command goes on"),
-        (["--cache", "latents"], "unknown option --cache"),
+        (["--cache", "latents"], "isn't an option of tune"),
         (["--prompt", "a", "b", "c", "d"], "at most 3 prompts"),
         (["--output", "missing/tuning"], "missing"),
         (["--model", "nothing"], "no model 'nothing'"),
@@ -319,7 +416,7 @@ def test_events_tell_what_happens(capsys):
     assert kinds[:2] == ["start", "tuning"] and kinds[-2:] == ["record", "end"]
     assert kinds.count("output") == 3
     assert lines[1]["steps"] == 15 and lines[1]["prompts"] == [PROMPT]
-    assert lines[-2]["record"] == report()
+    assert {"tuning": 1, **lines[-2]["record"]} == report()
 
 
 def test_predictions_are_those_of_the_model():
@@ -350,5 +447,5 @@ def test_predictions_are_those_of_the_model():
             rows.append((c, u - c))
     expected = [row[name].reshape(-1) for name in (0, 1) for row in rows]
     expected = np.array(expected, np.float64)
-    predictions = Predictions(folder.unfinished / "exact", STEPS)
+    predictions = folder.predictions("exact", request)
     assert relative_error(predictions.products(), expected @ expected.T) < 1e-4
