@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,18 +297,25 @@ def _sampling(settings: ResolvedSettings) -> str:
     guidance = f"guidance {settings.guidance_scale:g}" if settings.guided else "no guidance"
     if settings.guided and settings.dynamic_cfg != "constant":
         guidance += f" ({settings.dynamic_cfg})"
+    if settings.guidance_range is not None:
+        first, end = settings.guidance_range
+        guidance += f" in steps {first} to {end - 1}"
     if settings.batch_parts > 1:
         guidance += ", one pass after the other"
     return f"{steps} steps of {settings.scheduler}{_computed(settings)}, {guidance}"
 
 
 def _computed(settings: ResolvedSettings) -> str:
-    """What a cache of predictions computes."""
+    """How much of the steps is computed."""
     if settings.computed_steps is None:
-        return ""
-    passes = settings.passes_of_all_windows
-    share = passes / (settings.steps_of_all_windows * (2 if settings.guided else 1))
-    return f" ({len(settings.computed_steps)} computed in full, {share:.0%} of the work)"
+        return "" if settings.cache is None else f" ({settings.cache} skips blocks in some)"
+    whole = replace(settings, cache=None, computed_steps=None).passes_of_all_windows
+    text = f"{len(settings.computed_steps)} computed in full"
+    text += f", {settings.passes_of_all_windows / whole:.0%} of the work"
+    if (preset := settings.preset_used) is not None:
+        steps = "found by tune" if preset.is_tuned else "the usual ones"
+        text = f"preset {preset.name}: {text}; {steps}"
+    return f" ({text})"
 
 
 def _recommended(settings: ResolvedSettings) -> str:

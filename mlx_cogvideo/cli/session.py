@@ -121,6 +121,7 @@ class Session:
         )
         for output in {before, job.output}:
             remove_preview(output)
+        self._bars.close()  # or the output's name would be written behind it
         self._warn_of_change(job.output)
         self.made.append({"output": job.output, "record": record})
         if not self.args.json:

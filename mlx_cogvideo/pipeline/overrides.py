@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import InvalidInputError
 from .fields import settings_of
 from .settings import VideoSettings
 
@@ -27,6 +28,15 @@ def override(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     ):
         reset.add("computed_steps")
     return {name: value for name, value in recorded.items() if name not in reset} | given
+
+
+def check_presets(given: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError where a preset is given, and what it decides as well."""
+    if given.get("preset") is None:
+        return
+    for name in decided_by("preset"):
+        if given.get(name) is not None:
+            raise InvalidInputError(f"preset and {name} say how much is computed: give one of them")
 
 
 def decided_by(name: str) -> tuple[str, ...]:

@@ -37,9 +37,11 @@ def make_record(
         interpolate: times the frames a second of the file.
         compile: whether MLX may compile.
     """
+    preset = settings.preset_used
     return {
         "mlx_cogvideo": __version__,
         "model": identity,
+        **({} if preset is None else {"preset": preset.name}),
         "settings": {
             **settings.to_dict(),
             **settings.source.digests(),

@@ -12,6 +12,19 @@ from .sources import Source
 from .vae_stage import Tiling
 
 
+@dataclass(frozen=True)
+class Preset:
+    """The preset that settings come from.
+
+    Attributes:
+        name: of it.
+        is_tuned: whether its steps were found for the model; else they are the usual ones.
+    """
+
+    name: str
+    is_tuned: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings(VideoSettings):
     """Settings with nothing left open, for one model. ``CogVideoXPipeline.request`` makes them.
@@ -22,6 +35,7 @@ class ResolvedSettings(VideoSettings):
         source: what the video starts from beside noise.
         division: how processes divide the steps.
         recommended: names of the settings whose values the model recommends.
+        preset_used: what the steps to compute come from, or None.
     """
 
     num_inference_steps: int = field(metadata=about(VideoSettings, "num_inference_steps"))
@@ -31,6 +45,7 @@ class ResolvedSettings(VideoSettings):
     source: Source
     division: Division = field(default=ONE_PROCESS, compare=False)
     recommended: tuple[str, ...] = field(default=(), compare=False)
+    preset_used: Preset | None = field(default=None, compare=False)
 
     @property
     def encodes_frames(self) -> bool:
@@ -73,13 +88,15 @@ class ResolvedSettings(VideoSettings):
 
     def _passes(self, steps: int) -> int:
         """Passes of a window that takes the last `steps` of all."""
-        count = 2 if self.guided else 1
-        extrapolated = held_arrays(self.cache, count) // POINTS
-        if not extrapolated:
-            return count * steps
         first = self.num_inference_steps - steps
-        computed = {first, first + 1, *self.computed_steps} & set(range(first, first + steps))
-        return count * steps - extrapolated * (steps - len(computed))
+        begin, end = self.guidance_range or (0, steps)
+        computed = {first, first + 1, *(self.computed_steps or ())}
+        passes = 0
+        for step in range(steps):
+            count = 2 if self.guided and begin <= step < end else 1
+            skips = self.computed_steps is not None and first + step not in computed
+            passes += count - (held_arrays(self.cache, count) // POINTS if skips else 0)
+        return passes
 
     @property
     def total_frames(self) -> int:

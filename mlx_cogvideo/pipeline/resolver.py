@@ -18,9 +18,9 @@ from ..errors import InvalidInputError
 from .estimates import choose_tiling, split_cfg
 from .fields import random_seed
 from .geometry import Geometry
-from .overrides import decided_by
+from .overrides import check_presets
 from .presets import tuned_lists
-from .resolved import ResolvedSettings, check_steps
+from .resolved import Preset, ResolvedSettings, check_steps
 from .settings import VideoSettings
 from .sources import DEFAULT_STRENGTH, Source, path_or_none, path_or_pixels, picture_size
 from .vae_stage import Tiling
@@ -43,7 +43,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
     """
     check_uncond(settings.uncond, bool(settings.negative_prompt))
     chosen = _chosen(model, settings)
-    settings = _without_preset(model, settings, chosen)
+    settings, preset = _without_preset(model, settings, chosen)
     geometry = _geometry(model, settings)
     guided = chosen["guidance_scale"] > 1
     division = divide(model.processes, guided)
@@ -104,6 +104,7 @@ def resolve(model: ModelFolder, settings: VideoSettings) -> ResolvedSettings:
         source=source,
         division=division,
         recommended=tuple(n for n in model.recommended if getattr(settings, n) is None),
+        preset_used=preset,
     )
     run_scheduler(model, resolved)  # refuses a number of steps that it can't take
     check_steps(resolved)
@@ -123,21 +124,19 @@ def _chosen(model: ModelFolder, settings: VideoSettings) -> dict[str, Any]:
 
 def _without_preset(
     model: ModelFolder, settings: VideoSettings, chosen: dict[str, Any]
-) -> VideoSettings:
-    """The settings with what a preset stands for in its place."""
+) -> tuple[VideoSettings, Preset | None]:
+    """The settings with what a preset stands for in its place, and the preset."""
     preset = settings.preset
     if preset is None:
-        return settings
-    for name in decided_by("preset"):
-        if getattr(settings, name) is not None:
-            raise InvalidInputError(f"preset and {name} say how much is computed: give one of them")
+        return settings, None
+    check_presets(vars(settings))
     if preset == "exact":
-        return replace(settings, preset=None)
+        return replace(settings, preset=None), Preset(preset)
     scheduler = _scheduler(model, chosen)
-    steps: int | tuple[int, ...] | None = tuned_lists(model, scheduler).get(preset)
-    if steps is None:
-        steps = steps_to_compute(PRESETS[preset], len(scheduler.timesteps))
-    return replace(settings, preset=None, cache="latents", computed_steps=steps)
+    tuned = tuned_lists(model, scheduler).get(preset)
+    steps = tuned or steps_to_compute(PRESETS[preset], len(scheduler.timesteps))
+    settings = replace(settings, preset=None, cache="latents", computed_steps=steps)
+    return settings, Preset(preset, is_tuned=tuned is not None)
 
 
 def _scheduler(model: ModelFolder, chosen: dict[str, Any]) -> Scheduler:

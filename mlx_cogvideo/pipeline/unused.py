@@ -1,4 +1,4 @@
-"""Settings that are given and have no effect.
+"""Settings that are given and have no effect, or probably not the wanted one.
 
 They are reported rather than refused, so that a recorded run with such a setting can be repeated.
 """
@@ -8,6 +8,9 @@ from collections.abc import Collection, Iterator
 from ..checkpoints.model_configurations import ModelConfigurations
 from .resolved import ResolvedSettings
 
+FEWEST_STEPS = 7
+"""Steps to compute of which fewer have spoilt videos of the demo."""
+
 
 def without_effect(
     model: ModelConfigurations,
@@ -16,7 +19,7 @@ def without_effect(
     *,
     decodes: bool = True,
 ) -> Iterator[str]:
-    """Describes each given setting that has no effect.
+    """Describes each given setting that has no effect, and what may spoil the video.
 
     Args:
         given: names of the settings that were asked for.
@@ -51,3 +54,14 @@ def without_effect(
     for name, (applies, reason) in reasons.items():
         if name in given and not applies:
             yield f"{name} has no effect: {reason}"
+    yield from _few_steps(settings)
+
+
+def _few_steps(settings: ResolvedSettings) -> Iterator[str]:
+    """Describes a list of so few steps to compute that the video may break."""
+    if settings.cache == "latents" and len(settings.computed_steps or ()) < FEWEST_STEPS:
+        computed, steps = len(settings.computed_steps or ()), settings.num_inference_steps
+        yield (
+            f"only {computed} of {steps} steps are computed: with fewer than {FEWEST_STEPS} the "
+            "video often breaks; take more steps, or compute more of them"
+        )

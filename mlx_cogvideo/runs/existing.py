@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidInputError, OutputError
-from ..pipeline.overrides import override
+from ..pipeline.overrides import decided_by, override
 from ..pipeline.recording import Record
 from ..pipeline.resolved import ResolvedSettings
 from ..video import read_record
@@ -32,6 +32,19 @@ def saved_run(job: VideoJob, resume: bool) -> SavedRun:
             "continue it with --resume, or start afresh with --overwrite"
         )
     return saved
+
+
+def named_settings(given: Mapping[str, Any], then: Record) -> set[str]:
+    """Names of the settings that a command gives for a run which it resumes.
+
+    Args:
+        then: the run's record. With the same preset its steps stay what they were, though another
+            tuning may have found others.
+    """
+    named = {"seed"} & given.keys()
+    if given.get("preset") != then.get("preset"):
+        named |= {name for each in given for name in decided_by(each)}
+    return named
 
 
 def resumed(
@@ -88,6 +101,8 @@ def is_finished(
         problem = "isn't the result of such a run"
     else:
         but = not_compared(given, seed_matters)
+        if "preset" in given and then.get("preset") == job.record.get("preset"):
+            but += decided_by("preset")  # another tuning may have changed them since
         differences = model_differences(then, job.record)
         differences += setting_differences(then, job.record, but)
         if not differences:

@@ -24,7 +24,7 @@ from ..errors import (
 from ..files import check_unlocked, locked
 from ..pipeline.estimates import check_memory_limit
 from ..pipeline.output import NO_LATENTS
-from ..pipeline.overrides import decided_by, override
+from ..pipeline.overrides import check_presets, override
 from ..pipeline.pipeline import CogVideoXPipeline
 from ..pipeline.planned import load_adapters, open_to_plan
 from ..pipeline.recording import Record, make_record
@@ -36,7 +36,7 @@ from ..pipeline.unused import without_effect
 from ..video import check_output_path
 from ..video.paths import LATENTS, output_form
 from .batch import Prompt, check_distinct, default_output, output_name, read_prompts
-from .existing import is_finished, resumed, saved_run
+from .existing import is_finished, named_settings, resumed, saved_run
 from .origin import Options, Origin, find_origin, say_what_is_opened
 from .preview import Preview, check_preview_path, remove_preview
 from .record import (
@@ -97,6 +97,7 @@ class _Planner:
         if options.memory_limit is not None:
             recorded |= dict.fromkeys(BY_MEMORY)  # chosen again
         self.settings = override(recorded, self.given)
+        check_presets(self.given)
         self.seeds = options.given.get("seed") or [origin.recorded.get("seed")]
         self.compile = self.settings.get("compile", True)
 
@@ -268,7 +269,8 @@ class _Planner:
                 f"results may differ slightly: {difference}"
                 for difference in version_differences(saved.record, job.record)
             ]
-            job = resumed(job, saved, self._named(), self._resolve, new_source=new_source)
+            named = {"prompt", *self.settings, *named_settings(options.given, saved.record)}
+            job = resumed(job, saved, named, self._resolve, new_source=new_source)
         if options.resume or (plan.is_batch and not options.overwrite):
             seed_matters = saved is not None or self.seeds != [None]
             if is_finished(
@@ -285,12 +287,6 @@ class _Planner:
         if saved is not None:
             plan.resumed[job.path] = saved.progress
         plan.jobs.append(job)
-
-    def _named(self) -> set[str]:
-        """Names of the settings that are given or recorded."""
-        decided = {name for given in self.given for name in decided_by(given)}
-        seed = {"seed"} & self.options.given.keys()
-        return {*self.settings, "prompt", *seed, *decided}
 
     def _tiling_given(self) -> set[str]:
         """Names of the settings that the command gives; automatic tiling isn't one."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from commands import PROMPT, ctrl_c_in_step, errors, generate
+from commands import PROMPT, ctrl_c_in_step, errors, generate, run
 from support import killed, locked_elsewhere, relative_error
 
 from mlx_cogvideo import CogVideoXPipeline
@@ -18,7 +18,7 @@ from mlx_cogvideo.cli import tuning_job, tuning_report
 from mlx_cogvideo.cli.main import run_command
 from mlx_cogvideo.diffusion.extrapolation import half_log_snr
 from mlx_cogvideo.errors import OutputError
-from mlx_cogvideo.pipeline.presets import presets_file
+from mlx_cogvideo.pipeline.presets import keep_tuned_lists, presets_file
 from mlx_cogvideo.pipeline.resolver import initial_noise, run_scheduler
 from mlx_cogvideo.runs.predictions import Predictions
 from mlx_cogvideo.runs.tuning import TuningFolder
@@ -121,10 +121,10 @@ def test_the_lists_are_the_best_for_the_predictions_of_the_run():
             total += turn**2 * np.square(off).sum()
         return total
 
-    for run in report()["runs"][1:]:
-        count = len(run["computed_steps"])
+    for each in report()["runs"][1:]:
+        count = len(each["computed_steps"])
         others = [(0, 1, *more) for more in combinations(range(2, STEPS), count - 2)]
-        assert tuple(run["computed_steps"]) == min(others, key=error)
+        assert tuple(each["computed_steps"]) == min(others, key=error)
     size = np.square(c[-1]).sum()
     known = {len(each["computed_steps"]): each["relative_error"] for each in report()["lists"]}
     assert [*known] == [*range(2, STEPS + 1)]
@@ -449,3 +449,58 @@ def test_predictions_are_those_of_the_model():
     expected = np.array(expected, np.float64)
     predictions = folder.predictions("exact", request)
     assert relative_error(predictions.products(), expected @ expected.T) < 1e-4
+
+
+def retuned(fast: tuple[int, ...]) -> None:
+    """Another tuning of the demo, that has found these steps."""
+    pipe = CogVideoXPipeline.from_pretrained("demo")
+    request = pipe.request(PROMPT, num_inference_steps=STEPS, scheduler="dpm")
+    keep_tuned_lists(pipe, run_scheduler(pipe, request), {"fast": fast})
+
+
+def test_a_run_with_a_preset_goes_on_with_its_steps_after_another_tuning(capsys):
+    make = [*SIZE, *SAMPLING, "--preset", "fast"]
+    retuned((0, 1, 4))
+    assert generate("whole.mp4", *make) == 0
+    with ctrl_c_in_step(3):
+        assert generate("video.mp4", *make) == 130
+    retuned((0, 1, 6))
+    capsys.readouterr()
+    assert generate("video.mp4", *make, "--resume") == 0
+    assert read_record("video.mp4")["settings"]["computed_steps"] == [0, 1, 4]
+    assert (read_video("video.mp4")[0] == read_video("whole.mp4")[0]).all()
+    assert generate("video.mp4", *make, "--resume") == 0  # it is finished
+    assert generate("video.mp4", *make[:-1], "balanced", "--resume") == 1
+    assert run("--replay", "whole.mp4", "--output", "again.mp4") == 0
+    assert (read_video("again.mp4")[0] == read_video("whole.mp4")[0]).all()
+    assert run("--replay", "whole.mp4", "--output", "other.mp4", "--preset", "fast") == 0
+    assert read_record("other.mp4")["settings"]["computed_steps"] == [0, 1, 6]
+
+
+def test_another_preset_does_not_continue_a_run(capsys):
+    make = [*SIZE, *SAMPLING, "--preset"]
+    with ctrl_c_in_step(3):
+        assert generate("video.mp4", *make, "fast") == 130
+    for preset in ("balanced", "exact"):
+        assert generate("video.mp4", *make, preset, "--resume") == 2
+        assert "was started with other settings" in errors(capsys.readouterr().err)[0]
+    assert generate("video.mp4", *make, "fast", "--cache", "none", "--resume") == 2
+    assert "preset and cache say" in errors(capsys.readouterr().err)[0]
+
+
+def test_a_plan_says_where_the_steps_come_from(capsys):
+    make = [*SIZE, *SAMPLING, "--preset", "fast", "--dry-run"]
+    assert generate("video.mp4", *make) == 0
+    assert "preset fast: 3 computed in full, 38% of the work; the usual ones" in said(capsys)
+    retuned((0, 1, 4))
+    assert generate("video.mp4", *make) == 0
+    assert "the work; found by tune" in said(capsys)
+    for cache in ("teacache", "first-block"):
+        assert generate("video.mp4", *SIZE, "--cache", cache, "--dry-run") == 0
+        assert f"({cache} skips blocks in some)" in said(capsys)
+    assert generate("video.mp4", *SIZE, "--guidance-range", 1, 4, "--dry-run") == 0
+    assert "guidance 2 in steps 1 to 3" in said(capsys)
+
+
+def said(capsys) -> str:
+    return capsys.readouterr().err

@@ -10,6 +10,7 @@ from mlx_cogvideo.diffusion.schedulers import SCHEDULERS
 from mlx_cogvideo.errors import CheckpointError, InvalidInputError
 from mlx_cogvideo.pipeline.overrides import override
 from mlx_cogvideo.pipeline.presets import keep_tuned_lists, presets_file, tuned_lists
+from mlx_cogvideo.pipeline.recording import make_record
 
 LISTS = {"balanced": (0, 1, 3, 5), "fast": (0, 1, 6)}
 
@@ -121,3 +122,39 @@ def test_a_given_preset_replaces_what_a_record_has_and_the_reverse():
     recorded = {"prompt": "a", "cache": "teacache", "cache_threshold": 0.1, "computed_steps": None}
     assert override(recorded, {"preset": "fast"}) == {"prompt": "a", "preset": "fast"}
     assert override(recorded, {"cache": "latents"}) == {"prompt": "a", "cache": "latents"}
+
+
+def test_a_record_names_the_preset_beside_its_steps(pipe):
+    for preset in ("exact", "balanced", "fast"):
+        request = pipe.request("a circle", preset=preset, num_inference_steps=20)
+        record = make_record(pipe, request, {}, fps=8)
+        assert record["preset"] == preset and "preset" not in record["settings"]
+        assert record["settings"].get("computed_steps") == _as_list(request.computed_steps)
+    assert "preset" not in make_record(pipe, pipe.request("a circle"), {}, fps=8)
+
+
+def _as_list(steps):
+    return None if steps is None else list(steps)
+
+
+def test_few_computed_steps_are_warned_of(pipe, caplog):
+    size = {"num_frames": 9, "height": 32, "width": 48}
+    pipe("a circle", preset="fast", num_inference_steps=10, output_type="latent", **size)
+    assert "only 3 of 10 steps are computed" in caplog.text
+    caplog.clear()
+    pipe("a circle", preset="fast", num_inference_steps=20, output_type="latent", **size)
+    assert "steps are computed" not in caplog.text
+
+
+def test_the_work_counts_the_steps_with_guidance(pipe):
+    def passes(**settings) -> int:
+        request = pipe.request("a circle", num_inference_steps=20, **settings)
+        return request.passes_of_all_windows
+
+    assert passes() == 40 and passes(guidance_scale=1) == 20
+    assert passes(guidance_range=(2, 12)) == 30
+    steps = {"computed_steps": (0, 1, 5, 11, 15)}
+    assert passes(cache="latents", **steps) == 10
+    assert passes(cache="latents", guidance_range=(2, 12), **steps) == 7
+    assert passes(cache="guidance", guidance_range=(2, 12), **steps) == 22
+    assert passes(cache="latents", guidance_scale=1, **steps) == 5
