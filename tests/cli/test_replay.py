@@ -16,6 +16,7 @@ OF_OTHERS = (
     "image_latent_scale",
     "source_tiling",
     "cache",
+    "preset",
     "cache_threshold",
     "computed_steps",
     "quantize",
