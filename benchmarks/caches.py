@@ -44,6 +44,7 @@ from mlx_cogvideo import CogVideoXPipeline
 from mlx_cogvideo.diffusion import denoising
 from mlx_cogvideo.diffusion.step_cache import StepCache
 from mlx_cogvideo.nn.transformer import CogVideoXBlock
+from mlx_cogvideo.video.likeness import ssim
 
 RECIPES = [
     "guidance:24",
@@ -158,21 +159,9 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return -10 * np.log10(max(np.square(one - other).mean(), 1e-12))
 
 
-def ssim(one: np.ndarray, other: np.ndarray, window: int = 7) -> float:
-    """The mean structural similarity of frames ``[F, H, W, 3]`` in [0, 1], in square windows."""
-
-    def means(x: np.ndarray) -> np.ndarray:
-        sums = np.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0))).cumsum(1).cumsum(2)
-        high, low = slice(window, None), slice(None, -window)
-        total = sums[:, high, high] - sums[:, low, high] - sums[:, high, low] + sums[:, low, low]
-        return total / window**2
-
-    a, b = means(one), means(other)
-    variance_a, variance_b = means(one**2) - a**2, means(other**2) - b**2
-    covariance = means(one * other) - a * b
-    c1, c2 = 0.01**2, 0.03**2
-    ratio = (2 * a * b + c1) * (2 * covariance + c2)
-    return float((ratio / ((a**2 + b**2 + c1) * (variance_a + variance_b + c2))).mean())
+def mean_ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean structural similarity of frames ``[F, H, W, 3]`` in [0, 1]."""
+    return float(np.mean([ssim(*pair) for pair in zip(one, other, strict=True)]))
 
 
 def right(frames: np.ndarray, wanted: Combination) -> int:
@@ -212,7 +201,7 @@ def compare(videos: Videos, recipes: list[str]) -> None:
             found = {}
             for recipe in recipes:
                 made, blocks = videos.make(number, recipe)
-                similarity = psnr(made, exact), ssim(made, exact)
+                similarity = psnr(made, exact), mean_ssim(made, exact)
                 found[recipe] = (*blocks / all_blocks, *similarity, right(made, wanted))
             for recipe, row in found.items():
                 rows[recipe].append(row)

@@ -37,22 +37,22 @@ def contact_sheet(
     Args:
         videos: uint8 ``[F, H, W, 3]`` of one shape, which may lie on a disk.
         columns: frames of each video, evenly from the first to the last; all where it has fewer.
-        width: of a frame at most, in pixels.
+        width: of a frame at most, in pixels; small frames are enlarged by a whole number.
         gap: between two frames, in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``, white between the frames.
     """
     count, high, wide, _ = videos[0].shape
-    scale = min(1.0, width / wide)
+    scale = width / wide if wide > width else width // wide
     high, wide = max(1, round(scale * high)), max(1, round(scale * wide))
     times = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int))
-    step = high + gap, wide + gap
+    step, how = (high + gap, wide + gap), "AREA" if scale < 1 else "POINT"
     sheet = np.full((len(videos) * step[0] - gap, len(times) * step[1] - gap, 3), 255, np.uint8)
     for row, video in enumerate(videos):
         for column, time in enumerate(times):
             frame = as_video_frame(np.ascontiguousarray(video[time]))
             y, x = row * step[0], column * step[1]
-            small = frame.reformat(width=wide, height=high, interpolation="AREA")
-            sheet[y : y + high, x : x + wide] = small.to_ndarray(format="rgb24")
+            shown = frame.reformat(width=wide, height=high, interpolation=how)
+            sheet[y : y + high, x : x + wide] = shown.to_ndarray(format="rgb24")
     return sheet

@@ -54,13 +54,19 @@ def test_videos_of_other_shapes_are_refused():
 def test_a_contact_sheet_has_a_row_for_each_video_and_a_column_for_each_time():
     levels = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
     video = np.broadcast_to(levels, (9, 20, 30, 3))
-    sheet = contact_sheet([video, video + 10], columns=3, gap=2)
+    sheet = contact_sheet([video, video + 10], columns=3, width=30, gap=2)
     assert sheet.shape == (2 * 20 + 2, 3 * 30 + 2 * 2, 3)
     for row in range(2):
         for column, time in enumerate((0, 4, 8)):
             frame = sheet[row * 22 : row * 22 + 20, column * 32 : column * 32 + 30]
             assert np.abs(frame.astype(int) - (20 * time + 10 * row)).max() <= 1
     assert (sheet[20:22] == 255).all() and (sheet[:, 30:32] == 255).all()
+
+
+def test_small_frames_are_enlarged_without_a_blur():
+    video = RNG.integers(0, 256, (1, 20, 30, 3), dtype=np.uint8)
+    large = video[0].repeat(3, axis=0).repeat(3, axis=1)
+    assert np.abs(contact_sheet([video], width=100).astype(int) - large).max() <= 1
 
 
 def test_frames_of_a_sheet_are_made_small_and_few_are_all_shown():
