@@ -131,7 +131,9 @@ class TuningJob:
     def _check_same(self, started: dict[str, Any]) -> None:
         """Raises InvalidInputError where the tuning was started with other settings."""
         then, now = started.get("record", {}), self.plan.jobs[0].record
-        differences = model_differences(then, now)
+        # Before its download nothing but its name is known of a model.
+        is_known = then.get("model", {}).keys() & {"revision", "sha256"}
+        differences = model_differences(then, now) if is_known else []
         but = not_compared(given_settings(self._args, RunSettings))
         differences += setting_differences(then, now, but=(*but, "prompt"))
         if started.get("prompts") != self._prompts:

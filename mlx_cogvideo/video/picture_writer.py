@@ -13,6 +13,10 @@ _FORMATS = {".png": ("png", "rgb24"), ".jpg": ("mjpeg", "yuvj420p")}
 """A picture's encoder and its pixels, by the ending of its file."""
 
 
+GREY = 160
+"""Level of what is between the frames of a sheet."""
+
+
 def write_picture(file: Path, pixels: np.ndarray) -> None:
     """Writes uint8 ``[H, W, 3]`` as a PNG or JPEG file, which is there as a whole or not at all.
 
@@ -41,14 +45,14 @@ def contact_sheet(
         gap: between two frames, in pixels.
 
     Returns:
-        uint8 ``[H, W, 3]``, white between the frames.
+        uint8 ``[H, W, 3]``, grey between the frames.
     """
     count, high, wide, _ = videos[0].shape
     scale = width / wide if wide > width else width // wide
     high, wide = max(1, round(scale * high)), max(1, round(scale * wide))
     times = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int))
     step, how = (high + gap, wide + gap), "AREA" if scale < 1 else "POINT"
-    sheet = np.full((len(videos) * step[0] - gap, len(times) * step[1] - gap, 3), 255, np.uint8)
+    sheet = np.full((len(videos) * step[0] - gap, len(times) * step[1] - gap, 3), GREY, np.uint8)
     for row, video in enumerate(videos):
         for column, time in enumerate(times):
             frame = as_video_frame(np.ascontiguousarray(video[time]))

@@ -60,7 +60,7 @@ def test_a_contact_sheet_has_a_row_for_each_video_and_a_column_for_each_time():
         for column, time in enumerate((0, 4, 8)):
             frame = sheet[row * 22 : row * 22 + 20, column * 32 : column * 32 + 30]
             assert np.abs(frame.astype(int) - (20 * time + 10 * row)).max() <= 1
-    assert (sheet[20:22] == 255).all() and (sheet[:, 30:32] == 255).all()
+    assert (sheet[20:22] == 160).all() and (sheet[:, 30:32] == 160).all()
 
 
 def test_small_frames_are_enlarged_without_a_blur():
