@@ -18,6 +18,7 @@ from ..diffusion.computed_steps import PRESETS, steps_to_compute
 from ..distributed import Distributed, Processes
 from ..errors import InvalidInputError
 from ..pipeline.presets import check_presets_file, keep_tuned_lists, tuned_lists
+from ..pipeline.recording import Record
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import run_scheduler
 from ..runs.existing import not_compared
@@ -50,7 +51,7 @@ from .options import given_settings
 from .processes import Team
 from .session import Session
 from .signals import Interrupts
-from .tuning_report import Row, make_report, table
+from .tuning_report import Row, make_report, spans, table
 
 DEMO_PROMPT = "a red circle moves right on a white background"
 PROMPT = (
@@ -214,7 +215,7 @@ class TuningJob:
         rows = [
             Row(*pair, self._seconds(pair[0])) for pair in zip(compared, likenesses, strict=True)
         ]
-        report = make_report(self.plan, rows, lists, len(exact))
+        report = make_report(self.plan, self._started, rows, lists, len(exact))
         kept = {row.run.name: row.run.computed for row in rows[1:] if row.is_usable}
         scheduler = run_scheduler(pipe, settings)
         replaces = tuned_lists(pipe, scheduler)
@@ -268,8 +269,8 @@ class TuningJob:
         given = given_settings(args, RunSettings)
         if computed is not None:
             # All videos are computed and decoded alike, however much memory is free by then.
-            started = (self.folder.started() or {}).get("record", {}).get("settings", {})
-            given |= {n: started[n] for n in (*DECODING, *BY_MEMORY) if started.get(n) is not None}
+            then = self._started["settings"]
+            given |= {n: then[n] for n in (*DECODING, *BY_MEMORY) if then.get(n) is not None}
             given |= {"cache": "latents", "computed_steps": tuple(computed)}
         given |= {"prompt": prompt, "seed": [args.seed]}
         limit = args.memory_limit
@@ -281,6 +282,11 @@ class TuningJob:
             memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
             **more,
         )
+
+    @property
+    def _started(self) -> Record:
+        """The record of the first exact run from when the tuning was started."""
+        return (self.folder.started() or {}).get("record", self.plan.jobs[0].record)
 
     def _seconds(self, run: TuningRun) -> dict[str, float]:
         """The time that each stage of a run took."""
@@ -319,19 +325,6 @@ class TuningJob:
             words += ["--scheduler", self._args.scheduler]
         words += ["--image", "FILE"] if self.plan.pipe.takes_image else []
         return f"{command('generate')} {shlex.join([*words, '--preset', preset])} --prompt ..."
-
-
-def spans(steps: Sequence[int]) -> str:
-    """Numbers with runs of them written as such: ``0-3 5 7``."""
-    found: list[list[int]] = []
-    for step in steps:
-        if found and step == found[-1][-1] + 1:
-            found[-1].append(step)
-        else:
-            found.append([step])
-    return " ".join(
-        f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in found
-    )
 
 
 def continuing_command(args: argparse.Namespace, words: Sequence[str]) -> str:

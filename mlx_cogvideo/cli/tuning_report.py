@@ -1,6 +1,5 @@
 """What a tuning has found: as JSON that can be shared, and as a table."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any
 from ..checkpoints import BUNDLED
 from ..diffusion.step_lists import StepList
 from ..machine.system import describe
+from ..pipeline.recording import Record
 from ..pipeline.resolved import ResolvedSettings
 from ..runs.run_plan import Plan
 from ..runs.tuning import TuningRun
@@ -42,21 +42,27 @@ class Row:
     @property
     def is_usable(self) -> bool:
         """Whether the video is still like the exact one."""
-        return self.likeness is None or (self.likeness.psnr or math.inf) >= LEAST_PSNR
+        psnr = None if self.likeness is None else self.likeness.psnr
+        return psnr is None or psnr >= LEAST_PSNR
 
 
 def make_report(
-    plan: Plan, rows: Sequence[Row], lists: Sequence[StepList], prompts: int
+    plan: Plan,
+    started: Record,
+    rows: Sequence[Row],
+    lists: Sequence[StepList],
+    prompts: int,
 ) -> dict[str, Any]:
     """The report of a tuning, as JSON holds it. It contains no prompt, and no name of a file.
 
     Args:
         plan: of the exact run.
+        started: its record, from when the tuning was started.
         lists: the best list of each length.
         prompts: that lists were fitted to.
     """
     model, settings = plan.pipe, plan.jobs[0].settings
-    values, name = settings.to_dict(), plan.model["name"]
+    values, name = started["settings"], plan.model["name"]
     return {
         "date": time.strftime("%Y-%m-%d"),
         **describe(),
@@ -101,3 +107,16 @@ def table(report: dict[str, Any]) -> str:
             line += f"{psnr:>10}{run['ssim']:8.4f}{run['flicker']:9.2f}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def spans(steps: Sequence[int]) -> str:
+    """Numbers with runs of them written as such: ``0-3 5 7``."""
+    found: list[list[int]] = []
+    for step in steps:
+        if found and step == found[-1][-1] + 1:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return " ".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in found
+    )
