@@ -23,10 +23,11 @@ from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import run_scheduler
 from ..runs.existing import not_compared
 from ..runs.jobs import Options, Plan, make_plan
-from ..runs.record import model_differences, setting_differences
+from ..runs.record import check_record, model_differences, setting_differences
 from ..runs.saved_run import saved_path
 from ..runs.settings import BY_MEMORY, DECODING, RunSettings
 from ..runs.tuning import (
+    STARTED,
     TuningFolder,
     TuningRun,
     check_tunable,
@@ -35,7 +36,7 @@ from ..runs.tuning import (
     fit_lists,
     preset_runs,
 )
-from ..video import read_record
+from ..video.paths import output_errors
 from .announce import (
     announce_download,
     denoising_seconds,
@@ -131,7 +132,14 @@ class TuningJob:
 
     def _check_same(self, started: dict[str, Any]) -> None:
         """Raises InvalidInputError where the tuning was started with other settings."""
-        then, now = started.get("record", {}), self.plan.jobs[0].record
+        then, now = started.get("record"), self.plan.jobs[0].record
+        try:
+            check_record(then)
+        except InvalidInputError:
+            raise InvalidInputError(
+                f"{self.folder.path} holds a tuning whose {STARTED} is damaged: begin again with "
+                "--overwrite, or choose another --output"
+            ) from None
         # Before its download nothing but its name is known of a model.
         is_known = then.get("model", {}).keys() & {"revision", "sha256"}
         differences = model_differences(then, now) if is_known else []
@@ -219,7 +227,7 @@ class TuningJob:
         kept = {row.run.name: row.run.computed for row in rows[1:] if row.is_usable}
         scheduler = run_scheduler(pipe, settings)
         replaces = tuned_lists(pipe, scheduler)
-        keep_tuned_lists(pipe, scheduler, kept)
+        keep_tuned_lists(pipe, scheduler, {**replaces, **kept})
         self.folder.close(report)
         self._tell(report, rows, bool(replaces))
 
@@ -233,8 +241,9 @@ class TuningJob:
             logger.info("%-8s %s, %s, is made", "video", which, run.name)
             return
         if video.exists():
-            logger.warning("%s is made again: what belongs to it is damaged or gone", video)
-            video.unlink()
+            logger.warning("%s is made again: it or what belongs to it is damaged or gone", video)
+            with output_errors(video):
+                video.unlink()
         resumes = saved_path(video).exists()
         if not resumes:
             predictions.remove()
@@ -290,8 +299,7 @@ class TuningJob:
 
     def _seconds(self, run: TuningRun) -> dict[str, float]:
         """The time that each stage of a run took."""
-        record = read_record(self.folder.video(run.name)) or {}
-        return record.get("timings", {})
+        return self.folder.timings(run.name) or {}
 
     def _tell(self, report: dict[str, Any], rows: Sequence[Row], replaces: bool) -> None:
         folder, settings = self.folder, self.settings

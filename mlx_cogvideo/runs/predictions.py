@@ -69,8 +69,10 @@ class Predictions:
         return self.folder / f"{step:04}.npy"
 
     def remove(self) -> None:
-        """Removes those that an earlier run has left."""
-        for file in self.folder.glob("*.npy"):
+        """Removes what an earlier run has left; other files stay, and then the folder, too."""
+        if self.folder.is_symlink():
+            return
+        for file in self.folder.glob("[0-9][0-9][0-9][0-9].npy"):
             file.unlink()
         with suppress(OSError):
             self.folder.rmdir()

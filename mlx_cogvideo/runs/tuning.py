@@ -20,6 +20,7 @@ from ..diffusion.step_lists import RecordedRun, StepList, best_lists, together
 from ..errors import GenerationError, InvalidInputError, OutputError
 from ..pipeline.resolved import ResolvedSettings
 from ..pipeline.resolver import run_scheduler
+from ..video import read_record
 from ..video.likeness import Likeness, likeness
 from ..video.paths import output_errors, publish, write_temporary
 from ..video.picture_writer import contact_sheet, write_picture
@@ -90,20 +91,33 @@ class TuningFolder:
 
     def is_done(self, run: TuningRun, settings: ResolvedSettings) -> bool:
         """Whether a run's video is made, and all that is needed of it is kept."""
-        kept = self.frames(run.name, settings).are_whole
+        kept = self.frames(run.name, settings).are_whole and self.timings(run.name) is not None
         if run.computed is None:
             kept = kept and self.predictions(run.name, settings).are_whole
-        return kept and self.video(run.name).exists()
+        return kept
+
+    def timings(self, name: str) -> dict[str, float] | None:
+        """The seconds that each stage of a run took; None where there is no video of it."""
+        try:
+            record = read_record(self.video(name))
+        except InvalidInputError:
+            return None
+        return None if record is None else record.get("timings", {})
 
     def started(self) -> dict[str, Any] | None:
         """What the unfinished tuning here was started with; None if there is none."""
         return _read(self.unfinished / STARTED)
 
     def check(self, *, overwrite: bool) -> None:
-        """Raises OutputError where a tuning can neither begin nor go on; writes nothing.
+        """Checks that a tuning can begin or go on.
+
+        Nothing is written; what a finished tuning didn't come to remove is removed.
 
         Args:
             overwrite: whether what an earlier tuning has left is going to be removed.
+
+        Raises:
+            OutputError: the folder holds something else, or a finished tuning.
         """
         if not self.path.absolute().parent.is_dir():
             raise OutputError(f"there is no folder {self.path.absolute().parent}: make it first")
@@ -112,9 +126,10 @@ class TuningFolder:
         with output_errors(self.path):
             is_finished = _is_ours(self.report)
             is_ours = is_finished or self.started() is not None
-            if not self.path.is_dir() or not (is_ours or not any(self.path.iterdir())):
+            if not self.path.is_dir() or not (is_ours or self._is_empty()):
                 raise OutputError(f"{self.path} exists and is no tuning: choose another --output")
         if is_finished and not overwrite:
+            self._remove_unfinished()
             raise OutputError(
                 f"{self.path} holds a finished tuning, see {self.report}: choose another --output, "
                 "or --overwrite it"
@@ -130,17 +145,26 @@ class TuningFolder:
             OutputError: it can't be made.
         """
         with output_errors(self.path):
-            if overwrite and self.path.exists():
-                self._remove_unfinished()
-                for name in (*_EXACT_NAMES, *PRESETS):
-                    video = self.video(name)
-                    for file in (video, saved_path(video), preview_path(video)):
-                        file.unlink(missing_ok=True)
-                for file in (self.report, self.sheet):
-                    file.unlink(missing_ok=True)
             self.unfinished.mkdir(parents=True, exist_ok=True)
-        if self.started() is None:
-            _write(self.unfinished / STARTED, started)
+        if overwrite or self.started() is None:
+            _write(self.unfinished / STARTED, started)  # first, so that the folder stays a tuning's
+        if not overwrite:
+            return
+        self._remove_kept()
+        for name in (*_EXACT_NAMES, *PRESETS):
+            video = self.video(name)
+            for file in (video, saved_path(video), preview_path(video)):
+                with output_errors(file):
+                    file.unlink(missing_ok=True)
+        for file in (self.report, self.sheet):
+            with output_errors(file):
+                file.unlink(missing_ok=True)
+
+    def _is_empty(self) -> bool:
+        """Whether the folder has nothing but what a tuning makes before it says what it is."""
+        shown = [file for file in self.path.iterdir() if not file.name.startswith(".")]
+        inside = self.unfinished.iterdir() if self.unfinished.is_dir() else ()
+        return shown in ([], [self.unfinished]) and all(file.name[0] == "." for file in inside)
 
     def close(self, report: dict[str, Any]) -> None:
         """Writes the report, and removes what isn't needed any more.
@@ -153,14 +177,19 @@ class TuningFolder:
 
     def _remove_unfinished(self) -> None:
         """Removes what a tuning has kept; other files stay, and then the folder, too."""
-        folder = self.unfinished
+        self._remove_kept()
         with suppress(OSError):
-            for name in _EXACT_NAMES:
-                Predictions(folder / name, 0, ()).remove()
-            for name in (*_EXACT_NAMES, *PRESETS):
-                (folder / f"{name}.frames.npy").unlink(missing_ok=True)
-            (folder / STARTED).unlink(missing_ok=True)
-            folder.rmdir()
+            (self.unfinished / STARTED).unlink(missing_ok=True)
+            self.unfinished.rmdir()
+
+    def _remove_kept(self) -> None:
+        """Removes predictions and frames. What can't be removed does no harm."""
+        for name in _EXACT_NAMES:
+            with suppress(OSError):
+                Predictions(self.unfinished / name, 0, ()).remove()
+        for name in (*_EXACT_NAMES, *PRESETS):
+            with suppress(OSError):
+                (self.unfinished / f"{name}.frames.npy").unlink(missing_ok=True)
 
 
 _EXACT_NAMES = (EXACT, *(f"{EXACT}-{number}" for number in range(2, PROMPTS_AT_MOST + 1)))
@@ -176,7 +205,8 @@ def _read(file: Path) -> dict[str, Any] | None:
         contents = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return contents if isinstance(contents, dict) and contents.get(KEY) == FORMAT else None
+    is_ours = isinstance(contents, dict) and type(contents.get(KEY)) is int
+    return contents if is_ours and contents[KEY] == FORMAT else None
 
 
 def _write(file: Path, contents: dict[str, Any]) -> None:

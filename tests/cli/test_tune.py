@@ -304,6 +304,47 @@ def test_files_that_a_tuning_has_not_made_stay(whole):
             assert other.read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    "record", [None, [], {"model": None}, {"settings": None}, {"settings": {"tiling": {}}}]
+)
+def test_a_damaged_description_of_what_was_started_ends_in_one_line(record, capsys):
+    with ctrl_c_in_step(2):
+        assert tune() == 130
+    capsys.readouterr()
+    Path("tuning/unfinished/tuning.json").write_text(json.dumps({"tuning": 1, "record": record}))
+    assert tune() == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "whose tuning.json is damaged: begin again with --overwrite" in line
+    assert tune("--overwrite") == 0
+
+
+def test_a_folder_stays_that_of_a_tuning_wherever_it_is_killed(whole):
+    Path("tuning/unfinished").mkdir(parents=True)
+    Path("tuning/unfinished/.tuning.json.0123abcd.part").write_text("{")
+    assert tune() == 0  # killed before it has said what it is
+    shutil.rmtree("tuning")
+    shutil.copytree(whole, "tuning")
+    Path("tuning/unfinished").mkdir()
+    Path("tuning/unfinished/exact.frames.npy").write_text("left")
+    assert tune() == 1 and names() == MADE  # after it had finished
+
+
+def test_a_damaged_video_is_made_again():
+    with ctrl_c_in_step(STEPS + 1):
+        assert tune() == 130
+    Path("tuning/exact.mp4").write_bytes(b"")
+    assert tune() == 0 and names() == MADE
+
+
+def test_lists_of_an_earlier_tuning_stay_where_a_new_one_is_not_usable(monkeypatch):
+    retuned((0, 1, 4))
+    monkeypatch.setattr(tuning_report, "LEAST_PSNR", 99.0)
+    assert tune() == 0
+    assert json.loads(presets_file().read_text())["models"].popitem()[1].popitem()[1] == {
+        "fast": [0, 1, 4]
+    }
+
+
 def test_all_videos_are_decoded_alike_though_memory_has_become_short(capsys):
     words = [
         "--prompt",
