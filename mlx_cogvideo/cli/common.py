@@ -199,6 +199,11 @@ BASE = (
 """Help of ``--base``."""
 
 
+def in_bytes(gibibytes: float | None) -> int | None:
+    """A limit in bytes, of one in GiB; None is none."""
+    return None if gibibytes is None else int(min(gibibytes * 2**30, sys.maxsize))
+
+
 def wired_bytes(args: argparse.Namespace) -> int | None:
     """The ``--wired-limit`` in bytes, or None.
 
@@ -210,7 +215,7 @@ def wired_bytes(args: argparse.Namespace) -> int | None:
     version = platform.mac_ver()[0]
     if not version or int(version.split(".")[0]) < 15:
         raise InvalidInputError("--wired-limit needs macOS 15 or later: leave it out")
-    return int(min(args.wired_limit * 2**30, sys.maxsize))
+    return in_bytes(args.wired_limit)
 
 
 def show_log_messages() -> None:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..checkpoints import BUNDLED
-from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
 from ..distributed import Distributed
 from ..errors import InvalidInputError
@@ -18,13 +16,11 @@ from ..video import read_record
 from .announce import announce, announce_download
 from .awake import awake
 from .common import (
-    BASE,
     FAILED,
-    Bits,
-    WithScale,
     add_run_options,
     at_least_one,
     be_quiet,
+    in_bytes,
     positive,
     run,
     warn_of_idle,
@@ -32,6 +28,7 @@ from .common import (
 )
 from .config_file import with_config_file
 from .json_events import OPTION, JsonEvents, add_events_option
+from .model_options import add_model_options
 from .options import add_setting, add_settings, given_settings, named, path
 from .parser import Parser
 from .processes import (
@@ -115,7 +112,6 @@ def _carry_out(
 
 def read_options(args: argparse.Namespace, team: Team) -> Options:
     """What a parsed command line asks for."""
-    limit = args.memory_limit
     return Options(
         given=given_settings(args, RunSettings),
         prompt_file=args.prompt_file,
@@ -126,7 +122,7 @@ def read_options(args: argparse.Namespace, team: Team) -> Options:
         output=args.output,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
-        memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
+        memory_limit=in_bytes(args.memory_limit),
         previews=args.preview_every is not None,
         processes=team.processes,
         turn=team.turn,
@@ -196,17 +192,8 @@ def make_parser() -> Parser:
         help="Seed of all noise; the same seed repeats a video. Several make one video each. "
         "Default: random.",
     )
-    add_setting(add, RunSettings, "lora", nargs="+", action=WithScale, type=str)
-    add = groups["what"].add_argument
-    add(
-        "--model",
-        type=named,
-        help=f"Folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}. Default: the folder "
-        "mlx_model if it exists, else the bundled demo.",
-    )
-    add("--base", type=named, metavar="MODEL", help=f"{BASE} Default: none.")
+    add_model_options(groups)
     add = groups["memory"].add_argument
-    add_setting(add, RunSettings, "quantize", action=Bits)
     add(
         "--memory-limit",
         type=positive,

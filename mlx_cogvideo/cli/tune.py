@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..checkpoints import BUNDLED
-from ..checkpoints.variants import ALIASES
 from ..device import manage_memory
 from ..distributed import Distributed
 from ..errors import CogVideoXError, InvalidInputError, note_resume, resume_command
@@ -16,9 +14,6 @@ from ..runs.settings import RunSettings
 from ..runs.tuning import PROMPTS_AT_MOST, REPORT, SHEET, TuningFolder
 from .awake import awake
 from .common import (
-    BASE,
-    Bits,
-    WithScale,
     add_run_options,
     at_least_one,
     be_quiet,
@@ -28,7 +23,8 @@ from .common import (
 )
 from .config_file import with_config_file
 from .json_events import JsonEvents, add_events_option
-from .options import add_setting, add_settings, named, path
+from .model_options import add_model_options
+from .options import add_setting, add_settings, path
 from .parser import Parser
 from .tuning_job import TuningJob
 
@@ -129,18 +125,10 @@ def make_parser() -> Parser:
         help=f"What videos like yours show: 1 to {PROMPTS_AT_MOST} texts, each of which makes a "
         "video with all steps. Default: one of ours.",
     )
-    add(
-        "--model",
-        type=named,
-        help=f"Folder, hub id, {', '.join(BUNDLED)}, or {', '.join(ALIASES)}. Default: the folder "
-        "mlx_model if it exists, else the bundled demo.",
-    )
-    add("--base", type=named, metavar="MODEL", help=f"{BASE} Default: none.")
     add = groups["sampling"].add_argument
     add_setting(add, RunSettings, "seed", default=0, help="Seed of all noise. Default: 0.")
-    add_setting(add, RunSettings, "lora", nargs="+", action=WithScale, type=str)
+    add_model_options(groups)
     add = groups["memory"].add_argument
-    add_setting(add, RunSettings, "quantize", action=Bits)
     add(
         "--memory-limit",
         type=positive,

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
 from math import prod
@@ -46,7 +45,7 @@ from .announce import (
     plan_lines,
     show_needs,
 )
-from .common import duration
+from .common import duration, in_bytes
 from .json_events import JsonEvents
 from .options import given_settings
 from .processes import Team
@@ -282,13 +281,12 @@ class TuningJob:
             given |= {n: then[n] for n in (*DECODING, *BY_MEMORY) if then.get(n) is not None}
             given |= {"cache": "latents", "computed_steps": tuple(computed)}
         given |= {"prompt": prompt, "seed": [args.seed]}
-        limit = args.memory_limit
         return Options(
             given=given,
             model=args.model,
             base=args.base,
             output=str(output),
-            memory_limit=None if limit is None else int(min(limit * 2**30, sys.maxsize)),
+            memory_limit=in_bytes(args.memory_limit),
             **more,
         )
 

@@ -231,7 +231,7 @@ def check_tunable(settings: ResolvedSettings) -> None:
 def fit_lists(
     model: ModelFolder, settings: ResolvedSettings, recorded: Sequence[Predictions]
 ) -> list[StepList]:
-    """The best list of each length from 2 to that of the longest preset's.
+    """The best list of each length, from 2 to the number of steps.
 
     Args:
         settings: of the exact runs, which differ in their prompts alone.
